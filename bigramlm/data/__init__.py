@@ -1,0 +1,1 @@
+"""Texts, their two splits, and the batches drawn from them."""

@@ -1,0 +1,105 @@
+"""Getting the tutorial's text."""
+
+import contextlib
+import hashlib
+import http.client
+import logging
+import os
+import time
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+from bigramlm.data.config import ShakespeareConfig
+from bigramlm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SIZE = 1_115_394
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+_CHUNK = 1 << 16
+# A server that trickles must not hold a run for ever: the whole download may take this many times `data.timeout`.
+_PATIENCE = 12
+
+
+def fetch(cfg: ShakespeareConfig) -> bool:
+    """See to it that sources/shakespeare.txt is there; False where it is not and the bundled text must serve.
+
+    A file that is there is used as it is, also where it is not the tutorial's text (a warning says so). With
+    `data.fallback=false` a failed download is a UserError.
+    """
+    path = cfg.file()
+    if path.exists():
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
+            log.warning("%s is not the tutorial's text (its SHA-256 differs); training on it as it is", path)
+        return True
+    try:
+        download(cfg.url, path, cfg.timeout)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        # URLError wraps the reason; HTTPError, time-outs and our own ValueError speak for themselves.
+        reason = getattr(error, "reason", None) or error
+        if not cfg.fallback:
+            raise UserError(
+                f"{path} is not there and could not be downloaded from {cfg.url}: {reason}; "
+                "put the file there yourself, or use data=bundled"
+            ) from None
+        log.warning(_NOT_SHAKESPEARE.format(url=cfg.url, reason=reason, path=path))
+        return False
+    return True
+
+
+def download(url: str, path: Path, timeout: float) -> None:
+    """Download the tutorial's text to path, whole and verified, or leave nothing there.
+
+    Raises OSError (of which a time-out and urllib's errors are kinds), http.client.HTTPException, or ValueError where
+    what came is not the text.
+    """
+    log.info("downloading %s to %s", url, path)
+    deadline = time.monotonic() + _PATIENCE * timeout
+    content = bytearray()
+    request = urllib.request.Request(url, headers={"User-Agent": "bigramlm"})
+    with (
+        urllib.request.urlopen(request, timeout=timeout) as response,
+        tqdm(total=SIZE, unit="B", unit_scale=True, desc="shakespeare.txt", leave=False, disable=None) as bar,
+    ):
+        while chunk := response.read1(_CHUNK):
+            content += chunk
+            bar.update(len(chunk))
+            if len(content) > SIZE:
+                break
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not done after {_PATIENCE * timeout:.0f} seconds")
+    if len(content) != SIZE:
+        more = "more than " if len(content) > SIZE else ""
+        raise ValueError(f"{more}{min(len(content), SIZE):,} bytes came where the text has {SIZE:,}")
+    found = hashlib.sha256(content).hexdigest()
+    if found != SHA256:
+        raise ValueError(f"what came is not the tutorial's text: its SHA-256 is {found}, not {SHA256}")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+_NOT_SHAKESPEARE = """
+************************************************************************
+*  NOT SHAKESPEARE: this run trains on the bundled text instead.       *
+************************************************************************
+   The download from {url}
+   failed: {reason}
+   Losses on the bundled text cannot be compared with Shakespeare's.
+   To train on Shakespeare, put the file at
+   {path}
+   or run again with a network. data=bundled asks for the bundled text
+   by name; data.fallback=false makes this an error.
+************************************************************************"""

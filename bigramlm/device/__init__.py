@@ -1,0 +1,1 @@
+"""The device: where a run computes, in which precision, on how many threads."""

@@ -1,0 +1,112 @@
+"""Choosing the device, and what depends on it."""
+
+import contextlib
+import logging
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import torch
+
+from bigramlm.device.config import DeviceConfig
+from bigramlm.errors import UserError, require
+
+log = logging.getLogger(__name__)
+
+# What torch would take by itself: the physical cores, or OMP_NUM_THREADS. Read before anything changes it.
+_ALL_THREADS = torch.get_num_threads()
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Below this many floating point operations a step, one thread: two gain nothing there, and where another process wants
+# a core they wait for each other at every operation. `python scripts/bench.py threads` measures both.
+ONE_THREAD_BELOW = 1e9
+
+# Above this many parameters a GPU with bf16 in hardware is kept busy enough to gain from it.
+BF16_FROM_PARAMS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a run computes: the decided form of a DeviceConfig."""
+
+    torch: torch.device
+    precision: str
+    compile: bool
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which forward passes run."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.torch.type, dtype=_DTYPES[self.precision])
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all it was given, so that a clock may be read."""
+        if self.torch.type == "cuda":
+            torch.cuda.synchronize(self.torch)
+        elif self.torch.type == "mps":
+            torch.mps.synchronize()
+
+
+def decide(cfg: DeviceConfig, *, n_params: int, tokens_per_step: int) -> DeviceConfig:
+    """The same config with nothing left on `auto`; logs every decision with its reason.
+
+    Decided by the device and the size of the work alone, never by the load of the moment, so that the same config
+    gives the same bits. UserError where the machine lacks what was asked for.
+    """
+    name, reason = _decide_name(cfg.name)
+    precision, precision_reason = _decide_precision(cfg.precision, name, n_params)
+    threads, threads_reason = _decide_threads(cfg.threads, 6 * n_params * tokens_per_step)
+    log.info(
+        "device: %s (%s), %s (%s), CPU threads: %d (%s)",
+        *(name, reason, precision, precision_reason, threads, threads_reason),
+    )
+    return replace(cfg, name=name, precision=precision, threads=str(threads))
+
+
+def set_up(cfg: DeviceConfig) -> Device:
+    """Make the process compute as a decided config says: threads and determinism are settings of the whole process."""
+    torch.set_num_threads(int(cfg.threads))
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for this
+    if torch.are_deterministic_algorithms_enabled() != cfg.deterministic:  # the call imports the compiler, which is slow
+        torch.use_deterministic_algorithms(cfg.deterministic)
+    torch.backends.cudnn.benchmark = not cfg.deterministic
+    return Device(torch.device(cfg.name), cfg.precision, cfg.compile)
+
+
+def _decide_name(name: str) -> tuple[str, str]:
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        chosen = next(kind for kind, there in available.items() if there)
+        absent = [kind for kind in ("cuda", "mps") if not available[kind]]
+        why = {"cuda": "auto: the first GPU", "mps": "auto: no CUDA GPU", "cpu": f"auto: no {' and no '.join(absent)}"}
+        return chosen, why[chosen]
+    there = ", ".join(kind for kind, is_there in available.items() if is_there)
+    kind, _, index = name.partition(":")
+    require(available[kind], f"device.name={name}: this machine has none that PyTorch can use; it has: {there}")
+    if index:
+        count = torch.cuda.device_count()
+        require(int(index) < count, f"device.name={name}: there are {count} CUDA GPUs, numbered from 0")
+    return name, "as asked"
+
+
+def _decide_precision(precision: str, name: str, n_params: int) -> tuple[str, str]:
+    cuda = name.startswith("cuda")
+    if precision == "auto":
+        if cuda and n_params >= BF16_FROM_PARAMS and torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", f"auto: {n_params:,} parameters on a GPU with bf16"
+        return "fp32", "auto"
+    if precision == "fp16" and name == "cpu":
+        raise UserError("device.precision=fp16: a CPU gains nothing by it and loses range; use fp32 or bf16")
+    if precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError("device.precision=bf16: this GPU has no bf16; use fp32 or fp16")
+    return precision, "as asked"
+
+
+def _decide_threads(threads: str, operations: float) -> tuple[int, str]:
+    if threads != "auto":
+        return int(threads), "as asked"
+    if operations < ONE_THREAD_BELOW:
+        return 1, f"auto: a step of {operations:.0e} operations is too small to share"
+    return _ALL_THREADS, f"auto: all cores for a step of {operations:.0e} operations"

@@ -1,0 +1,180 @@
+"""Where a run's metrics go: always to metrics.jsonl, and to the loggers that were chosen."""
+
+import html
+import io
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from bigramlm.errors import require_choice
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go besides metrics.jsonl, which is always written."""
+
+    use: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Which loggers: tensorboard, wandb, both or none; set by `logger=NAME`."""
+    project: str = "bigramlm"
+    """W&B: the project."""
+    group: str | None = None
+    """W&B: the group that the run belongs to."""
+    name: str | None = None
+    """W&B: the run's name; W&B makes one up where there is none."""
+    tags: list[str] = field(default_factory=list)
+    """W&B: tags to filter by."""
+    mode: str = "online"
+    """W&B: online, offline (upload later with `wandb sync`) or disabled."""
+
+    def __post_init__(self) -> None:
+        for name in self.use:
+            require_choice("logger.use", name, tuple(LOGGERS))
+        require_choice("logger.mode", self.mode, ("online", "offline", "disabled"))
+
+
+class Logger(Protocol):
+    """A place for metrics. Whatever it raises costs a warning, never the run."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def text(self, step: int, name: str, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Metrics:
+    """One record a step, to metrics.jsonl and to every logger."""
+
+    def __init__(self, folder: Path, cfg: LoggerConfig, run_config: dict[str, Any]) -> None:
+        """run_config: the whole config as plain dictionaries, for loggers that show it."""
+        self._jsonl = (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._loggers: dict[str, Logger] = {}
+        for name in cfg.use:
+            self._guard(name, lambda name=name: self._loggers.__setitem__(name, LOGGERS[name](cfg, folder, run_config)))
+
+    def log(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
+        """Record metrics by name for a step; seconds: training time since the start."""
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
+        self._jsonl.write(json.dumps({"step": step, "seconds": round(seconds, 4), **finite}) + "\n")
+        for name, logger in list(self._loggers.items()):
+            self._guard(name, lambda logger=logger: logger.log(step, metrics))
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Show a text, such as a sample, in the loggers."""
+        for logger_name, logger in list(self._loggers.items()):
+            self._guard(logger_name, lambda logger=logger: logger.text(step, name, text))
+
+    def close(self) -> None:
+        """Finish everything that is open."""
+        for name, logger in list(self._loggers.items()):
+            self._guard(name, logger.close)
+        self._loggers.clear()
+        self._jsonl.close()
+
+    def _guard(self, name: str, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:
+            self._loggers.pop(name, None)
+            log.warning(
+                "the %s logger failed and is left out from here on; the run goes on, metrics.jsonl has it all (%s: %s)",
+                *(name, type(error).__name__, error),
+            )
+
+
+class TensorBoardLogger:
+    """Writes an event file into the run's folder: `tensorboard --logdir outputs`."""
+
+    def __init__(self, cfg: LoggerConfig, folder: Path, run_config: dict[str, Any]) -> None:  # noqa: ARG002
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+        self._layout_done = False
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        if not self._layout_done:
+            self._draw_references(metrics)
+            self._layout_done = True
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        # Four spaces make it code in Markdown, which keeps its lines and marks as they are.
+        self._writer.add_text(name, "\n".join("    " + line for line in text.split("\n")), step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _draw_references(self, metrics: dict[str, float]) -> None:
+        # The Custom Scalars tab draws a split's loss and its references in one chart.
+        charts = {}
+        for split in ("train", "val"):
+            references = [name for name in metrics if name.startswith(f"{split}/best_")]
+            if references:
+                charts[f"{split} loss"] = ["Multiline", [f"^{name}$" for name in (f"{split}/loss", *references)]]
+        if charts:
+            self._writer.add_custom_scalars({"loss and the best possible": charts})
+
+
+class WandbLogger:
+    """Sends metrics to W&B; goes offline within seconds where there is no network or key."""
+
+    def __init__(self, cfg: LoggerConfig, folder: Path, run_config: dict[str, Any]) -> None:
+        import wandb
+
+        def start(mode: str) -> Any:
+            return wandb.init(
+                project=cfg.project,
+                group=cfg.group,
+                name=cfg.name,
+                tags=cfg.tags,
+                mode=mode,
+                dir=folder,
+                config=run_config,
+                reinit="finish_previous",
+                # Without a network the default time-out is a minute and a half.
+                settings=wandb.Settings(init_timeout=5, console="off", silent=True, x_disable_stats=True),
+            )
+
+        mode = cfg.mode
+        stdin, sys.stdin = sys.stdin, io.StringIO()  # at a terminal wandb.init would ask for a key, and wait for ever
+        try:
+            self._run = start(mode)
+        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+            if mode != "online":
+                raise
+            log.warning("W&B: not online (%s); the run is kept offline", str(error).partition("\n")[0])
+            wandb.teardown()
+            mode = "offline"
+            self._run = start(mode)
+        finally:
+            sys.stdin = stdin
+        if mode == "offline":
+            log.info("W&B: offline; upload it later with: wandb sync %s", Path(self._run.settings.sync_dir))
+        # Our own step axis: W&B's own drops records that come out of order, as they do after a resume.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self._run.log({"step": step, **metrics})
+
+    def text(self, step: int, name: str, text: str) -> None:
+        import wandb
+
+        self._run.log({"step": step, name: wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+LOGGERS: dict[str, Callable[[LoggerConfig, Path, dict[str, Any]], Logger]] = {
+    "tensorboard": TensorBoardLogger,
+    "wandb": WandbLogger,
+}

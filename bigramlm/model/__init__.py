@@ -1,0 +1,1 @@
+"""Models: token ids in, logits of the next token out."""

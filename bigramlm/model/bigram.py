@@ -1,0 +1,53 @@
+"""The bigram: the tutorial's first model, and how good any bigram can be.
+
+Source: A. Karpathy, "Let's build GPT: from scratch, in code, spelled out", youtube.com/watch?v=kCc8FmEb1nY
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bigramlm.model.base import LanguageModel
+
+
+class Bigram(LanguageModel):
+    """Row i of one V x V table holds the logits of the token after token i."""
+
+    def __init__(self, *, vocab_size: int, block_size: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.block_size = block_size
+        # The rows start as N(0, 1), nn.Embedding's own start, so the first loss is above ln V by about one half.
+        self.token_embedding_table = nn.Embedding(vocab_size, vocab_size)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        logits = self.token_embedding_table(idx)  # (B, T, V)
+        if targets is None:
+            return logits, None
+        loss = F.cross_entropy(logits.view(-1, self.vocab_size), targets.reshape(-1))  # (B*T, V), (B*T)
+        return logits, loss
+
+    def reference_losses(self, train: Tensor, val: Tensor) -> dict[str, float]:
+        train_loss, val_loss = best_bigram_losses(train, val, self.vocab_size)
+        return {"train/best_bigram": train_loss, "val/best_bigram": val_loss}
+
+
+def best_bigram_losses(train: Tensor, val: Tensor, vocab_size: int) -> tuple[float, float]:
+    """The losses in nats of the best bigram there can be on these token ids, each of shape (N,).
+
+    In closed form: cross-entropy is least where the predicted probabilities are the observed frequencies,
+    p(b|a) = count(ab) / count(a), which gives the train loss. For val the counts of train get one added to each
+    (Laplace), since a pair never seen in train would cost infinitely much.
+    """
+    pairs, counts = torch.unique(train[:-1].long() * vocab_size + train[1:], return_counts=True)
+    counts = counts.double()
+    seen = torch.zeros(vocab_size, dtype=torch.double).index_add_(0, pairs // vocab_size, counts)  # count(a)
+    train_loss = (counts * (seen[pairs // vocab_size] / counts).log()).sum() / counts.sum()
+
+    val_pairs, val_counts = torch.unique(val[:-1].long() * vocab_size + val[1:], return_counts=True)
+    # The place of each val pair among the sorted train pairs; pairs that train lacks count 0.
+    at = torch.searchsorted(pairs, val_pairs).clamp(max=len(pairs) - 1)
+    count = torch.where(pairs[at] == val_pairs, counts[at], 0.0)
+    p = (count + 1) / (seen[val_pairs // vocab_size] + vocab_size)
+    val_loss = -(val_counts * p.log()).sum() / val_counts.sum()
+    return train_loss.item(), val_loss.item()

@@ -1,0 +1,22 @@
+"""Where the config, the texts and the runs are: in a checkout, and for an installed package."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+_BESIDE = _PACKAGE.parent
+_IN_CHECKOUT = (_BESIDE / "conf" / "train.yaml").is_file()
+
+
+def home() -> Path:
+    """The folder that holds sources/ and outputs/: the repository in a checkout, else the working folder."""
+    return _BESIDE if _IN_CHECKOUT else Path.cwd()
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML presets; a wheel carries its own copy inside the package."""
+    return _BESIDE / "conf" if _IN_CHECKOUT else _PACKAGE / "conf"
+
+
+def bundled_text() -> Path:
+    """The text that comes with bigramlm; a wheel carries its own copy inside the package."""
+    return (_BESIDE if _IN_CHECKOUT else _PACKAGE) / "sources" / "bundled.txt"

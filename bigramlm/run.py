@@ -1,0 +1,65 @@
+"""What a run leaves in its folder, besides metrics and checkpoints: its config, its summary and its samples."""
+
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bigramlm import paths
+
+
+class RunFolder:
+    """The folder of one run. The summary on disk is always whole and says how the run stands."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._summary: dict[str, Any] = {}
+
+    def save_config(self, yaml: str, overrides: list[str]) -> None:
+        """Save the config that runs, with what was typed above it as comments."""
+        typed = "".join(f"# typed: {override!r}\n" for override in overrides)
+        _write(self.path / "config.yaml", typed + yaml)
+
+    def update_summary(self, **values: Any) -> None:
+        """Change these values of summary.json, and leave the others."""
+        self._summary |= values
+        _write(self.path / "summary.json", json.dumps(self._summary, indent=1, ensure_ascii=False) + "\n")
+
+    def add_sample(self, step: int, text: str) -> None:
+        """Add a sample to samples.txt."""
+        with (self.path / "samples.txt").open("a", encoding="utf-8", newline="") as file:
+            file.write(f"---- step {step}\n{text}\n")
+
+
+def versions() -> dict[str, str]:
+    """The versions of what computes the run's figures."""
+    found = {"python": platform.python_version()}
+    for package in ("bigramlm", "torch", "numpy", "hydra-core", "omegaconf"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            found[package] = "not installed"
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """The commit of the checkout, and whether anything in it was changed since; None where there is no checkout."""
+    try:
+        status, commit = (
+            subprocess.run(
+                ["git", "-C", str(paths.conf_dir()), *arguments], capture_output=True, text=True, timeout=5, check=True
+            ).stdout
+            for arguments in (("status", "--porcelain", "--untracked-files=no"), ("rev-parse", "HEAD"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.strip(), "dirty": bool(status.strip())}
+
+
+def _write(path: Path, content: str) -> None:
+    # Aside and renamed, so that a reader, or a crash, never meets half a file.
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(content, encoding="utf-8")
+    aside.replace(path)

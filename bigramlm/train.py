@@ -1,0 +1,308 @@
+"""The command `train`: from what is typed to a trained model and a run folder that tells all of it.
+
+Nothing here imports torch before a run begins, so that --help and tab completion answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from bigramlm import paths
+from bigramlm.config import RunConfig, register_schemas, to_dict, to_run_config, to_yaml
+from bigramlm.errors import UserError, require
+from bigramlm.run import RunFolder, git_state, versions
+
+if TYPE_CHECKING:
+    from bigramlm.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+GROUPS = ("model", "tokenizer", "data", "optim", "device", "trainer", "logger", "experiment")
+
+# Fields that hold free text: taken as typed, whatever Hydra's grammar would make of it.
+FREE_TEXT = ("sample.prompt", "data.path")
+
+# Failures of the disk and its permissions that are the user's to mend.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class Stopped(Exception):
+    """The run was ended by a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 completed, 1 failed, 2 for the user to mend, 130 and 143 stopped."""
+    set_up_hydra()
+    sys.argv[1:] = [quote_free_text(argument) for argument in sys.argv[1:]]
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character of the sample still shows the rest
+    try:
+        _hydra_main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, `head` perhaps, has had enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def set_up_hydra() -> None:
+    """Make known to Hydra what the presets in conf/ refer to."""
+    register_schemas()
+    OmegaConf.register_new_resolver("home", lambda: str(paths.home()), replace=True)
+    OmegaConf.register_new_resolver("groups", group_choices, replace=True)
+
+
+@hydra.main(version_base="1.3", config_path=str(paths.conf_dir()), config_name="train")
+def _hydra_main(composed: DictConfig) -> None:
+    hydra_cfg = HydraConfig.get()
+    folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
+    try:
+        train(composed, folder, list(hydra_cfg.overrides.task))
+    except Exception as error:
+        if hydra_cfg.mode == RunMode.MULTIRUN:
+            raise  # sys.exit would end the whole sweep
+        if isinstance(error, Stopped):
+            sys.exit(128 + error.signal)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+
+
+class RunFolderCallback(Callback):
+    """Refuses a run folder that cannot be made or that holds a run, in one line, before Hydra meets it."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
+        folder = Path(config.hydra.run.dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{config.hydra.job.name}.log").open("a").close()
+            require(
+                not (folder / "summary.json").exists(),
+                f"hydra.run.dir={folder}: holds a run already, and nothing is written over; name another folder",
+            )
+        except (OSError, UserError) as error:
+            if isinstance(error, OSError):
+                error = UserError(f"hydra.run.dir={folder}: cannot be made or written to: {error.strerror}")
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+
+def train(composed: DictConfig, folder: RunFolder, overrides: list[str]) -> None:
+    """Train what Hydra composed. However it ends, the folder's log and summary tell it.
+
+    Raises UserError for what the user can mend, Stopped after a signal, and anything else as it came.
+    """
+    try:
+        with stop_signals() as stop:
+            folder.update_summary(status="running", step=0, overrides=overrides)
+            run(to_run_config(composed), folder, overrides, stop)
+    except (Exception, KeyboardInterrupt) as raised:
+        error = _known(raised, folder.path)
+        if isinstance(error, Stopped):
+            log.warning("%s; what was saved is in %s", error, folder.path)
+        elif isinstance(error, UserError):
+            log.error("error: %s", error, exc_info=raised if os.environ.get("HYDRA_FULL_ERROR") else None)
+        else:
+            log.exception("the run failed")
+        with contextlib.suppress(OSError):  # a full disk may be the very reason
+            status = "stopped" if isinstance(error, Stopped) else "failed"
+            folder.update_summary(status=status, error=str(error) or repr(error))
+        if error is raised:
+            raise
+        raise error from raised
+
+
+def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSignals) -> None:
+    """One run, from its config to its sample. Everything that can be refused is refused before training."""
+    cfg.data = cfg.data.prepare()
+    text = cfg.data.read()
+    tokenizer = cfg.tokenizer.build(text.text)
+    try:
+        prompt = tokenizer.encode(cfg.sample.prompt)
+    except UserError as error:
+        raise UserError(f"sample.prompt={cfg.sample.prompt!r}: {error}") from None
+
+    import torch
+
+    from bigramlm.data.batches import check_length
+    from bigramlm.data.text import split
+    from bigramlm.device.device import decide, set_up
+    from bigramlm.evaluate import bits_per_character
+    from bigramlm.generate import generate
+    from bigramlm.metrics import Metrics
+    from bigramlm.trainer import Trainer
+
+    texts = dict(zip(("train", "val"), split(text.text, cfg.data.train_fraction), strict=True))
+    tokens = {name: torch.from_numpy(tokenizer.encode(part)) for name, part in texts.items()}
+    for name, ids in tokens.items():
+        check_length(len(ids), split=name, block_size=cfg.data.block_size, text=str(cfg.data.file()))
+    torch.manual_seed(cfg.seed)
+    model = cfg.model.build(vocab_size=tokenizer.vocab_size, block_size=cfg.data.block_size)
+    tokens_per_step = cfg.data.batch_size * cfg.data.block_size
+    cfg.device = decide(cfg.device, n_params=model.n_params(), tokens_per_step=tokens_per_step)
+    device = set_up(cfg.device)
+
+    log.info(
+        "data: %s, %s characters; %s tokens to train on, %s to validate; vocabulary of %d",
+        *(cfg.data.name, f"{len(text.text):,}", f"{len(tokens['train']):,}", f"{len(tokens['val']):,}"),
+        tokenizer.vocab_size,
+    )
+    log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
+    folder.save_config(to_yaml(cfg), overrides)
+    folder.update_summary(
+        device=cfg.device.name,
+        n_params=model.n_params(),
+        data={"name": text.name, "sha256": text.sha256},
+        versions=versions(),
+        git=git_state(),
+    )
+
+    metrics = Metrics(folder.path, cfg.logger, to_dict(cfg))
+    try:
+        trainer = Trainer(
+            cfg,
+            model=model.to(device.torch),
+            train=tokens["train"].to(device.torch),
+            val=tokens["val"].to(device.torch),
+            tokenizer=tokenizer.to_dict(),
+            device=device,
+            metrics=metrics,
+            folder=folder.path,
+        )
+        with stop.after_the_step(trainer):
+            trainer.fit()
+        folder.update_summary(
+            step=trainer.step,
+            best=trainer.best,
+            seconds=round(trainer.seconds, 3),
+            tokens_per_second=round(trainer.step * trainer.tokens_per_step / trainer.seconds, 1),
+        )
+        if trainer.stop_signal is not None:
+            raise Stopped(trainer.stop_signal)
+
+        final = trainer.final_losses()
+        final["val/bpc"] = bits_per_character(
+            final["val/loss"], tokens=len(tokens["val"]) - 1, characters=len(texts["val"]) - 1
+        )
+        start = torch.from_numpy(prompt).long() if len(prompt) else torch.zeros(1, dtype=torch.long)
+        ids = generate(
+            model,
+            start[None].to(device.torch),
+            cfg.sample.max_new_tokens,
+            temperature=cfg.sample.temperature,
+            seed=cfg.seed,
+            device=device,
+        )
+        sample = tokenizer.decode(ids[0].tolist())
+        metrics.text(trainer.step, "sample", sample)
+        folder.add_sample(trainer.step, sample)
+    finally:
+        metrics.close()
+    folder.update_summary(status="completed", final=final, references=trainer.references)
+    print_end(final, sample, trainer.references, folder.path, cfg.logger.use)
+
+
+def print_end(
+    final: dict[str, float], sample: str, references: dict[str, float], folder: Path, loggers: list[str]
+) -> None:
+    """What a run ends with on standard output."""
+    print("----")
+    print(f"End of training. Loss: {final['train/loss']:.4f} (val {final['val/loss']:.4f})")
+    print(sample)
+    print()
+    for name, train_loss in references.items():
+        split, _, what = name.partition("/")
+        if split == "train":
+            print(f"{what.replace('_', ' ').capitalize()} there can be: {train_loss:.4f} (val", end=" ")
+            print(f"{references[f'val/{what}']:.4f}), from the counts of this text's pairs")
+    print(f"Run: {_relative(folder)}")
+    if "tensorboard" in loggers:
+        print(f"Look at it: tensorboard --logdir {_relative(paths.home() / 'outputs')}")
+
+
+def quote_free_text(argument: str) -> str:
+    """The same override with its value quoted for Hydra's grammar, where the field holds free text."""
+    match = re.fullmatch(rf"(\+{{0,2}}(?:{'|'.join(map(re.escape, FREE_TEXT))})=)(.*)", argument, re.DOTALL)
+    if match is None:
+        return argument
+    field, text = match.groups()
+    # OmegaConf takes ${...} for a reference, and Hydra's quotes end at a quote; backslashes before either count double.
+    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
+    text = re.sub(r'(\\*)("|$(?![\s\S]))', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), text)
+    return f'{field}"{text}"'
+
+
+def group_choices() -> str:
+    """The groups and their choices, a line each, as --help shows them."""
+    found = ((group, sorted(path.stem for path in (paths.conf_dir() / group).glob("*.yaml"))) for group in GROUPS)
+    return "".join(f"  {group:<12}{' '.join(choices)}\n" for group, choices in found)
+
+
+class StopSignals:
+    """What Ctrl-C and SIGTERM do: end the run at once, or, while a Trainer is at work, after its step and a save."""
+
+    def __init__(self) -> None:
+        self._trainer: Trainer | None = None
+
+    @contextlib.contextmanager
+    def after_the_step(self, trainer: Trainer) -> Iterator[None]:
+        """Let this Trainer finish its step at the first signal; a second one ends the run at once."""
+        self._trainer = trainer
+        try:
+            yield
+        finally:
+            self._trainer = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self._trainer is None or self._trainer.stop_signal is not None:
+            raise Stopped(number)
+        self._trainer.stop_signal = number
+        log.warning("%s: saving after this step; once more to stop at once", signal.Signals(number).name)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """Take Ctrl-C and SIGTERM while a run lasts."""
+    stop = StopSignals()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may take signals
+        yield stop
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _known(error: BaseException, folder: Path) -> BaseException:
+    # The error as one of the kinds that the command line tells apart.
+    if isinstance(error, KeyboardInterrupt):
+        return Stopped(signal.SIGINT)
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return UserError(
+            f"{error.filename or folder}: cannot be written: {error.strerror}; make room there or choose another folder"
+        )
+    return error
+
+
+def _relative(path: Path) -> Path:
+    # As short as can be from where the user is.
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,187 @@
+"""The Trainer: the loop that makes a model from a config, a text and a device."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from tqdm import tqdm
+
+from bigramlm.checkpoint import Checkpoints
+from bigramlm.config import RunConfig
+from bigramlm.data.batches import Batches, blocks
+from bigramlm.device.device import Device
+from bigramlm.evaluate import mean_loss
+from bigramlm.metrics import Metrics
+from bigramlm.model.base import LanguageModel
+from bigramlm.optim.base import learning_rate, set_learning_rate
+from bigramlm.step import build_step
+
+log = logging.getLogger(__name__)
+
+# Final losses cover a whole split up to this many tokens, and that many spread evenly over a longer one.
+WHOLE_SPLIT_UP_TO = 10_000_000
+
+
+class Trainer:
+    """Trains a model: evaluates, saves, steps and logs, in that order, until the last step.
+
+    A state is numbered by the updates that made it: step 0 is the fresh model. What is evaluated or saved at step n is
+    the state after n updates, so that a checkpoint's loss is that of its weights; what is logged of the training batch
+    at step n is measured on that same state.
+    """
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        *,
+        model: LanguageModel,
+        train: Tensor,
+        val: Tensor,
+        tokenizer: dict[str, Any],
+        device: Device,
+        metrics: Metrics,
+        folder: Path,
+    ) -> None:
+        """model, and the token ids train and val, each (N,), are on the device; tokenizer: saved with checkpoints."""
+        self.cfg = cfg.trainer
+        self.optim = cfg.optim
+        self.model = model
+        self.device = device
+        self.metrics = metrics
+        self.tokenizer = tokenizer
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=self.cfg.keep_checkpoints)
+        self.optimizer = cfg.optim.build(model, compiled=device.compile)
+        self.scaler = torch.amp.GradScaler(device.torch.type, enabled=device.precision == "fp16")
+        self.train_step = build_step(
+            model,
+            self.optimizer,
+            device,
+            self.scaler,
+            grad_accumulation=self.cfg.grad_accumulation,
+            grad_clip=cfg.optim.grad_clip,
+        )
+
+        # One draw makes the whole update's batch, so that it is the same however it is cut for accumulation.
+        rows = cfg.data.batch_size * self.cfg.grad_accumulation
+        self.batches = Batches(train, block_size=cfg.data.block_size, batch_size=rows, seed=cfg.seed)
+        self.tokens_per_step = rows * cfg.data.block_size
+        limit = None if self.cfg.eval_batches == "all" else int(self.cfg.eval_batches) * cfg.data.batch_size
+        self.splits = {"train": train, "val": val}
+        self.eval_blocks = {
+            split: blocks(tokens, block_size=cfg.data.block_size, limit=limit) for split, tokens in self.splits.items()
+        }
+        self.references = model.reference_losses(train.cpu(), val.cpu())
+
+        self.step = 0
+        self.seconds = 0.0
+        self.best: dict[str, float] = {}
+        self.stop_signal: int | None = None
+        self._last_saved = -1
+        self._started = 0.0
+        self._marked = (0.0, 0)  # when the speed was last measured, and at which step
+
+    def fit(self) -> None:
+        """Train up to the last step, or to the end of the step during which `stop_signal` was set."""
+        self._started = time.perf_counter() - self.seconds
+        self._marked = (time.perf_counter(), self.step)
+        self.model.train()
+        with progress_bar(self.step, self.cfg.steps) as bar:
+            for step in range(self.step, self.cfg.steps + 1):
+                record: dict[str, float] = {}
+                last = step == self.cfg.steps or self.stop_signal is not None
+                if last or step % self.cfg.eval_every == 0:
+                    record |= self.evaluate()
+                if last or (step % self.cfg.checkpoint_every == 0 and step > 0):
+                    self.save()
+                if not last:
+                    set_learning_rate(self.optimizer, lr := learning_rate(self.optim, step))
+                    loss, norm = self.train_step(*self.batches[step])
+                    self.step += 1
+                    if step % self.cfg.log_every == 0:
+                        record |= {"lr": lr} | self.measure(loss, norm)
+                        bar.set_postfix_str(f"loss {record['train/batch_loss']:.3f}", refresh=False)
+                        bar.update(self.step - bar.n)
+                if record:
+                    self.metrics.log(step, self.elapsed(), record)
+                if last:
+                    break
+        self.seconds = self.elapsed()
+
+    def elapsed(self) -> float:
+        """Seconds of training since the start, evaluations and saves included; those before a resume too."""
+        return time.perf_counter() - self._started
+
+    def evaluate(self) -> dict[str, float]:
+        """The losses over the fixed batches of both splits; saves the weights where they are the best so far."""
+        began = self._pause()
+        record = {
+            f"{split}/loss": mean_loss(self.model, covered, self.device) for split, covered in self.eval_blocks.items()
+        }
+        log.info(
+            "step %*d/%d  train %.4f  val %.4f",
+            *(len(str(self.cfg.steps)), self.step, self.cfg.steps, record["train/loss"], record["val/loss"]),
+        )
+        if not self.best or record["val/loss"] < self.best["val/loss"]:
+            self.best = {"step": self.step, "val/loss": record["val/loss"]}
+            self.save()
+        self._resume(began)
+        return record | self.references
+
+    def save(self) -> None:
+        """Save a checkpoint of the state at this step, unless it is saved already."""
+        if self.step == self._last_saved:
+            return
+        began = self._pause()
+        self.checkpoints.save(
+            self.step,
+            model=self.model,
+            optimizer=self.optimizer,
+            tokenizer=self.tokenizer,
+            state={"seconds": self.elapsed(), "best": self.best, "scaler": self.scaler.state_dict()},
+            best=self.best.get("step") == self.step,
+        )
+        self._last_saved = self.step
+        self._resume(began)
+
+    def measure(self, loss: Tensor, norm: Tensor | None) -> dict[str, float]:
+        """What is logged of a step that was just taken; waits for the device."""
+        if norm is None:
+            norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        record = {"train/batch_loss": loss.item(), "grad_norm": norm.item()}
+        now = time.perf_counter()
+        since, at = self._marked
+        record["tokens_per_second"] = (self.step - at) * self.tokens_per_step / (now - since)
+        self._marked = (now, self.step)
+        return record
+
+    def final_losses(self) -> dict[str, float]:
+        """The losses that count: over the whole val split, and over as many tokens spread evenly over train."""
+        val_limit = train_limit = None
+        block_size = self.model.block_size
+        n_val = len(self.splits["val"])
+        if n_val > WHOLE_SPLIT_UP_TO:
+            val_limit = WHOLE_SPLIT_UP_TO // block_size
+            log.info("final losses: over %d tokens of each split, spread evenly", WHOLE_SPLIT_UP_TO)
+        train_limit = val_limit or -(-(n_val - 1) // block_size)
+        return {
+            f"{split}/loss": mean_loss(self.model, blocks(tokens, block_size=block_size, limit=limit), self.device)
+            for (split, tokens), limit in zip(self.splits.items(), (train_limit, val_limit), strict=True)
+        }
+
+    def _pause(self) -> float:
+        self.device.synchronize()
+        return time.perf_counter()
+
+    def _resume(self, began: float) -> None:
+        # Evaluating and saving don't count in the speed: move its mark on by as much time as they took.
+        since, at = self._marked
+        self._marked = (since + time.perf_counter() - began, at)
+
+
+def progress_bar(step: int, steps: int) -> "tqdm[NoReturn]":
+    """The bar on standard error, where that is a terminal: the loss, steps a second, and the time that is left."""
+    return tqdm(total=steps, initial=step, unit=" steps", disable=None, leave=False, dynamic_ncols=True)

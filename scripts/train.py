@@ -1,0 +1,6 @@
+"""Train a model: python scripts/train.py --help"""
+
+from bigramlm.train import main
+
+if __name__ == "__main__":
+    main()
