@@ -1,7 +1,7 @@
-"""One update of the weights: run as it stands, or compiled as a whole."""
+"""Updates of the weights: one at a time as the code stands, or several in one call of compiled code."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -9,92 +9,126 @@ from torch.nn.utils import clip_grad_norm_
 
 from bigramlm.device.device import Device
 from bigramlm.model.base import LanguageModel
+from bigramlm.optim.base import set_learning_rate
 
 log = logging.getLogger(__name__)
 
-# Takes inputs and targets, both (A * B, T), and updates the weights. Returns the loss before the update and, where
-# gradients are clipped, their norm before that. The gradients stay in place until the next step.
-TrainStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+Batch = tuple[Tensor, Tensor]
+# The loss before the update and, where gradients are clipped, their norm before that; both of shape ().
+Outcome = tuple[Tensor, Tensor | None]
 
 
-def build_step(
-    model: LanguageModel,
-    optimizer: torch.optim.Optimizer,
-    device: Device,
-    scaler: torch.amp.GradScaler,
-    *,
-    grad_accumulation: int,
-    grad_clip: float,
-) -> TrainStep:
-    """The training step; grad_accumulation: the parts A that a batch is cut in; grad_clip: the largest norm, 0 any."""
+class TrainStep:
+    """The update of the weights, as PyTorch runs it: operation by operation."""
 
-    def losses(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-        # The parts are of one size, so the mean of their losses is that of the whole batch.
-        parts = zip(x.chunk(grad_accumulation), y.chunk(grad_accumulation), strict=True)
-        for x_part, y_part in [(x, y)] if grad_accumulation == 1 else parts:
-            with device.autocast():
-                _, loss = model(x_part, y_part)
-            yield loss if grad_accumulation == 1 else loss / grad_accumulation
+    together = 1
+    """How many updates one call may take; it may always take just one."""
 
-    def eager(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        optimizer.zero_grad()
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: torch.optim.Optimizer,
+        device: Device,
+        scaler: torch.amp.GradScaler,
+        *,
+        grad_accumulation: int,
+        grad_clip: float,
+    ) -> None:
+        """grad_accumulation: the parts A that a batch is cut in; grad_clip: the largest norm of a gradient, 0 any."""
+        self.model = model
+        self.params = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = optimizer
+        self.device = device
+        self.scaler = scaler
+        self.grad_accumulation = grad_accumulation
+        self.grad_clip = grad_clip
+
+    def __call__(self, batches: Sequence[Batch], lrs: Sequence[float]) -> Outcome:
+        """Update the weights once for each batch, and return the first update's outcome.
+
+        batches: inputs and targets, all (A * B, T); lrs: the learning rate of each. The gradients of the last update
+        stay in place until the next.
+        """
+        (batch,), (lr,) = batches, lrs
+        set_learning_rate(self.optimizer, lr)
+        for p in self.params:  # what optimizer.zero_grad() does, less a fifth of a bigram's step for its profiling
+            p.grad = None
         total = None
-        for loss in losses(x, y):
-            scaler.scale(loss).backward()
+        for loss in self.losses(batch):
+            self.scaler.scale(loss).backward()
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
-        scaler.unscale_(optimizer)
-        norm = clip_grad_norm_(model.parameters(), grad_clip) if grad_clip else None
-        scaler.step(optimizer)
-        scaler.update()
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_grad_norm_(self.params, self.grad_clip) if self.grad_clip else None
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return total, norm
 
-    if not device.compile:
-        return eager
+    def losses(self, batch: Batch) -> Iterator[Tensor]:
+        """The losses of a batch's parts, each divided by their number: their sum is the loss of the whole batch."""
+        parts = self.grad_accumulation
+        for x, y in [batch] if parts == 1 else zip(batch[0].chunk(parts), batch[1].chunk(parts), strict=True):
+            with self.device.autocast():
+                _, loss = self.model(x, y)
+            yield loss if parts == 1 else loss / parts
 
-    params = [p for p in model.parameters() if p.requires_grad]
 
-    def whole(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        # The same update in a form that compiles into one graph: gradients are added into tensors that stay where they
-        # are, since the compiler follows the contents of a tensor and not the exchange of `p.grad` for another.
-        total = torch.zeros((), device=x.device)
-        for p in params:
+class CompiledStep(TrainStep):
+    """The same update as one compiled graph, from the logits to the new weights; as it stands where that fails.
+
+    A small model's update is shorter than the call that starts it: one call may take several of them.
+    """
+
+    _state = "new"
+
+    def compile(self, *, together: int) -> None:
+        """Make ready to compile, which the first call does."""
+        import torch._dynamo.config
+
+        torch._dynamo.reset()  # jobs of a sweep share a process: none may meet what another compiled
+        torch._dynamo.config.trace_autograd_ops = True
+        self.together = together
+        # On a CPU a C++ wrapper calls the graph's kernels without a way through Python.
+        options = {"cpp_wrapper": self.device.torch.type == "cpu"}
+        self._compiled = torch.compile(self._several, fullgraph=True, dynamic=False, options=options)
+
+    def __call__(self, batches: Sequence[Batch], lrs: Sequence[float]) -> Outcome:
+        if self._state == "fell back":
+            return super().__call__(batches, lrs)
+        x = torch.stack([x for x, _ in batches])  # (K, A * B, T)
+        y = torch.stack([y for _, y in batches])
+        rates = torch.tensor(lrs, device=x.device)
+        if self._state == "compiled":
+            outcome: Outcome = self._compiled(x, y, rates)
+            return outcome
+        log.info("compiling the training step, which takes a while the first time")
+        for p in self.params:
+            p.grad = torch.zeros_like(p)
+        try:
+            outcome = self._compiled(x, y, rates)
+        except Exception as error:  # a compiler fails in many ways, all of them before anything has run
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            log.warning("device.compile: the step does not compile here (%s); going on uncompiled", reason)
+            self._state, self.together = "fell back", 1
+            return super().__call__(batches, lrs)
+        self._state = "compiled"
+        return outcome
+
+    def _several(self, x: Tensor, y: Tensor, lrs: Tensor) -> Outcome:
+        return [self._one((x[k], y[k]), lrs[k]) for k in range(len(x))][0]
+
+    def _one(self, batch: Batch, lr: Tensor) -> Outcome:
+        for group in self.optimizer.param_groups:
+            group["lr"].copy_(lr)
+        # Gradients are added into tensors that stay where they are: the compiler follows what a tensor holds, and not
+        # the exchange of `p.grad` for another.
+        for p in self.params:
             p.grad.zero_()  # type: ignore[union-attr]
-        for loss in losses(x, y):
-            for p, gradient in zip(params, torch.autograd.grad(loss, params), strict=True):
+        total = torch.zeros_like(lr)
+        for loss in self.losses(batch):
+            for p, gradient in zip(self.params, torch.autograd.grad(loss, self.params), strict=True):
                 p.grad.add_(gradient)  # type: ignore[union-attr]
             total = total + loss.detach()
-        norm = clip_grad_norm_(params, grad_clip) if grad_clip else None
-        optimizer.step()
+        norm = clip_grad_norm_(self.params, self.grad_clip) if self.grad_clip else None
+        self.optimizer.step()
         return total, norm
-
-    return _compile_or_fall_back(whole, eager, params, on_cpu=device.torch.type == "cpu")
-
-
-def _compile_or_fall_back(whole: TrainStep, eager: TrainStep, params: list[Tensor], *, on_cpu: bool) -> TrainStep:
-    import torch._dynamo.config
-
-    torch._dynamo.reset()  # jobs of a sweep share the process: none may meet what another compiled
-    torch._dynamo.config.trace_autograd_ops = True
-    # With a C++ wrapper the graph is called without a way through Python, where a small model's step spends its time.
-    compiled = torch.compile(whole, fullgraph=True, dynamic=False, options={"cpp_wrapper": on_cpu})
-    chosen: TrainStep | None = None
-
-    def step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        nonlocal chosen
-        if chosen is not None:
-            return chosen(x, y)
-        for p in params:
-            p.grad = torch.zeros_like(p)
-        log.info("compiling the training step; this takes some 10 to 60 seconds the first time")
-        try:
-            result = compiled(x, y)
-        except Exception as error:  # the compiler fails in many ways, all of them before anything has run
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            log.warning("device.compile: the step does not compile here (%s); going on uncompiled", reason)
-            chosen = eager
-            return eager(x, y)
-        chosen = compiled
-        return result
-
-    return step

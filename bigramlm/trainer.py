@@ -13,17 +13,20 @@ from tqdm import tqdm
 from bigramlm.checkpoint import Checkpoints
 from bigramlm.config import RunConfig
 from bigramlm.data.batches import Batches, blocks
-from bigramlm.device.device import Device
+from bigramlm.device.device import Device, is_small
 from bigramlm.evaluate import mean_loss
 from bigramlm.metrics import Metrics
 from bigramlm.model.base import LanguageModel
-from bigramlm.optim.base import learning_rate, set_learning_rate
-from bigramlm.step import build_step
+from bigramlm.optim.base import learning_rate
+from bigramlm.step import CompiledStep, Outcome, TrainStep
 
 log = logging.getLogger(__name__)
 
 # Final losses cover a whole split up to this many tokens, and that many spread evenly over a longer one.
 WHOLE_SPLIT_UP_TO = 10_000_000
+
+# The most compiled updates of a small model that one call takes: more gain little and take longer to compile.
+TOGETHER_AT_MOST = 12
 
 
 class Trainer:
@@ -56,7 +59,7 @@ class Trainer:
         self.checkpoints = Checkpoints(folder / "checkpoints", keep=self.cfg.keep_checkpoints)
         self.optimizer = cfg.optim.build(model, compiled=device.compile)
         self.scaler = torch.amp.GradScaler(device.torch.type, enabled=device.precision == "fp16")
-        self.train_step = build_step(
+        self.train_step = (CompiledStep if device.compile else TrainStep)(
             model,
             self.optimizer,
             device,
@@ -64,6 +67,9 @@ class Trainer:
             grad_accumulation=self.cfg.grad_accumulation,
             grad_clip=cfg.optim.grad_clip,
         )
+        if isinstance(self.train_step, CompiledStep):
+            small = is_small(n_params=model.n_params(), tokens=cfg.data.batch_size * cfg.data.block_size)
+            self.train_step.compile(together=self._together() if small else 1)
 
         # One draw makes the whole update's batch, so that it is the same however it is cut for accumulation.
         rows = cfg.data.batch_size * self.cfg.grad_accumulation
@@ -80,7 +86,6 @@ class Trainer:
         self.seconds = 0.0
         self.best: dict[str, float] = {}
         self.stop_signal: int | None = None
-        self._last_saved = -1
         self._started = 0.0
         self._marked = (0.0, 0)  # when the speed was last measured, and at which step
 
@@ -90,19 +95,18 @@ class Trainer:
         self._marked = (time.perf_counter(), self.step)
         self.model.train()
         with progress_bar(self.step, self.cfg.steps) as bar:
-            for step in range(self.step, self.cfg.steps + 1):
+            while True:
+                step = self.step
                 record: dict[str, float] = {}
                 last = step == self.cfg.steps or self.stop_signal is not None
                 if last or step % self.cfg.eval_every == 0:
                     record |= self.evaluate()
-                if last or (step % self.cfg.checkpoint_every == 0 and step > 0):
+                if last or step % self.cfg.checkpoint_every == 0 or self.best.get("step") == step:
                     self.save()
                 if not last:
-                    set_learning_rate(self.optimizer, lr := learning_rate(self.optim, step))
-                    loss, norm = self.train_step(*self.batches[step])
-                    self.step += 1
+                    loss, norm = self.update()
                     if step % self.cfg.log_every == 0:
-                        record |= {"lr": lr} | self.measure(loss, norm)
+                        record |= self.measure(loss, norm)
                         bar.set_postfix_str(f"loss {record['train/batch_loss']:.3f}", refresh=False)
                         bar.update(self.step - bar.n)
                 if record:
@@ -115,8 +119,27 @@ class Trainer:
         """Seconds of training since the start, evaluations and saves included; those before a resume too."""
         return time.perf_counter() - self._started
 
+    def update(self) -> Outcome:
+        """Take the next step, or several in one call where that is faster and nothing looks in between.
+
+        Which steps share a call depends on their numbers alone, so that a resumed run computes the same bits.
+        """
+        first, together = self.step, self.train_step.together
+        looks = (self.cfg.eval_every, self.cfg.checkpoint_every, self.cfg.log_every, self.cfg.steps)
+        after_a_record = (first % self.cfg.log_every - 1) % together == 0 and first % self.cfg.log_every != 0
+        if not after_a_record or any(first // every != (first + together - 1) // every for every in looks):
+            together = 1
+        steps = range(first, first + together)
+        outcome = self.train_step([self.batches[n] for n in steps], [learning_rate(self.optim, n) for n in steps])
+        self.step += together
+        return outcome
+
+    def _together(self) -> int:
+        # A step that is recorded is taken alone; the others up to the next should be shared out without a rest.
+        return max(n for n in range(1, TOGETHER_AT_MOST + 1) if (self.cfg.log_every - 1) % n == 0)
+
     def evaluate(self) -> dict[str, float]:
-        """The losses over the fixed batches of both splits; saves the weights where they are the best so far."""
+        """The losses over the fixed batches of both splits; the lowest val loss so far is `best`."""
         began = self._pause()
         record = {
             f"{split}/loss": mean_loss(self.model, covered, self.device) for split, covered in self.eval_blocks.items()
@@ -127,14 +150,11 @@ class Trainer:
         )
         if not self.best or record["val/loss"] < self.best["val/loss"]:
             self.best = {"step": self.step, "val/loss": record["val/loss"]}
-            self.save()
         self._resume(began)
         return record | self.references
 
     def save(self) -> None:
-        """Save a checkpoint of the state at this step, unless it is saved already."""
-        if self.step == self._last_saved:
-            return
+        """Save a checkpoint of the state at this step."""
         began = self._pause()
         self.checkpoints.save(
             self.step,
@@ -144,14 +164,13 @@ class Trainer:
             state={"seconds": self.elapsed(), "best": self.best, "scaler": self.scaler.state_dict()},
             best=self.best.get("step") == self.step,
         )
-        self._last_saved = self.step
         self._resume(began)
 
     def measure(self, loss: Tensor, norm: Tensor | None) -> dict[str, float]:
         """What is logged of a step that was just taken; waits for the device."""
         if norm is None:
             norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        record = {"train/batch_loss": loss.item(), "grad_norm": norm.item()}
+        record = {"train/batch_loss": loss.item(), "grad_norm": norm.item(), "lr": learning_rate(self.optim, self.step - 1)}
         now = time.perf_counter()
         since, at = self._marked
         record["tokens_per_second"] = (self.step - at) * self.tokens_per_step / (now - since)

@@ -18,9 +18,10 @@ _ALL_THREADS = torch.get_num_threads()
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Below this many floating point operations a step, one thread: two gain nothing there, and where another process wants
-# a core they wait for each other at every operation. `python scripts/bench.py threads` measures both.
-ONE_THREAD_BELOW = 1e9
+# Below this many floating point operations in a step the calls cost more than what they compute. Two threads gain
+# nothing there, and where another process wants a core they wait for each other at every operation:
+# `python scripts/bench.py threads` measures it.
+SMALL_BELOW = 2e8
 
 # Above this many parameters a GPU with bf16 in hardware is kept busy enough to gain from it.
 BF16_FROM_PARAMS = 1_000_000
@@ -48,6 +49,15 @@ class Device:
             torch.mps.synchronize()
 
 
+def is_small(*, n_params: int, tokens: int) -> bool:
+    """Whether a step over so many tokens is too short to be worth sharing among threads.
+
+    A parameter costs some 6 operations a token: a multiplication and an addition forward, twice as many backward
+    (Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1).
+    """
+    return 6 * n_params * tokens < SMALL_BELOW
+
+
 def decide(cfg: DeviceConfig, *, n_params: int, tokens_per_step: int) -> DeviceConfig:
     """The same config with nothing left on `auto`; logs every decision with its reason.
 
@@ -56,7 +66,7 @@ def decide(cfg: DeviceConfig, *, n_params: int, tokens_per_step: int) -> DeviceC
     """
     name, reason = _decide_name(cfg.name)
     precision, precision_reason = _decide_precision(cfg.precision, name, n_params)
-    threads, threads_reason = _decide_threads(cfg.threads, 6 * n_params * tokens_per_step)
+    threads, threads_reason = _decide_threads(cfg.threads, small=is_small(n_params=n_params, tokens=tokens_per_step))
     log.info(
         "device: %s (%s), %s (%s), CPU threads: %d (%s)",
         *(name, reason, precision, precision_reason, threads, threads_reason),
@@ -104,9 +114,7 @@ def _decide_precision(precision: str, name: str, n_params: int) -> tuple[str, st
     return precision, "as asked"
 
 
-def _decide_threads(threads: str, operations: float) -> tuple[int, str]:
+def _decide_threads(threads: str, *, small: bool) -> tuple[int, str]:
     if threads != "auto":
         return int(threads), "as asked"
-    if operations < ONE_THREAD_BELOW:
-        return 1, f"auto: a step of {operations:.0e} operations is too small to share"
-    return _ALL_THREADS, f"auto: all cores for a step of {operations:.0e} operations"
+    return (1, "auto: the model is small") if small else (_ALL_THREADS, "auto: all cores")

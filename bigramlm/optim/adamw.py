@@ -2,7 +2,7 @@
 
 import torch
 
-from bigramlm.optim.base import without_dynamo
+from bigramlm.optim.base import without_wrappers
 from bigramlm.optim.config import AdamWConfig
 
 
@@ -13,14 +13,13 @@ def build_adamw(cfg: AdamWConfig, model: torch.nn.Module, *, compiled: bool) -> 
     needs the learning rate as a tensor, since a number would be compiled in.
     """
     params = [p for p in model.parameters() if p.requires_grad]
-    lr = torch.tensor(cfg.lr) if compiled else cfg.lr
-    on_cuda = any(p.is_cuda for p in params)
-    return without_dynamo(torch.optim.AdamW)(
+    lr = torch.tensor(cfg.lr, device=params[0].device) if compiled else cfg.lr
+    return without_wrappers(torch.optim.AdamW)(
         params,
         lr=lr,
         betas=(cfg.betas[0], cfg.betas[1]),
         eps=cfg.eps,
         weight_decay=cfg.weight_decay,
         fused=not compiled,
-        capturable=compiled and on_cuda,
+        capturable=compiled and params[0].is_cuda,
     )

@@ -24,14 +24,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"] = lr
 
 
-def without_dynamo(cls: type[Optimizer]) -> type[Optimizer]:
-    """The same optimizer, without the wrappers that import torch._dynamo, the compiler's front end, at the first call.
+def without_wrappers(cls: type[Optimizer]) -> type[Optimizer]:
+    """The same optimizer, less what PyTorch wraps its methods in.
 
-    The import takes as long as that of torch itself, and an uncompiled run needs nothing of it. The wrappers tell the
-    compiler to leave the optimizer out; a compiled step wants it in. `step` gets the `no_grad` back that its wrapper
-    brought.
+    The wrappers tell the compiler to leave the optimizer out, for which they import torch._dynamo at the first call:
+    that takes as long as importing torch itself, and an uncompiled run needs none of it, while a compiled step wants
+    the optimizer in. Another wrapper names the step to the profiler, at a tenth of a bigram's step. `step` gets back
+    the `no_grad` that one of them brought.
     """
     names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     bare = {name: inspect.unwrap(getattr(cls, name)) for name in names}
     step = torch.no_grad()(inspect.unwrap(cls.step))
+    step.hooked = True  # as PyTorch marks a step that has the profiler's wrapper
     return type(cls.__name__, (cls,), {**bare, "step": step, "__module__": cls.__module__, "__doc__": cls.__doc__})
