@@ -63,7 +63,8 @@ class SampleConfig:
     prompt: str = ""
     """What it goes on from, as typed; without one it starts from token 0, as the tutorial does."""
     temperature: float = 1.0
-    """Logits are divided by this: below 1 plays safe, above 1 takes risks, 0 always takes the likeliest token."""
+    """Logits are divided by this: below 1 plays safe, above 1 takes risks, 0 always takes the likeliest token (and soon
+    goes round in circles)."""
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens >= 0, f"sample.max_new_tokens={self.max_new_tokens}: must be 0 or more")

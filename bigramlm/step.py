@@ -115,7 +115,8 @@ class CompiledStep(TrainStep):
         return outcome
 
     def _several(self, x: Tensor, y: Tensor, lrs: Tensor) -> Outcome:
-        return [self._one((x[k], y[k]), lrs[k]) for k in range(len(x))][0]
+        first, *_ = [self._one((x[k], y[k]), lrs[k]) for k in range(len(x))]
+        return first
 
     def _one(self, batch: Batch, lr: Tensor) -> Outcome:
         for group in self.optimizer.param_groups:

@@ -57,11 +57,7 @@ def main() -> None:
     sys.argv[1:] = [quote_free_text(argument) for argument in sys.argv[1:]]
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character of the sample still shows the rest
-    try:
-        _hydra_main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output, `head` perhaps, has had enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _hydra_main()
 
 
 def set_up_hydra() -> None:
@@ -223,18 +219,19 @@ def print_end(
     final: dict[str, float], sample: str, references: dict[str, float], folder: Path, loggers: list[str]
 ) -> None:
     """What a run ends with on standard output."""
-    print("----")
-    print(f"End of training. Loss: {final['train/loss']:.4f} (val {final['val/loss']:.4f})")
-    print(sample)
-    print()
-    for name, train_loss in references.items():
-        split, _, what = name.partition("/")
+    lines = ["----", f"End of training. Loss: {final['train/loss']:.4f} (val {final['val/loss']:.4f})", sample, ""]
+    for name, loss in references.items():
+        split, _, what = name.partition("/best_")
         if split == "train":
-            print(f"{what.replace('_', ' ').capitalize()} there can be: {train_loss:.4f} (val", end=" ")
-            print(f"{references[f'val/{what}']:.4f}), from the counts of this text's pairs")
-    print(f"Run: {_relative(folder)}")
+            lines.append(f"No {what} can do better than {loss:.4f} on the text trained on; the best there,")
+            lines.append(f"found by counting, does {references[f'val/best_{what}']:.4f} on val.")
+    lines.append(f"Run: {_relative(folder)}")
     if "tensorboard" in loggers:
-        print(f"Look at it: tensorboard --logdir {_relative(paths.home() / 'outputs')}")
+        lines.append(f"Look at it: tensorboard --logdir {_relative(paths.home() / 'outputs')}")
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # whoever read the output, `head` perhaps, has had enough of it; the run is complete
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def quote_free_text(argument: str) -> str:

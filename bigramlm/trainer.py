@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bigramlm.checkpoint import Checkpoints
 from bigramlm.config import RunConfig
@@ -87,14 +88,16 @@ class Trainer:
         self.best: dict[str, float] = {}
         self.stop_signal: int | None = None
         self._started = 0.0
+        self._first_step = 0
         self._marked = (0.0, 0)  # when the speed was last measured, and at which step
 
     def fit(self) -> None:
         """Train up to the last step, or to the end of the step during which `stop_signal` was set."""
         self._started = time.perf_counter() - self.seconds
+        self._first_step = self.step
         self._marked = (time.perf_counter(), self.step)
         self.model.train()
-        with progress_bar(self.step, self.cfg.steps) as bar:
+        with progress_bar(self.step, self.cfg.steps) as bar, logging_redirect_tqdm():
             while True:
                 step = self.step
                 record: dict[str, float] = {}
@@ -125,14 +128,21 @@ class Trainer:
         Which steps share a call depends on their numbers alone, so that a resumed run computes the same bits.
         """
         first, together = self.step, self.train_step.together
-        looks = (self.cfg.eval_every, self.cfg.checkpoint_every, self.cfg.log_every, self.cfg.steps)
-        after_a_record = (first % self.cfg.log_every - 1) % together == 0 and first % self.cfg.log_every != 0
-        if not after_a_record or any(first // every != (first + together - 1) // every for every in looks):
+        if together > 1 and not self._undisturbed(first, together):
             together = 1
         steps = range(first, first + together)
         outcome = self.train_step([self.batches[n] for n in steps], [learning_rate(self.optim, n) for n in steps])
         self.step += together
         return outcome
+
+    def _undisturbed(self, first: int, together: int) -> bool:
+        looks = (self.cfg.eval_every, self.cfg.checkpoint_every, self.cfg.log_every, self.cfg.steps)
+        since_a_record = first % self.cfg.log_every
+        return (
+            since_a_record > 0
+            and (since_a_record - 1) % together == 0
+            and all(first // every == (first + together - 1) // every for every in looks)
+        )
 
     def _together(self) -> int:
         # A step that is recorded is taken alone; the others up to the next should be shared out without a rest.
@@ -145,13 +155,22 @@ class Trainer:
             f"{split}/loss": mean_loss(self.model, covered, self.device) for split, covered in self.eval_blocks.items()
         }
         log.info(
-            "step %*d/%d  train %.4f  val %.4f",
+            "step %*d/%d  train %.4f  val %.4f%s",
             *(len(str(self.cfg.steps)), self.step, self.cfg.steps, record["train/loss"], record["val/loss"]),
+            self._pace(),
         )
         if not self.best or record["val/loss"] < self.best["val/loss"]:
             self.best = {"step": self.step, "val/loss": record["val/loss"]}
         self._resume(began)
         return record | self.references
+
+    def _pace(self) -> str:
+        # Where there is no bar, the evaluations' lines say how fast it goes and how long it will take.
+        done, elapsed = self.step - self._first_step, self.elapsed() - self.seconds
+        if done == 0 or self.step == self.cfg.steps:
+            return ""
+        left = (self.cfg.steps - self.step) * elapsed / done
+        return f"  {done / elapsed:,.0f} steps/s, {tqdm.format_interval(left)} left"
 
     def save(self) -> None:
         """Save a checkpoint of the state at this step."""
@@ -170,7 +189,11 @@ class Trainer:
         """What is logged of a step that was just taken; waits for the device."""
         if norm is None:
             norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        record = {"train/batch_loss": loss.item(), "grad_norm": norm.item(), "lr": learning_rate(self.optim, self.step - 1)}
+        record = {
+            "train/batch_loss": loss.item(),
+            "grad_norm": norm.item(),
+            "lr": learning_rate(self.optim, self.step - 1),
+        }
         now = time.perf_counter()
         since, at = self._marked
         record["tokens_per_second"] = (self.step - at) * self.tokens_per_step / (now - since)
@@ -179,13 +202,12 @@ class Trainer:
 
     def final_losses(self) -> dict[str, float]:
         """The losses that count: over the whole val split, and over as many tokens spread evenly over train."""
-        val_limit = train_limit = None
         block_size = self.model.block_size
         n_val = len(self.splits["val"])
-        if n_val > WHOLE_SPLIT_UP_TO:
-            val_limit = WHOLE_SPLIT_UP_TO // block_size
-            log.info("final losses: over %d tokens of each split, spread evenly", WHOLE_SPLIT_UP_TO)
+        val_limit = WHOLE_SPLIT_UP_TO // block_size if n_val > WHOLE_SPLIT_UP_TO else None
         train_limit = val_limit or -(-(n_val - 1) // block_size)
+        covered = f"{WHOLE_SPLIT_UP_TO:,} tokens of val, spread evenly" if val_limit else "the whole of val"
+        log.info("final losses: over %s, and as many tokens of train", covered)
         return {
             f"{split}/loss": mean_loss(self.model, blocks(tokens, block_size=block_size, limit=limit), self.device)
             for (split, tokens), limit in zip(self.splits.items(), (train_limit, val_limit), strict=True)

@@ -13,7 +13,12 @@ _GATHERED_TOKENS = 1 << 16
 
 
 class Batches:
-    """The training batches; batch n is a pure function of (seed, n), in whatever order they are asked for."""
+    """The training batches: random stretches of T + 1 tokens, of which the first T are inputs, the last T targets.
+
+    They may overlap and repeat; there are no epochs. Batch n is a pure function of (seed, n), in whatever order they
+    are asked for. For speed the starts of many batches are drawn with one call, and a group of batches is gathered with
+    one.
+    """
 
     def __init__(self, tokens: Tensor, *, block_size: int, batch_size: int, seed: int) -> None:
         """tokens: (N,) ids on the device that trains; N must be above block_size."""

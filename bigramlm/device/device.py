@@ -79,7 +79,9 @@ def set_up(cfg: DeviceConfig) -> Device:
     torch.set_num_threads(int(cfg.threads))
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for this
-    if torch.are_deterministic_algorithms_enabled() != cfg.deterministic:  # the call imports the compiler, which is slow
+    if (
+        torch.are_deterministic_algorithms_enabled() != cfg.deterministic
+    ):  # the call imports the compiler, which is slow
         torch.use_deterministic_algorithms(cfg.deterministic)
     torch.backends.cudnn.benchmark = not cfg.deterministic
     return Device(torch.device(cfg.name), cfg.precision, cfg.compile)

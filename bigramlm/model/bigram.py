@@ -33,11 +33,12 @@ class Bigram(LanguageModel):
 
 
 def best_bigram_losses(train: Tensor, val: Tensor, vocab_size: int) -> tuple[float, float]:
-    """The losses in nats of the best bigram there can be on these token ids, each of shape (N,).
+    """The least loss that a bigram can have on train, and what counting on train gives on val, in nats; ids (N,).
 
     In closed form: cross-entropy is least where the predicted probabilities are the observed frequencies,
-    p(b|a) = count(ab) / count(a), which gives the train loss. For val the counts of train get one added to each
-    (Laplace), since a pair never seen in train would cost infinitely much.
+    p(b|a) = count(ab) / count(a), which gives the train loss. For val one is added to each count of train (Laplace's
+    rule), since a pair never seen in train would cost infinitely much; with little text to count in, another bigram
+    may do better there.
     """
     pairs, counts = torch.unique(train[:-1].long() * vocab_size + train[1:], return_counts=True)
     counts = counts.double()

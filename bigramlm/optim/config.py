@@ -23,7 +23,7 @@ class OptimConfig:
     lr: float = 1e-3
     """Learning rate, once warmed up."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises in a line from 0 to `optim.lr`."""
+    """Steps over which the learning rate rises in a line up to `optim.lr`; 0 starts with all of it."""
     weight_decay: float = 0.0
     """How strongly weights are pulled towards zero: each step takes away `lr * weight_decay` of them."""
     grad_clip: float = 0.0

@@ -1,0 +1,35 @@
+# make train, make test, make lint: on a fresh machine with Python and make, nothing else is needed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test lint docs clean
+
+train: .venv/installed  ## Train and print a sample; overrides: make train ARGS="optim.lr=1e-2"
+	@$(BIN)/python scripts/train.py $(ARGS)
+
+test: .venv/installed-dev  ## Run every test; some of them: make test ARGS="tests/test_data.py"
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/installed-dev  ## Check style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+docs: .venv/installed  ## Write docs/config.md again, from the dataclasses
+	@$(BIN)/python scripts/config_reference.py
+
+clean:  ## Remove the environment and the caches; texts and runs stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+
+# The constraints are versions that were tested together; a change of either file installs again.
+.venv/installed: pyproject.toml constraints.txt
+	@echo "Installing into .venv; this takes some minutes the first time."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@echo "Installing what the tests need."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@

@@ -1,0 +1,110 @@
+"""docs/config.md, written from the dataclasses and the presets, so that it cannot say anything else than they do."""
+
+import ast
+import inspect
+import textwrap
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from bigramlm import paths
+from bigramlm.config import KINDS, RunConfig, SampleConfig, TrainerConfig
+from bigramlm.device.config import DeviceConfig
+from bigramlm.metrics import LoggerConfig
+from bigramlm.train import GROUPS
+
+_HEAD = """\
+# Every field of the config
+
+This page is written by `make docs` from the dataclasses in the code; a test holds it to them.
+
+A run is put together from *groups* (`model=bigram`, `data=text`) and *fields* (`optim.lr=1e-2`), both
+typed as they stand here: `python scripts/train.py data=text data.path=my.txt trainer.steps=2000`.
+A field with no default has to be given. The whole config that ran is in the run's `config.yaml`.
+Times are in seconds, losses in nats.
+"""
+
+
+def reference() -> str:
+    """The text of docs/config.md."""
+    parts = [_HEAD]
+    for group in GROUPS:
+        choices = sorted(path.stem for path in (paths.conf_dir() / group).glob("*.yaml"))
+        parts.append(f"## {group}\n\nChoices: {', '.join(f'`{group}={choice}`' for choice in choices)}\n")
+        if group in KINDS:
+            for name, kind in KINDS[group].items():
+                parts.append(f"### {group}={name}\n\n{_paragraph(kind)}\n\n{_table(group, kind)}")
+        elif group == "experiment":
+            parts.append(_experiments())
+        else:
+            kind = {"device": DeviceConfig, "trainer": TrainerConfig, "logger": LoggerConfig}[group]
+            parts.append(f"{_paragraph(kind)}\n\n{_table(group, kind)}")
+    parts.append(f"## sample\n\n{_paragraph(SampleConfig)}\n\n{_table('sample', SampleConfig)}")
+    parts.append(f"## The run itself\n\n{_table('', RunConfig)}")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Write docs/config.md."""
+    path = paths.home() / "docs" / "config.md"
+    path.write_text(reference(), "utf-8")
+    print(f"wrote {path}")
+
+
+def _experiments() -> str:
+    # A recipe's leading comment says what it is for.
+    rows = []
+    for path in sorted((paths.conf_dir() / "experiment").glob("*.yaml")):
+        lines = path.read_text("utf-8").splitlines()[1:]
+        about = [line[2:] for line in lines if line.startswith("# ")]
+        rows.append(f"- `experiment={path.stem}`: {' '.join(about)}\n")
+    return "Named sets of overrides; what is typed goes above them.\n\n" + "".join(rows)
+
+
+def _paragraph(kind: type[Any]) -> str:
+    return " ".join(inspect.getdoc(kind).split())  # type: ignore[union-attr]
+
+
+def _table(group: str, kind: type[Any]) -> str:
+    documented = _field_docs(kind)
+    rows = ["| field | type | default | what it is |", "|---|---|---|---|"]
+    for field in fields(kind):
+        default = field.default if field.default_factory is NO_DEFAULT else field.default_factory()
+        if is_dataclass(default) or field.name in KINDS:
+            continue  # a group of its own
+        shown = "" if default in (MISSING, NO_DEFAULT) else f"`{_yaml(default)}`"
+        name = f"{group}.{field.name}" if group else field.name
+        kind_name = str(field.type).replace(" | ", " or ")
+        rows.append(f"| `{name}` | {kind_name} | {shown} | {documented[field.name]} |")
+    return "\n".join(rows) + "\n"
+
+
+def _yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value))}]"
+    return str(value) if value != "" else "''"
+
+
+def _field_docs(kind: type[Any]) -> dict[str, str]:
+    # The string that stands below each field, in the class or, for inherited fields, in the class they come from.
+    found: dict[str, str] = {}
+    for cls in reversed(kind.__mro__):
+        if not is_dataclass(cls):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, doc in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(doc, ast.Expr)
+                and isinstance(doc.value, ast.Constant)
+            ):
+                found[field.target.id] = " ".join(str(doc.value.value).split()).replace("|", "\\|")
+    return found

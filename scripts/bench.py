@@ -1,0 +1,6 @@
+"""Compare speeds: python scripts/bench.py --help"""
+
+from bigramlm.bench import main
+
+if __name__ == "__main__":
+    main()
