@@ -155,11 +155,8 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
     cfg.device = decide(cfg.device, n_params=model.n_params(), tokens_per_step=tokens_per_step)
     device = set_up(cfg.device)
 
-    log.info(
-        "data: %s, %s characters; %s tokens to train on, %s to validate; vocabulary of %d",
-        *(cfg.data.name, f"{len(text.text):,}", f"{len(tokens['train']):,}", f"{len(tokens['val']):,}"),
-        tokenizer.vocab_size,
-    )
+    log.info("data: %s, %s characters, vocabulary of %d", cfg.data.name, f"{len(text.text):,}", tokenizer.vocab_size)
+    log.info("split: %s tokens train, %s val", *(f"{len(tokens[name]):,}" for name in ("train", "val")))
     log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
     folder.save_config(to_yaml(cfg), overrides)
     folder.update_summary(

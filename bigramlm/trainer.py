@@ -111,7 +111,7 @@ class Trainer:
                     if step % self.cfg.log_every == 0:
                         record |= self.measure(loss, norm)
                         bar.set_postfix_str(f"loss {record['train/batch_loss']:.3f}", refresh=False)
-                        bar.update(self.step - bar.n)
+                    bar.update(self.step - bar.n)
                 if record:
                     self.metrics.log(step, self.elapsed(), record)
                 if last:

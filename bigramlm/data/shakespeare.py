@@ -6,6 +6,7 @@ import http.client
 import logging
 import os
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -38,8 +39,7 @@ def fetch(cfg: ShakespeareConfig) -> bool:
     try:
         download(cfg.url, path, cfg.timeout)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        # URLError wraps the reason; HTTPError, time-outs and our own ValueError speak for themselves.
-        reason = getattr(error, "reason", None) or error
+        reason = error.reason if type(error) is urllib.error.URLError else error  # a bare URLError wraps the reason
         if not cfg.fallback:
             raise UserError(
                 f"{path} is not there and could not be downloaded from {cfg.url}: {reason}; "

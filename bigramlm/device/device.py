@@ -67,10 +67,8 @@ def decide(cfg: DeviceConfig, *, n_params: int, tokens_per_step: int) -> DeviceC
     name, reason = _decide_name(cfg.name)
     precision, precision_reason = _decide_precision(cfg.precision, name, n_params)
     threads, threads_reason = _decide_threads(cfg.threads, small=is_small(n_params=n_params, tokens=tokens_per_step))
-    log.info(
-        "device: %s (%s), %s (%s), CPU threads: %d (%s)",
-        *(name, reason, precision, precision_reason, threads, threads_reason),
-    )
+    log.info("device: %s (%s)", name, reason)
+    log.info("precision: %s (%s), CPU threads: %d (%s)", precision, precision_reason, threads, threads_reason)
     return replace(cfg, name=name, precision=precision, threads=str(threads))
 
 

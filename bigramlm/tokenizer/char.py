@@ -30,9 +30,8 @@ class CharTokenizer:
             # ascii() shows what a terminal may not be able to.
             named = ", ".join(repr(c) if c.isprintable() else ascii(c) for c in missing[:10])
             more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-            raise UserError(
-                f"the vocabulary of {self.vocab_size} characters lacks {named}{more}; it has {''.join(self.chars)!r}"
-            )
+            has = f"; it has {self.chars!r}" if self.vocab_size <= 128 else ""
+            raise UserError(f"the vocabulary of {self.vocab_size} characters lacks {named}{more}{has}")
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -1,0 +1,88 @@
+"""What the tests share: composed configs, the command line in this process, small texts."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from bigramlm import paths, train
+from bigramlm.config import RunConfig, to_run_config
+
+os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+@pytest.fixture(autouse=True)
+def _process_state() -> Iterator[None]:
+    """Whatever a run sets for the whole process is put back after each test."""
+    threads = torch.get_num_threads()
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    torch.set_num_threads(threads)
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers, root.level = handlers, level
+
+
+def composed(*overrides: str) -> DictConfig:
+    """What Hydra composes from these overrides."""
+    train.set_up_hydra()
+    with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
+        return compose("train", [train.quote_free_text(override) for override in overrides])
+
+
+def run_config(*overrides: str) -> RunConfig:
+    """The run config that these overrides make."""
+    return to_run_config(composed(*overrides))
+
+
+@dataclass
+class Ended:
+    """How a command line ended."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+
+
+Cli = Callable[..., Ended]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    """Runs `train` with arguments in this process: cli("optim.lr=1") -> Ended. Its run folder is tmp_path/run<n>."""
+    runs = 0
+
+    def call(*arguments: str, run_dir: bool = True) -> Ended:
+        nonlocal runs
+        runs += 1
+        folder = tmp_path / f"run{runs}"
+        given = [f"hydra.run.dir={folder}"] if run_dir else []
+        monkeypatch.setattr(sys, "argv", ["train.py", *given, *arguments])
+        code = 0
+        try:
+            train.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        captured = capfd.readouterr()
+        return Ended(code, captured.out, captured.err, folder)
+
+    return call
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """A small text with enough in it to split."""
+    path = tmp_path / "text.txt"
+    path.write_text("A bird in the hand is worth two in the bush.\nStill waters run deep.\n" * 20, "utf-8")
+    return path

@@ -1,0 +1,190 @@
+"""Metrics as they can be read back: from JSONL, by TensorBoard's own reader, from a real W&B run that is offline."""
+
+import json
+import logging
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bigramlm import metrics as module
+from bigramlm.errors import UserError
+from bigramlm.metrics import LoggerConfig, Metrics
+from tests.conftest import Cli
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_jsonl_is_always_written_a_line_a_record(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, LoggerConfig(use=[]), {})
+    metrics.log(0, 0.5, {"train/loss": 4.25, "bad": float("nan")})
+    assert records(tmp_path) == [{"step": 0, "seconds": 0.5, "train/loss": 4.25, "bad": None}], "at once"
+    metrics.log(10, 1.0, {"train/loss": 3.0})
+    metrics.close()
+    assert [record["step"] for record in records(tmp_path)] == [0, 10]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_tensorboard_reads_what_jsonl_has(cli: Cli) -> None:
+    ended = cli("data=bundled", "trainer.steps=40", "trainer.eval_every=20", "trainer.log_every=10")
+    assert ended.code == 0
+    events = EventAccumulator(str(ended.folder), size_guidance={"scalars": 0}).Reload()
+    found: dict[int, dict[str, float]] = {}
+    for tag in events.Tags()["scalars"]:
+        for event in events.Scalars(tag):
+            found.setdefault(event.step, {})[tag] = event.value
+    lines = records(ended.folder)
+    assert [line["step"] for line in lines] == [0, 10, 20, 30, 40]
+    assert set(lines[0]) == {
+        *("step", "seconds", "train/loss", "val/loss", "train/best_bigram", "val/best_bigram"),
+        *("train/batch_loss", "lr", "grad_norm", "tokens_per_second"),
+    }
+    for line in lines:
+        expected = {name: value for name, value in line.items() if name not in ("step", "seconds")}
+        assert found[line["step"]] == pytest.approx(expected, rel=1e-5)
+    assert len({line["val/best_bigram"] for line in lines if "val/best_bigram" in line}) == 1, "a level line"
+    assert "sample/text_summary" in events.Tags()["tensors"]
+
+
+def test_bad_logger_fields_are_refused() -> None:
+    with pytest.raises(UserError, match=r"logger.use=tensorbored: unknown; choose one of tensorboard, wandb"):
+        LoggerConfig(use=["tensorbored"])
+    with pytest.raises(UserError, match=r"logger.mode=on"):
+        LoggerConfig(mode="on")
+
+
+class Failing:
+    """A logger that fails at its third record."""
+
+    def __init__(self, *_: object) -> None:
+        self.n = 0
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.n += 1
+        if self.n == 3:
+            raise OSError("the server is gone")
+
+    def text(self, step: int, name: str, text: str) -> None: ...
+
+    def close(self) -> None:
+        raise RuntimeError("closed already")
+
+
+def test_a_failing_logger_costs_one_warning_and_never_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(module.LOGGERS, "tensorboard", Failing)
+    metrics = Metrics(tmp_path, LoggerConfig(), {})
+    for step in range(5):
+        metrics.log(step, 0.0, {"loss": 1.0})
+    metrics.close()
+    assert len(records(tmp_path)) == 5
+    assert caplog.text.count("the server is gone") == 1
+    assert "closed already" not in caplog.text
+
+
+def test_a_logger_that_fails_to_start_or_to_close_costs_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(module.LOGGERS, "tensorboard", Failing)
+    monkeypatch.setitem(module.LOGGERS, "wandb", lambda *_: 1 / 0)
+    metrics = Metrics(tmp_path, LoggerConfig(use=["tensorboard", "wandb"]), {})
+    metrics.log(0, 0.0, {"loss": 1.0})
+    metrics.close()
+    assert "the wandb logger failed" in caplog.text
+    assert "the tensorboard logger failed" in caplog.text
+    assert len(records(tmp_path)) == 1
+
+
+@pytest.fixture
+def _no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.mark.usefixtures("_no_key")
+def test_wandb_without_a_key_goes_offline_and_says_so(cli: Cli) -> None:
+    """A real W&B run: without a network or a key it leaves its file, ready to be uploaded later."""
+    ended = cli("data=bundled", "trainer.steps=2", "logger=all", "logger.tags=[a,b]", "logger.name=first")
+    assert ended.code == 0
+    assert "the run is kept offline" in ended.err
+    assert "wandb sync" in ended.err
+    (written,) = ended.folder.glob("wandb/offline-run-*/run-*.wandb")
+    assert written.stat().st_size > 0
+    assert list(ended.folder.glob("events.out.tfevents.*")), "logger=all is both"
+    assert len(records(ended.folder)) == 2
+
+
+class StubWandb(types.ModuleType):
+    """Keeps what would be sent to W&B."""
+
+    def __init__(self, refuse_online: bool) -> None:
+        super().__init__("wandb")
+        self.refuse_online = refuse_online
+        self.inits: list[dict[str, Any]] = []
+        self.logged: list[dict[str, Any]] = []
+        self.defined: list[tuple[str, str | None]] = []
+        self.finished = 0
+        self.torn_down = 0
+        self.errors = types.SimpleNamespace(
+            CommError=type("CommError", (Exception,), {}), UsageError=type("UsageError", (Exception,), {})
+        )
+        self.Settings = lambda **fields: types.SimpleNamespace(**fields, sync_dir="somewhere")
+        self.Html = lambda text, inject: ("html", text)
+
+    def init(self, **fields: Any) -> "StubWandb":
+        self.inits.append(fields)
+        assert not sys.stdin.isatty(), "W&B must not be able to ask at the keyboard"
+        if self.refuse_online and fields["mode"] == "online":
+            raise self.errors.CommError("timed out\nsecond line")
+        self.settings = types.SimpleNamespace(sync_dir="somewhere")
+        return self
+
+    def define_metric(self, name: str, step_metric: str | None = None) -> None:
+        self.defined.append((name, step_metric))
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.logged.append(values)
+
+    def finish(self) -> None:
+        self.finished += 1
+
+    def teardown(self) -> None:
+        self.torn_down += 1
+
+
+def test_what_wandb_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = StubWandb(refuse_online=False)
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    cfg = LoggerConfig(use=["wandb"], project="p", group="g", name="n", tags=["t"])
+    metrics = Metrics(tmp_path, cfg, {"seed": 1})
+    metrics.log(5, 1.0, {"val/loss": 2.5})
+    metrics.text(5, "sample", "<b>O, & so</b>")
+    metrics.close()
+    (init,) = stub.inits
+    given = {name: init[name] for name in ("project", "group", "name", "tags", "mode", "config")}
+    assert given == {"project": "p", "group": "g", "name": "n", "tags": ["t"], "mode": "online", "config": {"seed": 1}}
+    assert stub.logged[0] == {"step": 5, "val/loss": 2.5}
+    assert stub.logged[1]["sample"] == ("html", "<pre>&lt;b&gt;O, &amp; so&lt;/b&gt;</pre>")
+    assert ("*", "step") in stub.defined
+    assert stub.finished == 1
+
+
+def test_wandb_that_cannot_be_reached_goes_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stub = StubWandb(refuse_online=True)
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    Metrics(tmp_path, LoggerConfig(use=["wandb"]), {}).close()
+    assert [init["mode"] for init in stub.inits] == ["online", "offline"]
+    assert all(init["settings"].init_timeout <= 5 for init in stub.inits)
+    assert stub.torn_down == 1
+    assert "timed out" in caplog.text
+    assert "second line" not in caplog.text
