@@ -18,7 +18,9 @@ from bigramlm.data.config import BundledConfig, ShakespeareConfig
 from bigramlm.errors import UserError
 from tests.conftest import Cli
 
-TEXT = bytes(random.Random(0).choices(b"abcdefgh \n", k=300_000))  # stands in for Shakespeare, which is not ours to ship
+TEXT = bytes(
+    random.Random(0).choices(b"abcdefgh \n", k=300_000)
+)  # stands in for Shakespeare, which is not ours to ship
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -31,7 +33,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/hang":
             time.sleep(5)
             return
-        body = {"/good": TEXT, "/wrong": TEXT[:-1] + b"!", "/short": TEXT[:1000], "/long": TEXT + b"x"}.get(self.path, TEXT)
+        body = {"/good": TEXT, "/wrong": TEXT[:-1] + b"!", "/short": TEXT[:1000], "/long": TEXT + b"x"}.get(
+            self.path, TEXT
+        )
         self.send_response(200)
         if self.path != "/nolength":
             self.send_header("Content-Length", str(len(body)))

@@ -1,0 +1,38 @@
+"""The docs say what the code does."""
+
+import re
+
+import pytest
+
+from bigramlm import paths
+from bigramlm.config_reference import reference
+
+DOCS = sorted([*(paths.home() / "docs").rglob("*.md"), *paths.home().glob("*.md"), *paths.home().glob("*/README.md")])
+
+
+def test_the_config_reference_is_current() -> None:
+    written = (paths.home() / "docs" / "config.md").read_text("utf-8")
+    assert written == reference(), "run `make docs`"
+
+
+def test_every_field_is_documented() -> None:
+    for row in re.findall(r"^\| `.*", reference(), re.MULTILINE):
+        assert row.split("|")[4].strip(), row
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
+def test_links_lead_somewhere(path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text("utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
+def test_commands_in_the_docs_have_their_overrides_right(path) -> None:
+    """Every `python scripts/train.py ...` in the docs composes."""
+    from tests.conftest import run_config
+
+    for line in re.findall(r"python scripts/train\.py([^`\n#|>]*)", path.read_text("utf-8")):
+        arguments = [a for a in re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", line) if "=" in a]
+        if "-m" in line.split() or any(word.isupper() for word in re.findall(r"\w+", line)) or "-sc" in line:
+            continue
+        run_config(*[a.replace('"', "").replace("'", "") for a in arguments if not a.startswith("hydra.")])

@@ -1,0 +1,98 @@
+"""The house: imports go down its floors, its entry points are short, its config is light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bigramlm import paths
+
+PACKAGE = paths.home() / "bigramlm"
+PARTS = ("model", "tokenizer", "data", "optim", "device")
+# From the ground up: a module imports from floors below its own, and parts never from each other.
+FLOORS = (
+    ("errors", "paths"),
+    PARTS,
+    ("metrics", "run", "checkpoint", "evaluate", "generate", "step"),
+    ("config",),
+    ("trainer",),
+    ("train",),
+    ("bench", "config_reference"),
+)
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def room(path: Path) -> str:
+    """The part, or the module of the package's top level, that a file belongs to."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def floor(name: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if name in rooms)
+
+
+def imported(path: Path) -> set[str]:
+    """The rooms that a file imports from, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "bigramlm":
+            names = [f"bigramlm.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports say where they come from"
+            names = [str(node.module)]
+        found |= {name.split(".")[1] for name in names if name.startswith("bigramlm.")}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_the_floors_only(path: Path) -> None:
+    own = room(path)
+    # Evaluation, generation and the step are handed a model and a device: they know the parts, and not each other.
+    for other in imported(path) - {own}:
+        assert floor(other) < floor(own), f"{own} imports {other}"
+
+
+@pytest.mark.parametrize(
+    "module", ["config", "train", "run", "metrics", "model.config", "data.config", "device.config"]
+)
+def test_what_help_and_completion_import_is_free_of_torch(module: str) -> None:
+    code = f"import sys, bigramlm.{module}; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'wandb')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_scripts_are_a_few_lines_over_the_package() -> None:
+    scripts = sorted((paths.home() / "scripts").glob("*.py"))
+    assert {path.name for path in scripts} >= {"train.py", "bench.py", "config_reference.py"}
+    for path in scripts:
+        assert len(path.read_text("utf-8").splitlines()) <= 8, path
+
+
+def test_the_top_level_is_the_one_that_was_agreed() -> None:
+    tracked = subprocess.run(
+        ["git", "-C", str(paths.home()), "ls-files"], capture_output=True, text=True, check=False
+    ).stdout.split()
+    if not tracked:
+        pytest.skip("not a git checkout")
+    assert {name.split("/")[0] for name in tracked if not name.startswith(".")} == {
+        *("conf", "bigramlm", "scripts", "outputs", "sources", "tests", "docs"),
+        *("pyproject.toml", "README.md", "Makefile", "constraints.txt", "CONTRIBUTING.md", "LICENSE"),
+    }
+    assert [name for name in tracked if name.startswith("outputs/")] == ["outputs/README.md"]
+    assert [name for name in tracked if name.startswith("sources/")] == ["sources/README.md", "sources/bundled.txt"]
+
+
+def test_the_bundled_text_is_in_the_corpus_form() -> None:
+    text = paths.bundled_text().read_text("ascii")
+    assert len(text) >= 40_000
+    speeches = text.removesuffix("\n").split("\n\n")
+    for speech in speeches:
+        name, *lines = speech.split("\n")
+        assert name.endswith(":"), name
+        assert lines, name
+    cut = int(0.9 * len(text))
+    assert set(text[cut:]) <= set(text[:cut]), "what validates has no character that training never sees"

@@ -1,0 +1,49 @@
+"""Every preset in conf/, found by itself, composes and takes a step where this machine can."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bigramlm import paths
+from bigramlm.config import KINDS, to_yaml
+from bigramlm.train import GROUPS, group_choices
+from tests.conftest import Cli, run_config
+
+PRESETS = sorted(
+    (path.parent.name, path.stem) for path in paths.conf_dir().glob("*/*.yaml") if path.parent.name != "hydra"
+)
+# What a preset needs that has no default.
+NEEDS = {("data", "text"): ["data.path={text_file}"]}
+
+
+def test_all_groups_are_found_and_offered() -> None:
+    assert {group for group, _ in PRESETS} == set(GROUPS)
+    for group, name in PRESETS:
+        line = next(line.split() for line in group_choices().splitlines() if line.split()[0] == group)
+        assert name in line
+
+
+def test_every_kind_has_its_preset() -> None:
+    for group, kinds in KINDS.items():
+        assert set(kinds) <= {name for found, name in PRESETS if found == group}
+
+
+@pytest.mark.parametrize(("group", "name"), PRESETS, ids=[f"{group}={name}" for group, name in PRESETS])
+def test_preset_takes_a_step(group: str, name: str, cli: Cli, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    overrides = [f"{group}={name}", *(o.format(text_file=text_file) for o in NEEDS.get((group, name), []))]
+    cfg = run_config(*overrides)
+    assert to_yaml(cfg)
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(cfg.device.name, True):
+        pytest.skip(f"this machine has no {cfg.device.name}")
+    if group != "data":
+        overrides.insert(0, "data=bundled")
+    if (group, name) == ("data", "shakespeare"):
+        overrides.append("data.url=http://127.0.0.1:9/")  # no network in tests: the file, or else the bundled text
+    ended = cli(*overrides, "trainer.steps=1", "logger.mode=offline", "sample.max_new_tokens=3")
+    assert ended.code == 0, ended.err
+    told = json.loads((ended.folder / "summary.json").read_text("utf-8"))
+    assert (told["status"], told["step"]) == ("completed", 1)
