@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from bigramlm import paths
@@ -119,7 +120,7 @@ def threads(pairs: int) -> Iterator[Comparison]:
         with _busy(1 if busy else 0):
             for width in (16, 32, 64, 128, 256):
                 step, n_params, tokens = _sized_step(width)
-                one, all_ = _alternate(pairs, lambda step=step: _rate(step, 1), lambda step=step: _rate(step, cores))
+                one, all_ = _alternate(pairs, partial(_rate, step, 1), partial(_rate, step, cores))
                 auto = "1" if is_small(n_params=n_params, tokens=tokens) else "all"
                 yield Comparison(
                     f"steps a second: 1 thread / {cores} threads; {6 * n_params * tokens:.1e} operations a step, "

@@ -105,8 +105,12 @@ def restore(path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer) -
     with safe_open(path / TRAINING, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     torch.set_rng_state(tensors.pop("rng/cpu"))
-    for name in [name for name in tensors if name.startswith("rng/cuda/")]:
-        torch.cuda.set_rng_state(tensors.pop(name), int(name.rpartition("/")[2]))
+    for name in [name for name in tensors if name.startswith("rng/")]:  # those of the machine that saved it
+        rng, (_, kind, *index) = tensors.pop(name), name.split("/")
+        if kind == "cuda" and int(index[0]) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(rng, int(index[0]))
+        elif kind == "mps" and torch.backends.mps.is_available():
+            torch.mps.set_rng_state(rng)
     per_param: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in plain["state"].items()}
     for name, tensor in tensors.items():
         _, index, key = name.split("/")
@@ -136,6 +140,8 @@ def _training_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
     tensors = {"rng/cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors |= {f"rng/cuda/{i}": rng for i, rng in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.backends.mps.is_available():
+        tensors["rng/mps"] = torch.mps.get_rng_state()
     plain: dict[str, Any] = {"state": {}, "param_groups": []}
     for index, values in whole["state"].items():
         plain["state"][index] = {key: value for key, value in values.items() if not isinstance(value, Tensor)}

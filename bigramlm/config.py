@@ -135,6 +135,7 @@ def load(path: Path) -> RunConfig:
     """The config that a run saved. UserError where the file is not one."""
     try:
         plain = OmegaConf.load(path)
+        assert isinstance(plain, DictConfig), "not a mapping"
         schema = OmegaConf.structured(RunConfig)
         for group, kinds in KINDS.items():
             schema[group] = OmegaConf.structured(kinds[plain[group].name])

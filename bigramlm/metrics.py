@@ -1,12 +1,13 @@
 """Where a run's metrics go: always to metrics.jsonl, and to the loggers that were chosen."""
 
+import contextlib
 import html
 import io
 import json
 import logging
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,30 +58,35 @@ class Metrics:
         self._jsonl = (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self._loggers: dict[str, Logger] = {}
         for name in cfg.use:
-            self._guard(name, lambda name=name: self._loggers.__setitem__(name, LOGGERS[name](cfg, folder, run_config)))
+            with self._guarded(name):
+                self._loggers[name] = LOGGERS[name](cfg, folder, run_config)
 
     def log(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
         """Record metrics by name for a step; seconds: training time since the start."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
         self._jsonl.write(json.dumps({"step": step, "seconds": round(seconds, 4), **finite}) + "\n")
         for name, logger in list(self._loggers.items()):
-            self._guard(name, lambda logger=logger: logger.log(step, metrics))
+            with self._guarded(name):
+                logger.log(step, metrics)
 
     def text(self, step: int, name: str, text: str) -> None:
         """Show a text, such as a sample, in the loggers."""
         for logger_name, logger in list(self._loggers.items()):
-            self._guard(logger_name, lambda logger=logger: logger.text(step, name, text))
+            with self._guarded(logger_name):
+                logger.text(step, name, text)
 
     def close(self) -> None:
         """Finish everything that is open."""
         for name, logger in list(self._loggers.items()):
-            self._guard(name, logger.close)
+            with self._guarded(name):
+                logger.close()
         self._loggers.clear()
         self._jsonl.close()
 
-    def _guard(self, name: str, call: Callable[[], None]) -> None:
+    @contextlib.contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
         try:
-            call()
+            yield
         except Exception as error:
             self._loggers.pop(name, None)
             log.warning(
@@ -129,7 +135,7 @@ class WandbLogger:
     def __init__(self, cfg: LoggerConfig, folder: Path, run_config: dict[str, Any]) -> None:
         import wandb
 
-        def start(mode: str) -> Any:
+        def start(mode: Any) -> Any:
             return wandb.init(
                 project=cfg.project,
                 group=cfg.group,

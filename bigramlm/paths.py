@@ -4,19 +4,20 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
 _BESIDE = _PACKAGE.parent
-_IN_CHECKOUT = (_BESIDE / "conf" / "train.yaml").is_file()
+IN_CHECKOUT = (_BESIDE / "conf" / "train.yaml").is_file()
+"""Whether the package is used from its repository, and not from where pip put it."""
 
 
 def home() -> Path:
     """The folder that holds sources/ and outputs/: the repository in a checkout, else the working folder."""
-    return _BESIDE if _IN_CHECKOUT else Path.cwd()
+    return _BESIDE if IN_CHECKOUT else Path.cwd()
 
 
 def conf_dir() -> Path:
     """The folder of the YAML presets; a wheel carries its own copy inside the package."""
-    return _BESIDE / "conf" if _IN_CHECKOUT else _PACKAGE / "conf"
+    return _BESIDE / "conf" if IN_CHECKOUT else _PACKAGE / "conf"
 
 
 def bundled_text() -> Path:
     """The text that comes with bigramlm; a wheel carries its own copy inside the package."""
-    return (_BESIDE if _IN_CHECKOUT else _PACKAGE) / "sources" / "bundled.txt"
+    return (_BESIDE if IN_CHECKOUT else _PACKAGE) / "sources" / "bundled.txt"

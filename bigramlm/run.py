@@ -46,10 +46,12 @@ def versions() -> dict[str, str]:
 
 def git_state() -> dict[str, Any] | None:
     """The commit of the checkout, and whether anything in it was changed since; None where there is no checkout."""
+    if not paths.IN_CHECKOUT:
+        return None  # an environment may lie inside a repository that is not ours
     try:
         status, commit = (
             subprocess.run(
-                ["git", "-C", str(paths.conf_dir()), *arguments], capture_output=True, text=True, timeout=5, check=True
+                ["git", "-C", str(paths.home()), *arguments], capture_output=True, text=True, timeout=5, check=True
             ).stdout
             for arguments in (("status", "--porcelain", "--untracked-files=no"), ("rev-parse", "HEAD"))
         )

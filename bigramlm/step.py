@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ class CompiledStep(TrainStep):
         torch._dynamo.config.trace_autograd_ops = True
         self.together = together
         # On a CPU a C++ wrapper calls the graph's kernels without a way through Python.
-        options = {"cpp_wrapper": self.device.torch.type == "cpu"}
+        options: dict[str, Any] = {"cpp_wrapper": self.device.torch.type == "cpu"}
         self._compiled = torch.compile(self._several, fullgraph=True, dynamic=False, options=options)
 
     def __call__(self, batches: Sequence[Batch], lrs: Sequence[float]) -> Outcome:

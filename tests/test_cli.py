@@ -97,8 +97,32 @@ def test_the_prompt_starts_the_sample(cli: Cli) -> None:
     assert len(sample.removesuffix("\n")) == 24
 
 
-TYPED = ["To be, or not", "What's", '"quoted"', "日本", "a\\", 'a\\"b', "$x ${y} \\${z}", "[1,2]", "{a: b}", "", "a=b", "!", "null",
-         "line\nbreak", "\\\\", "'", '"', "tab\t", "${", "\\${", " padded ", "1e3", "true", "# no comment", "a:b", "(x)", "%"]  # fmt: skip
+TYPED = """
+To be, or not
+What's
+"quoted"
+日本
+a\\
+a\\"b
+$x ${y} \\${z}
+${
+\\${
+[1,2]
+{a: b}
+a=b
+!
+null
+true
+1e3
+\\\\
+'
+"
+# no comment
+a:b
+(x)
+%
+""".strip().split("\n")
+TYPED += ["", "line\nbreak", "tab\t", " padded "]
 
 
 @pytest.mark.parametrize("text", TYPED)
@@ -221,12 +245,13 @@ def test_a_folder_that_holds_a_run_is_not_written_over(cli: Cli) -> None:
 @pytest.mark.parametrize("limit", [2_000, 10_000, 30_000])
 def test_a_full_disk_is_one_line(tmp_path: Path, limit: int) -> None:
     folder = tmp_path / "run"
+    arguments = [f"hydra.run.dir={folder}", "data=bundled", "trainer.steps=2000", "trainer.log_every=10"]
     code = f"""
 import resource, sys
 from bigramlm.train import main
 import torch, torch.utils.tensorboard
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-sys.argv[1:] = {[f"hydra.run.dir={folder}", "data=bundled", "trainer.steps=2000", "trainer.eval_every=100", "trainer.log_every=10"]!r}
+sys.argv[1:] = {arguments!r}
 main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

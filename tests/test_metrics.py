@@ -1,7 +1,6 @@
 """Metrics as they can be read back: from JSONL, by TensorBoard's own reader, from a real W&B run that is offline."""
 
 import json
-import logging
 import sys
 import types
 from pathlib import Path

@@ -27,7 +27,7 @@ class Batches:
         self._seed = seed
         # A whole number of gathers for each draw.
         self._group = max(1, min(_DRAWN_TOGETHER, _GATHERED_TOKENS // (batch_size * block_size)))
-        self._offsets = np.empty(0)
+        self._offsets = np.empty((0, batch_size), dtype=np.int64)
         self._drawn = -1
         self._gathered = -1
         self._x: tuple[Tensor, ...] = ()
