@@ -220,8 +220,8 @@ def print_end(
     for name, loss in references.items():
         split, _, what = name.partition("/best_")
         if split == "train":
-            lines.append(f"No {what} can do better than {loss:.4f} on the text trained on; the best there,")
-            lines.append(f"found by counting, does {references[f'val/best_{what}']:.4f} on val.")
+            lines.append(f"By counting: {loss:.4f} over the whole training text, where no {what} can")
+            lines.append(f"do better, and {references[f'val/best_{what}']:.4f} on val.")
     lines.append(f"Run: {_relative(folder)}")
     if "tensorboard" in loggers:
         lines.append(f"Look at it: tensorboard --logdir {_relative(paths.home() / 'outputs')}")

@@ -69,7 +69,7 @@ def test_a_run_from_any_folder_leaves_what_it_promises(tmp_path: Path) -> None:
     assert sample in done.stdout
     assert f"Run: {folder.name}" in done.stdout, "short, from where the user is"
     assert "tensorboard --logdir" in done.stdout
-    assert "No bigram can do better than" in done.stdout
+    assert "where no bigram can\ndo better" in done.stdout
     assert "step 100/300" in done.stderr
     assert "\r" not in done.stderr, "no bar where there is no terminal"
     assert max(map(len, done.stderr.splitlines())) <= 110
