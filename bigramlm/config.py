@@ -16,6 +16,9 @@ from bigramlm.model.config import MODELS, ModelConfig
 from bigramlm.optim.config import OPTIMIZERS, OptimConfig
 from bigramlm.tokenizer.config import TOKENIZERS, TokenizerConfig
 
+GROUPS = ("model", "tokenizer", "data", "optim", "device", "trainer", "logger", "experiment")
+"""The groups of presets, a folder in conf/ each."""
+
 # Groups that hold several kinds of thing, each with fields of its own: the class of a kind by its `name`.
 KINDS: dict[str, dict[str, type[Any]]] = {
     "model": MODELS,

@@ -12,8 +12,8 @@ from omegaconf import MISSING
 from bigramlm import paths
 from bigramlm.config import KINDS, RunConfig, SampleConfig, TrainerConfig
 from bigramlm.device.config import DeviceConfig
+from bigramlm.help import choices_of_groups
 from bigramlm.metrics import LoggerConfig
-from bigramlm.train import GROUPS
 
 _HEAD = """\
 # Every field of the config
@@ -30,8 +30,7 @@ Times are in seconds, losses in nats.
 def reference() -> str:
     """The text of docs/config.md."""
     parts = [_HEAD]
-    for group in GROUPS:
-        choices = sorted(path.stem for path in (paths.conf_dir() / group).glob("*.yaml"))
+    for group, choices in choices_of_groups().items():
         parts.append(f"## {group}\n\nChoices: {', '.join(f'`{group}={choice}`' for choice in choices)}\n")
         if group in KINDS:
             for name, kind in KINDS[group].items():

@@ -20,21 +20,22 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from bigramlm import paths
 from bigramlm.config import RunConfig, register_schemas, to_dict, to_run_config, to_yaml
 from bigramlm.errors import UserError, require
+from bigramlm.help import help_text
 from bigramlm.run import RunFolder, git_state, versions
 
 if TYPE_CHECKING:
     from bigramlm.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-GROUPS = ("model", "tokenizer", "data", "optim", "device", "trainer", "logger", "experiment")
 
 # Fields that hold free text: taken as typed, whatever Hydra's grammar would make of it.
 FREE_TEXT = ("sample.prompt", "data.path")
@@ -57,6 +58,13 @@ def main() -> None:
     sys.argv[1:] = [quote_free_text(argument) for argument in sys.argv[1:]]
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character of the sample still shows the rest
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        try:
+            print(help_text([argument for argument in sys.argv[1:] if not argument.startswith("-")]))
+        except (HydraException, OmegaConfBaseException) as error:
+            print(error, error.__cause__ or "", sep="\n", file=sys.stderr)
+            sys.exit(1)
+        return
     _hydra_main()
 
 
@@ -64,7 +72,6 @@ def set_up_hydra() -> None:
     """Make known to Hydra what the presets in conf/ refer to."""
     register_schemas()
     OmegaConf.register_new_resolver("home", lambda: str(paths.home()), replace=True)
-    OmegaConf.register_new_resolver("groups", group_choices, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(paths.conf_dir()), config_name="train")
@@ -241,12 +248,6 @@ def quote_free_text(argument: str) -> str:
     text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
     text = re.sub(r'(\\*)("|$(?![\s\S]))', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), text)
     return f'{field}"{text}"'
-
-
-def group_choices() -> str:
-    """The groups and their choices, a line each, as --help shows them."""
-    found = ((group, sorted(path.stem for path in (paths.conf_dir() / group).glob("*.yaml"))) for group in GROUPS)
-    return "".join(f"  {group:<12}{' '.join(choices)}\n" for group, choices in found)
 
 
 class StopSignals:

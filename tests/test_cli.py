@@ -324,6 +324,14 @@ def test_help_says_what_there_is() -> None:
         assert field in done.stdout
 
 
+def test_help_shows_the_fields_as_they_would_be_and_refuses_what_cannot(cli: Cli) -> None:
+    assert "lr: 7.0" in cli("--help", "optim.lr=7", run_dir=False).out
+    ended = cli("-h", "optim.lrr=7", run_dir=False)
+    assert ended.code == 1
+    assert "Key 'lrr' not in" in ended.err
+    assert "Traceback" not in ended.err
+
+
 def test_help_and_refusals_do_not_import_torch() -> None:
     code = """
 import sys

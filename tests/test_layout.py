@@ -17,7 +17,7 @@ FLOORS = (
     PARTS,
     ("metrics", "run", "checkpoint", "evaluate", "generate", "step"),
     ("config",),
-    ("trainer",),
+    ("trainer", "help"),
     ("train",),
     ("bench", "config_reference"),
 )

@@ -1,0 +1,50 @@
+"""What --help shows.
+
+Hydra's own --help walks every group of every plugin through copies of all configs, which takes longer the more there
+is; this one only composes.
+"""
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from bigramlm import paths
+from bigramlm.config import GROUPS
+
+_TEXT = """\
+bigramlm trains a small language model, evaluates it as it goes, saves
+checkpoints, logs metrics, and prints what the model writes.
+
+Usage: python scripts/train.py [GROUP=CHOICE] [FIELD=VALUE] ...
+       (bigramlm-train, once installed as a package)
+
+Groups and their choices:
+{groups}
+Fields, with the values they have now (docs/config.md says what each means):
+
+{fields}
+Examples:
+  python scripts/train.py                       the bigram on Shakespeare
+  python scripts/train.py experiment=quick      a first look in five seconds
+  python scripts/train.py optim.lr=1e-2 data.block_size=16 trainer.steps=2000
+  python scripts/train.py data=text data.path=my.txt "sample.prompt=Once upon"
+  python scripts/train.py -m optim.lr=1e-4,1e-3,1e-2 seed=1,2,3
+
+Look at what runs left:  tensorboard --logdir outputs
+Complete with TAB:       eval "$(python scripts/train.py -sc install=bash)"
+Hydra's own flags:       python scripts/train.py --hydra-help"""
+
+
+def help_text(overrides: list[str]) -> str:
+    """The help, with the fields as they are with these overrides; raises what Hydra raises for a wrong one."""
+    with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
+        fields = OmegaConf.to_yaml(compose("train", overrides))
+    return _TEXT.format(groups=_group_choices(), fields="".join(f"  {line}\n" for line in fields.splitlines()))
+
+
+def _group_choices() -> str:
+    return "".join(f"  {group:<12}{' '.join(choices)}\n" for group, choices in choices_of_groups().items())
+
+
+def choices_of_groups() -> dict[str, list[str]]:
+    """The choices that each group has, which are its presets."""
+    return {group: sorted(path.stem for path in (paths.conf_dir() / group).glob("*.yaml")) for group in GROUPS}
