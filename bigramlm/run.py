@@ -25,7 +25,13 @@ class RunFolder:
     def update_summary(self, **values: Any) -> None:
         """Change these values of summary.json, and leave the others."""
         self._summary |= values
-        _write(self.path / "summary.json", json.dumps(self._summary, indent=1, ensure_ascii=False) + "\n")
+        path, content = self.path / "summary.json", json.dumps(self._summary, indent=1, ensure_ascii=False) + "\n"
+        try:
+            _write(path, content)
+        except OSError:  # on a full disk what is there can still be written over where it stands
+            with path.open("r+", encoding="utf-8") as file:
+                file.write(content)
+                file.truncate()
 
     def add_sample(self, step: int, text: str) -> None:
         """Add a sample to samples.txt."""
@@ -63,5 +69,8 @@ def git_state() -> dict[str, Any] | None:
 def _write(path: Path, content: str) -> None:
     # Aside and renamed, so that a reader, or a crash, never meets half a file.
     aside = path.with_name(f".{path.name}.part")
-    aside.write_text(content, encoding="utf-8")
-    aside.replace(path)
+    try:
+        aside.write_text(content, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -60,7 +60,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character of the sample still shows the rest
     if {"--help", "-h"} & set(sys.argv[1:]):
         try:
-            print(help_text([argument for argument in sys.argv[1:] if not argument.startswith("-")]))
+            show(help_text([argument for argument in sys.argv[1:] if not argument.startswith("-")]))
         except (HydraException, OmegaConfBaseException) as error:
             print(error, error.__cause__ or "", sep="\n", file=sys.stderr)
             sys.exit(1)
@@ -232,9 +232,14 @@ def print_end(
     lines.append(f"Run: {_relative(folder)}")
     if "tensorboard" in loggers:
         lines.append(f"Look at it: tensorboard --logdir {_relative(paths.home() / 'outputs')}")
+    show("\n".join(lines))
+
+
+def show(text: str) -> None:
+    """Print on standard output, also where whoever reads it, `head` perhaps, has had enough of it."""
     try:
-        print("\n".join(lines), flush=True)
-    except BrokenPipeError:  # whoever read the output, `head` perhaps, has had enough of it; the run is complete
+        print(text, flush=True)
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
