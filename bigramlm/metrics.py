@@ -162,6 +162,8 @@ class WandbLogger:
             self._run = start(mode)
         finally:
             sys.stdin = stdin
+        if mode == "online":
+            log.info("W&B: %s", self._run.url)
         if mode == "offline":
             log.info("W&B: offline; upload it later with: wandb sync %s", Path(self._run.settings.sync_dir))
         # Our own step axis: W&B's own drops records that come out of order, as they do after a resume.

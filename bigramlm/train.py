@@ -231,7 +231,8 @@ def print_end(
             lines.append(f"do better, and {references[f'val/best_{what}']:.4f} on val.")
     lines.append(f"Run: {_relative(folder)}")
     if "tensorboard" in loggers:
-        lines.append(f"Look at it: tensorboard --logdir {_relative(paths.home() / 'outputs')}")
+        outputs = paths.home() / "outputs"
+        lines.append(f"Look at it: tensorboard --logdir {_relative(outputs if outputs in folder.parents else folder)}")
     show("\n".join(lines))
 
 

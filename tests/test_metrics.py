@@ -144,6 +144,7 @@ class StubWandb(types.ModuleType):
         if self.refuse_online and fields["mode"] == "online":
             raise self.errors.CommError("timed out\nsecond line")
         self.settings = types.SimpleNamespace(sync_dir="somewhere")
+        self.url = "https://example.org/p/runs/1"
         return self
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
@@ -159,7 +160,8 @@ class StubWandb(types.ModuleType):
         self.torn_down += 1
 
 
-def test_what_wandb_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_wandb_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     stub = StubWandb(refuse_online=False)
     monkeypatch.setitem(sys.modules, "wandb", stub)
     cfg = LoggerConfig(use=["wandb"], project="p", group="g", name="n", tags=["t"])
@@ -173,6 +175,7 @@ def test_what_wandb_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert stub.logged[0] == {"step": 5, "val/loss": 2.5}
     assert stub.logged[1]["sample"] == ("html", "<pre>&lt;b&gt;O, &amp; so&lt;/b&gt;</pre>")
     assert ("*", "step") in stub.defined
+    assert "https://example.org/p/runs/1" in caplog.text
     assert stub.finished == 1
 
 
