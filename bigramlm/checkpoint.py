@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +52,24 @@ class Checkpoints:
         """
         self.folder.mkdir(exist_ok=True)
         final = self.folder / f"step_{step}"
-        aside = self.folder / f".step_{step}.{os.getpid()}"
+        aside = self.folder / f".step_{step}.{uuid.uuid4().hex}"
         try:
             aside.mkdir()
-            tensors, plain = _training_state(optimizer)
+            tensors, plain = _training_state(optimizer, next(model.parameters()).device)
             save_model(model, str(aside / MODEL))
             save_file(tensors, str(aside / TRAINING))
             _write_json(aside / STATE, {"step": step, **state, "optimizer": plain})
             _write_json(aside / TOKENIZER, tokenizer)
             _write_json(aside / MANIFEST, {"step": step, "files": {p.name: _seal(p) for p in sorted(aside.iterdir())}})
-            for path in aside.iterdir():
+            for path in (*aside.iterdir(), aside):
                 _sync(path)
-            if final.exists():  # the same step saved again, after a resume from an older one
-                shutil.rmtree(final)
-            aside.replace(final)
+            replaced = None
+            if final.exists():  # the same step saved again, after going on from an older one
+                replaced = final.rename(aside.with_name(f"{aside.name}.replaced"))
+            aside.rename(final)
             _sync(self.folder)
+            if replaced is not None:
+                shutil.rmtree(replaced)
         except SafetensorError as error:
             raise UserError(f"{final}: the checkpoint could not be written: {error}") from error
         finally:
@@ -73,23 +77,30 @@ class Checkpoints:
         self._point("last", final)
         if best:
             self._point("best", final)
-        self._prune()
+        self._prune(just_saved=final)
 
     def path(self, name: str) -> Path:
         """The folder that `last` or `best` names."""
         return self.folder / (self.folder / name).read_text("utf-8").strip()
 
     def _point(self, name: str, target: Path) -> None:
-        aside = self.folder / f".{name}.{os.getpid()}"
-        aside.write_text(target.name + "\n", "utf-8")
-        aside.replace(self.folder / name)
+        aside = self.folder / f".{name}.{uuid.uuid4().hex}"
+        try:
+            aside.write_text(target.name + "\n", "utf-8")
+            _sync(aside)
+            aside.replace(self.folder / name)
+        finally:
+            aside.unlink(missing_ok=True)
 
-    def _prune(self) -> None:
-        steps = sorted((int(p.name.removeprefix("step_")), p) for p in self.folder.glob("step_*"))
+    def _prune(self, *, just_saved: Path) -> None:
+        # The newest are those up to the one just saved: later steps are left over from before a return to an older one.
         best = self.folder / "best"
-        kept = best.read_text("utf-8").strip() if best.exists() else None
-        for _, path in steps[: -self._keep]:
-            if path.name != kept:
+        kept = {just_saved, self.folder / best.read_text("utf-8").strip()} if best.exists() else {just_saved}
+        steps = sorted((int(path.name.removeprefix("step_")), path) for path in self.folder.glob("step_*"))
+        now = int(just_saved.name.removeprefix("step_"))
+        kept |= {path for step, path in [pair for pair in steps if pair[0] <= now][-self._keep :]}
+        for _, path in steps:
+            if path not in kept:
                 shutil.rmtree(path)
 
 
@@ -105,17 +116,17 @@ def restore(path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer) -
     with safe_open(path / TRAINING, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     torch.set_rng_state(tensors.pop("rng/cpu"))
-    for name in [name for name in tensors if name.startswith("rng/")]:  # those of the machine that saved it
-        rng, (_, kind, *index) = tensors.pop(name), name.split("/")
-        if kind == "cuda" and int(index[0]) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(rng, int(index[0]))
-        elif kind == "mps" and torch.backends.mps.is_available():
-            torch.mps.set_rng_state(rng)
-    per_param: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in plain["state"].items()}
+    device = next(model.parameters()).device
+    for kind in ("cuda", "mps"):
+        rng = tensors.pop(f"rng/{kind}", None)
+        if rng is not None and device.type == kind:
+            getattr(torch, kind).set_rng_state(rng)
+    per_param: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in plain.items()}
     for name, tensor in tensors.items():
         _, index, key = name.split("/")
         per_param.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": per_param, "param_groups": plain["param_groups"]})
+    # The groups, with the learning rate and the like, stay those of the config.
+    optimizer.load_state_dict({"state": per_param, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
 
 
@@ -134,28 +145,24 @@ def verify(path: Path) -> None:
             raise UserError(f"{path / name}: damaged: it is not the file that was saved ({MANIFEST} has its SHA-256)")
 
 
-def _training_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _training_state(
+    optimizer: torch.optim.Optimizer, device: torch.device
+) -> tuple[dict[str, Tensor], dict[int, dict[str, Any]]]:
     # What is a tensor goes into safetensors, the rest into JSON.
-    whole = optimizer.state_dict()
     tensors = {"rng/cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors |= {f"rng/cuda/{i}": rng for i, rng in enumerate(torch.cuda.get_rng_state_all())}
-    if torch.backends.mps.is_available():
-        tensors["rng/mps"] = torch.mps.get_rng_state()
-    plain: dict[str, Any] = {"state": {}, "param_groups": []}
-    for index, values in whole["state"].items():
-        plain["state"][index] = {key: value for key, value in values.items() if not isinstance(value, Tensor)}
+    if device.type in ("cuda", "mps"):
+        tensors[f"rng/{device.type}"] = getattr(torch, device.type).get_rng_state()
+    plain: dict[int, dict[str, Any]] = {}
+    for index, values in optimizer.state_dict()["state"].items():
+        plain[index] = {key: value for key, value in values.items() if not isinstance(value, Tensor)}
         tensors |= {
             f"optimizer/{index}/{key}": value.contiguous() for key, value in values.items() if isinstance(value, Tensor)
         }
-    for group in whole["param_groups"]:
-        numbers = {key: value.item() if isinstance(value, Tensor) else value for key, value in group.items()}
-        plain["param_groups"].append(numbers)
     return tensors, plain
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
 def _seal(path: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """RunConfig, the sum of the parts' configs: as Hydra's schemas, and to and from YAML."""
 
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -118,20 +119,39 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
     missing = sorted(OmegaConf.missing_keys(cfg))
     require(not missing, f"{', '.join(missing)}: must be given a value, for instance {missing and missing[0]}=VALUE")
     run = OmegaConf.to_object(cfg)
+    require(isinstance(run, RunConfig), "this config is not made from conf/train.yaml; see --help")
     assert isinstance(run, RunConfig)
+    # Hydra lets `+key=value` add what no dataclass has, and nothing would read it.
+    _refuse_unknown("", OmegaConf.to_container(cfg), to_dict(run))
     return run
+
+
+def _refuse_unknown(group: str, typed: Any, known: dict[str, Any]) -> None:
+    for name, value in typed.items():
+        require(name in known, f"{group}{name}: there is no such field; there are: {', '.join(known)}")
+        if isinstance(value, dict):
+            _refuse_unknown(f"{group}{name}.", value, known[name])
 
 
 def to_dict(cfg: RunConfig) -> dict[str, Any]:
     """The config as plain dictionaries."""
-    plain = OmegaConf.to_container(OmegaConf.structured(cfg))
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return asdict(cfg)
 
 
 def to_yaml(cfg: RunConfig) -> str:
     """The config as YAML that `load` takes."""
-    return OmegaConf.to_yaml(OmegaConf.structured(cfg))
+
+    def escaped(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: escaped(inner) for name, inner in value.items()}
+        return escape_references(value) if isinstance(value, str) else value
+
+    return OmegaConf.to_yaml(OmegaConf.create(escaped(to_dict(cfg))))
+
+
+def escape_references(text: str) -> str:
+    """The text such that OmegaConf, which takes ${...} for a reference to another field, reads it as it stands."""
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
 
 
 def load(path: Path) -> RunConfig:

@@ -75,7 +75,9 @@ def _table(group: str, kind: type[Any]) -> str:
             continue  # a group of its own
         shown = "" if default in (MISSING, NO_DEFAULT) else f"`{_yaml(default)}`"
         name = f"{group}.{field.name}" if group else field.name
-        kind_name = str(field.type).replace(" | ", " or ")
+        written = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        kind_name = str(field.type) if "[" in str(field.type) else written
+        kind_name = kind_name.replace(" | ", " or ")
         rows.append(f"| `{name}` | {kind_name} | {shown} | {documented[field.name]} |")
     return "\n".join(rows) + "\n"
 

@@ -28,6 +28,7 @@ def generate(
         if temperature == 0:
             following = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
         else:
+            logits -= logits.amax(dim=-1, keepdim=True)  # at most 0, which no temperature can make overflow
             following = torch.multinomial(F.softmax(logits / temperature, dim=-1), 1, generator=generator)  # (B, 1)
         idx = torch.cat((idx, following), dim=1)
     model.train(was_training)

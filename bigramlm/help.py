@@ -15,7 +15,6 @@ bigramlm trains a small language model, evaluates it as it goes, saves
 checkpoints, logs metrics, and prints what the model writes.
 
 Usage: python scripts/train.py [GROUP=CHOICE] [FIELD=VALUE] ...
-       (bigramlm-train, once installed as a package)
 
 Groups and their choices:
 {groups}
@@ -38,7 +37,8 @@ def help_text(overrides: list[str]) -> str:
     """The help, with the fields as they are with these overrides; raises what Hydra raises for a wrong one."""
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
         fields = OmegaConf.to_yaml(compose("train", overrides))
-    return _TEXT.format(groups=_group_choices(), fields="".join(f"  {line}\n" for line in fields.splitlines()))
+    text = _TEXT if paths.IN_CHECKOUT else _TEXT.replace("python scripts/train.py", "bigramlm-train")
+    return text.format(groups=_group_choices(), fields="".join(f"  {line}\n" for line in fields.splitlines()))
 
 
 def _group_choices() -> str:

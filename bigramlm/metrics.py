@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,13 +32,14 @@ class LoggerConfig:
     """W&B: the run's name; W&B makes one up where there is none."""
     tags: list[str] = field(default_factory=list)
     """W&B: tags to filter by."""
-    mode: str = "online"
-    """W&B: online, offline (upload later with `wandb sync`) or disabled."""
+    mode: str | None = None
+    """W&B: online, offline (upload later with `wandb sync`) or disabled; null is what WANDB_MODE says, else online."""
 
     def __post_init__(self) -> None:
         for name in self.use:
             require_choice("logger.use", name, tuple(LOGGERS))
-        require_choice("logger.mode", self.mode, ("online", "offline", "disabled"))
+        if self.mode is not None:
+            require_choice("logger.mode", self.mode, ("online", "offline", "disabled"))
 
 
 class Logger(Protocol):
@@ -47,7 +49,7 @@ class Logger(Protocol):
 
     def text(self, step: int, name: str, text: str) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, *, completed: bool) -> None: ...
 
 
 class Metrics:
@@ -75,11 +77,11 @@ class Metrics:
             with self._guarded(logger_name):
                 logger.text(step, name, text)
 
-    def close(self) -> None:
-        """Finish everything that is open."""
+    def close(self, *, completed: bool = True) -> None:
+        """Finish everything that is open; completed: whether the run came to its end."""
         for name, logger in list(self._loggers.items()):
             with self._guarded(name):
-                logger.close()
+                logger.close(completed=completed)
         self._loggers.clear()
         self._jsonl.close()
 
@@ -115,7 +117,7 @@ class TensorBoardLogger:
         # Four spaces make it code in Markdown, which keeps its lines and marks as they are.
         self._writer.add_text(name, "\n".join("    " + line for line in text.split("\n")), step)
 
-    def close(self) -> None:
+    def close(self, *, completed: bool) -> None:  # noqa: ARG002 - TensorBoard knows no status
         self._writer.close()
 
     def _draw_references(self, metrics: dict[str, float]) -> None:
@@ -146,10 +148,10 @@ class WandbLogger:
                 config=run_config,
                 reinit="finish_previous",
                 # Without a network the default time-out is a minute and a half.
-                settings=wandb.Settings(init_timeout=5, console="off", silent=True, x_disable_stats=True),
+                settings=wandb.Settings(init_timeout=8, console="off", silent=True, x_disable_stats=True),
             )
 
-        mode = cfg.mode
+        mode = cfg.mode or os.environ.get("WANDB_MODE", "online")
         stdin, sys.stdin = sys.stdin, io.StringIO()  # at a terminal wandb.init would ask for a key, and wait for ever
         try:
             self._run = start(mode)
@@ -178,8 +180,8 @@ class WandbLogger:
 
         self._run.log({"step": step, name: wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, *, completed: bool) -> None:
+        self._run.finish(exit_code=0 if completed else 1)
 
 
 LOGGERS: dict[str, Callable[[LoggerConfig, Path, dict[str, Any]], Logger]] = {

@@ -1,13 +1,16 @@
 """What a run leaves in its folder, besides metrics and checkpoints: its config, its summary and its samples."""
 
 import json
+import os
 import platform
 import subprocess
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from bigramlm import paths
+from bigramlm.errors import UserError
 
 
 class RunFolder:
@@ -16,6 +19,11 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._summary: dict[str, Any] = {}
+
+    def claim(self) -> None:
+        """UserError where the folder holds a run that has begun to train: nothing is written over."""
+        if (self.path / "metrics.jsonl").exists():
+            raise UserError(f"{self.path}: holds a run already, and nothing is written over; name another folder")
 
     def save_config(self, yaml: str, overrides: list[str]) -> None:
         """Save the config that runs, with what was typed above it as comments."""
@@ -29,6 +37,8 @@ class RunFolder:
         try:
             _write(path, content)
         except OSError:  # on a full disk what is there can still be written over where it stands
+            if not path.exists():
+                raise
             with path.open("r+", encoding="utf-8") as file:
                 file.write(content)
                 file.truncate()
@@ -50,8 +60,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def process() -> dict[str, Any]:
+    """Who runs this, so that a run that says `running` can be told from one that was killed."""
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"started": started, "host": platform.node(), "pid": os.getpid()}
+
+
 def git_state() -> dict[str, Any] | None:
-    """The commit of the checkout, and whether anything in it was changed since; None where there is no checkout."""
+    """The commit of the checkout, and whether anything was changed or added since; None where there is no checkout."""
     if not paths.IN_CHECKOUT:
         return None  # an environment may lie inside a repository that is not ours
     try:
@@ -59,7 +75,7 @@ def git_state() -> dict[str, Any] | None:
             subprocess.run(
                 ["git", "-C", str(paths.home()), *arguments], capture_output=True, text=True, timeout=5, check=True
             ).stdout
-            for arguments in (("status", "--porcelain", "--untracked-files=no"), ("rev-parse", "HEAD"))
+            for arguments in (("status", "--porcelain"), ("rev-parse", "HEAD"))
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,7 +1,7 @@
 """Updates of the weights: one at a time as the code stands, or several in one call of compiled code."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -80,8 +80,6 @@ class CompiledStep(TrainStep):
     A small model's update is shorter than the call that starts it: one call may take several of them.
     """
 
-    _state = "new"
-
     def compile(self, *, together: int) -> None:
         """Make ready to compile, which the first call does."""
         import torch._dynamo.config
@@ -89,30 +87,37 @@ class CompiledStep(TrainStep):
         torch._dynamo.reset()  # jobs of a sweep share a process: none may meet what another compiled
         torch._dynamo.config.trace_autograd_ops = True
         self.together = together
+        self._compiled_sizes: set[int] = set()
         # On a CPU a C++ wrapper calls the graph's kernels without a way through Python.
         options: dict[str, Any] = {"cpp_wrapper": self.device.torch.type == "cpu"}
-        self._compiled = torch.compile(self._several, fullgraph=True, dynamic=False, options=options)
+        self._compiled: Callable[[Tensor, Tensor, Tensor], Outcome] | None = torch.compile(
+            self._several, fullgraph=True, dynamic=False, options=options
+        )
 
     def __call__(self, batches: Sequence[Batch], lrs: Sequence[float]) -> Outcome:
-        if self._state == "fell back":
+        if self._compiled is None:
             return super().__call__(batches, lrs)
         x = torch.stack([x for x, _ in batches])  # (K, A * B, T)
         y = torch.stack([y for _, y in batches])
         rates = torch.tensor(lrs, device=x.device)
-        if self._state == "compiled":
+        if len(batches) in self._compiled_sizes:
             outcome: Outcome = self._compiled(x, y, rates)
             return outcome
-        log.info("compiling the training step, which takes a while the first time")
-        for p in self.params:
-            p.grad = torch.zeros_like(p)
+        if not self._compiled_sizes:
+            log.info("compiling the training step, which takes a while the first time")
+            for p in self.params:
+                p.grad = torch.zeros_like(p)
         try:
             outcome = self._compiled(x, y, rates)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # a compiler fails in many ways, all of them before anything has run
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             log.warning("device.compile: the step does not compile here (%s); going on uncompiled", reason)
-            self._state, self.together = "fell back", 1
-            return super().__call__(batches, lrs)
-        self._state = "compiled"
+            self._compiled, self.together = None, 1
+            first, *_ = [super(CompiledStep, self).__call__([b], [lr]) for b, lr in zip(batches, lrs, strict=True)]
+            return first
+        self._compiled_sizes.add(len(batches))
         return outcome
 
     def _several(self, x: Tensor, y: Tensor, lrs: Tensor) -> Outcome:

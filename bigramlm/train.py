@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,10 +28,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bigramlm import paths
-from bigramlm.config import RunConfig, register_schemas, to_dict, to_run_config, to_yaml
-from bigramlm.errors import UserError, require
+from bigramlm.config import RunConfig, escape_references, register_schemas, to_dict, to_run_config, to_yaml
+from bigramlm.errors import UserError
 from bigramlm.help import help_text
-from bigramlm.run import RunFolder, git_state, versions
+from bigramlm.run import RunFolder, git_state, process, versions
 
 if TYPE_CHECKING:
     from bigramlm.trainer import Trainer
@@ -40,12 +41,15 @@ log = logging.getLogger(__name__)
 # Fields that hold free text: taken as typed, whatever Hydra's grammar would make of it.
 FREE_TEXT = ("sample.prompt", "data.path")
 
+# Ctrl-C, a request to end, and, where there is such a thing, the terminal that is closed.
+_STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
 # Failures of the disk and its permissions that are the user's to mend.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-class Stopped(Exception):
-    """The run was ended by a signal."""
+class Stopped(BaseException):
+    """The run was ended by a signal. No Exception, like KeyboardInterrupt: what guards against failures lets it by."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -58,14 +62,16 @@ def main() -> None:
     sys.argv[1:] = [quote_free_text(argument) for argument in sys.argv[1:]]
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character of the sample still shows the rest
-    if {"--help", "-h"} & set(sys.argv[1:]):
-        try:
-            show(help_text([argument for argument in sys.argv[1:] if not argument.startswith("-")]))
-        except (HydraException, OmegaConfBaseException) as error:
-            print(error, error.__cause__ or "", sep="\n", file=sys.stderr)
-            sys.exit(1)
-        return
-    _hydra_main()
+    try:
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            show(help_text([argument for argument in sys.argv[1:] if re.match(r"~|[^-].*=", argument)]))
+        else:
+            _hydra_main()
+    except (HydraException, OmegaConfBaseException) as error:
+        print(error, error.__cause__ or "", sep="\n", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def set_up_hydra() -> None:
@@ -78,58 +84,67 @@ def set_up_hydra() -> None:
 def _hydra_main(composed: DictConfig) -> None:
     hydra_cfg = HydraConfig.get()
     folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
-    try:
-        train(composed, folder, list(hydra_cfg.overrides.task))
-    except Exception as error:
-        if hydra_cfg.mode == RunMode.MULTIRUN:
-            raise  # sys.exit would end the whole sweep
-        if isinstance(error, Stopped):
-            sys.exit(128 + error.signal)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+    failure = train(composed, folder, list(hydra_cfg.overrides.task))
+    if isinstance(failure, Stopped):
+        sys.exit(128 + failure.signal)  # ends a sweep too
+    if failure is not None and hydra_cfg.mode == RunMode.MULTIRUN:
+        # The sweep goes on, and ends with exit code 1. The traceback is in the job's log; with it, the exception would
+        # keep the job's model in memory for as long as the sweep lasts.
+        message = f"job {hydra_cfg.job.num} failed ({failure}); see {folder.path / 'train.log'}"
+        del failure
+        raise RuntimeError(message)
+    if failure is not None:
+        sys.exit(2 if isinstance(failure, UserError) else 1)
 
 
-class RunFolderCallback(Callback):
-    """Refuses a run folder that cannot be made or that holds a run, in one line, before Hydra meets it."""
+class FolderCallback(Callback):
+    """Refuses a folder that cannot be made or written to, in one line, before Hydra meets it."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
-        folder = Path(config.hydra.run.dir)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{config.hydra.job.name}.log").open("a").close()
-            require(
-                not (folder / "summary.json").exists(),
-                f"hydra.run.dir={folder}: holds a run already, and nothing is written over; name another folder",
-            )
-        except (OSError, UserError) as error:
-            if isinstance(error, OSError):
-                error = UserError(f"hydra.run.dir={folder}: cannot be made or written to: {error.strerror}")
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+        _check_folder("hydra.run.dir", Path(config.hydra.run.dir))
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
+        _check_folder("hydra.sweep.dir", Path(config.hydra.sweep.dir))
 
 
-def train(composed: DictConfig, folder: RunFolder, overrides: list[str]) -> None:
+def _check_folder(field: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        print(f"error: {field}={folder}: cannot be made or written to: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+
+
+def train(composed: DictConfig, folder: RunFolder, overrides: list[str]) -> BaseException | None:
     """Train what Hydra composed. However it ends, the folder's log and summary tell it.
 
-    Raises UserError for what the user can mend, Stopped after a signal, and anything else as it came.
+    Returns None for a run that completed, else what ended it: a UserError for what the user can mend, Stopped after a
+    signal, or any other exception.
     """
     try:
+        folder.claim()
+    except UserError as error:
+        log.error("error: %s", error)
+        return error
+    try:
         with stop_signals() as stop:
-            folder.update_summary(status="running", step=0, overrides=overrides)
+            folder.update_summary(status="running", step=0, overrides=overrides, **process())
             run(to_run_config(composed), folder, overrides, stop)
-    except (Exception, KeyboardInterrupt) as raised:
-        error = _known(raised, folder.path)
-        if isinstance(error, Stopped):
-            log.warning("%s; what was saved is in %s", error, folder.path)
-        elif isinstance(error, UserError):
-            log.error("error: %s", error, exc_info=raised if os.environ.get("HYDRA_FULL_ERROR") else None)
+        return None
+    except (Exception, KeyboardInterrupt, Stopped) as raised:
+        error_or_signal = _known(raised, folder.path)
+        if isinstance(error_or_signal, Stopped):
+            log.warning("%s; the run is in %s", error_or_signal, _relative(folder.path))
+        elif isinstance(error_or_signal, UserError):
+            log.error("error: %s", error_or_signal, exc_info=raised if os.environ.get("HYDRA_FULL_ERROR") else None)
         else:
             log.exception("the run failed")
         with contextlib.suppress(OSError):  # a full disk may be the very reason
-            status = "stopped" if isinstance(error, Stopped) else "failed"
-            folder.update_summary(status=status, error=str(error) or repr(error))
-        if error is raised:
-            raise
-        raise error from raised
+            status = "stopped" if isinstance(error_or_signal, Stopped) else "failed"
+            folder.update_summary(status=status, error=str(error_or_signal) or repr(error_or_signal))
+        return error_or_signal
 
 
 def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSignals) -> None:
@@ -147,7 +162,6 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
     from bigramlm.data.batches import check_length
     from bigramlm.data.text import split
     from bigramlm.device.device import decide, set_up
-    from bigramlm.evaluate import bits_per_character
     from bigramlm.generate import generate
     from bigramlm.metrics import Metrics
     from bigramlm.trainer import Trainer
@@ -158,8 +172,7 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
         check_length(len(ids), split=name, block_size=cfg.data.block_size, text=str(cfg.data.file()))
     torch.manual_seed(cfg.seed)
     model = cfg.model.build(vocab_size=tokenizer.vocab_size, block_size=cfg.data.block_size)
-    tokens_per_step = cfg.data.batch_size * cfg.data.block_size
-    cfg.device = decide(cfg.device, n_params=model.n_params(), tokens_per_step=tokens_per_step)
+    cfg.device = decide(cfg.device, n_params=model.n_params(), tokens=cfg.data.batch_size * cfg.data.block_size)
     device = set_up(cfg.device)
 
     log.info("data: %s, %s characters, vocabulary of %d", cfg.data.name, f"{len(text.text):,}", tokenizer.vocab_size)
@@ -175,32 +188,25 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
     )
 
     metrics = Metrics(folder.path, cfg.logger, to_dict(cfg))
+    completed = False
     try:
         trainer = Trainer(
             cfg,
             model=model.to(device.torch),
             train=tokens["train"].to(device.torch),
             val=tokens["val"].to(device.torch),
+            val_characters=len(texts["val"]),
             tokenizer=tokenizer.to_dict(),
             device=device,
             metrics=metrics,
-            folder=folder.path,
+            folder=folder,
         )
         with stop.after_the_step(trainer):
             trainer.fit()
-        folder.update_summary(
-            step=trainer.step,
-            best=trainer.best,
-            seconds=round(trainer.seconds, 3),
-            tokens_per_second=round(trainer.step * trainer.tokens_per_step / trainer.seconds, 1),
-        )
         if trainer.stop_signal is not None:
             raise Stopped(trainer.stop_signal)
+        folder.update_summary(final=trainer.final, references=trainer.references)
 
-        final = trainer.final_losses()
-        final["val/bpc"] = bits_per_character(
-            final["val/loss"], tokens=len(tokens["val"]) - 1, characters=len(texts["val"]) - 1
-        )
         start = torch.from_numpy(prompt).long() if len(prompt) else torch.zeros(1, dtype=torch.long)
         ids = generate(
             model,
@@ -213,10 +219,11 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
         sample = tokenizer.decode(ids[0].tolist())
         metrics.text(trainer.step, "sample", sample)
         folder.add_sample(trainer.step, sample)
+        completed = True
     finally:
-        metrics.close()
-    folder.update_summary(status="completed", final=final, references=trainer.references)
-    print_end(final, sample, trainer.references, folder.path, cfg.logger.use)
+        metrics.close(completed=completed)
+    folder.update_summary(status="completed")
+    print_end(trainer.final, sample, trainer.references, folder.path, cfg.logger.use)
 
 
 def print_end(
@@ -227,8 +234,9 @@ def print_end(
     for name, loss in references.items():
         split, _, what = name.partition("/best_")
         if split == "train":
-            lines.append(f"By counting: {loss:.4f} over the whole training text, where no {what} can")
-            lines.append(f"do better, and {references[f'val/best_{what}']:.4f} on val.")
+            val_loss = references[f"val/best_{what}"] + 0.0  # no minus before a zero
+            lines.append(f"By counting: {loss + 0.0:.4f} over the whole training text (the loss above: over a part")
+            lines.append(f"as long as val), where no {what} can do better; {val_loss:.4f} on val.")
     lines.append(f"Run: {_relative(folder)}")
     if "tensorboard" in loggers:
         outputs = paths.home() / "outputs"
@@ -250,14 +258,14 @@ def quote_free_text(argument: str) -> str:
     if match is None:
         return argument
     field, text = match.groups()
-    # OmegaConf takes ${...} for a reference, and Hydra's quotes end at a quote; backslashes before either count double.
-    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
+    # Hydra's quotes end at a quote; the backslashes before one, and before the end, count double.
+    text = escape_references(text)
     text = re.sub(r'(\\*)("|$(?![\s\S]))', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), text)
     return f'{field}"{text}"'
 
 
 class StopSignals:
-    """What Ctrl-C and SIGTERM do: end the run at once, or, while a Trainer is at work, after its step and a save."""
+    """What a signal to stop does: end the run at once or, while a Trainer is at work, after its step and a save."""
 
     def __init__(self) -> None:
         self._trainer: Trainer | None = None
@@ -280,12 +288,12 @@ class StopSignals:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Take Ctrl-C and SIGTERM while a run lasts."""
+    """Take Ctrl-C, SIGTERM and SIGHUP while a run lasts."""
     stop = StopSignals()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may take signals
         yield stop
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
     try:
         yield stop
     finally:
@@ -301,6 +309,8 @@ def _known(error: BaseException, folder: Path) -> BaseException:
         return UserError(
             f"{error.filename or folder}: cannot be written: {error.strerror}; make room there or choose another folder"
         )
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return UserError("out of memory: lower data.batch_size or data.block_size, or make the model smaller")
     return error
 
 

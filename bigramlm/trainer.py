@@ -1,8 +1,8 @@
 """The Trainer: the loop that makes a model from a config, a text and a device."""
 
 import logging
+import math
 import time
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -15,10 +15,12 @@ from bigramlm.checkpoint import Checkpoints
 from bigramlm.config import RunConfig
 from bigramlm.data.batches import Batches, blocks
 from bigramlm.device.device import Device, is_small
-from bigramlm.evaluate import mean_loss
+from bigramlm.errors import UserError
+from bigramlm.evaluate import bits_per_character, mean_loss
 from bigramlm.metrics import Metrics
 from bigramlm.model.base import LanguageModel
 from bigramlm.optim.base import learning_rate
+from bigramlm.run import RunFolder
 from bigramlm.step import CompiledStep, Outcome, TrainStep
 
 log = logging.getLogger(__name__)
@@ -45,10 +47,11 @@ class Trainer:
         model: LanguageModel,
         train: Tensor,
         val: Tensor,
+        val_characters: int,
         tokenizer: dict[str, Any],
         device: Device,
         metrics: Metrics,
-        folder: Path,
+        folder: RunFolder,
     ) -> None:
         """model, and the token ids train and val, each (N,), are on the device; tokenizer: saved with checkpoints."""
         self.cfg = cfg.trainer
@@ -57,7 +60,9 @@ class Trainer:
         self.device = device
         self.metrics = metrics
         self.tokenizer = tokenizer
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=self.cfg.keep_checkpoints)
+        self.val_characters = val_characters
+        self.folder = folder
+        self.checkpoints = Checkpoints(folder.path / "checkpoints", keep=self.cfg.keep_checkpoints)
         self.optimizer = cfg.optim.build(model, compiled=device.compile)
         self.scaler = torch.amp.GradScaler(device.torch.type, enabled=device.precision == "fp16")
         self.train_step = (CompiledStep if device.compile else TrainStep)(
@@ -86,6 +91,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.best: dict[str, float] = {}
+        self.final: dict[str, float] = {}
         self.stop_signal: int | None = None
         self._started = 0.0
         self._first_step = 0
@@ -101,12 +107,18 @@ class Trainer:
             while True:
                 step = self.step
                 record: dict[str, float] = {}
-                last = step == self.cfg.steps or self.stop_signal is not None
+                last = step == self.cfg.steps
+                if self.stop_signal is not None:
+                    self.save()
+                    break
                 if last or step % self.cfg.eval_every == 0:
                     record |= self.evaluate()
-                if last or step % self.cfg.checkpoint_every == 0 or self.best.get("step") == step:
+                if last or step % self.cfg.checkpoint_every == 0 or self.best["step"] == step:
                     self.save()
-                if not last:
+                if last:
+                    self.final = self.final_losses()
+                    record |= {f"final/{name}": value for name, value in self.final.items()}
+                else:
                     loss, norm = self.update()
                     if step % self.cfg.log_every == 0:
                         record |= self.measure(loss, norm)
@@ -116,6 +128,7 @@ class Trainer:
                     self.metrics.log(step, self.elapsed(), record)
                 if last:
                     break
+        self.tell()
         self.seconds = self.elapsed()
 
     def elapsed(self) -> float:
@@ -125,7 +138,8 @@ class Trainer:
     def update(self) -> Outcome:
         """Take the next step, or several in one call where that is faster and nothing looks in between.
 
-        Which steps share a call depends on their numbers alone, so that a resumed run computes the same bits.
+        Which steps share a call follows from their numbers and from when something looks, so that a resumed run takes
+        the same calls as one that was not interrupted.
         """
         first, together = self.step, self.train_step.together
         if together > 1 and not self._undisturbed(first, together):
@@ -159,6 +173,7 @@ class Trainer:
             *(len(str(self.cfg.steps)), self.step, self.cfg.steps, record["train/loss"], record["val/loss"]),
             self._pace(),
         )
+        self._require_finite(self.step, "val/loss", record["val/loss"])
         if not self.best or record["val/loss"] < self.best["val/loss"]:
             self.best = {"step": self.step, "val/loss": record["val/loss"]}
         self._resume(began)
@@ -183,7 +198,27 @@ class Trainer:
             state={"seconds": self.elapsed(), "best": self.best, "scaler": self.scaler.state_dict()},
             best=self.best.get("step") == self.step,
         )
+        self.tell()
         self._resume(began)
+
+    def tell(self) -> None:
+        """Say in the summary how far the run is."""
+        seconds = self.elapsed()
+        self.folder.update_summary(
+            step=self.step,
+            best=self.best,
+            seconds=round(seconds, 3),
+            tokens_per_second=round(
+                (self.step - self._first_step) * self.tokens_per_step / (seconds - self.seconds), 1
+            ),
+        )
+
+    def _require_finite(self, step: int, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise UserError(
+                f"step {step}: {name} is {value}, with a learning rate of "
+                f"{learning_rate(self.optim, step):.3g}; try a lower optim.lr, or optim.grad_clip=1"
+            )
 
     def measure(self, loss: Tensor, norm: Tensor | None) -> dict[str, float]:
         """What is logged of a step that was just taken; waits for the device."""
@@ -194,6 +229,7 @@ class Trainer:
             "grad_norm": norm.item(),
             "lr": learning_rate(self.optim, self.step - 1),
         }
+        self._require_finite(self.step - 1, "train/batch_loss", record["train/batch_loss"])
         now = time.perf_counter()
         since, at = self._marked
         record["tokens_per_second"] = (self.step - at) * self.tokens_per_step / (now - since)
@@ -201,17 +237,22 @@ class Trainer:
         return record
 
     def final_losses(self) -> dict[str, float]:
-        """The losses that count: over the whole val split, and over as many tokens spread evenly over train."""
+        """The losses that count: over the whole val split, and over as many tokens spread evenly over train.
+
+        Also val's in bits a character, which compares models with different tokenizers.
+        """
         block_size = self.model.block_size
         n_val = len(self.splits["val"])
         val_limit = WHOLE_SPLIT_UP_TO // block_size if n_val > WHOLE_SPLIT_UP_TO else None
         train_limit = val_limit or -(-(n_val - 1) // block_size)
         covered = f"{WHOLE_SPLIT_UP_TO:,} tokens of val, spread evenly" if val_limit else "the whole of val"
         log.info("final losses: over %s, and as many tokens of train", covered)
-        return {
+        final = {
             f"{split}/loss": mean_loss(self.model, blocks(tokens, block_size=block_size, limit=limit), self.device)
             for (split, tokens), limit in zip(self.splits.items(), (train_limit, val_limit), strict=True)
         }
+        final["val/bpc"] = bits_per_character(final["val/loss"], tokens=n_val, characters=self.val_characters)
+        return final
 
     def _pause(self) -> float:
         self.device.synchronize()

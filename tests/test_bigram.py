@@ -13,7 +13,7 @@ from bigramlm.device.device import decide, set_up
 from bigramlm.generate import generate
 from bigramlm.model.bigram import Bigram, best_bigram_losses
 
-DEVICE = set_up(decide(DeviceConfig(name="cpu"), n_params=1, tokens_per_step=1))
+DEVICE = set_up(decide(DeviceConfig(name="cpu"), n_params=1, tokens=1))
 
 
 def tokens(n: int, vocab_size: int, seed: int = 0) -> torch.Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bigramlm import paths
-from bigramlm.config import load, to_run_config
+from bigramlm.config import load, to_run_config, to_yaml
 from bigramlm.train import quote_free_text
 from tests.conftest import Cli, composed
 
@@ -69,7 +69,7 @@ def test_a_run_from_any_folder_leaves_what_it_promises(tmp_path: Path) -> None:
     assert sample in done.stdout
     assert f"Run: {folder.name}" in done.stdout, "short, from where the user is"
     assert "tensorboard --logdir" in done.stdout
-    assert "where no bigram can\ndo better" in done.stdout
+    assert "where no bigram can do better" in done.stdout
     assert "step 100/300" in done.stderr
     assert "\r" not in done.stderr, "no bar where there is no terminal"
     assert max(map(len, done.stderr.splitlines())) <= 110
@@ -126,8 +126,11 @@ TYPED += ["", "line\nbreak", "tab\t", " padded "]
 
 
 @pytest.mark.parametrize("text", TYPED)
-def test_free_text_is_taken_as_typed(text: str) -> None:
-    assert to_run_config(composed("data=bundled", f"sample.prompt={text}")).sample.prompt == text
+def test_free_text_is_taken_as_typed_and_saved_so(text: str, tmp_path: Path) -> None:
+    cfg = to_run_config(composed("data=bundled", f"sample.prompt={text}"))
+    assert cfg.sample.prompt == text
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg), "utf-8")
+    assert load(tmp_path / "config.yaml") == cfg
     if text:
         data = to_run_config(composed("data=text", f"data.path={text}")).data
         assert vars(data)["path"] == text

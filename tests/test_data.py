@@ -84,7 +84,7 @@ def test_split_is_the_tutorials() -> None:
 
 def test_length_is_checked_to_the_token() -> None:
     check_length(9, split="val", block_size=8, text="t")
-    with pytest.raises(UserError, match=r"data.block_size=8: the val split of t has 8 tokens"):
+    with pytest.raises(UserError, match=r"data.block_size=8: the val split of t has only 8 of the 9 tokens"):
         check_length(8, split="val", block_size=8, text="t")
 
 

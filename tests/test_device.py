@@ -26,7 +26,7 @@ def machine(monkeypatch: pytest.MonkeyPatch):
 
 
 def decided(n_params: int = 1000, tokens: int = 100, **fields: object) -> DeviceConfig:
-    return decide(DeviceConfig(**fields), n_params=n_params, tokens_per_step=tokens)  # type: ignore[arg-type]
+    return decide(DeviceConfig(**fields), n_params=n_params, tokens=tokens)  # type: ignore[arg-type]
 
 
 def test_auto_takes_cuda_then_mps_then_cpu(machine, caplog: pytest.LogCaptureFixture) -> None:

@@ -70,7 +70,7 @@ class Failing:
 
     def text(self, step: int, name: str, text: str) -> None: ...
 
-    def close(self) -> None:
+    def close(self, *, completed: bool) -> None:
         raise RuntimeError("closed already")
 
 
@@ -153,7 +153,8 @@ class StubWandb(types.ModuleType):
     def log(self, values: dict[str, Any]) -> None:
         self.logged.append(values)
 
-    def finish(self) -> None:
+    def finish(self, exit_code: int) -> None:
+        self.exit_code = exit_code
         self.finished += 1
 
     def teardown(self) -> None:
@@ -186,7 +187,7 @@ def test_wandb_that_cannot_be_reached_goes_offline(
     monkeypatch.setitem(sys.modules, "wandb", stub)
     Metrics(tmp_path, LoggerConfig(use=["wandb"]), {}).close()
     assert [init["mode"] for init in stub.inits] == ["online", "offline"]
-    assert all(init["settings"].init_timeout <= 5 for init in stub.inits)
+    assert all(init["settings"].init_timeout <= 10 for init in stub.inits)
     assert stub.torn_down == 1
     assert "timed out" in caplog.text
     assert "second line" not in caplog.text

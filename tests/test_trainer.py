@@ -13,6 +13,7 @@ from bigramlm.config import RunConfig
 from bigramlm.device.device import Device, decide, set_up
 from bigramlm.errors import UserError
 from bigramlm.metrics import LoggerConfig, Metrics
+from bigramlm.run import RunFolder
 from bigramlm.trainer import Trainer
 from tests.conftest import run_config
 
@@ -25,16 +26,17 @@ def build(folder: Path, *overrides: str, device: Device | None = None) -> Traine
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(cfg.seed)
     model = cfg.model.build(vocab_size=11, block_size=cfg.data.block_size)
-    cfg.device = decide(cfg.device, n_params=model.n_params(), tokens_per_step=256)
+    cfg.device = decide(cfg.device, n_params=model.n_params(), tokens=256)
     return Trainer(
         cfg,
         model=model,
         train=TOKENS[:1800],
         val=TOKENS[1800:],
+        val_characters=200,
         tokenizer={"name": "char", "chars": "abcdefghijk"},
         device=device or set_up(cfg.device),
         metrics=Metrics(folder, LoggerConfig(use=[]), {}),
-        folder=folder,
+        folder=RunFolder(folder),
     )
 
 
@@ -142,7 +144,7 @@ def test_fp16_scales_its_losses_and_unscales_its_gradients(tmp_path: Path) -> No
 
 
 def test_the_best_is_never_replaced_by_a_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([4.0, 4.0, 3.0, 3.0, 3.5, 3.5, 3.2, 3.2])  # train and val, at steps 0, 10, 20 and 30
+    losses = iter([4.0, 4.0, 3.0, 3.0, 3.5, 3.5, 3.2, 3.2, 1.0, 1.0])  # train and val, at 0, 10, 20, 30; final
     monkeypatch.setattr("bigramlm.trainer.mean_loss", lambda *_: next(losses))
     trainer = fitted(tmp_path)
     assert trainer.best == {"step": 10, "val/loss": 3.0}

@@ -76,6 +76,6 @@ def check_length(n_tokens: int, *, split: str, block_size: int, text: str) -> No
     """UserError where a split is too short for one block and the target of its last token."""
     require(
         n_tokens > block_size,
-        f"data.block_size={block_size}: the {split} split of {text} has {n_tokens} tokens, and a block and its targets "
-        f"take {block_size + 1}; lower data.block_size, change data.train_fraction or use a longer text",
+        f"data.block_size={block_size}: the {split} split of {text} has only {n_tokens:,} of the {block_size + 1:,} "
+        "tokens that a block and its targets take; lower data.block_size or use a longer text",
     )

@@ -91,7 +91,9 @@ class ShakespeareConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.timeout > 0, f"data.timeout={self.timeout}: must be above 0 seconds")
+        require(
+            0 < self.timeout <= 3600, f"data.timeout={self.timeout}: must be above 0 seconds, and an hour at the most"
+        )
 
     def prepare(self) -> DataConfig:
         from bigramlm.data.shakespeare import fetch

@@ -37,7 +37,7 @@ def fetch(cfg: ShakespeareConfig) -> bool:
             log.warning("%s is not the tutorial's text (its SHA-256 differs); training on it as it is", path)
         return True
     try:
-        download(cfg.url, path, cfg.timeout)
+        content = download(cfg.url, cfg.timeout)
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = error.reason if type(error) is urllib.error.URLError else error  # a bare URLError wraps the reason
         if not cfg.fallback:
@@ -47,16 +47,17 @@ def fetch(cfg: ShakespeareConfig) -> bool:
             ) from None
         log.warning(_NOT_SHAKESPEARE.format(url=cfg.url, reason=reason, path=path))
         return False
+    _write(path, content)
     return True
 
 
-def download(url: str, path: Path, timeout: float) -> None:
-    """Download the tutorial's text to path, whole and verified, or leave nothing there.
+def download(url: str, timeout: float) -> bytes:
+    """The tutorial's text, whole and verified.
 
     Raises OSError (of which a time-out and urllib's errors are kinds), http.client.HTTPException, or ValueError where
     what came is not the text.
     """
-    log.info("downloading %s to %s", url, path)
+    log.info("downloading %s", url)
     deadline = time.monotonic() + _PATIENCE * timeout
     content = bytearray()
     request = urllib.request.Request(url, headers={"User-Agent": "bigramlm"})
@@ -77,7 +78,11 @@ def download(url: str, path: Path, timeout: float) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256:
         raise ValueError(f"what came is not the tutorial's text: its SHA-256 is {found}, not {SHA256}")
+    return bytes(content)
 
+
+def _write(path: Path, content: bytes) -> None:
+    # Aside, synced and renamed: the file is whole or not there.
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

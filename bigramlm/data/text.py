@@ -19,10 +19,9 @@ class Text:
 
 def read_text(path: Path, name: str) -> Text:
     """The text in a UTF-8 file, exactly as it stands there. UserError says what is wrong with the file."""
+    require(not path.is_dir(), f"{path}: is a folder; give a text file in it (data.path=FILE)")
     try:
         raw = path.read_bytes()
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; give a text file in it (data.path=FILE)") from None
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; give one that exists (data.path=FILE)") from None
     except OSError as error:

@@ -32,8 +32,8 @@ class DeviceConfig:
         )
         require_choice("device.precision", self.precision, PRECISIONS)
         require(
-            self.threads == "auto" or (self.threads.isdecimal() and int(self.threads) >= 1),
-            f"device.threads={self.threads}: must be auto or a whole number, 1 or more",
+            self.threads == "auto" or (self.threads.isdecimal() and 1 <= int(self.threads) <= 1024),
+            f"device.threads={self.threads}: must be auto or a whole number, 1 to 1024",
         )
         require(
             not (self.compile and self.precision == "fp16"),

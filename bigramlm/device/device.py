@@ -58,7 +58,7 @@ def is_small(*, n_params: int, tokens: int) -> bool:
     return 6 * n_params * tokens < SMALL_BELOW
 
 
-def decide(cfg: DeviceConfig, *, n_params: int, tokens_per_step: int) -> DeviceConfig:
+def decide(cfg: DeviceConfig, *, n_params: int, tokens: int) -> DeviceConfig:
     """The same config with nothing left on `auto`; logs every decision with its reason.
 
     Decided by the device and the size of the work alone, never by the load of the moment, so that the same config
@@ -66,7 +66,7 @@ def decide(cfg: DeviceConfig, *, n_params: int, tokens_per_step: int) -> DeviceC
     """
     name, reason = _decide_name(cfg.name)
     precision, precision_reason = _decide_precision(cfg.precision, name, n_params)
-    threads, threads_reason = _decide_threads(cfg.threads, small=is_small(n_params=n_params, tokens=tokens_per_step))
+    threads, threads_reason = _decide_threads(cfg.threads, small=is_small(n_params=n_params, tokens=tokens))
     log.info("device: %s (%s)", name, reason)
     log.info("precision: %s (%s), CPU threads: %d (%s)", precision, precision_reason, threads, threads_reason)
     return replace(cfg, name=name, precision=precision, threads=str(threads))
@@ -81,7 +81,6 @@ def set_up(cfg: DeviceConfig) -> Device:
         torch.are_deterministic_algorithms_enabled() != cfg.deterministic
     ):  # the call imports the compiler, which is slow
         torch.use_deterministic_algorithms(cfg.deterministic)
-    torch.backends.cudnn.benchmark = not cfg.deterministic
     return Device(torch.device(cfg.name), cfg.precision, cfg.compile)
 
 
