@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,10 +87,8 @@ class CompiledStep(TrainStep):
         torch._dynamo.config.trace_autograd_ops = True
         self.together = together
         self._compiled_sizes: set[int] = set()
-        # On a CPU a C++ wrapper calls the graph's kernels without a way through Python.
-        options: dict[str, Any] = {"cpp_wrapper": self.device.torch.type == "cpu"}
         self._compiled: Callable[[Tensor, Tensor, Tensor], Outcome] | None = torch.compile(
-            self._several, fullgraph=True, dynamic=False, options=options
+            self._several, fullgraph=True, dynamic=False
         )
 
     def __call__(self, batches: Sequence[Batch], lrs: Sequence[float]) -> Outcome:

@@ -1,6 +1,8 @@
 """The command line as a user types it."""
 
+import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -11,8 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
 
-from bigramlm import paths
+from bigramlm import metrics, paths
 from bigramlm.config import load, to_run_config, to_yaml
 from bigramlm.train import quote_free_text
 from tests.conftest import Cli, composed
@@ -62,7 +67,8 @@ def test_a_run_from_any_folder_leaves_what_it_promises(tmp_path: Path) -> None:
     assert told["step"] == 300
     assert told["device"] in ("cpu", "cuda", "mps")
     assert told["overrides"] == ["experiment=quick", "trainer.steps=300", "trainer.eval_every=100"]
-    assert told["data"] == {"name": "bundled", "sha256": told["data"]["sha256"]}  # type: ignore[index]
+    digest = hashlib.sha256(paths.bundled_text().read_bytes()).hexdigest()
+    assert told["data"] == {"name": "bundled", "sha256": digest}
     assert set(told) >= {"final", "best", "seconds", "tokens_per_second", "versions", "git"}
     sample = (folder / "samples.txt").read_text("utf-8").removeprefix("---- step 300\n").removesuffix("\n")
     assert len(sample) == 301, "token zero and 300 more"
@@ -74,6 +80,54 @@ def test_a_run_from_any_folder_leaves_what_it_promises(tmp_path: Path) -> None:
     assert "\r" not in done.stderr, "no bar where there is no terminal"
     assert max(map(len, done.stderr.splitlines())) <= 110
     assert "step 100/300" in (folder / "train.log").read_text("utf-8")
+
+
+def test_what_a_run_tells_can_be_computed_again_from_what_it_saved(cli: Cli) -> None:
+    """The final losses and the sample, written out anew from the checkpoint, the tokenizer, the config and the text."""
+    training = ("data=bundled", "data.train_fraction=0.8", "trainer.steps=60", "trainer.eval_every=20", "optim.lr=0.1")
+    ended = cli(*training, "seed=3", "sample.prompt=Joan", "sample.temperature=0.7", "sample.max_new_tokens=50")
+    assert ended.code == 0, ended.err
+    last = ended.folder / "checkpoints" / (ended.folder / "checkpoints" / "last").read_text("utf-8").strip()
+    (table,) = load_file(last / "model.safetensors").values()
+    chars = json.loads((last / "tokenizer.json").read_text("utf-8"))["chars"]
+    text = paths.bundled_text().read_text("utf-8")
+    assert chars == "".join(sorted(set(text)))
+    ids = torch.tensor([chars.index(c) for c in text])
+    train, val = ids[: int(0.8 * len(ids))], ids[int(0.8 * len(ids)) :]
+    told = summary(ended.folder)
+    final, best = told["final"], told["best"]
+    assert isinstance(final, dict)
+    assert isinstance(best, dict)
+    assert final["val/loss"] == pytest.approx(F.cross_entropy(table[val[:-1]], val[1:]).item(), rel=1e-6)
+    whole = F.cross_entropy(table[train[:-1]], train[1:]).item()
+    assert final["train/loss"] == pytest.approx(whole, rel=0.02), "a part of train, spread evenly"
+    assert final["val/bpc"] == pytest.approx(final["val/loss"] / math.log(2))
+
+    generator = torch.Generator().manual_seed(3)
+    written = [chars.index(c) for c in "Joan"]
+    for _ in range(50):
+        p = F.softmax((table[written[-1]] - table[written[-1]].max()) / 0.7, dim=-1)
+        written.append(int(torch.multinomial(p, 1, generator=generator)))
+    assert "".join(chars[i] for i in written) in ended.out
+
+    lines = [json.loads(line) for line in (ended.folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    losses = {line["step"]: line["val/loss"] for line in lines if "val/loss" in line}
+    assert best["val/loss"] == min(losses.values()) == losses[best["step"]]
+    assert lines[-1]["final/val/loss"] == final["val/loss"]
+    assert told["tokens_per_second"] == pytest.approx(60 * 256 / float(str(told["seconds"])), rel=0.05)
+
+
+def test_a_fresh_model_starts_from_token_zero_and_the_seed(cli: Cli) -> None:
+    samples = []
+    for seed in (1, 2):
+        ended = cli(*SHORT, "trainer.steps=0", f"seed={seed}")
+        samples.append((ended.folder / "samples.txt").read_text("utf-8").removeprefix("---- step 0\n"))
+        assert samples[-1].startswith("\n"), "token zero of this text"
+        torch.manual_seed(seed)
+        last = ended.folder / "checkpoints" / "step_0" / "model.safetensors"
+        (table,) = load_file(last).values()
+        assert torch.equal(table, torch.nn.Embedding(62, 62).weight)
+    assert samples[0] != samples[1]
 
 
 def test_the_saved_config_is_the_whole_one_and_loads_again(cli: Cli) -> None:
@@ -159,7 +213,9 @@ BAD_VALUES = {
     "sample.max_new_tokens=-1": "sample.max_new_tokens=-1",
     "sample.prompt=日本": "'日', '本'",
     "seed=-1": "seed=-1",
-    "data=text": "data.path",
+    "device.threads=20000": "device.threads=20000",
+    "+optim.lrr=1": "optim.lrr: there is no such field",
+    "data=text": "data.path: must be given",
     "model.name=gpt": "model=NAME",
     "data.train_fraction=0.9999": "the val split",
     "data.train_fraction=0.00001": "the train split",
@@ -230,6 +286,8 @@ def test_a_run_folder_that_cannot_be_is_one_line(cli: Cli, tmp_path: Path) -> No
         ended = cli(*SHORT, f"hydra.run.dir={tmp_path / folder}", run_dir=False)
         assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
         assert str(tmp_path / folder) in ended.err
+    ended = cli("-m", *SHORT, f"hydra.sweep.dir={tmp_path / 'file'}", run_dir=False)
+    assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -239,6 +297,11 @@ def test_a_folder_that_holds_a_run_is_not_written_over(cli: Cli) -> None:
     again = cli(*SHORT, f"hydra.run.dir={first.folder}", run_dir=False)
     assert (again.code, again.err.count("\n")) == (2, 1)
     assert "holds a run already" in again.err
+    sweep = cli(
+        "-m", *SHORT, f"hydra.sweep.dir={first.folder.parent}", f"hydra.sweep.subdir={first.folder.name}", run_dir=False
+    )
+    assert sweep.code == 1
+    assert "holds a run already" in sweep.err
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*") if path.name != "train.log"} == {
         path: time for path, time in before.items() if path.name != "train.log"
     }
@@ -299,6 +362,53 @@ def test_signals_stop_the_run_and_save_it(tmp_path: Path, number: signal.Signals
     assert told["status"] == "stopped"
     last = (folder / "checkpoints" / "last").read_text().strip()
     assert last == f"step_{told['step']}"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_a_sweep(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    arguments = [
+        "-m",
+        "data=bundled",
+        "trainer.steps=100000000",
+        "logger=none",
+        f"hydra.sweep.dir={tmp_path}",
+        "seed=1,2",
+    ]
+    with subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "0" / "checkpoints" / "last").exists():
+            assert process.poll() is None, "the sweep ended by itself"
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in err
+    assert summary(tmp_path / "0")["status"] == "stopped"
+    assert not (tmp_path / "1").exists()
+
+
+def test_a_signal_gets_by_what_guards_against_failures(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setitem(metrics.LOGGERS, "tensorboard", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    ended = cli(*SHORT, "logger=tensorboard")
+    assert ended.code == 130
+    assert summary(ended.folder)["status"] == "stopped"
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_second_signal_stops_at_once(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bigramlm.trainer import Trainer
+
+    def twice(_: Trainer) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the second signal did not stop the run")
+
+    monkeypatch.setattr(Trainer, "fit", twice)
+    assert cli(*SHORT).code == 130
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a closed pipe shows otherwise on Windows")

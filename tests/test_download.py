@@ -115,6 +115,23 @@ def test_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
     assert "refused" in caplog.text
 
 
+def test_a_disk_that_is_full_is_not_a_download_that_failed(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bigramlm.data.shakespeare.os.fsync", full)
+    cfg = config(server + "/good")
+    with pytest.raises(OSError, match="No space left"):
+        cfg.prepare()
+    assert not list(cfg.file().parent.iterdir())
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_time_out_has_an_end(timeout: float) -> None:
+    with pytest.raises(UserError, match=r"data.timeout="):
+        ShakespeareConfig(timeout=timeout)
+
+
 def test_fallback_keeps_the_other_fields() -> None:
     taken = config("http://127.0.0.1:9/", block_size=5, batch_size=3, train_fraction=0.5).prepare()
     assert taken == BundledConfig(block_size=5, batch_size=3, train_fraction=0.5)

@@ -43,11 +43,15 @@ def test_tensorboard_reads_what_jsonl_has(cli: Cli) -> None:
         *("step", "seconds", "train/loss", "val/loss", "train/best_bigram", "val/best_bigram"),
         *("train/batch_loss", "lr", "grad_norm", "tokens_per_second"),
     }
+    assert {"final/train/loss", "final/val/loss", "final/val/bpc"} <= set(lines[-1])
     for line in lines:
         expected = {name: value for name, value in line.items() if name not in ("step", "seconds")}
         assert found[line["step"]] == pytest.approx(expected, rel=1e-5)
     assert len({line["val/best_bigram"] for line in lines if "val/best_bigram" in line}) == 1, "a level line"
     assert "sample/text_summary" in events.Tags()["tensors"]
+    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    assert b"^val/loss$" in layout
+    assert b"^val/best_bigram$" in layout
 
 
 def test_bad_logger_fields_are_refused() -> None:
@@ -177,7 +181,16 @@ def test_what_wandb_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert stub.logged[1]["sample"] == ("html", "<pre>&lt;b&gt;O, &amp; so&lt;/b&gt;</pre>")
     assert ("*", "step") in stub.defined
     assert "https://example.org/p/runs/1" in caplog.text
-    assert stub.finished == 1
+    assert (stub.finished, stub.exit_code) == (1, 0)
+
+
+def test_wandb_is_told_of_a_run_that_did_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = StubWandb(refuse_online=False)
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    Metrics(tmp_path, LoggerConfig(use=["wandb"]), {}).close(completed=False)
+    assert stub.exit_code == 1
+    assert stub.inits[0]["mode"] == "disabled", "what the environment says, where the config says nothing"
 
 
 def test_wandb_that_cannot_be_reached_goes_offline(

@@ -43,6 +43,7 @@ def test_the_defaults_are_the_tutorials() -> None:
     theirs = torch.optim.AdamW(ours.parameters(), lr=1e-3).param_groups[0]
     for name in ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"):
         assert found[name] == theirs[name], name
+    assert AdamWConfig(eps=0.5).build(ours, compiled=False).param_groups[0]["eps"] == 0.5
 
 
 def test_an_uncompiled_step_does_not_import_the_compiler() -> None:

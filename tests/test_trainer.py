@@ -1,18 +1,25 @@
 """The Trainer: same bits from the same config, and steps that are what they say."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
 
 from bigramlm.checkpoint import restore, verify
 from bigramlm.config import RunConfig
 from bigramlm.device.device import Device, decide, set_up
 from bigramlm.errors import UserError
+from bigramlm.evaluate import mean_loss
+from bigramlm.generate import generate
 from bigramlm.metrics import LoggerConfig, Metrics
+from bigramlm.model.base import LanguageModel
+from bigramlm.model.bigram import Bigram, best_bigram_losses
 from bigramlm.run import RunFolder
 from bigramlm.trainer import Trainer
 from tests.conftest import run_config
@@ -20,12 +27,34 @@ from tests.conftest import run_config
 TOKENS = torch.randint(11, (2000,), generator=torch.Generator().manual_seed(0)).int()
 
 
-def build(folder: Path, *overrides: str, device: Device | None = None) -> Trainer:
-    """A Trainer of a small bigram on random tokens; everything else as the overrides say."""
+class Stub(LanguageModel):
+    """What the bigram lacks: positions, dropout, a matrix product, a tied weight; it notes the dtype it computes in."""
+
+    def __init__(self, *, vocab_size: int, block_size: int) -> None:
+        super().__init__()
+        self.vocab_size, self.block_size = vocab_size, block_size
+        self.token = torch.nn.Embedding(vocab_size, 16)
+        self.position = torch.nn.Embedding(block_size, 16)
+        self.dropout = torch.nn.Dropout(0.5)
+        self.head = torch.nn.Linear(16, vocab_size, bias=False)
+        self.head.weight = self.token.weight
+        self.dtype: torch.dtype | None = None
+
+    def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+        x = self.dropout(self.token(idx) + self.position(torch.arange(idx.shape[1])))
+        logits = self.head(x)
+        self.dtype = logits.dtype
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def build(folder: Path, *overrides: str, device: Device | None = None, kind: type[LanguageModel] = Bigram) -> Trainer:
+    """A Trainer of a small model on random tokens; everything else as the overrides say."""
     cfg: RunConfig = run_config("trainer.steps=30", "trainer.log_every=10", "trainer.eval_every=10", *overrides)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(cfg.seed)
-    model = cfg.model.build(vocab_size=11, block_size=cfg.data.block_size)
+    model = kind(vocab_size=11, block_size=cfg.data.block_size)
     cfg.device = decide(cfg.device, n_params=model.n_params(), tokens=256)
     return Trainer(
         cfg,
@@ -40,8 +69,8 @@ def build(folder: Path, *overrides: str, device: Device | None = None) -> Traine
     )
 
 
-def fitted(folder: Path, *overrides: str, device: Device | None = None) -> Trainer:
-    trainer = build(folder, *overrides, device=device)
+def fitted(folder: Path, *overrides: str, device: Device | None = None, kind: type[LanguageModel] = Bigram) -> Trainer:
+    trainer = build(folder, *overrides, device=device, kind=kind)
     trainer.fit()
     trainer.metrics.close()
     return trainer
@@ -52,6 +81,7 @@ def weights(trainer: Trainer) -> torch.Tensor:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
+    """The records without what a clock decides."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
 
@@ -62,6 +92,7 @@ def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
     assert torch.equal(weights(one), weights(two))
     assert records(tmp_path / "1") == records(tmp_path / "2")
     assert not torch.equal(weights(one), weights(other))
+    assert not torch.equal(one.batches[0][0], other.batches[0][0]), "the seed decides the batches too"
 
 
 def test_looking_does_not_change_the_run(tmp_path: Path) -> None:
@@ -76,19 +107,23 @@ def test_looking_does_not_change_the_run(tmp_path: Path) -> None:
     assert torch.equal(weights(plain), weights(watched))
 
 
-def test_a_step_is_the_tutorials_loop(tmp_path: Path) -> None:
-    """The same batches through PyTorch's own optimizer, written out."""
-    trainer = build(tmp_path)
+def test_steps_are_the_tutorials_loop(tmp_path: Path) -> None:
+    """The same batches through PyTorch's own optimizer, written out, with a warm-up and clipping."""
+    trainer = build(tmp_path, "optim.warmup_steps=20", "optim.grad_clip=0.05", "optim.lr=0.1")
     torch.manual_seed(1337)
     table = torch.nn.Embedding(11, 11)
     assert torch.equal(table.weight, weights(trainer))
     optimizer = torch.optim.AdamW(table.parameters(), lr=1e-3, fused=True)
+    clipped = 0
     for step in range(30):
         x, y = trainer.batches[step]
-        loss = torch.nn.functional.cross_entropy(table(x).view(-1, 11), y.view(-1))
+        loss = F.cross_entropy(table(x).view(-1, 11), y.view(-1))
         optimizer.zero_grad()
         loss.backward()
+        clipped += bool(clip_grad_norm_(table.parameters(), 0.05) > 0.05)
+        optimizer.param_groups[0]["lr"] = 0.1 * min(1, (step + 1) / 21)
         optimizer.step()
+    assert clipped > 0
     trainer.fit()
     assert torch.equal(table.weight, weights(trainer))
 
@@ -105,7 +140,50 @@ def test_a_record_is_of_the_state_it_is_numbered_by(tmp_path: Path) -> None:
     assert found[0]["grad_norm"] == pytest.approx(gradient.norm().item())
     assert found[0]["lr"] == 1e-3
     assert "train/batch_loss" not in found[-1], "after the last step there is no further batch"
-    assert found[-1]["val/loss"] == pytest.approx(trainer.evaluate()["val/loss"])
+    # The losses by hand: 100 batches of 32 blocks are more than there are, so each split is covered whole.
+    splits = {"train": TOKENS[:1800].long(), "val": TOKENS[1800:].long()}
+    for split, ids in splits.items():
+        by_hand = F.cross_entropy(weights(trainer)[ids[:-1]], ids[1:]).item()
+        assert found[-1][f"{split}/loss"] == pytest.approx(by_hand, rel=1e-5)
+    assert found[-1]["final/val/loss"] == pytest.approx(by_hand, rel=1e-5)
+    best = best_bigram_losses(splits["train"], splits["val"], 11)
+    assert (found[0]["train/best_bigram"], found[0]["val/best_bigram"]) == best
+
+
+def test_an_evaluation_covers_as_many_batches_as_asked(tmp_path: Path) -> None:
+    trainer = build(tmp_path, "trainer.eval_batches=2", "data.batch_size=3")
+    for split, ids in (("train", TOKENS[:1800].long()), ("val", TOKENS[1800:].long())):
+        starts = [i * (len(ids) - 9) // 5 for i in range(6)]
+        x = torch.stack([ids[s : s + 8] for s in starts])
+        y = torch.stack([ids[s + 1 : s + 9] for s in starts])
+        by_hand = F.cross_entropy(weights(trainer)[x].view(-1, 11), y.view(-1)).item()
+        assert mean_loss(trainer.model, trainer.eval_blocks[split], trainer.device) == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_speed_is_tokens_by_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that stands still but in training steps, which take a second each."""
+    trainer = build(tmp_path, "trainer.eval_every=7")
+    now, take = [0.0], trainer.train_step.__call__
+    monkeypatch.setattr("bigramlm.trainer.time.perf_counter", lambda: now[0])
+
+    def second(*arguments: Any) -> Any:
+        now[0] += 1
+        return take(*arguments)
+
+    def slow(*_: Any) -> float:
+        now[0] += 100
+        return 1.0
+
+    trainer.train_step = second  # type: ignore[assignment]
+    trainer.train_step.together = 1
+    monkeypatch.setattr("bigramlm.trainer.mean_loss", slow)
+    trainer.fit()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
+    assert speeds == pytest.approx([256.0] * 3), "evaluations don't count"
+    told = json.loads((tmp_path / "summary.json").read_text())
+    assert told["seconds"] == lines[-1]["seconds"]
+    assert told["tokens_per_second"] == pytest.approx(30 * 256 / told["seconds"], rel=0.01)
 
 
 def test_no_steps_evaluate_and_save_the_fresh_model(tmp_path: Path) -> None:
@@ -121,6 +199,8 @@ def test_accumulation_makes_the_update_of_the_whole_batch(tmp_path: Path) -> Non
     torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-5, atol=1e-6)
     losses = [[r.get("train/batch_loss") for r in records(tmp_path / run)][:3] for run in ("1", "2")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    norms = [[r["grad_norm"] for r in records(tmp_path / run)[:-1]] for run in ("1", "2")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     assert whole.tokens_per_step == parts.tokens_per_step
 
 
@@ -133,12 +213,48 @@ def test_clipping_bounds_the_update(tmp_path: Path) -> None:
     assert clipped.item() == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_dropout_is_off_in_evaluation_and_sampling_and_on_again_after(tmp_path: Path) -> None:
+    trainer = build(tmp_path, kind=Stub)
+    trainer.model.train()
+    losses = {mean_loss(trainer.model, trainer.eval_blocks["val"], trainer.device) for _ in range(3)}
+    assert len(losses) == 1
+    assert trainer.model.training
+    start = torch.zeros((1, 1), dtype=torch.long)
+    first, second = (
+        generate(trainer.model, start, 30, temperature=0.0, seed=0, device=trainer.device) for _ in range(2)
+    )
+    assert torch.equal(first, second), "30 tokens, of which the model, with positions for 8, sees the last 8"
+    assert trainer.model.training
+    x, y = trainer.batches[0]
+    assert trainer.model(x, y)[1] != trainer.model(x, y)[1], "on in training"
+
+
+def test_bf16_is_what_matrix_products_are_computed_in(tmp_path: Path) -> None:
+    trainer = build(tmp_path, "device.precision=bf16", kind=Stub)
+    trainer.update()
+    assert isinstance(trainer.model, Stub)
+    assert trainer.model.dtype == torch.bfloat16
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    trainer.evaluate()
+    assert trainer.model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-3, 1e3])
+def test_no_temperature_overflows(tmp_path: Path, temperature: float) -> None:
+    trainer = build(tmp_path)
+    start = torch.zeros((1, 1), dtype=torch.long)
+    ids = generate(trainer.model, start, 20, temperature=temperature, seed=0, device=trainer.device)
+    likeliest = generate(trainer.model, start, 20, temperature=0.0, seed=0, device=trainer.device)
+    assert torch.equal(ids, likeliest) == (temperature < 1)
+
+
 def test_fp16_scales_its_losses_and_unscales_its_gradients(tmp_path: Path) -> None:
     """The path of an older GPU, on the CPU: the gradient that is left is that of the plain loss."""
     device = Device(torch.device("cpu"), "fp16", compile=False)
     trainer, plain = build(tmp_path / "1", device=device), build(tmp_path / "2")
     assert trainer.scaler.get_scale() > 1
     trainer.update(), plain.update()
+    assert json.dumps(trainer.scaler.state_dict()), "goes into a checkpoint as JSON"
     for a, b in zip(trainer.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-2, atol=1e-4)
 
@@ -168,13 +284,57 @@ def test_a_signal_ends_the_run_after_its_step_and_a_save(tmp_path: Path, monkeyp
     trainer.fit()
     assert trainer.step == 13
     assert trainer.checkpoints.path("last").name == "step_13"
+    assert [record["step"] for record in records(tmp_path)] == [0, 10], "no record that a run without a stop lacks"
+    assert json.loads((tmp_path / "summary.json").read_text())["step"] == 13
 
 
-def test_a_checkpoint_holds_all_that_it_takes_to_go_on(tmp_path: Path) -> None:
-    whole = fitted(tmp_path / "whole")
-    half = fitted(tmp_path / "half", "trainer.steps=14")
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"step 10: train/batch_loss is nan, with a learning rate of 1e\+38"):
+        fitted(tmp_path, "optim.lr=1e38", "trainer.eval_every=100")
+    with pytest.raises(UserError, match=r"step 5: val/loss is nan"):
+        fitted(tmp_path / "2", "optim.lr=1e38", "trainer.eval_every=5", "trainer.log_every=100")
+
+
+def test_as_many_checkpoints_are_kept_as_asked(tmp_path: Path) -> None:
+    trainer = fitted(tmp_path, "trainer.checkpoint_every=5", "trainer.keep_checkpoints=3", "trainer.eval_every=1000")
+    kept = {path.name for path in trainer.checkpoints.folder.glob("step_*")}
+    assert kept == {"step_20", "step_25", "step_30"} | {trainer.checkpoints.path("best").name}
+
+
+def test_going_back_keeps_what_was_just_saved(tmp_path: Path) -> None:
+    trainer = fitted(tmp_path)
+    trainer.step, trainer.best = 5, {"step": 5, "val/loss": 0.0}
+    trainer.save()
+    assert trainer.checkpoints.path("last").name == "step_5"
+    verify(trainer.checkpoints.path("last"))
+    assert [path.name for path in trainer.checkpoints.folder.glob("step_*")] == ["step_5"]
+    trainer.save()
+    verify(trainer.checkpoints.path("last"))
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = fitted(tmp_path)
+    before = sorted(path.name for path in trainer.checkpoints.folder.rglob("*"))
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("save_file", "_write_json", "_sync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"bigramlm.checkpoint.{name}", fails)
+            trainer.step += 1
+            with pytest.raises(OSError, match="No space"):
+                trainer.save()
+        assert sorted(path.name for path in trainer.checkpoints.folder.rglob("*")) == before
+        verify(trainer.checkpoints.path("last"))
+
+
+@pytest.mark.parametrize("kind", [Bigram, Stub])
+def test_a_checkpoint_holds_all_that_it_takes_to_go_on(tmp_path: Path, kind: type[LanguageModel]) -> None:
+    whole = fitted(tmp_path / "whole", kind=kind)
+    half = fitted(tmp_path / "half", "trainer.steps=14", kind=kind)
     torch.randn(3)
-    going_on = build(tmp_path / "on")
+    going_on = build(tmp_path / "on", kind=kind)
     state = restore(half.checkpoints.path("last"), model=going_on.model, optimizer=going_on.optimizer)
     assert torch.equal(weights(going_on), weights(half))
     going_on.step = state["step"]
@@ -212,7 +372,11 @@ def test_final_losses_cover_val_whole_and_train_as_far(tmp_path: Path) -> None:
     _, loss = trainer.model(val[None, :-1], val[None, 1:])
     assert loss is not None
     assert final["val/loss"] == pytest.approx(loss.item(), rel=1e-6)
-    assert final["train/loss"] == pytest.approx(2.9, abs=0.5)
+    assert final["val/bpc"] == pytest.approx(loss.item() / math.log(2), rel=1e-6)
+    starts = [i * (1800 - 9) // 24 for i in range(25)]  # 25 blocks of 8 are what val's 200 tokens make
+    x = torch.stack([TOKENS[s : s + 8] for s in starts]).long()
+    y = torch.stack([TOKENS[s + 1 : s + 9] for s in starts]).long()
+    assert final["train/loss"] == pytest.approx(trainer.model(x, y)[1].item(), rel=1e-6)
 
 
 def test_final_losses_of_a_long_split_take_a_fixed_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,16 +390,22 @@ def test_final_losses_of_a_long_split_take_a_fixed_part(tmp_path: Path, monkeypa
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_step_is_the_same_step(tmp_path: Path) -> None:
-    eager = fitted(tmp_path / "1")
-    compiled = fitted(tmp_path / "2", "device.compile=true")
+    """With all that an update can have: a learning rate that rises, clipping, accumulation."""
+    overrides = ("optim.warmup_steps=20", "optim.lr=0.05", "optim.grad_clip=0.05", "trainer.grad_accumulation=2")
+    eager = fitted(tmp_path / "1", *overrides)
+    compiled = fitted(tmp_path / "2", *overrides, "device.compile=true")
     assert compiled.train_step.together == 9, "steps that share a call fill the gap between two records"
     assert compiled.step == 30
     torch.testing.assert_close(weights(eager), weights(compiled), rtol=1e-4, atol=1e-5)
     assert [r["step"] for r in records(tmp_path / "2")] == [0, 10, 20, 30]
     for a, b in zip(records(tmp_path / "1"), records(tmp_path / "2"), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
-    again = fitted(tmp_path / "3", "device.compile=true")
-    assert torch.equal(weights(compiled), weights(again))
+    half = fitted(tmp_path / "3", *overrides, "device.compile=true", "trainer.steps=20")
+    going_on = build(tmp_path / "4", *overrides, "device.compile=true")
+    state = restore(half.checkpoints.path("last"), model=going_on.model, optimizer=going_on.optimizer)
+    going_on.step, going_on.best = state["step"], state["best"]
+    going_on.fit()
+    assert torch.equal(weights(compiled), weights(going_on)), "a compiled run goes on compiled, to the bit"
     saved = (compiled.checkpoints.path("last") / "model.safetensors").read_bytes()
     assert b"_orig_mod" not in saved
 
