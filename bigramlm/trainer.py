@@ -164,7 +164,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """The losses over the fixed batches of both splits; the lowest val loss so far is `best`."""
-        began = self._pause()
+        began = self._clock()
         record = {
             f"{split}/loss": mean_loss(self.model, covered, self.device) for split, covered in self.eval_blocks.items()
         }
@@ -176,7 +176,7 @@ class Trainer:
         self._require_finite(self.step, "val/loss", record["val/loss"])
         if not self.best or record["val/loss"] < self.best["val/loss"]:
             self.best = {"step": self.step, "val/loss": record["val/loss"]}
-        self._resume(began)
+        self._leave_out(began)
         return record | self.references
 
     def _pace(self) -> str:
@@ -189,7 +189,7 @@ class Trainer:
 
     def save(self) -> None:
         """Save a checkpoint of the state at this step."""
-        began = self._pause()
+        began = self._clock()
         self.checkpoints.save(
             self.step,
             model=self.model,
@@ -199,7 +199,7 @@ class Trainer:
             best=self.best.get("step") == self.step,
         )
         self.tell()
-        self._resume(began)
+        self._leave_out(began)
 
     def tell(self) -> None:
         """Say in the summary how far the run is."""
@@ -254,11 +254,11 @@ class Trainer:
         final["val/bpc"] = bits_per_character(final["val/loss"], tokens=n_val, characters=self.val_characters)
         return final
 
-    def _pause(self) -> float:
+    def _clock(self) -> float:
         self.device.synchronize()
         return time.perf_counter()
 
-    def _resume(self, began: float) -> None:
+    def _leave_out(self, began: float) -> None:
         # Evaluating and saving don't count in the speed: move its mark on by as much time as they took.
         since, at = self._marked
         self._marked = (since + time.perf_counter() - began, at)

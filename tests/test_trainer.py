@@ -15,7 +15,7 @@ from bigramlm.checkpoint import restore, verify
 from bigramlm.config import RunConfig
 from bigramlm.device.device import Device, decide, set_up
 from bigramlm.errors import UserError
-from bigramlm.evaluate import mean_loss
+from bigramlm.evaluate import bits_per_character, mean_loss
 from bigramlm.generate import generate
 from bigramlm.metrics import LoggerConfig, Metrics
 from bigramlm.model.base import LanguageModel
@@ -254,13 +254,15 @@ def test_fp16_scales_its_losses_and_unscales_its_gradients(tmp_path: Path) -> No
     trainer, plain = build(tmp_path / "1", device=device), build(tmp_path / "2")
     assert trainer.scaler.get_scale() > 1
     trainer.update(), plain.update()
-    assert json.dumps(trainer.scaler.state_dict()), "goes into a checkpoint as JSON"
+    trainer.evaluate(), trainer.save()
+    saved = json.loads((trainer.checkpoints.path("last") / "state.json").read_text("utf-8"))
+    assert saved["scaler"] == trainer.scaler.state_dict()
     for a, b in zip(trainer.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-2, atol=1e-4)
 
 
 def test_the_best_is_never_replaced_by_a_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([4.0, 4.0, 3.0, 3.0, 3.5, 3.5, 3.2, 3.2, 1.0, 1.0])  # train and val, at 0, 10, 20, 30; final
+    losses = iter([4.0, 4.0, 3.0, 3.0, 3.5, 3.5, 3.0, 3.0, 1.0, 1.0])  # train and val, at 0, 10, 20, 30; final
     monkeypatch.setattr("bigramlm.trainer.mean_loss", lambda *_: next(losses))
     trainer = fitted(tmp_path)
     assert trainer.best == {"step": 10, "val/loss": 3.0}
@@ -377,6 +379,10 @@ def test_final_losses_cover_val_whole_and_train_as_far(tmp_path: Path) -> None:
     x = torch.stack([TOKENS[s : s + 8] for s in starts]).long()
     y = torch.stack([TOKENS[s + 1 : s + 9] for s in starts]).long()
     assert final["train/loss"] == pytest.approx(trainer.model(x, y)[1].item(), rel=1e-6)
+
+
+def test_bits_a_character_count_characters_and_not_tokens() -> None:
+    assert bits_per_character(math.log(2), tokens=10, characters=40) == pytest.approx(0.25)
 
 
 def test_final_losses_of_a_long_split_take_a_fixed_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
