@@ -254,7 +254,8 @@ def test_fp16_scales_its_losses_and_unscales_its_gradients(tmp_path: Path) -> No
     trainer, plain = build(tmp_path / "1", device=device), build(tmp_path / "2")
     assert trainer.scaler.get_scale() > 1
     trainer.update(), plain.update()
-    trainer.evaluate(), trainer.save()
+    trainer.evaluate()
+    trainer.save()
     saved = json.loads((trainer.checkpoints.path("last") / "state.json").read_text("utf-8"))
     assert saved["scaler"] == trainer.scaler.state_dict()
     for a, b in zip(trainer.model.parameters(), plain.model.parameters(), strict=True):
@@ -339,6 +340,7 @@ def test_a_checkpoint_holds_all_that_it_takes_to_go_on(tmp_path: Path, kind: typ
     going_on = build(tmp_path / "on", kind=kind)
     state = restore(half.checkpoints.path("last"), model=going_on.model, optimizer=going_on.optimizer)
     assert torch.equal(weights(going_on), weights(half))
+    assert 0 < state["seconds"] <= half.seconds
     going_on.step = state["step"]
     going_on.best = state["best"]
     going_on.fit()
