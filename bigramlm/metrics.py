@@ -101,8 +101,10 @@ class TensorBoardLogger:
     """Writes an event file into the run's folder: `tensorboard --logdir outputs`."""
 
     def __init__(self, cfg: LoggerConfig, folder: Path, run_config: dict[str, Any]) -> None:  # noqa: ARG002
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
+        self._summary = Summary
         self._writer = SummaryWriter(str(folder))
         self._layout_done = False
 
@@ -110,8 +112,10 @@ class TensorBoardLogger:
         if not self._layout_done:
             self._draw_references(metrics)
             self._layout_done = True
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+        # One event a record: add_scalar makes one a number, and each wakes the writer's thread.
+        assert self._writer.file_writer is not None
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._writer.file_writer.add_summary(self._summary(value=values), step)
 
     def text(self, step: int, name: str, text: str) -> None:
         # Four spaces make it code in Markdown, which keeps its lines and marks as they are.

@@ -159,7 +159,7 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
 
     import torch
 
-    from bigramlm.data.batches import check_length
+    from bigramlm.data.batches import check_length, compact
     from bigramlm.data.text import split
     from bigramlm.device.device import decide, set_up
     from bigramlm.generate import generate
@@ -167,15 +167,16 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
     from bigramlm.trainer import Trainer
 
     texts = dict(zip(("train", "val"), split(text.text, cfg.data.train_fraction), strict=True))
-    tokens = {name: torch.from_numpy(tokenizer.encode(part)) for name, part in texts.items()}
+    vocab_size = tokenizer.vocab_size
+    tokens = {name: compact(tokenizer.encode(part), vocab_size=vocab_size) for name, part in texts.items()}
     for name, ids in tokens.items():
         check_length(len(ids), split=name, block_size=cfg.data.block_size, text=str(cfg.data.file()))
     torch.manual_seed(cfg.seed)
-    model = cfg.model.build(vocab_size=tokenizer.vocab_size, block_size=cfg.data.block_size)
+    model = cfg.model.build(vocab_size=vocab_size, block_size=cfg.data.block_size)
     cfg.device = decide(cfg.device, n_params=model.n_params(), tokens=cfg.data.batch_size * cfg.data.block_size)
     device = set_up(cfg.device)
 
-    log.info("data: %s, %s characters, vocabulary of %d", cfg.data.name, f"{len(text.text):,}", tokenizer.vocab_size)
+    log.info("data: %s, %s characters, vocabulary of %d", cfg.data.name, f"{len(text.text):,}", vocab_size)
     log.info("split: %s tokens train, %s val", *(f"{len(tokens[name]):,}" for name in ("train", "val")))
     log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
     folder.save_config(to_yaml(cfg), overrides)

@@ -113,7 +113,7 @@ class Trainer:
                     break
                 if last or step % self.cfg.eval_every == 0:
                     record |= self.evaluate()
-                if last or step % self.cfg.checkpoint_every == 0 or self.best["step"] == step:
+                if last or step % self.cfg.checkpoint_every == 0 or self.best.get("step") == step:
                     self.save()
                 if last:
                     self.final = self.final_losses()

@@ -3,10 +3,11 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from bigramlm.data.batches import Batches, blocks, check_length
+from bigramlm.data.batches import Batches, blocks, check_length, compact
 from bigramlm.data.config import TextConfig
 from bigramlm.data.text import read_text, split
 from bigramlm.errors import UserError
@@ -74,6 +75,16 @@ def test_limited_blocks_reach_from_the_first_token_to_the_last() -> None:
     gaps = x[1:, 0] - x[:-1, 0]
     assert gaps.max() - gaps.min() <= 1, "spread evenly"
     assert torch.equal(x, blocks(TOKENS, block_size=8, limit=10)[0][0]), "always the same ones"
+
+
+@pytest.mark.parametrize(("vocab_size", "kind"), [(256, torch.uint8), (257, torch.int16), (32769, torch.int32)])
+def test_ids_are_kept_in_the_narrowest_type(vocab_size: int, kind: torch.dtype) -> None:
+    ids = np.array([0, vocab_size - 1, 1], dtype=np.int32)
+    kept = compact(ids, vocab_size=vocab_size)
+    assert kept.dtype == kind
+    assert kept.tolist() == ids.tolist()
+    x, y = Batches(kept, block_size=1, batch_size=50, seed=0)[0]
+    assert {(int(a), int(b)) for a, b in zip(x, y, strict=True)} == {(0, vocab_size - 1), (vocab_size - 1, 1)}
 
 
 def test_split_is_the_tutorials() -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bigramlm.errors import require
@@ -25,34 +26,38 @@ class Batches:
         self._windows = tokens.unfold(0, block_size + 1, 1)  # (N - T, T + 1), a view
         self._batch_size = batch_size
         self._seed = seed
-        # A whole number of gathers for each draw.
         self._group = max(1, min(_DRAWN_TOGETHER, _GATHERED_TOKENS // (batch_size * block_size)))
-        self._offsets = np.empty((0, batch_size), dtype=np.int64)
+        self._starts = np.empty((0, batch_size), dtype=np.int64)
         self._drawn = -1
-        self._gathered = -1
+        # The group at hand: its first step, and the inputs and targets of each of its steps.
+        self._first = 0
         self._x: tuple[Tensor, ...] = ()
         self._y: tuple[Tensor, ...] = ()
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a step, both (B, T); the targets are the inputs one token on."""
-        # Groups never straddle two draws: the last of each draw may be shorter.
-        draw, row = divmod(step, _DRAWN_TOGETHER)
-        group, place = divmod(row, self._group)
-        key = draw * _DRAWN_TOGETHER + group
-        if key != self._gathered:
-            self._gather(draw, group)
-            self._gathered = key
-        return self._x[place], self._y[place]
+        if not 0 <= step - self._first < len(self._x):
+            self._gather(step)
+        return self._x[step - self._first], self._y[step - self._first]
 
-    def _gather(self, draw: int, group: int) -> None:
+    def _gather(self, step: int) -> None:
+        draw, row = divmod(step, _DRAWN_TOGETHER)
         if draw != self._drawn:
             rng = np.random.default_rng((self._seed, draw))
-            self._offsets = rng.integers(0, len(self._windows), size=(_DRAWN_TOGETHER, self._batch_size))
+            self._starts = rng.integers(0, len(self._windows), size=(_DRAWN_TOGETHER, self._batch_size))
             self._drawn = draw
-        rows = self._offsets[group * self._group : (group + 1) * self._group]
-        windows = self._windows[torch.from_numpy(rows).to(self._windows.device)].long()  # (G, B, T + 1)
+        row -= row % self._group  # groups begin anew with each draw, whose last may be shorter
+        starts = torch.from_numpy(self._starts[row : row + self._group])
+        windows = self._windows[starts.to(self._windows.device)].long()  # (G, B, T + 1)
+        self._first = draw * _DRAWN_TOGETHER + row
         self._x = windows[..., :-1].contiguous().unbind(0)
         self._y = windows[..., 1:].contiguous().unbind(0)
+
+
+def compact(ids: NDArray[np.int32], *, vocab_size: int) -> Tensor:
+    """Token ids (N,) in the narrowest type that holds them: batches come from all over, and caches are small."""
+    fits = next(kind for kind in (np.uint8, np.int16, np.int32) if vocab_size - 1 <= np.iinfo(kind).max)
+    return torch.from_numpy(ids.astype(fits))
 
 
 def blocks(tokens: Tensor, *, block_size: int, limit: int | None = None) -> list[tuple[Tensor, Tensor]]:
