@@ -1,6 +1,8 @@
 """The docs say what the code does."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -36,3 +38,21 @@ def test_commands_in_the_docs_have_their_overrides_right(path) -> None:
         if "-m" in line.split() or any(word.isupper() for word in re.findall(r"\w+", line)) or "-sc" in line:
             continue
         run_config(*[a.replace('"', "").replace("'", "") for a in arguments if not a.startswith("hydra.")])
+
+
+SNIPPETS = re.findall(
+    r"```python\n(.*?)```\n```text\n(.*?)```", (paths.home() / "docs" / "notes.md").read_text("utf-8"), re.DOTALL
+)
+
+
+@pytest.mark.skipif(
+    not (paths.home() / "sources" / "shakespeare.txt").exists(),
+    reason="the notes' snippets read sources/shakespeare.txt, which `python scripts/train.py` downloads",
+)
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_snippets_of_the_notes_print_what_stands_below_them(number: int) -> None:
+    code, printed = SNIPPETS[number]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=paths.home(), capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    assert done.stdout == printed, done.stderr
