@@ -86,7 +86,7 @@ class Trainer:
         self.eval_blocks = {
             split: blocks(tokens, block_size=cfg.data.block_size, limit=limit) for split, tokens in self.splits.items()
         }
-        self.references = model.reference_losses(train.cpu(), val.cpu())
+        self.references = model.reference_losses(train, val)
 
         self.step = 0
         self.seconds = 0.0

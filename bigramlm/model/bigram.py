@@ -28,7 +28,7 @@ class Bigram(LanguageModel):
         return logits, loss
 
     def reference_losses(self, train: Tensor, val: Tensor) -> dict[str, float]:
-        train_loss, val_loss = best_bigram_losses(train, val, self.vocab_size)
+        train_loss, val_loss = best_bigram_losses(train.cpu(), val.cpu(), self.vocab_size)
         return {"train/best_bigram": train_loss, "val/best_bigram": val_loss}
 
 
