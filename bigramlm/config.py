@@ -119,8 +119,8 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
     missing = sorted(OmegaConf.missing_keys(cfg))
     require(not missing, f"{', '.join(missing)}: must be given a value, for instance {missing and missing[0]}=VALUE")
     run = OmegaConf.to_object(cfg)
-    require(isinstance(run, RunConfig), "this config is not made from conf/train.yaml; see --help")
-    assert isinstance(run, RunConfig)
+    if not isinstance(run, RunConfig):
+        raise UserError("this config is not made from conf/train.yaml; see --help")
     # Hydra lets `+key=value` add what no dataclass has, and nothing would read it.
     _refuse_unknown("", OmegaConf.to_container(cfg), to_dict(run))
     return run

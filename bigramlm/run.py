@@ -14,7 +14,7 @@ from bigramlm.errors import UserError
 
 
 class RunFolder:
-    """The folder of one run. The summary on disk is always whole and says how the run stands."""
+    """The folder of one run. The summary on disk says how it stands, and is whole but where a full disk cuts it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

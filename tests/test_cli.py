@@ -345,43 +345,38 @@ def test_full_errors_can_be_asked_for(cli: Cli, monkeypatch: pytest.MonkeyPatch)
     assert "Traceback" in ended.err
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_stop_the_run_and_save_it(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    folder = tmp_path / "run"
-    arguments = ["data=bundled", "trainer.steps=100000000", "logger=none", f"hydra.run.dir={folder}"]
-    with subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.PIPE, text=True) as process:
-        while not (folder / "checkpoints" / "last").exists():
+def stopped(number: signal.Signals, run: Path, *arguments: str) -> tuple[int, str]:
+    """The exit code and the log of a run without end, sent a signal once it has a checkpoint in this folder."""
+    line = [sys.executable, str(SCRIPT), *arguments, "data=bundled", "trainer.steps=100000000", "logger=none"]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
+        while not (run / "checkpoints" / "last").exists():
             assert process.poll() is None, "the run ended by itself"
             time.sleep(0.05)
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    return process.returncode, err
+
+
+SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
+@SIGNALS
+def test_signals_stop_the_run_and_save_it(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    found, err = stopped(number, tmp_path / "run", f"hydra.run.dir={tmp_path / 'run'}")
+    assert found == code
     assert "Traceback" not in err
-    told = summary(folder)
+    told = summary(tmp_path / "run")
     assert told["status"] == "stopped"
-    last = (folder / "checkpoints" / "last").read_text().strip()
+    last = (tmp_path / "run" / "checkpoints" / "last").read_text().strip()
     assert last == f"step_{told['step']}"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@SIGNALS
 def test_signals_stop_a_sweep(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    arguments = [
-        "-m",
-        "data=bundled",
-        "trainer.steps=100000000",
-        "logger=none",
-        f"hydra.sweep.dir={tmp_path}",
-        "seed=1,2",
-    ]
-    with subprocess.Popen([sys.executable, str(SCRIPT), *arguments], stderr=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "0" / "checkpoints" / "last").exists():
-            assert process.poll() is None, "the sweep ended by itself"
-            time.sleep(0.05)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    found, err = stopped(number, tmp_path / "0", "-m", f"hydra.sweep.dir={tmp_path}", "seed=1,2")
+    assert found == code
     assert "Traceback" not in err
     assert summary(tmp_path / "0")["status"] == "stopped"
     assert not (tmp_path / "1").exists()

@@ -18,9 +18,9 @@ _ALL_THREADS = torch.get_num_threads()
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Below this many floating point operations in a step the calls cost more than what they compute. Two threads gain
-# nothing there, and where another process wants a core they wait for each other at every operation:
-# `python scripts/bench.py threads` measures it.
+# Below this many floating point operations in a step the calls cost more than what they compute. More threads gain
+# little there, and where another process wants a core they wait for each other at every operation, which costs far
+# more: `python scripts/bench.py threads` measures both.
 SMALL_BELOW = 2e8
 
 # Above this many parameters a GPU with bf16 in hardware is kept busy enough to gain from it.
@@ -77,9 +77,8 @@ def set_up(cfg: DeviceConfig) -> Device:
     torch.set_num_threads(int(cfg.threads))
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for this
-    if (
-        torch.are_deterministic_algorithms_enabled() != cfg.deterministic
-    ):  # the call imports the compiler, which is slow
+    # Only where it changes something: the call imports the compiler, which is slow.
+    if torch.are_deterministic_algorithms_enabled() != cfg.deterministic:
         torch.use_deterministic_algorithms(cfg.deterministic)
     return Device(torch.device(cfg.name), cfg.precision, cfg.compile)
 
