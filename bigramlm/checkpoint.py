@@ -1,37 +1,51 @@
 """Checkpoints: a folder a step, whole or absent, with nothing in it that runs when it is loaded."""
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_file, save_model
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
-from bigramlm.errors import UserError
+from bigramlm.errors import UserError, require
+from bigramlm.tokenizer.base import Tokenizer
+from bigramlm.tokenizer.config import TokenizerConfig
 
-MODEL, TRAINING, STATE, TOKENIZER, MANIFEST = (
+log = logging.getLogger(__name__)
+
+MODEL, TRAINING, STATE, TOKENIZER, CONFIG, MANIFEST = (
     "model.safetensors",
     "training.safetensors",
     "state.json",
     "tokenizer.json",
+    "config.yaml",
     "manifest.json",
 )
+# What a checkpoint has besides the manifest. Without TRAINING it is a stripped one, from which no run can go on.
+_FILES = {MODEL, TRAINING, STATE, TOKENIZER, CONFIG}
+_FORMAT = 1
+# What reading a file brings that is not what it should be, whoever made it so.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError, RuntimeError)
 
 
 class Checkpoints:
     """The checkpoints of a run: folders `step_<n>`, and the files `last` and `best`, each with the name of one.
 
-    A folder holds the weights, what else the training needs to go on (optimizer, random state, step, best loss), the
-    tokenizer, and a manifest with every file's size and SHA-256.
+    A folder holds the weights, what else the training needs to go on (optimizer and random state), how far the run
+    was, the tokenizer, the run's config, and a manifest with every file's size and SHA-256.
     """
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
+    def __init__(self, folder: Path, *, keep: int = 1) -> None:
         """keep: how many of the newest stay, `best` not counted."""
         self.folder = folder
         self._keep = keep
@@ -43,112 +57,260 @@ class Checkpoints:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         tokenizer: dict[str, Any],
+        config: str,
         state: dict[str, Any],
         best: bool,
     ) -> None:
-        """Save a step, as `last` and, where it is the best so far, as `best`.
+        """Save a step, as `last` and, where it is the best so far, as `best`; config: the run's, as YAML.
 
         The folder is written aside, synced and renamed: a crash at any moment leaves it whole or absent.
         """
         self.folder.mkdir(exist_ok=True)
         final = self.folder / f"step_{step}"
-        aside = self.folder / f".step_{step}.{uuid.uuid4().hex}"
+        aside = _aside(final)
         try:
             aside.mkdir()
             tensors, plain = _training_state(optimizer, next(model.parameters()).device)
             save_model(model, str(aside / MODEL))
-            save_file(tensors, str(aside / TRAINING))
-            _write_json(aside / STATE, {"step": step, **state, "optimizer": plain})
+            save_file(tensors, str(aside / TRAINING), metadata={"optimizer": json.dumps(plain)})
+            _write_json(aside / STATE, {"step": step, **state})
             _write_json(aside / TOKENIZER, tokenizer)
-            _write_json(aside / MANIFEST, {"step": step, "files": {p.name: _seal(p) for p in sorted(aside.iterdir())}})
-            for path in (*aside.iterdir(), aside):
-                _sync(path)
-            replaced = None
-            if final.exists():  # the same step saved again, after going on from an older one
-                replaced = final.rename(aside.with_name(f"{aside.name}.replaced"))
-            aside.rename(final)
-            _sync(self.folder)
-            if replaced is not None:
-                shutil.rmtree(replaced)
+            (aside / CONFIG).write_text(config, "utf-8")
+            _write_manifest(aside, step)
+            _sync_all(aside)
+            _put(aside, final)
         except SafetensorError as error:
             raise UserError(f"{final}: the checkpoint could not be written: {error}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        self._point("last", final)
-        if best:
-            self._point("best", final)
-        self._prune(just_saved=final)
+        self.point(step, best=best)
+        self._prune(step)
+
+    def point(self, step: int, *, best: bool) -> None:
+        """Name a step that is saved as `last` and, where it is the best so far, as `best`."""
+        for name in ("last", "best") if best else ("last",):
+            aside = _aside(self.folder / name)
+            try:
+                aside.write_text(f"step_{step}\n", "utf-8")
+                _sync(aside)
+                aside.replace(self.folder / name)
+            finally:
+                aside.unlink(missing_ok=True)
 
     def path(self, name: str) -> Path:
-        """The folder that `last` or `best` names."""
-        return self.folder / (self.folder / name).read_text("utf-8").strip()
-
-    def _point(self, name: str, target: Path) -> None:
-        aside = self.folder / f".{name}.{uuid.uuid4().hex}"
+        """The folder that `last` or `best` names. UserError where it names none."""
         try:
-            aside.write_text(target.name + "\n", "utf-8")
-            _sync(aside)
-            aside.replace(self.folder / name)
-        finally:
-            aside.unlink(missing_ok=True)
+            step = (self.folder / name).read_text("utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.folder / name}: names no checkpoint: it cannot be read ({error})") from None
+        require(
+            re.fullmatch(r"step_\d+", step) is not None, f"{self.folder / name}: names no checkpoint: {step[:60]!r}"
+        )
+        return self.folder / step
 
-    def _prune(self, *, just_saved: Path) -> None:
-        # The newest are those up to the one just saved: later steps are left over from before a return to an older one.
+    def steps(self) -> list[int]:
+        """The steps that there are checkpoints of, whole or not, in order."""
+        names = (path.name for path in self.folder.glob("step_*"))
+        return sorted(int(name.removeprefix("step_")) for name in names if re.fullmatch(r"step_\d+", name))
+
+    def newest(self) -> "Checkpoint | None":
+        """The newest one that is whole, None where there is none at all; the log says which were passed over and why.
+
+        UserError where there are some and not one of them is whole.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return Checkpoint(self.folder / f"step_{step}")
+            except UserError as error:
+                log.warning("passed over: %s", error)
+                why = error
+        if steps:
+            raise UserError(f"{self.folder}: none of the {len(steps)} checkpoints is whole; of the oldest: {why}")
+        return None
+
+    def best_at(self, resumed: "Checkpoint") -> dict[str, float]:
+        """The best evaluation, as a run knows it that goes on from this checkpoint.
+
+        Where the checkpoint that `best` names was lost, none is best until the next evaluation.
+        """
+        try:
+            best = Checkpoint(self.path("best"))
+        except UserError as error:
+            if resumed.best:
+                log.warning("there is no best checkpoint any more, the next evaluation's is: %s", error)
+            return {}
+        return best.best if best.best.get("step") == best.step else {}
+
+    def clean_up(self) -> None:
+        """Put in place or remove what a crash left aside, whole or not. The run's lock must be held."""
+        for path in self.folder.glob(".*"):
+            if path.is_dir():
+                final = path.with_name(path.name.split(".")[1])
+                with contextlib.suppress(UserError):
+                    Checkpoint(path)
+                    if not final.exists():
+                        path.rename(final)
+                        continue
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _prune(self, just_saved: int) -> None:
+        # The newest are those up to the one just saved: later ones were passed over, since they are not whole.
+        kept = {just_saved, *[step for step in self.steps() if step <= just_saved][-self._keep :]}
         best = self.folder / "best"
-        kept = {just_saved, self.folder / best.read_text("utf-8").strip()} if best.exists() else {just_saved}
-        steps = sorted((int(path.name.removeprefix("step_")), path) for path in self.folder.glob("step_*"))
-        now = int(just_saved.name.removeprefix("step_"))
-        kept |= {path for step, path in [pair for pair in steps if pair[0] <= now][-self._keep :]}
-        for _, path in steps:
-            if path not in kept:
-                shutil.rmtree(path)
+        for step in self.steps():
+            path = self.folder / f"step_{step}"
+            if step not in kept and not (best.exists() and path.name == best.read_text("utf-8").strip()):
+                shutil.rmtree(path.rename(_aside(path)))
 
 
-def restore(path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a checkpoint's weights, optimizer state and random state in place, and return its state.json.
+class Checkpoint:
+    """A checkpoint that was found whole: every file is the one that was saved."""
 
-    UserError where a file is not what the manifest says.
-    """
-    verify(path)
-    load_model(model, str(path / MODEL))
-    state: dict[str, Any] = json.loads((path / STATE).read_text("utf-8"))
-    plain = state.pop("optimizer")
-    with safe_open(path / TRAINING, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    torch.set_rng_state(tensors.pop("rng/cpu"))
-    device = next(model.parameters()).device
-    for kind in ("cuda", "mps"):
-        rng = tensors.pop(f"rng/{kind}", None)
-        if rng is not None and device.type == kind:
-            getattr(torch, kind).set_rng_state(rng)
-    per_param: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in plain.items()}
-    for name, tensor in tensors.items():
-        _, index, key = name.split("/")
-        per_param.setdefault(int(index), {})[key] = tensor
-    # The groups, with the learning rate and the like, stay those of the config.
-    optimizer.load_state_dict({"state": per_param, "param_groups": optimizer.state_dict()["param_groups"]})
-    return state
+    def __init__(self, path: Path) -> None:
+        """UserError naming the first thing that is missing, or not as it was saved."""
+        self.path = path
+        self.manifest = _read_manifest(path)
+        for name, seal in self.manifest["files"].items():
+            try:
+                found = _seal(path / name)
+            except OSError as error:
+                raise UserError(f"{path / name}: cannot be read: {error.strerror}") from None
+            if found != seal:
+                raise UserError(
+                    f"{path / name}: damaged: it is not the file that was saved ({MANIFEST} has its SHA-256)"
+                )
+        with self._reading(STATE):
+            self.state: dict[str, Any] = json.loads((path / STATE).read_text("utf-8"))
+            self.step = int(self.state["step"])
+            self.seconds = float(self.state["seconds"])
+            self.best = {name: float(value) for name, value in self.state["best"].items()}
+            if self.best:
+                self.best = {"step": int(self.best["step"]), "val/loss": self.best["val/loss"]}
+            if self.step != self.manifest["step"]:
+                raise ValueError("its step is not that of the manifest")
+        if re.fullmatch(r"step_\d+", path.name) and path.name != f"step_{self.step}":
+            raise UserError(f"{path}: damaged: what is in it was saved as step_{self.step}")
 
+    @property
+    def stripped(self) -> bool:
+        """Whether what only training needs was taken out."""
+        return TRAINING not in self.manifest["files"]
 
-def verify(path: Path) -> None:
-    """UserError naming the first file of a checkpoint that is missing or not what the manifest says."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text("utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a whole checkpoint: its {MANIFEST} cannot be read ({error})") from None
-    for name, expected in manifest.items():
+    def tokenizer(self, cfg: TokenizerConfig) -> Tokenizer:
+        """The tokenizer that was saved; cfg: its config."""
+        with self._reading(TOKENIZER):
+            saved = json.loads((self.path / TOKENIZER).read_text("utf-8"))
+            if saved["name"] != cfg.name:
+                raise ValueError(f"it is for tokenizer={saved['name']}, not {cfg.name}")
+            return cfg.restore(saved)
+
+    def load_weights(self, model: nn.Module) -> None:
+        """Put the weights into the model. UserError names what does not fit."""
+        with self._reading(MODEL):
+            tensors = load_file(self.path / MODEL)
+        own = model.state_dict()
+        for name in tensors.keys() & own.keys():
+            there, here = tuple(tensors[name].shape), tuple(own[name].shape)
+            require(
+                there == here, f"{self.path}: its weights don't fit the model: {name} is {there} there, {here} here"
+            )
+        with self._reading(MODEL):
+            missing, unexpected = model.load_state_dict(tensors, strict=False)
+        # Of tied weights one name is saved; the others got theirs by it.
+        loaded = {own[name].data_ptr() for name in tensors.keys() & own.keys()}
+        missing = [name for name in missing if own[name].data_ptr() not in loaded]
+        for what, names in (("lack", missing), ("have, and the model has not,", unexpected)):
+            require(not names, f"{self.path}: its weights don't fit the model: they {what} {', '.join(names[:3])}")
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Put weights, optimizer state and random state in place, so that training goes on as if it had never stopped.
+
+        The optimizer's groups, with the learning rate and the like, stay those of the config.
+        """
+        require(
+            not self.stripped,
+            f"{self.path}: is stripped of what training needs to go on; init_from={self.path} starts a new run from "
+            "its weights",
+        )
+        self.load_weights(model)
+        with self._reading(TRAINING):
+            with safe_open(self.path / TRAINING, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+                plain = json.loads(file.metadata()["optimizer"])
+            per_param: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in plain.items()}
+            random = {name: tensors.pop(name) for name in [name for name in tensors if name.startswith("rng/")]}
+            for name, tensor in tensors.items():
+                _, index, key = name.split("/")
+                per_param.setdefault(int(index), {})[key] = tensor
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": per_param, "param_groups": groups})
+            torch.set_rng_state(random["rng/cpu"])
+            device = next(model.parameters()).device
+            if device.type != "cpu" and f"rng/{device.type}" in random:
+                getattr(torch, device.type).set_rng_state(random[f"rng/{device.type}"])
+
+    def strip(self, output: Path) -> None:
+        """Write the checkpoint to a folder, which may be its own, without what only training needs."""
+        aside = _aside(output)
         try:
-            found = _seal(path / name)
-        except OSError as error:
-            raise UserError(f"{path / name}: cannot be read: {error.strerror}") from None
-        if found != expected:
-            raise UserError(f"{path / name}: damaged: it is not the file that was saved ({MANIFEST} has its SHA-256)")
+            aside.mkdir(parents=True)
+            for name in _FILES - {TRAINING}:
+                shutil.copyfile(self.path / name, aside / name)
+            _write_manifest(aside, self.step)
+            _sync_all(aside)
+            _put(aside, output)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        # What someone else than bigramlm has put in a file is the user's to know, and no traceback.
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except _UNREADABLE as error:
+            raise UserError(f"{self.path / name}: not a file that bigramlm saved: {_line(error)}") from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    require(path.is_dir(), f"{path}: there is no such checkpoint; it would be a folder with a {MANIFEST}")
+    try:
+        raw = (path / MANIFEST).read_text("utf-8")
+        manifest: dict[str, Any] = json.loads(raw)
+        files = dict(manifest["files"])
+        written = manifest["format"]
+        whole = raw == _manifest_text({"format": written, "step": manifest["step"], "files": files})
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: not a whole checkpoint: its {MANIFEST} cannot be read ({_line(error)})") from None
+    require(whole, f"{path / MANIFEST}: damaged: it is not the file that was saved (it has its own SHA-256)")
+    require(written == _FORMAT, f"{path}: is of format {written}, this bigramlm reads format {_FORMAT}; take another")
+    require(
+        set(files) in (_FILES, _FILES - {TRAINING}),
+        f"{path}: not a whole checkpoint: its {MANIFEST} names {', '.join(map(repr, sorted(files)[:8]))}",
+    )
+    return manifest
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    files = {path.name: _seal(path) for path in sorted(folder.iterdir())}
+    text = _manifest_text({"format": _FORMAT, "step": step, "files": files})
+    (folder / MANIFEST).write_text(text, "utf-8", newline="\n")
+
+
+def _manifest_text(content: dict[str, Any]) -> str:
+    # It seals itself too: a flipped bit anywhere in it makes another text than this.
+    seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**content, "sha256": seal}, indent=1, sort_keys=True) + "\n"
 
 
 def _training_state(
     optimizer: torch.optim.Optimizer, device: torch.device
 ) -> tuple[dict[str, Tensor], dict[int, dict[str, Any]]]:
-    # What is a tensor goes into safetensors, the rest into JSON.
+    # What is a tensor goes into safetensors, the rest beside it as JSON.
     tensors = {"rng/cpu": torch.get_rng_state()}
     if device.type in ("cuda", "mps"):
         tensors[f"rng/{device.type}"] = getattr(torch, device.type).get_rng_state()
@@ -159,6 +321,19 @@ def _training_state(
             f"optimizer/{index}/{key}": value.contiguous() for key, value in values.items() if isinstance(value, Tensor)
         }
     return tensors, plain
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def _put(aside: Path, final: Path) -> None:
+    # Where the same step is there already, from before it was passed over or stripped, it gives way.
+    replaced = final.rename(_aside(final)) if final.exists() else None
+    aside.rename(final)
+    _sync(final.parent)
+    if replaced is not None:
+        shutil.rmtree(replaced)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -173,6 +348,11 @@ def _seal(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
+def _sync_all(folder: Path) -> None:
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
+
+
 def _sync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():
         return  # Windows has no handle on a folder
@@ -181,3 +361,7 @@ def _sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -43,15 +43,21 @@ class TrainerConfig:
     """Steps between records of the training batch's loss, the learning rate, the gradient's norm and the speed."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; the last step, and the best at an evaluation, are always saved."""
-    keep_checkpoints: int = 1
-    """How many of the newest checkpoints stay; the best stays besides."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay: with two there is another where one gets damaged. The best stays too."""
     grad_accumulation: int = 1
     """Batches whose mean gradient makes one update."""
+    early_stopping_patience: int = 0
+    """Evaluations in a row without a lower val loss after which the run ends, as completed; 0 never ends it so."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 0, f"trainer.steps={self.steps}: must be 0 or more")
         for name in ("eval_every", "log_every", "checkpoint_every", "keep_checkpoints", "grad_accumulation"):
             require(getattr(self, name) >= 1, f"trainer.{name}={getattr(self, name)}: must be 1 or more")
+        require(
+            self.early_stopping_patience >= 0,
+            f"trainer.early_stopping_patience={self.early_stopping_patience}: must be 0 or more",
+        )
         require(
             self.eval_batches == "all" or (self.eval_batches.isdecimal() and int(self.eval_batches) >= 1),
             f"trainer.eval_batches={self.eval_batches}: must be all or a whole number, 1 or more",
@@ -69,13 +75,21 @@ class SampleConfig:
     temperature: float = 1.0
     """Logits are divided by this: below 1 plays safe, above 1 takes risks, 0 always takes the likeliest token (and soon
     goes round in circles)."""
+    top_k: int = 0
+    """Only the k likeliest tokens can be drawn; 0 is all."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability can be drawn; 1 is all."""
+
+    prefix: ClassVar[str] = "sample."  # what the fields are called by on the command line
 
     def __post_init__(self) -> None:
-        require(self.max_new_tokens >= 0, f"sample.max_new_tokens={self.max_new_tokens}: must be 0 or more")
+        for name in ("max_new_tokens", "top_k"):
+            require(getattr(self, name) >= 0, f"{self.prefix}{name}={getattr(self, name)}: must be 0 or more")
         require(
             math.isfinite(self.temperature) and self.temperature >= 0,
-            f"sample.temperature={self.temperature}: must be a finite number, 0 or more",
+            f"{self.prefix}temperature={self.temperature}: must be a finite number, 0 or more",
         )
+        require(0 < self.top_p <= 1, f"{self.prefix}top_p={self.top_p}: must be above 0, and 1 at the most")
 
 
 @dataclass
@@ -92,6 +106,14 @@ class RunConfig:
     sample: SampleConfig = field(default_factory=SampleConfig)
     seed: int = 1337
     """Decides the fresh weights, the batches and the sample."""
+    preflight: bool = True
+    """Check a fresh model, its tokenizer and its batches for the usual mistakes before anything is trained."""
+    resume: str | None = None
+    """Go on with a run where it stopped, in its folder and with its config: the run's folder, or `latest`. Only fields
+    typed besides are changed. In the saved config it is null."""
+    init_from: str | None = None
+    """Start a new run from trained weights: a run's folder (its newest checkpoint), or a checkpoint's. Model, tokenizer
+    and block size are theirs where nothing else is typed."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, f"seed={self.seed}: must be 0 or more, and below 2**63")
@@ -156,6 +178,11 @@ def escape_references(text: str) -> str:
 
 def load(path: Path) -> RunConfig:
     """The config that a run saved. UserError where the file is not one."""
+    return to_run_config(load_composed(path))
+
+
+def load_composed(path: Path) -> DictConfig:
+    """The same as a config that Hydra can compose with. UserError where the file is not one."""
     try:
         plain = OmegaConf.load(path)
         assert isinstance(plain, DictConfig), "not a mapping"
@@ -163,7 +190,22 @@ def load(path: Path) -> RunConfig:
         for group, kinds in KINDS.items():
             schema[group] = OmegaConf.structured(kinds[plain[group].name])
         merged = OmegaConf.merge(schema, plain)
-    except Exception as error:
-        raise UserError(f"{path}: not a config that a run saved: {str(error).splitlines()[0]}") from error
-    assert isinstance(merged, DictConfig)
-    return to_run_config(merged)
+        assert isinstance(merged, DictConfig)
+    except Exception as error:  # YAML, OmegaConf and the schemas each have their own
+        raise UserError(f"{path}: not a config that a run saved: {(str(error) or 'empty').splitlines()[0]}") from error
+    return merged
+
+
+def flat(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config's fields by their full names: {"optim.lr": 0.001, ...}."""
+    found: dict[str, Any] = {}
+    for name, value in cfg.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The fields in which two configs, as plain dictionaries, differ: (name, value in a, value in b)."""
+    one, other = flat(a), flat(b)
+    names = [*one, *(name for name in other if name not in one)]
+    return [(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)]

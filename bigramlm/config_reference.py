@@ -14,6 +14,7 @@ from bigramlm.config import KINDS, RunConfig, SampleConfig, TrainerConfig
 from bigramlm.device.config import DeviceConfig
 from bigramlm.help import choices_of_groups
 from bigramlm.metrics import LoggerConfig
+from bigramlm.sample import SampleCommand
 
 _HEAD = """\
 # Every field of the config
@@ -25,6 +26,10 @@ typed as they stand here: `python scripts/train.py data=text data.path=my.txt tr
 A field with no default has to be given. The whole config that ran is in the run's `config.yaml`.
 Times are in seconds, losses in nats.
 """
+
+_SAMPLE = """\
+`python scripts/sample.py` writes text with a trained model: `python scripts/sample.py prompt=ROMEO: top_k=20`.
+Its fields are its own, and belong to no run's config."""
 
 
 def reference() -> str:
@@ -42,6 +47,7 @@ def reference() -> str:
             parts.append(f"{_paragraph(kind)}\n\n{_table(group, kind)}")
     parts.append(f"## sample\n\n{_paragraph(SampleConfig)}\n\n{_table('sample', SampleConfig)}")
     parts.append(f"## The run itself\n\n{_table('', RunConfig)}")
+    parts.append(f"## scripts/sample.py\n\n{_SAMPLE}\n\n{_table('', SampleCommand)}")
     return "\n".join(parts)
 
 

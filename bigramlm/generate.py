@@ -1,5 +1,7 @@
 """Text from a model, token by token."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,28 +10,73 @@ from bigramlm.device.device import Device
 from bigramlm.model.base import LanguageModel
 
 
-@torch.inference_mode()
 def generate(
-    model: LanguageModel, idx: Tensor, max_new_tokens: int, *, temperature: float, seed: int, device: Device
+    model: LanguageModel,
+    idx: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int,
+    device: Device,
 ) -> Tensor:
-    """idx (B, T) with max_new_tokens more tokens, (B, T + max_new_tokens).
+    """idx (B, T) with max_new_tokens more tokens, (B, T + max_new_tokens); the arguments are those of `stream`."""
+    new = stream(
+        model, idx, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, device=device
+    )
+    return torch.cat((idx, *new), dim=1)
 
-    Each token is drawn from softmax(logits / temperature) of the last position; a temperature of 0 takes the likeliest.
-    The context is the last block_size tokens. Draws come from a generator of their own, so that sampling in the middle
-    of a run changes nothing of the run. Dropout is off while it runs.
+
+def stream(
+    model: LanguageModel,
+    idx: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int,
+    device: Device,
+) -> Iterator[Tensor]:
+    """The tokens that follow idx (B, T), one by one, each (B, 1), as they are made.
+
+    Each token is drawn from softmax(logits / temperature) of the last position, among those that top_k and top_p leave;
+    a temperature of 0 takes the likeliest. The context is the last block_size tokens. Draws come from a generator of
+    their own, so that sampling in the middle of a run changes nothing of the run. Dropout is off while it runs.
     """
     was_training = model.training
     model.eval()
     generator = torch.Generator(device.torch).manual_seed(seed)
-    for _ in range(max_new_tokens):
-        with device.autocast():
-            logits, _ = model(idx[:, -model.block_size :])  # (B, T, V)
-        logits = logits[:, -1].float()  # (B, V)
-        if temperature == 0:
-            following = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
-        else:
-            logits -= logits.amax(dim=-1, keepdim=True)  # at most 0, which no temperature can make overflow
-            following = torch.multinomial(F.softmax(logits / temperature, dim=-1), 1, generator=generator)  # (B, 1)
-        idx = torch.cat((idx, following), dim=1)
-    model.train(was_training)
-    return idx
+    try:
+        for _ in range(max_new_tokens):
+            with torch.inference_mode(), device.autocast():
+                logits, _ = model(idx[:, -model.block_size :])  # (B, T, V)
+                following = draw(
+                    logits[:, -1].float(), temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
+                )
+                idx = torch.cat((idx, following), dim=1)
+            yield following
+    finally:
+        model.train(was_training)
+
+
+def draw(logits: Tensor, *, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> Tensor:
+    """A token (B, 1) for each row of logits (B, V).
+
+    top_k: only the k likeliest tokens can be drawn (Fan et al. 2018, "Hierarchical Neural Story Generation"); 0 is all.
+    top_p: only the likeliest tokens that together have this probability, the one that crosses it included, at the given
+    temperature (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1); 1 is all.
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1, keepdim=True)
+    logits = logits - logits.amax(dim=-1, keepdim=True)  # at most 0, which no temperature can make overflow
+    if 0 < top_k < logits.shape[-1]:
+        ranked = logits.argsort(dim=-1, descending=True, stable=True)
+        logits = logits.scatter(-1, ranked[:, top_k:], -torch.inf)
+    p = F.softmax(logits / temperature, dim=-1)  # (B, V)
+    if top_p < 1:
+        ranked_p, ranked = p.sort(dim=-1, descending=True, stable=True)
+        before = ranked_p.cumsum(dim=-1) - ranked_p  # the probability of those that are likelier
+        p = p.scatter(-1, ranked, ranked_p.masked_fill(before >= top_p, 0.0))
+    return torch.multinomial(p, 1, generator=generator)

@@ -52,16 +52,35 @@ class Logger(Protocol):
     def close(self, *, completed: bool) -> None: ...
 
 
-class Metrics:
-    """One record a step, to metrics.jsonl and to every logger."""
+@dataclass(frozen=True)
+class Origin:
+    """The run that metrics are of."""
 
-    def __init__(self, folder: Path, cfg: LoggerConfig, run_config: dict[str, Any]) -> None:
-        """run_config: the whole config as plain dictionaries, for loggers that show it."""
-        self._jsonl = (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+    folder: Path
+    config: dict[str, Any]
+    """The whole config as plain dictionaries, for loggers that show it."""
+    run_id: str
+    """Stays the same when the run is resumed."""
+    resumed_at: int | None = None
+    """The step that a resumed run goes on from; None for a new run."""
+
+
+class Metrics:
+    """One record a step, to metrics.jsonl and to every logger.
+
+    Records that a resumed run left behind from the step on that it goes on from are dropped: that step is measured
+    again, and so are those after it, which a crash may have left without a checkpoint.
+    """
+
+    def __init__(self, cfg: LoggerConfig, origin: Origin) -> None:
+        path = origin.folder / "metrics.jsonl"
+        if origin.resumed_at is not None and path.exists():
+            _keep_before(origin.resumed_at, path)
+        self._jsonl = path.open("a", encoding="utf-8", buffering=1)
         self._loggers: dict[str, Logger] = {}
         for name in cfg.use:
             with self._guarded(name):
-                self._loggers[name] = LOGGERS[name](cfg, folder, run_config)
+                self._loggers[name] = LOGGERS[name](cfg, origin)
 
     def log(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
         """Record metrics by name for a step; seconds: training time since the start."""
@@ -97,15 +116,36 @@ class Metrics:
             )
 
 
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a metrics.jsonl; a line that a crash cut short is none."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    yield record
+
+
+def _keep_before(step: int, path: Path) -> None:
+    # Written aside, so that a crash here leaves one or the other.
+    aside = path.with_name(f".{path.name}.part")
+    with aside.open("w", encoding="utf-8") as file:
+        for record in read_records(path):
+            if record["step"] < step:
+                file.write(json.dumps(record) + "\n")
+    aside.replace(path)
+
+
 class TensorBoardLogger:
     """Writes an event file into the run's folder: `tensorboard --logdir outputs`."""
 
-    def __init__(self, cfg: LoggerConfig, folder: Path, run_config: dict[str, Any]) -> None:  # noqa: ARG002
+    def __init__(self, cfg: LoggerConfig, origin: Origin) -> None:  # noqa: ARG002
         from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
         self._summary = Summary
-        self._writer = SummaryWriter(str(folder))
+        # With a step to purge from, TensorBoard drops what earlier event files have from there on.
+        self._writer = SummaryWriter(str(origin.folder), purge_step=origin.resumed_at)
         self._layout_done = False
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -138,7 +178,7 @@ class TensorBoardLogger:
 class WandbLogger:
     """Sends metrics to W&B; goes offline within seconds where there is no network or key."""
 
-    def __init__(self, cfg: LoggerConfig, folder: Path, run_config: dict[str, Any]) -> None:
+    def __init__(self, cfg: LoggerConfig, origin: Origin) -> None:
         import wandb
 
         def start(mode: Any) -> Any:
@@ -148,8 +188,10 @@ class WandbLogger:
                 name=cfg.name,
                 tags=cfg.tags,
                 mode=mode,
-                dir=folder,
-                config=run_config,
+                dir=origin.folder,
+                config=origin.config,
+                id=origin.run_id,
+                resume=None if origin.resumed_at is None else "allow",
                 reinit="finish_previous",
                 # Without a network the default time-out is a minute and a half.
                 settings=wandb.Settings(init_timeout=8, console="off", silent=True, x_disable_stats=True),
@@ -188,7 +230,7 @@ class WandbLogger:
         self._run.finish(exit_code=0 if completed else 1)
 
 
-LOGGERS: dict[str, Callable[[LoggerConfig, Path, dict[str, Any]], Logger]] = {
+LOGGERS: dict[str, Callable[[LoggerConfig, Origin], Logger]] = {
     "tensorboard": TensorBoardLogger,
     "wandb": WandbLogger,
 }

@@ -1,9 +1,12 @@
 """What a run leaves in its folder, besides metrics and checkpoints: its config, its summary and its samples."""
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
+import uuid
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,28 +15,81 @@ from typing import Any
 from bigramlm import paths
 from bigramlm.errors import UserError
 
+LOCK = ".lock"
+
 
 class RunFolder:
     """The folder of one run. The summary on disk says how it stands, and is whole but where a full disk cuts it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._summary: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
+        self.begun = False
 
     def claim(self) -> None:
-        """UserError where the folder holds a run that has begun to train: nothing is written over."""
+        """Take the folder for a new run. UserError where it holds one that has begun: nothing is written over."""
         if (self.path / "metrics.jsonl").exists():
-            raise UserError(f"{self.path}: holds a run already, and nothing is written over; name another folder")
+            raise UserError(
+                f"{self.path}: holds a run already, and nothing is written over; resume={self.path} goes on with it, "
+                "or name another folder"
+            )
+        self.summary = {"id": uuid.uuid4().hex[:12]}
 
-    def save_config(self, yaml: str, overrides: list[str]) -> None:
-        """Save the config that runs, with what was typed above it as comments."""
-        typed = "".join(f"# typed: {override!r}\n" for override in overrides)
-        _write(self.path / "config.yaml", typed + yaml)
+    def reopen(self) -> None:
+        """Take up the run that the folder holds; nothing in it changes before `begin`."""
+        self.summary = read_summary(self.path) or {}
+        self.summary.setdefault("id", uuid.uuid4().hex[:12])
+
+    def begin(self, overrides: list[str], *, resumed_at: int | None = None) -> None:
+        """Say in the summary that the run has begun, or goes on; from here on it says how the run ends."""
+        self.begun = True
+        if resumed_at is None:
+            self.update_summary(status="running", step=0, overrides=overrides, **process())
+            return
+        for outcome in ("error", "final", "references"):
+            self.summary.pop(outcome, None)
+        now = process()
+        resumed = {"step": resumed_at, "overrides": overrides, "started": now["started"]}
+        self.update_summary(
+            status="running", step=resumed_at, resumed=[*self.summary.get("resumed", []), resumed], **now
+        )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder: no other process can train in it. UserError says who has it.
+
+        The lock is the operating system's and ends with the process, however that ends.
+        """
+        from filelock import FileLock, Timeout
+
+        held = FileLock(self.path / LOCK, timeout=1)  # who lists the runs holds it for a moment
+        try:
+            held.acquire()
+        except Timeout:
+            holder = read_summary(self.path) or {}
+            raise UserError(
+                f"{self.path}: another process trains in it: pid {holder.get('pid')} on {holder.get('host')}, "
+                f"since {holder.get('started')}; wait for it, stop it, or name another folder"
+            ) from None
+        try:
+            yield
+        finally:
+            held.release()
+
+    def save_config(self, yaml: str, overrides: list[str], *, resumed_at: int | None = None) -> None:
+        """Save the config that runs, with what was typed above it as comments, also what was before a resume."""
+        path = self.path / "config.yaml"
+        comments = [f"# typed: {override!r}\n" for override in overrides]
+        if resumed_at is not None:
+            comments = [f"# typed on resuming at step {resumed_at}: {override!r}\n" for override in overrides]
+            with path.open(encoding="utf-8") as file:
+                comments = [line for line in file if line.startswith("# typed")] + comments
+        _write(path, "".join(comments) + yaml)
 
     def update_summary(self, **values: Any) -> None:
         """Change these values of summary.json, and leave the others."""
-        self._summary |= values
-        path, content = self.path / "summary.json", json.dumps(self._summary, indent=1, ensure_ascii=False) + "\n"
+        self.summary |= values
+        path, content = self.path / "summary.json", json.dumps(self.summary, indent=1, ensure_ascii=False) + "\n"
         try:
             _write(path, content)
         except OSError:  # on a full disk what is there can still be written over where it stands
@@ -44,9 +100,36 @@ class RunFolder:
                 file.truncate()
 
     def add_sample(self, step: int, text: str) -> None:
-        """Add a sample to samples.txt."""
-        with (self.path / "samples.txt").open("a", encoding="utf-8", newline="") as file:
-            file.write(f"---- step {step}\n{text}\n")
+        """Add a sample to samples.txt, but where it is the last one there, as it may be after a resume."""
+        path, sample = self.path / "samples.txt", f"---- step {step}\n{text}\n"
+        with path.open("a+", encoding="utf-8", newline="") as file:
+            file.seek(0)
+            if not file.read().endswith(sample):
+                file.write(sample)
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """What the summary in a run's folder says, None where there is none to be read."""
+    try:
+        found = json.loads((folder / "summary.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process trains in the folder right now."""
+    from filelock import FileLock, Timeout
+
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with FileLock(folder / LOCK, blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # somebody else's folder, that may only be read
+        return False
 
 
 def versions() -> dict[str, str]:

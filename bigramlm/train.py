@@ -6,7 +6,6 @@ Nothing here imports torch before a run begins, so that --help and tab completio
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import re
@@ -21,31 +20,30 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from bigramlm import paths
-from bigramlm.config import RunConfig, escape_references, register_schemas, to_dict, to_run_config, to_yaml
+from bigramlm.cli import exit_codes, known, quote_free_text, relative, show
+from bigramlm.config import RunConfig, differences, load, register_schemas, to_dict, to_run_config, to_yaml
 from bigramlm.errors import UserError
 from bigramlm.help import help_text
-from bigramlm.run import RunFolder, git_state, process, versions
+from bigramlm.resume import is_saved_preset, saved_presets
+from bigramlm.run import RunFolder, git_state, versions
 
 if TYPE_CHECKING:
+    from bigramlm.checkpoint import Checkpoint
+    from bigramlm.data.text import Text
     from bigramlm.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 # Fields that hold free text: taken as typed, whatever Hydra's grammar would make of it.
-FREE_TEXT = ("sample.prompt", "data.path")
+FREE_TEXT = ("sample.prompt", "data.path", "resume", "init_from")
 
 # Ctrl-C, a request to end, and, where there is such a thing, the terminal that is closed.
 _STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-
-# Failures of the disk and its permissions that are the user's to mend.
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 class Stopped(BaseException):
@@ -59,19 +57,17 @@ class Stopped(BaseException):
 def main() -> None:
     """Run the command line. Exit codes: 0 completed, 1 failed, 2 for the user to mend, 130 and 143 stopped."""
     set_up_hydra()
-    sys.argv[1:] = [quote_free_text(argument) for argument in sys.argv[1:]]
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character of the sample still shows the rest
-    try:
+    with exit_codes():
         if {"--help", "-h"} & set(sys.argv[1:]):
             show(help_text([argument for argument in sys.argv[1:] if re.match(r"~|[^-].*=", argument)]))
         else:
+            sys.argv[1:] = command_line(sys.argv[1:])
             _hydra_main()
-    except (HydraException, OmegaConfBaseException) as error:
-        print(error, error.__cause__ or "", sep="\n", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+
+
+def command_line(arguments: list[str]) -> list[str]:
+    """What is typed as Hydra takes it: free text quoted, and what a saved run brings in front of the rest."""
+    return saved_presets(arguments) + [quote_free_text(argument, FREE_TEXT) for argument in arguments]
 
 
 def set_up_hydra() -> None:
@@ -84,7 +80,7 @@ def set_up_hydra() -> None:
 def _hydra_main(composed: DictConfig) -> None:
     hydra_cfg = HydraConfig.get()
     folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
-    failure = train(composed, folder, list(hydra_cfg.overrides.task))
+    failure = train(composed, folder, [typed for typed in hydra_cfg.overrides.task if not is_saved_preset(typed)])
     if isinstance(failure, Stopped):
         sys.exit(128 + failure.signal)  # ends a sweep too
     if failure is not None and hydra_cfg.mode == RunMode.MULTIRUN:
@@ -123,35 +119,53 @@ def train(composed: DictConfig, folder: RunFolder, overrides: list[str]) -> Base
     Returns None for a run that completed, else what ended it: a UserError for what the user can mend, Stopped after a
     signal, or any other exception.
     """
-    try:
-        folder.claim()
-    except UserError as error:
-        log.error("error: %s", error)
-        return error
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(folder.lock())
+            if composed.resume is None:
+                folder.claim()
+            else:
+                folder.reopen()
+        except (UserError, OSError) as error:
+            log.error("error: %s", known(error, folder.path))
+            return known(error, folder.path)
+        return _train(composed, folder, overrides)
+
+
+def _train(composed: DictConfig, folder: RunFolder, overrides: list[str]) -> BaseException | None:
     try:
         with stop_signals() as stop:
-            folder.update_summary(status="running", step=0, overrides=overrides, **process())
+            if composed.resume is None:
+                folder.begin(overrides)
             run(to_run_config(composed), folder, overrides, stop)
         return None
     except (Exception, KeyboardInterrupt, Stopped) as raised:
-        error_or_signal = _known(raised, folder.path)
-        if isinstance(error_or_signal, Stopped):
-            log.warning("%s; the run is in %s", error_or_signal, _relative(folder.path))
-        elif isinstance(error_or_signal, UserError):
-            log.error("error: %s", error_or_signal, exc_info=raised if os.environ.get("HYDRA_FULL_ERROR") else None)
+        end = Stopped(signal.SIGINT) if isinstance(raised, KeyboardInterrupt) else known(raised, folder.path)
+        if isinstance(end, Stopped):
+            log.warning("%s; resume=%s goes on with it", end, relative(folder.path))
+        elif isinstance(end, UserError):
+            log.error("error: %s", end, exc_info=raised if os.environ.get("HYDRA_FULL_ERROR") else None)
         else:
             log.exception("the run failed")
-        with contextlib.suppress(OSError):  # a full disk may be the very reason
-            status = "stopped" if isinstance(error_or_signal, Stopped) else "failed"
-            folder.update_summary(status=status, error=str(error_or_signal) or repr(error_or_signal))
-        return error_or_signal
+        if folder.begun:
+            with contextlib.suppress(OSError):  # a full disk may be the very reason
+                folder.update_summary(
+                    status="stopped" if isinstance(end, Stopped) else "failed", error=str(end) or repr(end)
+                )
+        return end
 
 
 def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSignals) -> None:
     """One run, from its config to its sample. Everything that can be refused is refused before training."""
     cfg.data = cfg.data.prepare()
     text = cfg.data.read()
-    tokenizer = cfg.tokenizer.build(text.text)
+    resuming, cfg.resume = cfg.resume is not None, None
+    start = _resumed_from(cfg, folder, text, overrides) if resuming else None
+    going_on = start is not None
+    if start is None and cfg.init_from is not None:
+        start = _initialised_from(cfg, overrides if not resuming else None)
+    # Weights mean something with the tokenizer alone that they were trained with.
+    tokenizer = start.tokenizer(cfg.tokenizer) if start else cfg.tokenizer.build(text.text)
     try:
         prompt = tokenizer.encode(cfg.sample.prompt)
     except UserError as error:
@@ -159,16 +173,20 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
 
     import torch
 
-    from bigramlm.data.batches import check_length, compact
+    from bigramlm.data.batches import Batches, check_length, compact
     from bigramlm.data.text import split
     from bigramlm.device.device import decide, set_up
     from bigramlm.generate import generate
-    from bigramlm.metrics import Metrics
+    from bigramlm.metrics import Metrics, Origin
+    from bigramlm.preflight import preflight
     from bigramlm.trainer import Trainer
 
     texts = dict(zip(("train", "val"), split(text.text, cfg.data.train_fraction), strict=True))
     vocab_size = tokenizer.vocab_size
-    tokens = {name: compact(tokenizer.encode(part), vocab_size=vocab_size) for name, part in texts.items()}
+    try:
+        tokens = {name: compact(tokenizer.encode(part), vocab_size=vocab_size) for name, part in texts.items()}
+    except UserError as error:  # the tokenizer is of a run with another text
+        raise UserError(f"{cfg.data.file()}: {error}") from None
     for name, ids in tokens.items():
         check_length(len(ids), split=name, block_size=cfg.data.block_size, text=str(cfg.data.file()))
     torch.manual_seed(cfg.seed)
@@ -179,7 +197,31 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
     log.info("data: %s, %s characters, vocabulary of %d", cfg.data.name, f"{len(text.text):,}", vocab_size)
     log.info("split: %s tokens train, %s val", *(f"{len(tokens[name]):,}" for name in ("train", "val")))
     log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
-    folder.save_config(to_yaml(cfg), overrides)
+    if start is not None and not going_on:
+        start.load_weights(model)
+    model.to(device.torch)
+    on_device = {name: ids.to(device.torch) for name, ids in tokens.items()}
+    if cfg.preflight and not going_on:
+        batches = Batches(
+            on_device["train"], block_size=cfg.data.block_size, batch_size=cfg.data.batch_size, seed=cfg.seed
+        )
+        preflight(model, tokenizer, texts, batches[0], fresh=start is None)
+    trainer = Trainer(
+        cfg,
+        model=model,
+        train=on_device["train"],
+        val=on_device["val"],
+        val_characters=len(texts["val"]),
+        tokenizer=tokenizer.to_dict(),
+        device=device,
+        folder=folder,
+    )
+    if start is not None and going_on:
+        trainer.resume(start)
+    # Nothing of a run that is resumed has changed up to here, and nothing is refused from here on.
+    if resuming:
+        folder.begin(overrides, resumed_at=trainer.step)
+    folder.save_config(to_yaml(cfg), overrides, resumed_at=trainer.step if resuming else None)
     folder.update_summary(
         device=cfg.device.name,
         n_params=model.n_params(),
@@ -188,32 +230,25 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
         git=git_state(),
     )
 
-    metrics = Metrics(folder.path, cfg.logger, to_dict(cfg))
+    metrics = Metrics(
+        cfg.logger, Origin(folder.path, to_dict(cfg), str(folder.summary["id"]), trainer.step if resuming else None)
+    )
     completed = False
     try:
-        trainer = Trainer(
-            cfg,
-            model=model.to(device.torch),
-            train=tokens["train"].to(device.torch),
-            val=tokens["val"].to(device.torch),
-            val_characters=len(texts["val"]),
-            tokenizer=tokenizer.to_dict(),
-            device=device,
-            metrics=metrics,
-            folder=folder,
-        )
         with stop.after_the_step(trainer):
-            trainer.fit()
+            trainer.fit(metrics)
         if trainer.stop_signal is not None:
             raise Stopped(trainer.stop_signal)
         folder.update_summary(final=trainer.final, references=trainer.references)
 
-        start = torch.from_numpy(prompt).long() if len(prompt) else torch.zeros(1, dtype=torch.long)
+        start_ids = torch.from_numpy(prompt).long() if len(prompt) else torch.zeros(1, dtype=torch.long)
         ids = generate(
             model,
-            start[None].to(device.torch),
+            start_ids[None].to(device.torch),
             cfg.sample.max_new_tokens,
             temperature=cfg.sample.temperature,
+            top_k=cfg.sample.top_k,
+            top_p=cfg.sample.top_p,
             seed=cfg.seed,
             device=device,
         )
@@ -227,6 +262,46 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
     print_end(trainer.final, sample, trainer.references, folder.path, cfg.logger.use)
 
 
+def _resumed_from(cfg: RunConfig, folder: RunFolder, text: Text, overrides: list[str]) -> Checkpoint | None:
+    # The checkpoint that the run goes on from, None where it was ended before its first. Tells what is changed.
+    from bigramlm.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(folder.path / "checkpoints")
+    checkpoints.clean_up()
+    checkpoint = checkpoints.newest()
+    step = checkpoint.step if checkpoint else 0
+    if cfg.trainer.steps < step or (
+        folder.summary.get("status") == "completed" and (cfg.trainer.steps == step or len(overrides) == 1)
+    ):
+        raise UserError(
+            f"resume={folder.path} trainer.steps={cfg.trainer.steps}: the run is at step {step} already; "
+            f"trainer.steps={2 * max(step, 1)} goes further, init_from= starts a new run from its weights"
+        )
+    before = folder.summary.get("data", {}).get("sha256")
+    if before not in (None, text.sha256) and not any(typed.startswith("data.") for typed in overrides):
+        raise UserError(
+            f"{cfg.data.file()}: is not the text that the run was trained on (SHA-256 {text.sha256[:12]}, then "
+            f"{before[:12]}); put that one back, or set data.path= or another field of data to go on with this one"
+        )
+    log.info("resume: %s from step %d", relative(folder.path), step)
+    for name, was, now in differences(to_dict(load(folder.path / "config.yaml")), to_dict(cfg)):
+        log.info("changed: %s=%s, it was %s", name, now, was)
+    return checkpoint
+
+
+def _initialised_from(cfg: RunConfig, overrides: list[str] | None) -> Checkpoint:
+    # The checkpoint that a new run takes its weights from; overrides: None where the block size is settled.
+    from bigramlm.checkpoint import CONFIG
+    from bigramlm.load import open_checkpoint
+
+    checkpoint = open_checkpoint(str(cfg.init_from))
+    if overrides is not None and not any(typed.startswith("data.block_size=") for typed in overrides):
+        cfg.data.block_size = load(checkpoint.path / CONFIG).data.block_size
+    cfg.init_from = str(checkpoint.path)
+    log.info("weights: of step %d, from %s", checkpoint.step, relative(checkpoint.path))
+    return checkpoint
+
+
 def print_end(
     final: dict[str, float], sample: str, references: dict[str, float], folder: Path, loggers: list[str]
 ) -> None:
@@ -238,31 +313,11 @@ def print_end(
             val_loss = references[f"val/best_{what}"] + 0.0  # no minus before a zero
             lines.append(f"By counting: {loss + 0.0:.4f} over the whole training text (the loss above: over a part")
             lines.append(f"as long as val), where no {what} can do better; {val_loss:.4f} on val.")
-    lines.append(f"Run: {_relative(folder)}")
+    lines.append(f"Run: {relative(folder)}")
     if "tensorboard" in loggers:
         outputs = paths.home() / "outputs"
-        lines.append(f"Look at it: tensorboard --logdir {_relative(outputs if outputs in folder.parents else folder)}")
+        lines.append(f"Look at it: tensorboard --logdir {relative(outputs if outputs in folder.parents else folder)}")
     show("\n".join(lines))
-
-
-def show(text: str) -> None:
-    """Print on standard output, also where whoever reads it, `head` perhaps, has had enough of it."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def quote_free_text(argument: str) -> str:
-    """The same override with its value quoted for Hydra's grammar, where the field holds free text."""
-    match = re.fullmatch(rf"(\+{{0,2}}(?:{'|'.join(map(re.escape, FREE_TEXT))})=)(.*)", argument, re.DOTALL)
-    if match is None:
-        return argument
-    field, text = match.groups()
-    # Hydra's quotes end at a quote; the backslashes before one, and before the end, count double.
-    text = escape_references(text)
-    text = re.sub(r'(\\*)("|$(?![\s\S]))', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), text)
-    return f'{field}"{text}"'
 
 
 class StopSignals:
@@ -300,21 +355,3 @@ def stop_signals() -> Iterator[StopSignals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _known(error: BaseException, folder: Path) -> BaseException:
-    # The error as one of the kinds that the command line tells apart.
-    if isinstance(error, KeyboardInterrupt):
-        return Stopped(signal.SIGINT)
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        return UserError(
-            f"{error.filename or folder}: cannot be written: {error.strerror}; make room there or choose another folder"
-        )
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return UserError("out of memory: lower data.batch_size or data.block_size, or make the model smaller")
-    return error
-
-
-def _relative(path: Path) -> Path:
-    # As short as can be from where the user is.
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

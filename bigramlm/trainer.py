@@ -11,8 +11,8 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from bigramlm.checkpoint import Checkpoints
-from bigramlm.config import RunConfig
+from bigramlm.checkpoint import Checkpoint, Checkpoints
+from bigramlm.config import RunConfig, to_yaml
 from bigramlm.data.batches import Batches, blocks
 from bigramlm.device.device import Device, is_small
 from bigramlm.errors import UserError
@@ -50,15 +50,14 @@ class Trainer:
         val_characters: int,
         tokenizer: dict[str, Any],
         device: Device,
-        metrics: Metrics,
         folder: RunFolder,
     ) -> None:
         """model, and the token ids train and val, each (N,), are on the device; tokenizer: saved with checkpoints."""
+        self.config_yaml = to_yaml(cfg)
         self.cfg = cfg.trainer
         self.optim = cfg.optim
         self.model = model
         self.device = device
-        self.metrics = metrics
         self.tokenizer = tokenizer
         self.val_characters = val_characters
         self.folder = folder
@@ -93,12 +92,25 @@ class Trainer:
         self.best: dict[str, float] = {}
         self.final: dict[str, float] = {}
         self.stop_signal: int | None = None
+        self._resumed: Checkpoint | None = None
         self._started = 0.0
         self._first_step = 0
         self._marked = (0.0, 0)  # when the speed was last measured, and at which step
 
-    def fit(self) -> None:
-        """Train up to the last step, or to the end of the step during which `stop_signal` was set."""
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Stand where the run stood when the checkpoint was saved. UserError where that cannot be."""
+        checkpoint.restore(self.model, self.optimizer)
+        self.scaler.load_state_dict(checkpoint.state["scaler"])
+        self._resumed = checkpoint
+        self.step = checkpoint.step
+        self.seconds = checkpoint.seconds
+        self.best = self.checkpoints.best_at(checkpoint)
+
+    def fit(self, metrics: Metrics) -> None:
+        """Train up to the last step, or to the end of the step during which `stop_signal` was set.
+
+        With `trainer.early_stopping_patience` the last step may come before `trainer.steps`.
+        """
         self._started = time.perf_counter() - self.seconds
         self._first_step = self.step
         self._marked = (time.perf_counter(), self.step)
@@ -113,6 +125,7 @@ class Trainer:
                     break
                 if last or step % self.cfg.eval_every == 0:
                     record |= self.evaluate()
+                    last = last or self.out_of_patience()
                 if last or step % self.cfg.checkpoint_every == 0 or self.best.get("step") == step:
                     self.save()
                 if last:
@@ -125,7 +138,7 @@ class Trainer:
                         bar.set_postfix_str(f"loss {record['train/batch_loss']:.3f}", refresh=False)
                     bar.update(self.step - bar.n)
                 if record:
-                    self.metrics.log(step, self.elapsed(), record)
+                    metrics.log(step, self.elapsed(), record)
                 if last:
                     break
         self.tell()
@@ -179,6 +192,19 @@ class Trainer:
         self._leave_out(began)
         return record | self.references
 
+    def out_of_patience(self) -> bool:
+        """Whether the val loss has not been lower than its best for as many evaluations as early stopping waits."""
+        patience = self.cfg.early_stopping_patience
+        best_step = int(self.best["step"])
+        # Counted from the steps alone, so that a resumed run stops where one that was not interrupted does.
+        if patience == 0 or -(-(self.step - best_step) // self.cfg.eval_every) < patience:
+            return False
+        log.info(
+            "early stopping: no lower val loss than step %d's in %d evaluations; checkpoint=best has that one",
+            *(best_step, patience),
+        )
+        return True
+
     def _pace(self) -> str:
         # Where there is no bar, the evaluations' lines say how fast it goes and how long it will take.
         done, elapsed = self.step - self._first_step, self.elapsed() - self.seconds
@@ -188,37 +214,53 @@ class Trainer:
         return f"  {done / elapsed:,.0f} steps/s, {tqdm.format_interval(left)} left"
 
     def save(self) -> None:
-        """Save a checkpoint of the state at this step."""
+        """Save a checkpoint of the state at this step. UserError, and nothing saved, where it is not finite."""
         began = self._clock()
-        self.checkpoints.save(
-            self.step,
-            model=self.model,
-            optimizer=self.optimizer,
-            tokenizer=self.tokenizer,
-            state={"seconds": self.elapsed(), "best": self.best, "scaler": self.scaler.state_dict()},
-            best=self.best.get("step") == self.step,
-        )
+        best = self.best.get("step") == self.step
+        if self._resumed and (self._resumed.step, self._resumed.best) == (self.step, self.best):
+            self.checkpoints.point(self.step, best=best)  # it is there: the run was resumed from it
+        else:
+            self._require_finite_state()
+            self.checkpoints.save(
+                self.step,
+                model=self.model,
+                optimizer=self.optimizer,
+                tokenizer=self.tokenizer,
+                config=self.config_yaml,
+                state={"seconds": self.elapsed(), "best": self.best, "scaler": self.scaler.state_dict()},
+                best=best,
+            )
         self.tell()
         self._leave_out(began)
 
     def tell(self) -> None:
         """Say in the summary how far the run is."""
-        seconds = self.elapsed()
-        self.folder.update_summary(
-            step=self.step,
-            best=self.best,
-            seconds=round(seconds, 3),
-            tokens_per_second=round(
-                (self.step - self._first_step) * self.tokens_per_step / (seconds - self.seconds), 1
-            ),
+        seconds, steps = self.elapsed(), self.step - self._first_step
+        speed = (
+            {"tokens_per_second": round(steps * self.tokens_per_step / (seconds - self.seconds), 1)} if steps else {}
         )
+        self.folder.update_summary(step=self.step, best=self.best, seconds=round(seconds, 3), **speed)
 
     def _require_finite(self, step: int, name: str, value: float) -> None:
         if not math.isfinite(value):
+            saved = self.checkpoints.steps()
+            before = f"; resume={self.folder.path} with one of these goes on from step {saved[-1]}" if saved else ""
             raise UserError(
                 f"step {step}: {name} is {value}, with a learning rate of "
-                f"{learning_rate(self.optim, step):.3g}; try a lower optim.lr, or optim.grad_clip=1"
+                f"{learning_rate(self.optim, step):.3g}; try a lower optim.lr, or optim.grad_clip=1{before}"
             )
+
+    def _require_finite_state(self) -> None:
+        # Weights, and the optimizer's means, which can overflow while the weights are still finite.
+        tensors: list[tuple[str, Tensor]] = list(self.model.named_parameters())
+        for values in self.optimizer.state.values():
+            tensors += [(f"the optimizer's {name}", value) for name, value in values.items() if torch.is_tensor(value)]
+        floating = [(name, tensor.detach()) for name, tensor in tensors if tensor.is_floating_point()]
+        totals = torch.stack([tensor.sum(dtype=torch.float32).to(self.device.torch) for _, tensor in floating]).tolist()
+        for (name, tensor), total in zip(floating, totals, strict=True):
+            # A sum can overflow where no summand has; only then is it worth to look at each of them.
+            if not math.isfinite(total) and not tensor.isfinite().all():
+                self._require_finite(self.step, name, total)
 
     def measure(self, loss: Tensor, norm: Tensor | None) -> dict[str, float]:
         """What is logged of a step that was just taken; waits for the device."""
@@ -230,6 +272,8 @@ class Trainer:
             "lr": learning_rate(self.optim, self.step - 1),
         }
         self._require_finite(self.step - 1, "train/batch_loss", record["train/batch_loss"])
+        if not self.scaler.is_enabled():  # which skips an update whose gradient overflows, and lowers its scale
+            self._require_finite(self.step - 1, "grad_norm", record["grad_norm"])
         now = time.perf_counter()
         since, at = self._marked
         record["tokens_per_second"] = (self.step - at) * self.tokens_per_step / (now - since)

@@ -37,7 +37,7 @@ def composed(*overrides: str) -> DictConfig:
     """What Hydra composes from these overrides."""
     train.set_up_hydra()
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
-        return compose("train", [train.quote_free_text(override) for override in overrides])
+        return compose("train", train.command_line(list(overrides)))
 
 
 def run_config(*overrides: str) -> RunConfig:

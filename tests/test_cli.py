@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from bigramlm import metrics, paths
 from bigramlm.config import load, to_run_config, to_yaml
-from bigramlm.train import quote_free_text
+from bigramlm.train import command_line
 from tests.conftest import Cli, composed
 
 SCRIPT = paths.home() / "scripts" / "train.py"
@@ -51,7 +51,16 @@ def test_a_run_from_any_folder_leaves_what_it_promises(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert {path.name.partition(".tfevents")[0] for path in folder.iterdir()} == {
-        *("config.yaml", "metrics.jsonl", "summary.json", "samples.txt", "checkpoints", "train.log", "events.out"),
+        *(
+            "config.yaml",
+            "metrics.jsonl",
+            "summary.json",
+            "samples.txt",
+            "checkpoints",
+            "train.log",
+            "events.out",
+            ".lock",
+        ),
     }
     lines = done.stdout.splitlines()
     assert lines[0] == "----"
@@ -188,7 +197,7 @@ def test_free_text_is_taken_as_typed_and_saved_so(text: str, tmp_path: Path) -> 
     if text:
         data = to_run_config(composed("data=text", f"data.path={text}")).data
         assert vars(data)["path"] == text
-    assert quote_free_text("optim.lr=1,2") == "optim.lr=1,2"
+    assert command_line(["optim.lr=1,2"]) == ["optim.lr=1,2"]
 
 
 BAD_VALUES = {
@@ -230,7 +239,7 @@ def test_bad_values_are_one_line_and_exit_code_2(cli: Cli, override: str, named:
     assert ended.err.startswith("error: ")
     assert named in ended.err
     assert ended.out == ""
-    assert sorted(path.name for path in ended.folder.iterdir()) == ["summary.json", "train.log"]
+    assert sorted(path.name for path in ended.folder.iterdir()) == [".lock", "summary.json", "train.log"]
     told = summary(ended.folder)
     assert told["status"] == "failed"
     assert f"error: {told['error']}\n" == ended.err
@@ -397,7 +406,7 @@ def test_a_signal_gets_by_what_guards_against_failures(cli: Cli, monkeypatch: py
 def test_a_second_signal_stops_at_once(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     from bigramlm.trainer import Trainer
 
-    def twice(_: Trainer) -> None:
+    def twice(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("the second signal did not stop the run")

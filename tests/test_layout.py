@@ -17,8 +17,11 @@ FLOORS = (
     PARTS,
     ("metrics", "run", "checkpoint", "evaluate", "generate", "step"),
     ("config",),
-    ("trainer", "help"),
+    ("trainer", "help", "preflight", "cli"),
+    ("runs",),
+    ("resume", "load"),
     ("train",),
+    ("sample", "checkpoint_tool", "verify_resume"),
     ("bench", "config_reference"),
 )
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bigramlm import metrics as module
 from bigramlm.errors import UserError
-from bigramlm.metrics import LoggerConfig, Metrics
+from bigramlm.metrics import LoggerConfig, Metrics, Origin
 from tests.conftest import Cli
 
 
@@ -20,7 +20,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_jsonl_is_always_written_a_line_a_record(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path, LoggerConfig(use=[]), {})
+    metrics = Metrics(LoggerConfig(use=[]), Origin(tmp_path, {}, "id"))
     metrics.log(0, 0.5, {"train/loss": 4.25, "bad": float("nan")})
     assert records(tmp_path) == [{"step": 0, "seconds": 0.5, "train/loss": 4.25, "bad": None}], "at once"
     metrics.log(10, 1.0, {"train/loss": 3.0})
@@ -82,7 +82,7 @@ def test_a_failing_logger_costs_one_warning_and_never_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(module.LOGGERS, "tensorboard", Failing)
-    metrics = Metrics(tmp_path, LoggerConfig(), {})
+    metrics = Metrics(LoggerConfig(), Origin(tmp_path, {}, "id"))
     for step in range(5):
         metrics.log(step, 0.0, {"loss": 1.0})
     metrics.close()
@@ -96,7 +96,7 @@ def test_a_logger_that_fails_to_start_or_to_close_costs_a_warning(
 ) -> None:
     monkeypatch.setitem(module.LOGGERS, "tensorboard", Failing)
     monkeypatch.setitem(module.LOGGERS, "wandb", lambda *_: 1 / 0)
-    metrics = Metrics(tmp_path, LoggerConfig(use=["tensorboard", "wandb"]), {})
+    metrics = Metrics(LoggerConfig(use=["tensorboard", "wandb"]), Origin(tmp_path, {}, "id"))
     metrics.log(0, 0.0, {"loss": 1.0})
     metrics.close()
     assert "the wandb logger failed" in caplog.text
@@ -170,7 +170,7 @@ def test_what_wandb_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     stub = StubWandb(refuse_online=False)
     monkeypatch.setitem(sys.modules, "wandb", stub)
     cfg = LoggerConfig(use=["wandb"], project="p", group="g", name="n", tags=["t"])
-    metrics = Metrics(tmp_path, cfg, {"seed": 1})
+    metrics = Metrics(cfg, Origin(tmp_path, {"seed": 1}, "id"))
     metrics.log(5, 1.0, {"val/loss": 2.5})
     metrics.text(5, "sample", "<b>O, & so</b>")
     metrics.close()
@@ -188,7 +188,7 @@ def test_wandb_is_told_of_a_run_that_did_not_complete(tmp_path: Path, monkeypatc
     stub = StubWandb(refuse_online=False)
     monkeypatch.setitem(sys.modules, "wandb", stub)
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    Metrics(tmp_path, LoggerConfig(use=["wandb"]), {}).close(completed=False)
+    Metrics(LoggerConfig(use=["wandb"]), Origin(tmp_path, {}, "id")).close(completed=False)
     assert stub.exit_code == 1
     assert stub.inits[0]["mode"] == "disabled", "what the environment says, where the config says nothing"
 
@@ -198,7 +198,7 @@ def test_wandb_that_cannot_be_reached_goes_offline(
 ) -> None:
     stub = StubWandb(refuse_online=True)
     monkeypatch.setitem(sys.modules, "wandb", stub)
-    Metrics(tmp_path, LoggerConfig(use=["wandb"]), {}).close()
+    Metrics(LoggerConfig(use=["wandb"]), Origin(tmp_path, {}, "id")).close()
     assert [init["mode"] for init in stub.inits] == ["online", "offline"]
     assert all(init["settings"].init_timeout <= 10 for init in stub.inits)
     assert stub.torn_down == 1

@@ -11,13 +11,13 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from bigramlm.checkpoint import restore, verify
+from bigramlm.checkpoint import Checkpoint
 from bigramlm.config import RunConfig
 from bigramlm.device.device import Device, decide, set_up
 from bigramlm.errors import UserError
 from bigramlm.evaluate import bits_per_character, mean_loss
 from bigramlm.generate import generate
-from bigramlm.metrics import LoggerConfig, Metrics
+from bigramlm.metrics import LoggerConfig, Metrics, Origin
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram, best_bigram_losses
 from bigramlm.run import RunFolder
@@ -64,15 +64,21 @@ def build(folder: Path, *overrides: str, device: Device | None = None, kind: typ
         val_characters=200,
         tokenizer={"name": "char", "chars": "abcdefghijk"},
         device=device or set_up(cfg.device),
-        metrics=Metrics(folder, LoggerConfig(use=[]), {}),
         folder=RunFolder(folder),
     )
 
 
 def fitted(folder: Path, *overrides: str, device: Device | None = None, kind: type[LanguageModel] = Bigram) -> Trainer:
-    trainer = build(folder, *overrides, device=device, kind=kind)
-    trainer.fit()
-    trainer.metrics.close()
+    return fit(build(folder, *overrides, device=device, kind=kind))
+
+
+def fit(trainer: Trainer) -> Trainer:
+    at = trainer.step if trainer.step else None
+    metrics = Metrics(LoggerConfig(use=[]), Origin(trainer.folder.path, {}, "id", at))
+    try:
+        trainer.fit(metrics)
+    finally:
+        metrics.close()
     return trainer
 
 
@@ -124,7 +130,7 @@ def test_steps_are_the_tutorials_loop(tmp_path: Path) -> None:
         optimizer.param_groups[0]["lr"] = 0.1 * min(1, (step + 1) / 21)
         optimizer.step()
     assert clipped > 0
-    trainer.fit()
+    fit(trainer)
     assert torch.equal(table.weight, weights(trainer))
 
 
@@ -177,7 +183,7 @@ def test_speed_is_tokens_by_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     trainer.train_step = second  # type: ignore[assignment]
     trainer.train_step.together = 1
     monkeypatch.setattr("bigramlm.trainer.mean_loss", slow)
-    trainer.fit()
+    fit(trainer)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
     assert speeds == pytest.approx([256.0] * 3), "evaluations don't count"
@@ -284,7 +290,7 @@ def test_a_signal_ends_the_run_after_its_step_and_a_save(tmp_path: Path, monkeyp
         return outcome
 
     monkeypatch.setattr(trainer, "update", update)
-    trainer.fit()
+    fit(trainer)
     assert trainer.step == 13
     assert trainer.checkpoints.path("last").name == "step_13"
     assert [record["step"] for record in records(tmp_path)] == [0, 10], "no record that a run without a stop lacks"
@@ -309,10 +315,10 @@ def test_going_back_keeps_what_was_just_saved(tmp_path: Path) -> None:
     trainer.step, trainer.best = 5, {"step": 5, "val/loss": 0.0}
     trainer.save()
     assert trainer.checkpoints.path("last").name == "step_5"
-    verify(trainer.checkpoints.path("last"))
+    Checkpoint(trainer.checkpoints.path("last"))
     assert [path.name for path in trainer.checkpoints.folder.glob("step_*")] == ["step_5"]
     trainer.save()
-    verify(trainer.checkpoints.path("last"))
+    Checkpoint(trainer.checkpoints.path("last"))
 
 
 def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +335,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
             with pytest.raises(OSError, match="No space"):
                 trainer.save()
         assert sorted(path.name for path in trainer.checkpoints.folder.rglob("*")) == before
-        verify(trainer.checkpoints.path("last"))
+        Checkpoint(trainer.checkpoints.path("last"))
 
 
 @pytest.mark.parametrize("kind", [Bigram, Stub])
@@ -337,13 +343,11 @@ def test_a_checkpoint_holds_all_that_it_takes_to_go_on(tmp_path: Path, kind: typ
     whole = fitted(tmp_path / "whole", kind=kind)
     half = fitted(tmp_path / "half", "trainer.steps=14", kind=kind)
     torch.randn(3)
-    going_on = build(tmp_path / "on", kind=kind)
-    state = restore(half.checkpoints.path("last"), model=going_on.model, optimizer=going_on.optimizer)
+    going_on = build(tmp_path / "half", kind=kind)
+    going_on.resume(Checkpoint(half.checkpoints.path("last")))
     assert torch.equal(weights(going_on), weights(half))
-    assert 0 < state["seconds"] <= half.seconds
-    going_on.step = state["step"]
-    going_on.best = state["best"]
-    going_on.fit()
+    assert 0 < going_on.seconds <= half.seconds
+    fit(going_on)
     assert torch.equal(weights(going_on), weights(whole))
     for a, b in zip(going_on.optimizer.state.values(), whole.optimizer.state.values(), strict=True):
         assert all(torch.equal(a[key], b[key]) for key in b)
@@ -352,7 +356,7 @@ def test_a_checkpoint_holds_all_that_it_takes_to_go_on(tmp_path: Path, kind: typ
 
 def test_damage_to_any_file_of_a_checkpoint_is_found(tmp_path: Path) -> None:
     path = fitted(tmp_path / "run", "trainer.steps=3").checkpoints.path("last")
-    verify(path)
+    Checkpoint(path)
     for name in sorted(file.name for file in path.iterdir()):
         for damage in ("removed", "truncated", "flipped"):
             copy = tmp_path / f"{name}-{damage}"
@@ -366,7 +370,7 @@ def test_damage_to_any_file_of_a_checkpoint_is_found(tmp_path: Path) -> None:
             if (name, damage) == ("manifest.json", "truncated"):
                 continue  # only the line's end is gone
             with pytest.raises(UserError, match=r"not a whole checkpoint|cannot be read|damaged"):
-                verify(copy)
+                Checkpoint(copy)
 
 
 def test_final_losses_cover_val_whole_and_train_as_far(tmp_path: Path) -> None:
@@ -409,10 +413,9 @@ def test_a_compiled_step_is_the_same_step(tmp_path: Path) -> None:
     for a, b in zip(records(tmp_path / "1"), records(tmp_path / "2"), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
     half = fitted(tmp_path / "3", *overrides, "device.compile=true", "trainer.steps=20")
-    going_on = build(tmp_path / "4", *overrides, "device.compile=true")
-    state = restore(half.checkpoints.path("last"), model=going_on.model, optimizer=going_on.optimizer)
-    going_on.step, going_on.best = state["step"], state["best"]
-    going_on.fit()
+    going_on = build(tmp_path / "3", *overrides, "device.compile=true")
+    going_on.resume(Checkpoint(half.checkpoints.path("last")))
+    fit(going_on)
     assert torch.equal(weights(compiled), weights(going_on)), "a compiled run goes on compiled, to the bit"
     saved = (compiled.checkpoints.path("last") / "model.safetensors").read_bytes()
     assert b"_orig_mod" not in saved

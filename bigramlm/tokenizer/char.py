@@ -14,9 +14,10 @@ class CharTokenizer:
 
     def __init__(self, chars: str) -> None:
         self.chars = chars
+        self._code_points = _code_points(chars)
         # Code point -> id, -1 where there is none: one look-up encodes a whole text at once.
         self._ids = np.full(max(map(ord, chars), default=0) + 2, -1, dtype=np.int32)
-        self._ids[_code_points(chars)] = np.arange(len(chars), dtype=np.int32)
+        self._ids[self._code_points] = np.arange(len(chars), dtype=np.int32)
 
     @property
     def vocab_size(self) -> int:
@@ -35,7 +36,8 @@ class CharTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        return "".join(self.chars[i] for i in ids)
+        found = self._code_points[np.fromiter(ids, dtype=np.int64)]
+        return found.tobytes().decode("utf-32-le", "surrogatepass")
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": "char", "chars": self.chars}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
@@ -22,6 +22,10 @@ class TokenizerConfig:
         """The tokenizer for this text."""
         raise NotImplementedError
 
+    def restore(self, saved: dict[str, Any]) -> Tokenizer:
+        """The tokenizer that `to_dict()` described so."""
+        raise NotImplementedError
+
 
 @dataclass
 class CharConfig(TokenizerConfig):
@@ -33,6 +37,11 @@ class CharConfig(TokenizerConfig):
         from bigramlm.tokenizer.char import CharTokenizer
 
         return CharTokenizer("".join(sorted(set(text))))
+
+    def restore(self, saved: dict[str, Any]) -> Tokenizer:
+        from bigramlm.tokenizer.char import CharTokenizer
+
+        return CharTokenizer(saved["chars"])
 
 
 TOKENIZERS: dict[str, type[TokenizerConfig]] = {"char": CharConfig}

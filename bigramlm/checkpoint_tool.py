@@ -1,0 +1,123 @@
+"""The command `checkpoint`: what is in a checkpoint, whether it is whole, and a smaller one for others."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from safetensors import safe_open
+
+from bigramlm import runs
+from bigramlm.checkpoint import CONFIG, MODEL, Checkpoint, Checkpoints
+from bigramlm.cli import exit_codes, relative, show, table
+from bigramlm.config import load
+from bigramlm.errors import UserError
+from bigramlm.load import open_checkpoint
+from bigramlm.run import RunFolder
+
+
+def main() -> None:
+    """Run the command line: python scripts/checkpoint.py inspect|verify|strip PATH. Exit code 2: one is damaged."""
+    parser = argparse.ArgumentParser("checkpoint.py", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, about in {
+        "inspect": "say what is in a checkpoint; of a run, in its newest",
+        "verify": "read every file and compare it with what was saved; of a run, all its checkpoints",
+        "strip": "take out what only training needs, the optimizer's state: to sample from, or to give away",
+    }.items():
+        command = commands.add_parser(name, help=about, description=about)
+        command.add_argument("path", help="a checkpoint's folder or a run's, or latest")
+        if name == "strip":
+            command.add_argument("--output", type=Path, help="a folder to write to; else it is done in place")
+    arguments = parser.parse_args()
+    with exit_codes():
+        if arguments.command == "inspect":
+            inspect(arguments.path)
+        elif arguments.command == "verify":
+            verify(arguments.path)
+        else:
+            strip(arguments.path, arguments.output)
+
+
+def inspect(where: str) -> None:
+    """Print what is in a checkpoint."""
+    checkpoint = open_checkpoint(where)
+    cfg = load(checkpoint.path / CONFIG)
+    best = checkpoint.best
+    facts = {
+        "checkpoint": relative(checkpoint.path),
+        "step": f"{checkpoint.step:,}, after {checkpoint.seconds:,.1f} s of training",
+        "best": f"val loss {best['val/loss']:.4f} at step {best['step']:,}" if best else "not evaluated yet",
+        "model": " ".join(f"{name}={value}" for name, value in vars(cfg.model).items()),
+        "tokenizer": f"{cfg.tokenizer.name}, {checkpoint.tokenizer(cfg.tokenizer).vocab_size:,} tokens",
+        "block size": cfg.data.block_size,
+        "trained on": cfg.data.name,
+        "seed": cfg.seed,
+        "resume": "no, it is stripped: init_from= starts a new run from it" if checkpoint.stripped else "yes",
+    }
+    width = max(map(len, facts)) + 2
+    show("\n".join(f"{name:<{width}}{value}" for name, value in facts.items()) + "\n")
+    files = checkpoint.manifest["files"].items()
+    show(
+        table(("file", "bytes", "SHA-256"), [(n, f"{seal['bytes']:,}", seal["sha256"][:16]) for n, seal in files])
+        + "\n"
+    )
+    with safe_open(checkpoint.path / MODEL, "pt") as file:
+        tensors = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118 - not a dictionary
+        rows = [
+            (name, str(tuple(part.get_shape())), part.get_dtype(), f"{math.prod(part.get_shape()):,}")
+            for name, part in tensors
+        ]
+    show(table(("tensor", "shape", "type", "numbers"), rows))
+
+
+def verify(where: str) -> None:
+    """Print of each checkpoint that it is whole, or what is wrong with it; exit code 2 for the latter."""
+    whole = True
+    for path in _paths(where):
+        try:
+            checkpoint = Checkpoint(path)
+            files = checkpoint.manifest["files"].values()
+            stripped = ", stripped" if checkpoint.stripped else ""
+            show(f"whole    {relative(path)}: {len(files)} files, {sum(f['bytes'] for f in files):,} bytes{stripped}")
+        except UserError as error:
+            whole = False
+            show(f"damaged  {error}")
+    if not whole:
+        sys.exit(2)
+
+
+def strip(where: str, output: Path | None) -> None:
+    """Strip a checkpoint, or each of a run's, in place or into another folder."""
+    found = [Checkpoint(path) for path in _paths(where)]
+    if output is not None:
+        if len(found) > 1:
+            found = [open_checkpoint(where)]
+        if output.exists():
+            raise UserError(f"--output {output}: is there already, and nothing is written over; name another folder")
+        found[0].strip(output)
+        show(f"stripped {relative(found[0].path)} into {output}: {_size(found[0].path)} -> {_size(output)} bytes")
+        return
+    for checkpoint in found:
+        before, run = _size(checkpoint.path), checkpoint.path.parent.parent
+        if (run / "summary.json").exists():
+            with RunFolder(run).lock():
+                checkpoint.strip(checkpoint.path)
+        else:
+            checkpoint.strip(checkpoint.path)
+        show(f"stripped {relative(checkpoint.path)}: {before} -> {_size(checkpoint.path)} bytes")
+
+
+def _paths(where: str) -> list[Path]:
+    folder = runs.find(where)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    steps = checkpoints.steps()
+    if (folder / "summary.json").exists() and not steps:
+        raise UserError(f"{where}: holds no checkpoint")
+    return [checkpoints.folder / f"step_{step}" for step in steps] or [folder]
+
+
+def _size(path: Path) -> str:
+    return f"{sum(file.stat().st_size for file in path.iterdir()):,}"

@@ -1,0 +1,95 @@
+"""What the commands share: free text as typed, output for people, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from bigramlm.config import escape_references
+from bigramlm.errors import UserError
+
+# Failures of the disk and its permissions that are the user's to mend.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+
+def show(text: str, end: str = "\n") -> None:
+    """Print on standard output, also where whoever reads it, `head` perhaps, has had enough of it."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def relative(path: Path) -> Path:
+    """The path as short as can be from where the user is."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows as columns of text; those whose entries are all numbers stand to the right."""
+    lines = [head, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    right = [all(re.fullmatch(r"[-\d.,]*", row[i]) for row in rows) for i in range(len(head))]
+    aligned = (
+        (cell.rjust(width) if to_right else cell.ljust(width))
+        for line in lines
+        for cell, width, to_right in zip(line, widths, right, strict=True)
+    )
+    return "\n".join("  ".join(next(aligned) for _ in head).rstrip() for _ in lines)
+
+
+def quote_free_text(argument: str, fields: Sequence[str]) -> str:
+    """The same override with its value quoted for Hydra's grammar, where it is one of the fields that hold free text.
+
+    Free text is taken as typed, whatever that grammar would make of it.
+    """
+    match = re.fullmatch(rf"(\+{{0,2}}(?:{'|'.join(map(re.escape, fields))})=)(.*)", argument, re.DOTALL)
+    return match[1] + quoted(match[2]) if match else argument
+
+
+def quoted(text: str) -> str:
+    """The text in quotes of Hydra's grammar, so that it arrives as it stands."""
+    # Hydra's quotes end at a quote; the backslashes before one, and before the end, count double.
+    text = re.sub(
+        r'(\\*)("|$(?![\s\S]))', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), escape_references(text)
+    )
+    return f'"{text}"'
+
+
+def known(error: BaseException, folder: Path | None = None) -> BaseException:
+    """The error as a UserError where it is one that the user can mend, such as a full disk; folder: written to."""
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return UserError(
+            f"{error.filename or folder}: cannot be written: {error.strerror}; make room there or choose another folder"
+        )
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return UserError("out of memory: lower data.batch_size or data.block_size, or make the model smaller")
+    return error
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """End the process as its errors ask for: 2 and one line for what the user can mend, 1 as Hydra does, 130 Ctrl-C."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character of the text still shows the rest
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        print(error, error.__cause__ or "", sep="\n", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(known(error), UserError):
+            raise
+        print(f"error: {known(error)}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,280 @@
+"""Runs on the disk: finding them, listing them, and telling two of them apart."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from bigramlm import paths
+from bigramlm.cli import exit_codes, relative, show, table
+from bigramlm.config import differences, flat
+from bigramlm.errors import UserError, require
+from bigramlm.metrics import read_records
+from bigramlm.run import is_held, read_summary
+
+
+@dataclass
+class Run:
+    """A run as its folder tells it."""
+
+    folder: Path
+    summary: dict[str, Any]
+    config: dict[str, Any]
+
+    @property
+    def status(self) -> str:
+        """As in the summary; `killed` where that says running and nobody holds the folder."""
+        status = str(self.summary.get("status", "unknown"))
+        return "killed" if status == "running" and not is_held(self.folder) else status
+
+    @property
+    def val_loss(self) -> float | None:
+        """The final val loss, before the end the best one so far."""
+        for part in ("final", "best"):
+            loss = self.summary.get(part, {}).get("val/loss")
+            if loss is not None:
+                return float(loss)
+        return None
+
+    @property
+    def started(self) -> str:
+        return str(self.summary.get("started", ""))
+
+    def get(self, field: str) -> Any:
+        """A field of the config by its full name, None where there is none."""
+        value: Any = self.config
+        for name in field.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+
+def read_run(folder: Path) -> Run | None:
+    """The run in a folder, None where there is none."""
+    summary = read_summary(folder)
+    if summary is None:
+        return None
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
+    except Exception:  # refused before it had one, or damaged: what the summary says is still worth showing
+        config = {}
+    return Run(folder, summary, config if isinstance(config, dict) else {})  # type: ignore[arg-type]
+
+
+def folders(below: Path) -> Iterator[Path]:
+    """The folders of all runs below a folder, that one included."""
+    for folder, inner, files in os.walk(below):
+        if "summary.json" in files:
+            inner.clear()
+            yield Path(folder)
+
+
+def outputs() -> Path:
+    """Where runs are left."""
+    return paths.home() / "outputs"
+
+
+def find(where: str) -> Path:
+    """The folder of a run or a checkpoint. UserError where there is none.
+
+    where: `latest`, which is the run that was started last, or a folder: from the working folder, or from outputs/ or
+    outputs/runs/, as the list has it.
+    """
+    if where == "latest":
+        found = [(summary.get("started", ""), run) for run in folders(outputs()) if (summary := read_summary(run))]
+        found = [(started, run) for started, run in found if (run / "config.yaml").exists()]
+        require(bool(found), f"{outputs()}: there is no run yet; python scripts/train.py makes one")
+        return max(found)[1]
+    # The list names runs from outputs/runs/ on.
+    candidates = [Path(where).expanduser().absolute(), outputs() / where, outputs() / "runs" / where]
+    folder = next((candidate for candidate in candidates if candidate.exists()), None)
+    if folder is None or where == "":
+        raise UserError(f"{where}: there is no such folder; python scripts/runs.py list shows the runs")
+    if folder.is_file() and folder.name in ("last", "best"):  # RUN/checkpoints/best: holds a checkpoint's name
+        return folder.with_name(folder.read_text("utf-8", "replace").strip()[:40])
+    return folder
+
+
+def saved_config(folder: Path) -> Path:
+    """The config.yaml of a run's folder or a checkpoint's. UserError where there is none."""
+    path = folder / "config.yaml"
+    require(path.is_file(), f"{folder}: holds no run and no checkpoint: there is no config.yaml")
+    return path
+
+
+def main() -> None:
+    """Run the command line: python scripts/runs.py list|diff."""
+    parser = argparse.ArgumentParser("runs.py", description="Lists the runs below outputs/, and compares two of them.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser(
+        "list", help="the runs, newest last", description="The runs below outputs/, newest last."
+    )
+    command.add_argument(
+        "filters",
+        nargs="*",
+        metavar="FIELD=VALUE",
+        help="only runs with this status, or this in their config: optim.lr=0.1",
+    )
+    command.add_argument("--sort", default="when", help=f"by one of {', '.join(_COLUMNS)}, or a field of the config")
+    command.add_argument("--reverse", action="store_true", help="the other way round")
+    command.add_argument("--json", action="store_true", help="a JSON object a line, with full times and folders")
+    command = commands.add_parser(
+        "diff",
+        help="what differs between two runs",
+        description="Config, text, code, environment and losses of two runs.",
+    )
+    for name in ("a", "b"):
+        command.add_argument(name, help="a run's folder, or latest")
+    arguments = parser.parse_args()
+    with exit_codes():
+        if arguments.command == "list":
+            print_list(arguments.filters, arguments.sort, reverse=arguments.reverse, as_json=arguments.json)
+        else:
+            print_diff(*(_existing(name) for name in (arguments.a, arguments.b)))
+
+
+# The columns of the list, and what each is of a run.
+_COLUMNS: dict[str, Callable[[Run], Any]] = {
+    "when": lambda run: run.started,
+    "model": lambda run: run.get("model.name"),
+    "data": lambda run: run.get("data.name"),
+    "steps": lambda run: run.summary.get("step"),
+    "val": lambda run: run.val_loss,
+    "status": lambda run: run.status,
+    "folder": lambda run: str(run.folder),
+}
+
+
+def print_list(filters: list[str], sort: str, *, reverse: bool, as_json: bool) -> None:
+    """Print the runs that the filters leave, a line each."""
+    found = [run for folder in folders(outputs()) if (run := read_run(folder)) is not None]
+    require(bool(found), f"{outputs()}: there is no run yet; python scripts/train.py makes one")
+    fields = {*_COLUMNS, *(name for run in found for name in flat(run.config))}
+    for text in (*filters, f"{sort}="):
+        field = text.partition("=")[0]
+        require("=" in text, f"{text}: a filter is FIELD=VALUE, such as status=completed or optim.lr=0.1")
+        require(field in fields, f"{text.rstrip('=')}: no run has this field; there are: {', '.join(sorted(fields))}")
+    for text in filters:
+        field, _, value = text.partition("=")
+        found = [run for run in found if _same(_value(run, field), value)]
+    # Numbers by size, then texts, then what a run has not.
+    found.sort(key=lambda run: _order(_value(run, sort)), reverse=reverse)
+    if as_json:
+        for run in found:
+            show(json.dumps({name: value(run) for name, value in _COLUMNS.items()}))
+    elif found:
+        names = [*_COLUMNS, *([] if sort in _COLUMNS else [sort])]
+        show(table(names, [[_cell(name, _value(run, name)) for name in names] for run in found]))
+    else:
+        show("no run is left by these filters")
+
+
+def print_diff(a: Run, b: Run) -> None:
+    """Print what differs between two runs, and the first step at which their losses part."""
+    show(
+        table(
+            ("", "run", "status", "step"),
+            [(n, _short(r), r.status, str(r.summary.get("step"))) for n, r in (("A", a), ("B", b))],
+        )
+    )
+    # What tells of the same thing elsewhere, or of how the run came about.
+    config = [d for d in differences(a.config, b.config) if d[0] not in ("resume", "device.threads")]
+    _section("config", config)
+    _section("data", differences(a.summary.get("data", {}), b.summary.get("data", {})))
+    _section("code", differences(a.summary.get("git") or {}, b.summary.get("git") or {}))
+    machines = [
+        {**run.summary.get("versions", {}), **{name: run.summary.get(name) for name in ("host", "device")}}
+        for run in (a, b)
+    ]
+    _section("environment", differences(*machines))
+    show("\n" + losses_part(a.folder, b.folder))
+
+
+def losses_part(a: Path, b: Path) -> str:
+    """A line that says at which step the losses of two runs part."""
+    records: list[dict[int, dict[str, Any]]] = []
+    for folder in (a, b):
+        path = folder / "metrics.jsonl"
+        records.append({record["step"]: record for record in read_records(path)} if path.exists() else {})
+    both = sorted(set(records[0]) & set(records[1]))
+    same = None
+    for step in both:
+        for name in ("train/batch_loss", "train/loss", "val/loss"):
+            one, other = records[0][step].get(name), records[1][step].get(name)
+            if one is not None and other is not None and one != other:
+                before = "nothing recorded before is the same" if same is None else f"the same up to step {same}"
+                return f"losses: part at step {step}, {name} {one:.6g} and {other:.6g}; {before}"
+        same = step
+    return (
+        f"losses: the same at all {len(both)} steps that both have records of" if both else "losses: no step in common"
+    )
+
+
+def _section(title: str, different: list[tuple[str, Any, Any]]) -> None:
+    if not different:
+        show(f"\n{title}: the same")
+        return
+    show(f"\n{title}:")
+    rows = [(name, *(("-" if value is None else str(value))[:40] for value in values)) for name, *values in different]
+    show(table(("field", "A", "B"), rows))
+
+
+def _existing(where: str) -> Run:
+    run = read_run(find(where))
+    if run is None:
+        raise UserError(f"{where}: holds no run: there is no summary.json")
+    return run
+
+
+def _short(run: Run) -> str:
+    # As `find` takes it.
+    for parent in (outputs() / "runs", outputs()):
+        if parent in run.folder.parents:
+            return str(run.folder.relative_to(parent))
+    return str(relative(run.folder))
+
+
+def _value(run: Run, name: str) -> Any:
+    return _COLUMNS[name](run) if name in _COLUMNS else run.get(name)
+
+
+def _same(value: Any, typed: str) -> bool:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return float(value) == float(typed)
+    return str(value).lower() == typed.lower() or (value is None and typed == "null")
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    if isinstance(value, (int, float)):
+        return (0, float(value), "")
+    return (2, 0.0, "") if value is None else (1, 0.0, str(value))
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if name == "when":
+        return _ago(value)
+    if name == "folder":
+        return _short(Run(Path(value), {}, {}))
+    return f"{value:.4f}" if name == "val" else str(value)
+
+
+def _ago(started: str) -> str:
+    try:
+        seconds = (datetime.now(timezone.utc) - datetime.fromisoformat(started)).total_seconds()
+    except ValueError:
+        return "-"
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f}{unit} ago"
+    return f"{max(seconds, 0):.0f}s ago"

@@ -1,0 +1,220 @@
+"""The command `sample`: text from a trained model, by its run's folder or a checkpoint alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from bigramlm import paths
+from bigramlm.cli import exit_codes, quote_free_text, relative, show
+from bigramlm.config import SampleConfig
+from bigramlm.device.config import DeviceConfig
+from bigramlm.errors import UserError, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bigramlm.device.device import Device
+    from bigramlm.model.base import LanguageModel
+    from bigramlm.tokenizer.base import Tokenizer
+
+# How many texts are written at once, and how many prompts are sorted by length before the first is.
+_ROWS = 64
+_PROMPTS = 256
+
+_FREE_TEXT = ("run", "checkpoint", "prompt", "prompts_file")
+
+_HELP = """\
+Writes text with a trained model, which its run's folder or a checkpoint brings
+whole: weights, config and tokenizer.
+
+Usage: python scripts/sample.py [FIELD=VALUE] ...
+
+Fields, with the values they have now (docs/config.md says what each means):
+
+{fields}
+Examples:
+  python scripts/sample.py                             the run started last
+  python scripts/sample.py prompt="ROMEO:" temperature=0.8 top_k=20
+  python scripts/sample.py run=FOLDER checkpoint=best num_samples=5
+  python scripts/sample.py prompts_file=prompts.txt > completions.jsonl"""
+
+
+@dataclass
+class SampleCommand(SampleConfig):
+    """The fields of `python scripts/sample.py`."""
+
+    run: str = "latest"
+    """A run's folder, or a checkpoint's; `latest` is the run that was started last."""
+    checkpoint: str = "last"
+    """Which one of the run: last (the newest that is whole), best (by val loss) or a step."""
+    num_samples: int = 1
+    """How many texts are written of each prompt."""
+    prompts_file: str | None = None
+    """Prompts to go on from, a line each, or in a file named *.jsonl an object with a `prompt` each. Prints an object
+    with `prompt` and `completion` a line."""
+    seed: int = 1337
+    """Decides what is drawn."""
+    device: str = "auto"
+    """auto (cuda, then mps, then cpu), cpu, cuda, cuda:N or mps."""
+
+    prefix: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.num_samples >= 1, f"num_samples={self.num_samples}: must be 1 or more")
+        require(0 <= self.seed < 2**62, f"seed={self.seed}: must be 0 or more, and below 2**62")
+        require(
+            self.prompts_file is None or self.prompt == "",
+            f"prompt={self.prompt} prompts_file={self.prompts_file}: contradict each other; leave one out",
+        )
+        try:
+            DeviceConfig(name=self.device)
+        except UserError as error:
+            raise UserError(str(error).replace("device.name", "device")) from None
+
+
+def main() -> None:
+    """Run the command line: python scripts/sample.py [FIELD=VALUE] ..."""
+    ConfigStore.instance().store("sample_schema", SampleCommand)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
+    with exit_codes():
+        require(
+            set(flags) <= {"--help", "-h"},
+            f"{flags and flags[0]}: there is no such flag; fields are NAME=VALUE, see --help",
+        )
+        typed = [quote_free_text(argument, _FREE_TEXT) for argument in sys.argv[1:] if argument not in flags]
+        with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
+            composed = compose("sample", typed)
+        if flags:
+            fields = "".join(f"  {line}\n" for line in OmegaConf.to_yaml(composed).splitlines())
+            text = _HELP.format(fields=fields)
+            show(text if paths.IN_CHECKOUT else text.replace("python scripts/sample.py", "bigramlm-sample"))
+            return
+        cfg = OmegaConf.to_object(composed)
+        assert isinstance(cfg, SampleCommand)
+        sample(cfg)
+
+
+def sample(cfg: SampleCommand) -> None:
+    """Print what the model writes. UserError, before anything is written, for what cannot be."""
+    prompts = [cfg.prompt] if cfg.prompts_file is None else _read_prompts(Path(cfg.prompts_file).expanduser())
+
+    from bigramlm.device.device import decide, set_up
+    from bigramlm.load import load_model, open_checkpoint
+
+    checkpoint = open_checkpoint(cfg.run, cfg.checkpoint)
+    model, tokenizer, _ = load_model(checkpoint)
+    encoded = [_encode(tokenizer, prompt, cfg, line) for line, prompt in enumerate(prompts, start=1)]
+    device = set_up(decide(DeviceConfig(name=cfg.device), n_params=model.n_params(), tokens=model.block_size))
+    model.to(device.torch)
+    print(f"{relative(checkpoint.path)}, {model.n_params():,} parameters", file=sys.stderr)
+
+    if cfg.prompts_file is not None:
+        for prompt, text in _written(cfg, model, tokenizer, encoded, device):
+            show(json.dumps({"prompt": prompts[prompt], "completion": text}, ensure_ascii=False))
+    elif cfg.num_samples > 1:
+        start = tokenizer.decode(encoded[0])
+        for number, (_, text) in enumerate(_written(cfg, model, tokenizer, encoded, device), start=1):
+            show(f"---- {number} of {cfg.num_samples}\n{start}{text}")
+    else:
+        _print_as_it_comes(cfg, model, tokenizer, encoded[0], device)
+
+
+def _print_as_it_comes(
+    cfg: SampleCommand, model: LanguageModel, tokenizer: Tokenizer, prompt: list[int], device: Device
+) -> None:
+    ids, shown = list(prompt), tokenizer.decode(prompt)
+    show(shown, end="")
+    for token in _stream(cfg, model, [prompt], device, cfg.seed):
+        ids.append(int(token))
+        text = tokenizer.decode(ids)
+        # A character of several tokens is shown once it is whole.
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            show(text[len(shown) :], end="")
+            shown = text
+    show(tokenizer.decode(ids)[len(shown) :])
+
+
+def _written(
+    cfg: SampleCommand, model: LanguageModel, tokenizer: Tokenizer, prompts: list[list[int]], device: Device
+) -> Iterator[tuple[int, str]]:
+    # The number of a prompt and what was written of it, prompt by prompt, num_samples of each. Those of one length are
+    # written at once.
+    import torch
+
+    batch = 0
+    for first in range(0, len(prompts), _PROMPTS):
+        window = range(first, min(first + _PROMPTS, len(prompts)))
+        texts: dict[int, list[str]] = {prompt: [] for prompt in window}
+        for length in sorted({len(prompts[prompt]) for prompt in window}):
+            rows = [prompt for prompt in window if len(prompts[prompt]) == length for _ in range(cfg.num_samples)]
+            for at in range(0, len(rows), _ROWS):
+                some = rows[at : at + _ROWS]
+                tokens = list(_stream(cfg, model, [prompts[prompt] for prompt in some], device, cfg.seed + batch))
+                new = torch.cat(tokens, dim=1).tolist() if tokens else [[]] * len(some)
+                batch += 1
+                for prompt, ids in zip(some, new, strict=True):
+                    whole = tokenizer.decode(prompts[prompt] + ids)
+                    texts[prompt].append(whole.removeprefix(tokenizer.decode(prompts[prompt])))
+        for prompt in window:
+            for text in texts[prompt]:
+                yield prompt, text
+
+
+def _stream(
+    cfg: SampleCommand, model: LanguageModel, prompts: list[list[int]], device: Device, seed: int
+) -> Iterator[Tensor]:
+    import torch
+
+    from bigramlm.generate import stream
+
+    return stream(
+        model,
+        torch.tensor(prompts, device=device.torch),
+        cfg.max_new_tokens,
+        temperature=cfg.temperature,
+        top_k=cfg.top_k,
+        top_p=cfg.top_p,
+        seed=seed,
+        device=device,
+    )
+
+
+def _encode(tokenizer: Tokenizer, prompt: str, cfg: SampleCommand, line: int) -> list[int]:
+    try:
+        ids: list[int] = tokenizer.encode(prompt).tolist()
+    except UserError as error:
+        where = f"prompt={prompt!r}" if cfg.prompts_file is None else f"{cfg.prompts_file}, line {line}"
+        raise UserError(f"{where}: {error}") from None
+    return ids or [0]  # without a prompt it starts from token 0, as the tutorial does
+
+
+def _read_prompts(path: Path) -> list[str]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts_file={path}: cannot be read as UTF-8 text: {error}") from None
+    require(bool(lines), f"prompts_file={path}: is empty; a prompt a line is asked for")
+    if path.suffix != ".jsonl":
+        return lines
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            prompt = json.loads(line)["prompt"]
+            if not isinstance(prompt, str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f'prompts_file={path}: line {number} is not an object like {{"prompt": "To be"}}') from None
+        prompts.append(prompt)
+    return prompts

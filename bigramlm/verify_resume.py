@@ -1,0 +1,205 @@
+"""Whether a run that was killed and resumed is, to the bit, the run that nothing interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import random
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigramlm import train
+from bigramlm.cli import exit_codes, show
+from bigramlm.config import load
+from bigramlm.errors import UserError, require
+from bigramlm.metrics import read_records
+
+# What is taken where nothing else is typed: short, with everything that can differ recorded and saved often.
+_SHORT = {
+    "trainer.steps": "40",
+    "trainer.eval_every": "10",
+    "trainer.log_every": "1",
+    "trainer.checkpoint_every": "1",
+    "sample.max_new_tokens": "50",
+    "logger": "none",
+}
+_BY_THE_CLOCK = ("seconds", "tokens_per_second")
+
+
+def main() -> None:
+    """Run the command line: python scripts/verify_resume.py [overrides]. Exit code 1 where a run parts."""
+    parser = argparse.ArgumentParser(
+        "verify_resume.py",
+        description="Trains 2N steps; and N, a kill, and N more. Says whether they are bit-equal, or where they part: "
+        "weights, optimizer, random state, every record, the sample.",
+        epilog="Without overrides 2N is 40, and every step is saved and recorded: "
+        + " ".join(f"{name}={value}" for name, value in _SHORT.items()),
+    )
+    parser.add_argument(
+        "overrides", nargs="*", help="the config, as for train.py, such as model=bigram trainer.steps=200"
+    )
+    parser.add_argument("--kills", type=int, default=0, help="kill so many runs at random moments, instead of one at N")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments (0)")
+    arguments = parser.parse_args()
+    with exit_codes():
+        require(arguments.kills >= 0, f"--kills={arguments.kills}: must be 0 or more")
+        with tempfile.TemporaryDirectory(prefix="bigramlm-resume-") as place:
+            parted = verify(arguments.overrides, Path(place), kills=arguments.kills, seed=arguments.seed)
+    sys.exit(1 if parted else 0)
+
+
+def verify(overrides: list[str], place: Path, *, kills: int, seed: int = 0) -> list[str]:
+    """How the killed and resumed runs differ from the whole one, a line each; empty where all are bit-equal.
+
+    place: an empty folder for the runs; kills: how many runs are killed at random moments; 0 is one, at half its steps.
+    UserError where a run ends otherwise than it should.
+    """
+    typed = {override.partition("=")[0] for override in overrides}
+    config = [*overrides, *(f"{name}={value}" for name, value in _SHORT.items() if name not in typed)]
+    config.append("trainer.keep_checkpoints=1000000")
+    whole = place / "whole"
+    seconds = _complete(whole, [*config, f"hydra.run.dir={whole}"])
+    steps = load(whole / "config.yaml").trainer.steps
+    require(steps >= 2, f"trainer.steps={steps}: must be 2 or more, to be cut in two")
+    moments, parted, in_a_save = random.Random(seed), [], 0
+    for number in range(max(kills, 1)):
+        run = place / f"killed_{number}"
+        when = _AfterSeconds(moments.uniform(0, seconds)) if kills else _AtStep(steps // 2)
+        step = _killed(run, [*config, f"hydra.run.dir={run}"], when)
+        in_a_save += any((run / "checkpoints").glob(".step_*"))
+        _complete(run, [f"resume={run}"])
+        difference = compare(whole, run)
+        if difference is not None:
+            parted.append(f"killed at step {step}: {difference}")
+            show(parted[-1])
+    if kills:
+        show(f"{kills - len(parted)} of {kills} bit-equal; {in_a_save} of them were killed in the middle of a save")
+    elif not parted:
+        show(f"bit-equal: {steps} steps, and {step}, a kill, and {steps - step} more")
+    return parted
+
+
+def compare(whole: Path, resumed: Path) -> str | None:
+    """The first step at which two runs part, and in what; None where they are bit-equal."""
+    from bigramlm.checkpoint import Checkpoint, Checkpoints
+
+    checkpoints = [Checkpoints(run / "checkpoints") for run in (whole, resumed)]
+    steps, others = (of.steps() for of in checkpoints)
+    for step in sorted({*steps} | {*others}):
+        if step not in steps or step not in others:
+            return f"step {step}: a checkpoint in the {'whole' if step in steps else 'resumed'} run alone"
+        a, b = (Checkpoint(of.folder / f"step_{step}") for of in checkpoints)
+        for name in ("model.safetensors", "training.safetensors", "tokenizer.json"):
+            if a.manifest["files"][name] != b.manifest["files"][name]:
+                return f"step {step}: {_first_tensor(a.path / name, b.path / name)}"
+        if a.best != b.best:
+            return f"step {step}: best is {a.best} in the whole run, {b.best} in the resumed"
+    for a_path, b_path in ((whole / name, resumed / name) for name in ("checkpoints/best", "samples.txt")):
+        if a_path.read_text("utf-8") != b_path.read_text("utf-8"):
+            return f"step {steps[-1]}: {a_path.name} differs"
+    records = [[_timeless(record) for record in read_records(run / "metrics.jsonl")] for run in (whole, resumed)]
+    for one, other in zip(*records, strict=False):
+        if one != other:
+            differing = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+            return f"step {min(one['step'], other['step'])}: the records differ in {', '.join(differing)}"
+    if len(records[0]) != len(records[1]):
+        return f"{len(records[0])} records in the whole run, {len(records[1])} in the resumed"
+    return None
+
+
+@dataclass
+class _AtStep:
+    step: int
+
+    def __call__(self, run: Path) -> bool:
+        return any(_step(path) >= self.step for path in run.glob("checkpoints/step_*"))
+
+
+@dataclass
+class _AfterSeconds:
+    seconds: float
+    since: float | None = None
+
+    def __call__(self, run: Path) -> bool:
+        # A run that is killed before it has a config has not begun, and there is nothing to resume.
+        if self.since is None and (run / "config.yaml").exists():
+            self.since = time.perf_counter()
+        return self.since is not None and time.perf_counter() - self.since >= self.seconds
+
+
+def _killed(run: Path, arguments: list[str], when: Callable[[Path], bool]) -> int:
+    # Returns the newest step that was saved, -1 for none.
+    process = _start(run, arguments)
+    while not when(run) and process.is_alive():
+        time.sleep(0.0005)
+    process.kill()
+    process.join()
+    if process.exitcode not in (0, -9) and not (sys.platform == "win32" and process.exitcode == 1):
+        _fail(run, process.exitcode)
+    return max((_step(path) for path in run.glob("checkpoints/step_*")), default=-1)
+
+
+def _complete(run: Path, arguments: list[str]) -> float:
+    # Returns the seconds from the config to the end.
+    process = _start(run, arguments)
+    since = None
+    while process.is_alive():
+        if since is None and (run / "config.yaml").exists():
+            since = time.perf_counter()
+        time.sleep(0.001)
+    process.join()
+    if process.exitcode != 0 or since is None:
+        _fail(run, process.exitcode)
+    assert since is not None
+    return time.perf_counter() - since
+
+
+def _start(run: Path, arguments: list[str]) -> Any:
+    # On Linux a fork saves each of many short runs the second and a half that importing torch takes.
+    import filelock  # noqa: F401 - imported here, so that every fork has it
+
+    import bigramlm.preflight
+    import bigramlm.trainer  # noqa: F401
+
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    process = context.Process(target=_train, args=(arguments, run.with_suffix(".log")))
+    process.start()
+    return process
+
+
+def _train(arguments: list[str], log: Path) -> None:
+    with log.open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.argv = ["train.py", *arguments]
+    train.main()
+
+
+def _fail(run: Path, code: int | None) -> None:
+    said = run.with_suffix(".log").read_text("utf-8", "replace").strip().splitlines()
+    raise UserError(f"a run ended with exit code {code}: {said[-1] if said else 'it said nothing'}")
+
+
+def _first_tensor(a: Path, b: Path) -> str:
+    from safetensors.numpy import load_file
+
+    if a.suffix != ".safetensors":
+        return f"{a.name} differs"
+    one, other = load_file(a), load_file(b)
+    names = [name for name in one if name not in other or one[name].tobytes() != other[name].tobytes()]
+    return f"{a.name}: {names[0]} differs" if names else f"{a.name} differs in its names"
+
+
+def _timeless(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in _BY_THE_CLOCK}
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_")) if re.fullmatch(r"step_\d+", path.name) else -1
