@@ -75,6 +75,15 @@ for _ in range(300):
 print("".join(chars[i] for i in idx[0].tolist()))
 """
 
+# The command `train` without its checkpoints.
+NOT_SAVING = """
+from bigramlm.checkpoint import Checkpoints
+from bigramlm.train import main
+
+Checkpoints.save = lambda *arguments, **keywords: None
+main()
+"""
+
 SCRIPT = paths.home() / "scripts" / "train.py"
 
 Figures = dict[str, float]
@@ -108,6 +117,13 @@ def startup(pairs: int) -> Iterator[Comparison]:
     yield Comparison("seconds from the command to the first step / import torch", ours, bare, "wall")
 
 
+def checkpoint(pairs: int) -> Iterator[Comparison]:
+    """the default run, which saves every 1,000 steps, against the same run that saves nothing: seconds of training"""
+    with _workplace() as place:
+        saving, not_saving = _alternate(pairs, lambda: _train(place), lambda: _train(place, program=("-c", NOT_SAVING)))
+    yield Comparison("seconds of training: saving every 1,000 steps / saving nothing", saving, not_saving, "seconds")
+
+
 def threads(pairs: int) -> Iterator[Comparison]:
     """one thread against all cores, for steps of several sizes, on a quiet and on a busy machine: steps a second"""
     import torch
@@ -133,6 +149,7 @@ BENCHMARKS: dict[str, Callable[[int], Iterator[Comparison]]] = {
     "bigram": bigram,
     "compiled": compiled,
     "startup": startup,
+    "checkpoint": checkpoint,
     "threads": threads,
 }
 
@@ -206,9 +223,9 @@ def _process(*arguments: str) -> tuple[float, str]:
     return seconds, done.stdout
 
 
-def _train(place: Path, *overrides: str) -> Figures:
+def _train(place: Path, *overrides: str, program: tuple[str, ...] = (str(SCRIPT),)) -> Figures:
     run = Path(tempfile.mkdtemp(dir=place)) / "run"
-    wall, _ = _process(str(SCRIPT), f"hydra.run.dir={run}", *overrides)
+    wall, _ = _process(*program, f"hydra.run.dir={run}", *overrides)
     summary = json.loads((run / "summary.json").read_text("utf-8"))
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     per_step = 32 * 8
@@ -216,6 +233,7 @@ def _train(place: Path, *overrides: str) -> Figures:
     rates = [r["tokens_per_second"] for r in records[len(records) // 2 :] if "tokens_per_second" in r]
     return {
         "wall": wall,
+        "seconds": summary["seconds"],
         "steps": summary["step"] / summary["seconds"],
         "steady": statistics.median(rates) / per_step,
     }

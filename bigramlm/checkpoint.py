@@ -246,6 +246,9 @@ class Checkpoint:
                 _, index, key = name.split("/")
                 per_param.setdefault(int(index), {})[key] = tensor
             groups = optimizer.state_dict()["param_groups"]
+            n_params = sum(len(group["params"]) for group in groups)
+            if not set(per_param) <= set(range(n_params)):
+                raise ValueError(f"it has the state of other parameters than the {n_params} that there are")
             optimizer.load_state_dict({"state": per_param, "param_groups": groups})
             torch.set_rng_state(random["rng/cpu"])
             device = next(model.parameters()).device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import signal
@@ -19,6 +20,14 @@ from bigramlm.errors import UserError
 
 # Failures of the disk and its permissions that are the user's to mend.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+
+class LogFile(logging.FileHandler):
+    """A log file that a full disk makes shorter, and no traceback for each line that is lost: the run will tell."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 def show(text: str, end: str = "\n") -> None:

@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -67,7 +68,10 @@ def main() -> None:
 
 def command_line(arguments: list[str]) -> list[str]:
     """What is typed as Hydra takes it: free text quoted, and what a saved run brings in front of the rest."""
-    return saved_presets(arguments) + [quote_free_text(argument, FREE_TEXT) for argument in arguments]
+    quoted = [quote_free_text(argument, FREE_TEXT) for argument in arguments]
+    # Hydra takes its flags before all overrides or after them.
+    first = next((at for at, argument in enumerate(quoted) if not argument.startswith("-")), 0)
+    return quoted[:first] + saved_presets(arguments) + quoted[first:]
 
 
 def set_up_hydra() -> None:
@@ -205,7 +209,9 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
         batches = Batches(
             on_device["train"], block_size=cfg.data.block_size, batch_size=cfg.data.batch_size, seed=cfg.seed
         )
+        began = time.perf_counter()
         preflight(model, tokenizer, texts, batches[0], fresh=start is None)
+        log.info("preflight: passed, in %.0f ms", 1e3 * (time.perf_counter() - began))
     trainer = Trainer(
         cfg,
         model=model,

@@ -20,6 +20,7 @@ from bigramlm.cli import exit_codes, show
 from bigramlm.config import load
 from bigramlm.errors import UserError, require
 from bigramlm.metrics import read_records
+from bigramlm.run import read_summary
 
 # What is taken where nothing else is typed: short, with everything that can differ recorded and saved often.
 _SHORT = {
@@ -74,7 +75,8 @@ def verify(overrides: list[str], place: Path, *, kills: int, seed: int = 0) -> l
         when = _AfterSeconds(moments.uniform(0, seconds)) if kills else _AtStep(steps // 2)
         step = _killed(run, [*config, f"hydra.run.dir={run}"], when)
         in_a_save += any((run / "checkpoints").glob(".step_*"))
-        _complete(run, [f"resume={run}"])
+        if (read_summary(run) or {}).get("status") != "completed":  # it was killed on its way out
+            _complete(run, [f"resume={run}"])
         difference = compare(whole, run)
         if difference is not None:
             parted.append(f"killed at step {step}: {difference}")

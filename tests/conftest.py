@@ -68,16 +68,32 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
         runs += 1
         folder = tmp_path / f"run{runs}"
         given = [f"hydra.run.dir={folder}"] if run_dir else []
-        monkeypatch.setattr(sys, "argv", ["train.py", *given, *arguments])
-        code = 0
-        try:
-            train.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        captured = capfd.readouterr()
-        return Ended(code, captured.out, captured.err, folder)
+        return ended(train.main, [*given, *arguments], monkeypatch, capfd, folder)
 
     return call
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    """Runs another command with arguments in this process: tool(sample.main, "prompt=To be") -> Ended."""
+    return lambda main, *arguments: ended(main, list(arguments), monkeypatch, capfd, tmp_path)
+
+
+def ended(
+    main: Callable[[], None],
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    folder: Path,
+) -> Ended:
+    monkeypatch.setattr(sys, "argv", ["the command", *arguments])
+    code = 0
+    try:
+        main()
+    except SystemExit as exit:
+        code = int(exit.code or 0)
+    captured = capfd.readouterr()
+    return Ended(code, captured.out, captured.err, folder)
 
 
 @pytest.fixture

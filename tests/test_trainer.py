@@ -304,40 +304,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         fitted(tmp_path / "2", "optim.lr=1e38", "trainer.eval_every=5", "trainer.log_every=100")
 
 
-def test_as_many_checkpoints_are_kept_as_asked(tmp_path: Path) -> None:
-    trainer = fitted(tmp_path, "trainer.checkpoint_every=5", "trainer.keep_checkpoints=3", "trainer.eval_every=1000")
-    kept = {path.name for path in trainer.checkpoints.folder.glob("step_*")}
-    assert kept == {"step_20", "step_25", "step_30"} | {trainer.checkpoints.path("best").name}
-
-
-def test_going_back_keeps_what_was_just_saved(tmp_path: Path) -> None:
-    trainer = fitted(tmp_path)
-    trainer.step, trainer.best = 5, {"step": 5, "val/loss": 0.0}
-    trainer.save()
-    assert trainer.checkpoints.path("last").name == "step_5"
-    Checkpoint(trainer.checkpoints.path("last"))
-    assert [path.name for path in trainer.checkpoints.folder.glob("step_*")] == ["step_5"]
-    trainer.save()
-    Checkpoint(trainer.checkpoints.path("last"))
-
-
-def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = fitted(tmp_path)
-    before = sorted(path.name for path in trainer.checkpoints.folder.rglob("*"))
-
-    def fails(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    for name in ("save_file", "_write_json", "_sync"):
-        with monkeypatch.context() as patch:
-            patch.setattr(f"bigramlm.checkpoint.{name}", fails)
-            trainer.step += 1
-            with pytest.raises(OSError, match="No space"):
-                trainer.save()
-        assert sorted(path.name for path in trainer.checkpoints.folder.rglob("*")) == before
-        Checkpoint(trainer.checkpoints.path("last"))
-
-
 @pytest.mark.parametrize("kind", [Bigram, Stub])
 def test_a_checkpoint_holds_all_that_it_takes_to_go_on(tmp_path: Path, kind: type[LanguageModel]) -> None:
     whole = fitted(tmp_path / "whole", kind=kind)
@@ -352,25 +318,6 @@ def test_a_checkpoint_holds_all_that_it_takes_to_go_on(tmp_path: Path, kind: typ
     for a, b in zip(going_on.optimizer.state.values(), whole.optimizer.state.values(), strict=True):
         assert all(torch.equal(a[key], b[key]) for key in b)
     assert json.loads((half.checkpoints.path("last") / "tokenizer.json").read_text())["chars"] == "abcdefghijk"
-
-
-def test_damage_to_any_file_of_a_checkpoint_is_found(tmp_path: Path) -> None:
-    path = fitted(tmp_path / "run", "trainer.steps=3").checkpoints.path("last")
-    Checkpoint(path)
-    for name in sorted(file.name for file in path.iterdir()):
-        for damage in ("removed", "truncated", "flipped"):
-            copy = tmp_path / f"{name}-{damage}"
-            shutil.copytree(path, copy)
-            content = bytearray((copy / name).read_bytes())
-            if damage == "removed":
-                (copy / name).unlink()
-            else:
-                content[len(content) // 2] ^= 1
-                (copy / name).write_bytes(content if damage == "flipped" else content[:-1])
-            if (name, damage) == ("manifest.json", "truncated"):
-                continue  # only the line's end is gone
-            with pytest.raises(UserError, match=r"not a whole checkpoint|cannot be read|damaged"):
-                Checkpoint(copy)
 
 
 def test_final_losses_cover_val_whole_and_train_as_far(tmp_path: Path) -> None:

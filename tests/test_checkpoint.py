@@ -1,0 +1,377 @@
+"""Checkpoints: whole or absent, every damage found, nothing run that a file brings."""
+
+import json
+import logging
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bigramlm import checkpoint_tool
+from bigramlm.checkpoint import Checkpoint, Checkpoints, _write_manifest
+from bigramlm.errors import UserError
+from bigramlm.load import load_model, open_checkpoint
+from bigramlm.model.bigram import Bigram
+from tests.conftest import Cli
+from tests.test_trainer import Stub, build, fitted
+
+SMALL = ("trainer.eval_every=2", "trainer.log_every=2", "trainer.checkpoint_every=2", "trainer.keep_checkpoints=9")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with checkpoints of steps 0, 2, 4 and 5."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer = fitted(folder, *SMALL, "trainer.steps=5")
+    assert trainer.checkpoints.steps() == [0, 2, 4, 5]
+    return folder
+
+
+def steps(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def copy_of(path: Path, to: Path) -> Path:
+    """A copy, whose name doesn't say which step it was."""
+    shutil.rmtree(to, ignore_errors=True)
+    return Path(shutil.copytree(path, to))
+
+
+def test_as_many_checkpoints_are_kept_as_asked(tmp_path: Path) -> None:
+    trainer = fitted(tmp_path, "trainer.checkpoint_every=5", "trainer.keep_checkpoints=3", "trainer.eval_every=1000")
+    kept = {path.name for path in trainer.checkpoints.folder.glob("step_*")}
+    assert kept == {"step_20", "step_25", "step_30"} | {trainer.checkpoints.path("best").name}
+    assert not list(trainer.checkpoints.folder.glob(".*"))
+
+
+def test_the_best_is_kept_and_a_worse_one_never_replaces_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([9.0, 3.0, 1.0, 2.0, 1.0, 1.5, 7.0])  # train and val in turn are asked for
+    monkeypatch.setattr("bigramlm.trainer.mean_loss", lambda *_: next(losses, 5.0))
+    trainer = fitted(tmp_path, "trainer.eval_every=1", "trainer.checkpoint_every=1", "trainer.steps=6")
+    # val: 3, 2, 1.5, then 5s
+    assert trainer.best == {"step": 2, "val/loss": 1.5}
+    assert trainer.checkpoints.path("best").name == "step_2"
+    assert trainer.checkpoints.steps() == [2, 5, 6]
+    again = build(tmp_path, "trainer.eval_every=1", "trainer.checkpoint_every=1", "trainer.steps=8")
+    again.resume(Checkpoint(again.checkpoints.path("last")))
+    assert again.best == trainer.best
+    again.step = 7
+    again.evaluate()
+    again.save()
+    assert again.checkpoints.path("best").name == "step_2"
+
+
+def test_the_log_says_where_the_best_was_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = fitted(tmp_path, *SMALL, "trainer.steps=5")
+    trainer.checkpoints.point(2, best=True)
+    (steps(tmp_path) / "step_2" / "state.json").write_text("{}")
+    again = build(tmp_path, *SMALL, "trainer.steps=8")
+    again.resume(Checkpoint(steps(tmp_path) / "step_5"))
+    assert again.best == {}
+    assert "no best checkpoint any more" in caplog.text
+    again.evaluate()
+    assert again.best["step"] == 5
+
+
+def test_the_same_step_can_be_saved_again(tmp_path: Path) -> None:
+    trainer = fitted(tmp_path)
+    trainer.step, trainer.best = 5, {"step": 5, "val/loss": 0.0}
+    for _ in range(2):
+        trainer.save()
+        assert trainer.checkpoints.path("last").name == "step_5"
+        Checkpoint(trainer.checkpoints.path("last"))
+    assert [path.name for path in trainer.checkpoints.folder.glob("step_*")] == ["step_5"]
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = fitted(tmp_path)
+    before = sorted(path.name for path in trainer.checkpoints.folder.rglob("*"))
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("save_file", "_write_json", "_write_manifest", "_sync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"bigramlm.checkpoint.{name}", fails)
+            trainer.step += 1
+            with pytest.raises(OSError, match="No space"):
+                trainer.save()
+        assert sorted(path.name for path in trainer.checkpoints.folder.rglob("*")) == before
+        Checkpoint(trainer.checkpoints.path("last"))
+
+
+def test_any_damage_to_any_file_is_found(run: Path, tmp_path: Path) -> None:
+    """Cut short at many lengths, a bit flipped anywhere, removed, emptied, a folder in its place."""
+    source, copy = steps(run) / "step_4", tmp_path / "copy"
+    copy_of(source, copy)
+    Checkpoint(copy)
+    rng, tried = random.Random(0), 0
+    for path in sorted(source.iterdir()):
+        whole, damaged = path.read_bytes(), copy / path.name
+        everywhere = range(len(whole)) if len(whole) < 2000 else [rng.randrange(len(whole)) for _ in range(300)]
+        flipped = [whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :] for at in everywhere]
+        cut = [whole[: rng.randrange(len(whole))] for _ in range(20)] + [b"", whole[:-1], whole + b"\n"]
+        for content in (*flipped, *cut):
+            damaged.write_bytes(content)
+            with pytest.raises(UserError) as found:
+                Checkpoint(copy)
+            assert "\n" not in str(found.value)
+            tried += 1
+        damaged.unlink()
+        with pytest.raises(UserError, match=path.name):
+            Checkpoint(copy)
+        damaged.mkdir()
+        with pytest.raises(UserError, match=path.name):
+            Checkpoint(copy)
+        damaged.rmdir()
+        damaged.write_bytes(whole)
+        Checkpoint(copy)
+    assert tried > 2000
+
+
+def test_files_of_another_step_are_found(run: Path, tmp_path: Path) -> None:
+    for path in sorted((steps(run) / "step_4").iterdir()):
+        other = (steps(run) / "step_2" / path.name).read_bytes()
+        copy = copy_of(steps(run) / "step_4", tmp_path / "copy")
+        (copy / path.name).write_bytes(other)
+        if other == path.read_bytes():
+            Checkpoint(copy)  # the tokenizer and the config are the same
+            assert path.name in ("tokenizer.json", "config.yaml")
+            continue
+        with pytest.raises(UserError, match="damaged"):
+            Checkpoint(copy)
+    exchanged = copy_of(steps(run) / "step_2", tmp_path / "step_4")
+    with pytest.raises(UserError, match="saved as step_2"):
+        Checkpoint(exchanged)
+    assert Checkpoint(copy_of(steps(run) / "step_2", tmp_path / "mine")).step == 2, "under any other name it is whole"
+
+
+def sealed(copy: Path) -> Path:
+    """A checkpoint that somebody has changed on purpose, and made a new manifest for."""
+    (copy / "manifest.json").unlink()
+    _write_manifest(copy, 4)
+    return copy
+
+
+FOREIGN: dict[str, Callable[[Path], object]] = {
+    "state.json is a list": lambda path: (path / "state.json").write_text("[]"),
+    "state.json without a step": lambda path: (path / "state.json").write_text('{"best": {}, "seconds": 1}'),
+    "another step": lambda path: (path / "state.json").write_text('{"step": 7, "best": {}, "seconds": 1}'),
+    "best is a number": lambda path: (path / "state.json").write_text('{"step": 4, "best": 3, "seconds": 1}'),
+    "state.json nested deeply": lambda path: (path / "state.json").write_text("[" * 100_000),
+    "tokenizer.json is a number": lambda path: (path / "tokenizer.json").write_text("1"),
+    "another tokenizer": lambda path: (path / "tokenizer.json").write_text('{"name": "bpe"}'),
+    "characters are numbers": lambda path: (path / "tokenizer.json").write_text('{"name": "char", "chars": [1, 2]}'),
+    "fewer characters": lambda path: (path / "tokenizer.json").write_text('{"name": "char", "chars": "ab"}'),
+    "config.yaml is a word": lambda path: (path / "config.yaml").write_text("hello"),
+    "config.yaml of another kind": lambda path: (path / "config.yaml").write_text("model: {name: nosuch}"),
+    "config.yaml with a tag": lambda path: (path / "config.yaml").write_text("!!python/object/apply:os.getcwd []"),
+    "weights of no format": lambda path: (path / "model.safetensors").write_bytes(b"\0" * 100),
+    "other weights": lambda path: save_file({"x": torch.zeros(2)}, path / "model.safetensors"),
+    "weights of another shape": lambda path: save_file(
+        {"token_embedding_table.weight": torch.zeros(2, 2)}, path / "model.safetensors"
+    ),
+    "a further file": lambda path: (path / "model.pt").write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
+def test_what_somebody_else_has_made_is_one_line(run: Path, tmp_path: Path, change: Callable[[Path], object]) -> None:
+    copy = copy_of(steps(run) / "step_4", tmp_path / "copy")
+    change(copy)
+    sealed(copy)
+    with pytest.raises(UserError) as found:
+        load_model(open_checkpoint(str(copy)))
+    assert "\n" not in str(found.value)
+
+
+TRAINING: dict[str, Callable[[Path], object]] = {
+    "no metadata": lambda path: save_file(load_file(path), path),
+    "no random state": lambda path: save_file({}, path, metadata={"optimizer": "{}"}),
+    "another optimizer": lambda path: save_file(
+        {"rng/cpu": torch.get_rng_state(), "optimizer/7/momentum": torch.zeros(1)}, path, metadata={"optimizer": "{}"}
+    ),
+    "names of no kind": lambda path: save_file({"x": torch.zeros(1)}, path, metadata={"optimizer": "{}"}),
+    "a random state of no length": lambda path: save_file(
+        {"rng/cpu": torch.zeros(3, dtype=torch.uint8)}, path, metadata={"optimizer": "{}"}
+    ),
+}
+
+
+@pytest.mark.parametrize("change", TRAINING.values(), ids=TRAINING)
+def test_training_state_that_somebody_else_has_made_is_one_line(
+    run: Path, tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    copy = copy_of(steps(run) / "step_4", tmp_path / "copy")
+    change(copy / "training.safetensors")
+    sealed(copy)
+    with pytest.raises(UserError, match=r"training\.safetensors"):
+        build(tmp_path / "other").resume(Checkpoint(copy))
+
+
+class Runs:
+    """What runs on unpickling."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_is_refused_and_does_not_run(run: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    bomb = pickle.dumps(Runs(ran))
+    pickle.loads(bomb)
+    assert ran.exists(), "it would run"
+    ran.unlink()
+    torch.save({"x": Runs(ran)}, tmp_path / "bomb.pt")
+    for content in (bomb, (tmp_path / "bomb.pt").read_bytes()):
+        for name in [path.name for path in (steps(run) / "step_4").iterdir() if path.name != "manifest.json"]:
+            copy = copy_of(steps(run) / "step_4", tmp_path / "copy")
+            (copy / name).write_bytes(content)
+            sealed(copy)
+            with pytest.raises(UserError) as found:  # noqa: PT012 - either of them
+                load_model(open_checkpoint(str(copy)))
+                build(tmp_path / "other").resume(Checkpoint(copy))
+            assert "\n" not in str(found.value)
+        (copy / "manifest.json").write_bytes(content)
+        with pytest.raises(UserError, match="manifest"):
+            Checkpoint(copy)
+    with pytest.raises(UserError):
+        open_checkpoint(str(tmp_path / "bomb.pt"))
+    assert not ran.exists()
+
+
+def test_the_newest_whole_one_is_taken_and_the_log_says_why(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run")) / "checkpoints"
+    (folder / "step_5" / "model.safetensors").write_bytes(b"")
+    (folder / "step_4" / "manifest.json").unlink()
+    newest = Checkpoints(folder).newest()
+    assert newest is not None
+    assert newest.step == 2
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 2
+    assert "step_5/model.safetensors: damaged" in warnings[0].replace(os.sep, "/")
+    assert "step_4: not a whole checkpoint" in warnings[1]
+    for step in (0, 2):
+        (folder / f"step_{step}" / "state.json").write_text("")
+    with pytest.raises(UserError, match="none of the 4 checkpoints is whole"):
+        Checkpoints(folder).newest()
+    assert Checkpoints(tmp_path / "none").newest() is None
+
+
+def test_what_a_crash_left_aside_is_put_in_place_where_it_is_whole(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run")) / "checkpoints"
+    (folder / "step_4").rename(folder / ".step_4.abc")  # between the two renames of a step that is saved again
+    (folder / "step_5").rename(folder / ".step_5.abc")
+    (folder / ".step_5.abc" / "state.json").unlink()  # in the middle of a save, or of a removal
+    shutil.copytree(folder / "step_2", folder / ".step_2.abc")
+    (folder / ".last.abc").write_text("step_")
+    Checkpoints(folder).clean_up()
+    assert sorted(path.name for path in folder.iterdir()) == ["best", "last", "step_0", "step_2", "step_4"]
+    Checkpoint(folder / "step_4")
+
+
+def test_tied_weights_come_back_tied(tmp_path: Path) -> None:
+    trainer = fitted(tmp_path, "trainer.steps=3", kind=Stub)
+    fresh = Stub(vocab_size=11, block_size=8)
+    Checkpoint(trainer.checkpoints.path("last")).load_weights(fresh)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, fresh.state_dict()[name])
+    assert fresh.head.weight is fresh.token.weight
+
+
+def test_weights_that_do_not_fit_are_named(run: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(steps(run) / "step_4")
+    with pytest.raises(UserError, match=r"token_embedding_table.weight is \(11, 11\) there, \(5, 5\) here"):
+        checkpoint.load_weights(Bigram(vocab_size=5, block_size=8))
+    with pytest.raises(UserError, match=r"they lack .*token"):
+        checkpoint.load_weights(Stub(vocab_size=11, block_size=8))
+
+
+def test_inspect_says_what_is_in_it(run: Path, tool: Cli) -> None:
+    told = tool(checkpoint_tool.main, "inspect", str(steps(run) / "step_4"))
+    assert told.code == 0, told.err
+    for part in ("step        4", "char, 11 tokens", "token_embedding_table.weight", "(11, 11)", "resume      yes"):
+        assert part in told.out, told.out
+    assert max(map(len, told.out.splitlines())) <= 120
+
+
+def test_verify_tells_the_whole_from_the_damaged(run: Path, tmp_path: Path, tool: Cli) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "copy"))
+    good = tool(checkpoint_tool.main, "verify", str(folder))
+    assert (good.code, good.out.count("whole    ")) == (0, 4)
+    (steps(folder) / "step_2" / "tokenizer.json").write_text("{}")
+    bad = tool(checkpoint_tool.main, "verify", str(folder))
+    assert bad.code == 2
+    assert bad.out.count("whole    ") == 3
+    assert "tokenizer.json: damaged" in bad.out
+    assert tool(checkpoint_tool.main, "verify", str(steps(folder) / "step_2")).code == 2
+    none = tool(checkpoint_tool.main, "verify", str(tmp_path / "none"))
+    assert (none.code, none.err.count("\n")) == (2, 1)
+
+
+def test_strip_takes_out_what_only_training_needs(run: Path, tmp_path: Path, tool: Cli) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "copy"))
+    path = steps(folder) / "step_5"
+    weights, size = (path / "model.safetensors").read_bytes(), sum(file.stat().st_size for file in path.iterdir())
+    assert tool(checkpoint_tool.main, "strip", str(path), "--output", str(tmp_path / "mine")).code == 0
+    assert not Checkpoint(path).stripped, "into another folder it leaves this one alone"
+    again = tool(checkpoint_tool.main, "strip", str(path), "--output", str(tmp_path / "mine"))
+    assert (again.code, again.err.count("\n")) == (2, 1)
+    told = tool(checkpoint_tool.main, "strip", str(folder))
+    assert told.code == 0, told.err
+    assert told.out.count("stripped") == 4
+    for stripped in (path, tmp_path / "mine"):
+        checkpoint = Checkpoint(stripped)
+        assert checkpoint.stripped
+        assert sum(file.stat().st_size for file in stripped.iterdir()) < size / 2
+        assert (stripped / "model.safetensors").read_bytes() == weights
+        load_model(checkpoint)
+        with pytest.raises(UserError, match=r"is stripped .*init_from="):
+            build(tmp_path / "other").resume(checkpoint)
+    assert not [path for path in steps(folder).iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a limit on the size of files stands in for a full disk; Windows has none")
+@pytest.mark.parametrize("limit", [100, 10_000, 20_000])
+def test_a_disk_that_gets_full_in_the_middle_of_a_save_leaves_the_one_before(tmp_path: Path, limit: int) -> None:
+    """The limit is in the way of the first, the second and the third file of a later save."""
+    code = f"""
+import resource, sys
+from bigramlm import checkpoint, train
+from bigramlm.trainer import Trainer
+
+save = checkpoint.Checkpoints.save
+def fills_up(self, step, **rest):
+    if step == 20:
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+    save(self, step, **rest)
+checkpoint.Checkpoints.save = fills_up
+sys.argv[1:] = ["hydra.run.dir={tmp_path / "run"}", "data=bundled", "logger=none", "trainer.checkpoint_every=10",
+                "trainer.log_every=1000", "trainer.steps=50"]
+train.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert checkpoints.steps() == [0, 10]
+    assert checkpoints.path("last").name == "step_10"
+    Checkpoint(checkpoints.path("last"))
+    assert not [path for path in checkpoints.folder.iterdir() if path.name.startswith(".")]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))["status"] == "failed"
