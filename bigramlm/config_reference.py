@@ -29,7 +29,7 @@ Times are in seconds, losses in nats.
 
 _SAMPLE = """\
 `python scripts/sample.py` writes text with a trained model: `python scripts/sample.py prompt=ROMEO: top_k=20`.
-Its fields are its own, and belong to no run's config."""
+Its fields are its own, and belong to no run's config; the group `device` is the same as for training."""
 
 
 def reference() -> str:

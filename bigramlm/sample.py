@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -64,8 +64,7 @@ class SampleCommand(SampleConfig):
     with `prompt` and `completion` a line."""
     seed: int = 1337
     """Decides what is drawn."""
-    device: str = "auto"
-    """auto (cuda, then mps, then cpu), cpu, cuda, cuda:N or mps."""
+    device: DeviceConfig = field(default_factory=DeviceConfig)
 
     prefix: ClassVar[str] = ""
 
@@ -77,10 +76,10 @@ class SampleCommand(SampleConfig):
             self.prompts_file is None or self.prompt == "",
             f"prompt={self.prompt} prompts_file={self.prompts_file}: contradict each other; leave one out",
         )
-        try:
-            DeviceConfig(name=self.device)
-        except UserError as error:
-            raise UserError(str(error).replace("device.name", "device")) from None
+        require(
+            not self.device.compile,
+            "device.compile=true: compiles training steps, and there are none here; leave it out",
+        )
 
 
 def main() -> None:
@@ -116,7 +115,7 @@ def sample(cfg: SampleCommand) -> None:
     checkpoint = open_checkpoint(cfg.run, cfg.checkpoint)
     model, tokenizer, _ = load_model(checkpoint)
     encoded = [_encode(tokenizer, prompt, cfg, line) for line, prompt in enumerate(prompts, start=1)]
-    device = set_up(decide(DeviceConfig(name=cfg.device), n_params=model.n_params(), tokens=model.block_size))
+    device = set_up(decide(cfg.device, n_params=model.n_params(), tokens=model.block_size))
     model.to(device.torch)
     print(f"{relative(checkpoint.path)}, {model.n_params():,} parameters", file=sys.stderr)
 

@@ -1,0 +1,235 @@
+"""Text from a run's folder or a checkpoint, and from nothing else."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from bigramlm import paths, runs, sample
+from bigramlm.generate import draw
+from tests.conftest import Cli
+from tests.test_cli import command
+
+SCRIPT = paths.home() / "scripts" / "sample.py"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    options = ("logger=none", "optim.lr=0.1", "trainer.keep_checkpoints=9", "sample.prompt=Joan", "sample.top_k=5")
+    done = command("data=bundled", "trainer.steps=300", "trainer.eval_every=100", *options, f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def table(run: Path, step: int = 300) -> tuple[torch.Tensor, str]:
+    path = run / "checkpoints" / f"step_{step}"
+    (weights,) = load_file(path / "model.safetensors").values()
+    return weights, json.loads((path / "tokenizer.json").read_text("utf-8"))["chars"]
+
+
+def greedy(run: Path, prompt: str, n: int, step: int = 300) -> str:
+    """By hand: the likeliest character each time."""
+    weights, chars = table(run, step)
+    for _ in range(n):
+        prompt += chars[int(weights[chars.index(prompt[-1])].argmax())]
+    return prompt
+
+
+def test_a_run_folder_is_all_it_takes_on_another_machine(run: Path, tmp_path: Path) -> None:
+    """Moved away, without its text, from another working folder, as a script."""
+    there = shutil.copytree(run, tmp_path / "moved")
+    for name in ("summary.json", "config.yaml", "metrics.jsonl", "samples.txt"):
+        text = (there / name).read_text("utf-8").replace(str(run), "/nowhere")
+        (there / name).write_text(text, "utf-8")
+    arguments = [sys.executable, str(SCRIPT), "run=moved", "prompt=Joan, what's ", "max_new_tokens=30", "temperature=0"]
+    done = subprocess.run(arguments, capture_output=True, text=True, encoding="utf-8", cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == greedy(run, "Joan, what's ", 30) + "\n"
+    assert done.stderr.replace("\\", "/") == "moved/checkpoints/step_300, 3,844 parameters\n"
+
+
+@pytest.mark.parametrize("which", ["step_300", "last", "best"])
+def test_a_checkpoint_is_all_it_takes(run: Path, tmp_path: Path, tool: Cli, which: str) -> None:
+    where = run / "checkpoints" / which
+    if which == "step_300":
+        where = Path(shutil.copytree(where, tmp_path / "mine"))
+    done = tool(sample.main, f"run={where}", "prompt=Joan", "max_new_tokens=9", "temperature=0")
+    assert (done.code, done.out) == (0, greedy(run, "Joan", 9) + "\n"), done.err
+
+
+def test_any_checkpoint_of_a_run_can_be_chosen(run: Path, tool: Cli) -> None:
+    for which, step in (("last", 300), ("best", 300), ("100", 100), ("0", 0)):
+        options = (f"run={run}", f"checkpoint={which}", "prompt=J", "temperature=0", "max_new_tokens=20")
+        assert tool(sample.main, *options).out == greedy(run, "J", 20, step) + "\n"
+    none = tool(sample.main, f"run={run}", "checkpoint=7")
+    assert (none.code, none.err.count("\n")) == (2, 1)
+    assert "choose one of last, best, 0, 100, 200, 300" in none.err
+
+
+def test_the_same_settings_write_what_the_run_wrote_at_its_end(run: Path, tool: Cli) -> None:
+    done = tool(sample.main, f"run={run}", "prompt=Joan", "top_k=5")
+    assert (run / "samples.txt").read_text("utf-8") == "---- step 300\n" + done.out
+    assert tool(sample.main, f"run={run}", "prompt=Joan", "top_k=5", "seed=1").out != done.out
+
+
+def test_the_newest_run_is_taken_by_default(run: Path, tool: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "outputs", lambda: run.parent)
+    assert tool(sample.main, "prompt=J", "temperature=0", "max_new_tokens=5").out == greedy(run, "J", 5) + "\n"
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_told(
+    run: Path, tmp_path: Path, tool: Cli, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = Path(shutil.copytree(run, tmp_path / "run"))
+    (there / "checkpoints" / "step_300" / "model.safetensors").write_bytes(b"")
+    done = tool(sample.main, f"run={there}", "prompt=J", "temperature=0", "max_new_tokens=5")
+    assert done.out == greedy(run, "J", 5, 200) + "\n"
+    assert "passed over: " in caplog.text
+    best = tool(sample.main, f"run={there}", "checkpoint=best")
+    assert best.code == 2, "what was asked for is not exchanged in silence"
+    assert "damaged" in best.err
+
+
+def test_many_samples_of_one_prompt(run: Path, tool: Cli) -> None:
+    done = tool(sample.main, f"run={run}", "prompt=What's, ", "num_samples=70", "max_new_tokens=4")
+    parts = done.out.split("---- ")[1:]
+    assert [part.split("\n")[0] for part in parts] == [f"{n} of 70" for n in range(1, 71)]
+    texts = [part.split("\n", 1)[1].removesuffix("\n") for part in parts]
+    assert all(text.startswith("What's, ") and len(text) == 12 for text in texts)
+    assert len(set(texts)) > 50
+    assert tool(sample.main, f"run={run}", "prompt=What's, ", "num_samples=70", "max_new_tokens=4").out == done.out
+
+
+def test_prompts_from_a_file_become_jsonl_in_their_order(run: Path, tmp_path: Path, tool: Cli) -> None:
+    prompts = ["Joan", "a", "Who is it?", "", "b"]
+    (tmp_path / "p.txt").write_text("\n".join(prompts) + "\n", "utf-8")
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in [*prompts, "two\nlines"]))
+    for name, expected in (("p.txt", prompts), ("p.jsonl", [*prompts, "two\nlines"])):
+        done = tool(sample.main, f"run={run}", f"prompts_file={tmp_path / name}", "temperature=0", "max_new_tokens=8")
+        found = [json.loads(line) for line in done.out.splitlines()]
+        assert [line["prompt"] for line in found] == expected
+        for line in found:
+            assert greedy(run, line["prompt"] or "\n", 8) == (line["prompt"] or "\n") + line["completion"]
+    twice = tool(sample.main, f"run={run}", f"prompts_file={tmp_path / 'p.txt'}", "num_samples=2", "max_new_tokens=3")
+    assert [json.loads(line)["prompt"] for line in twice.out.splitlines()] == [p for p in prompts for _ in "12"]
+
+
+def test_no_new_tokens_is_the_prompt(run: Path, tmp_path: Path, tool: Cli) -> None:
+    assert tool(sample.main, f"run={run}", "prompt=Joan", "max_new_tokens=0").out == "Joan\n"
+    (tmp_path / "p.txt").write_text("Joan")
+    done = tool(sample.main, f"run={run}", f"prompts_file={tmp_path / 'p.txt'}", "max_new_tokens=0")
+    assert json.loads(done.out) == {"prompt": "Joan", "completion": ""}
+
+
+def test_text_appears_as_it_is_made(run: Path, tool: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(sample, "show", lambda text, end="\n": shown.append(text + end))
+    tool(sample.main, f"run={run}", "prompt=Jo", "max_new_tokens=5", "temperature=0")
+    assert shown == ["Jo", *greedy(run, "Jo", 5)[2:], "\n"]
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes: a character may take several of them."""
+
+    def decode(self, ids: "list[int]") -> str:
+        return bytes(ids).decode("utf-8", "replace")
+
+
+def test_a_character_of_several_tokens_is_shown_once_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(sample, "show", lambda text, end="\n": shown.append(text + end))
+    new = "né日\N{GRINNING FACE}".encode()
+    monkeypatch.setattr(sample, "_stream", lambda *_: iter(torch.tensor(list(new))))
+    sample._print_as_it_comes(sample.SampleCommand(), None, Bytes(), list(b"a"), None)  # type: ignore[arg-type]
+    assert shown == ["a", "n", "é", "日", "\N{GRINNING FACE}", "\n"]
+
+
+BAD = {
+    "run=none": "no such folder",
+    "prompt=日本": "prompt='日本': the vocabulary of 62 characters lacks '日', '本'",
+    "temperature=-1": "temperature=-1.0: must be",
+    "temperature=nan": "temperature=nan: must be",
+    "top_p=0": "top_p=0.0: must be",
+    "top_p=1.5": "top_p=1.5: must be",
+    "top_k=-1": "top_k=-1: must be",
+    "num_samples=0": "num_samples=0: must be",
+    "max_new_tokens=-1": "max_new_tokens=-1: must be",
+    "seed=-1": "seed=-1: must be",
+    "device.name=tpu": "device.name=tpu: unknown",
+    "device.name=cuda:99": "device.name=cuda:99",
+    "device.compile=true": "device.compile=true: ",
+    "prompts_file=none.txt": "prompts_file=none.txt: cannot be read",
+    "--fast": "--fast: there is no such flag",
+}
+
+
+@pytest.mark.parametrize(("argument", "message"), BAD.items(), ids=BAD)
+def test_bad_input_is_one_line(run: Path, tool: Cli, argument: str, message: str) -> None:
+    done = tool(sample.main, *([] if argument.startswith("run=") else [f"run={run}"]), argument)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
+    assert message in done.err
+
+
+def test_bad_prompts_files_are_one_line_with_its_number(run: Path, tmp_path: Path, tool: Cli) -> None:
+    for name, content, message in (
+        ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', "line 2 is not an object like"),
+        ("b.txt", "a\n日\n", "b.txt, line 2: the vocabulary"),
+        ("c.txt", "", "is empty"),
+    ):
+        (tmp_path / name).write_text(content, "utf-8")
+        done = tool(sample.main, f"run={run}", f"prompts_file={tmp_path / name}")
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
+        assert message in done.err
+    both = tool(sample.main, f"run={run}", "prompt=a", f"prompts_file={tmp_path / 'b.txt'}")
+    assert both.code == 2
+    assert "contradict" in both.err
+
+
+def test_hydras_own_refusals_keep_its_text_and_code(run: Path, tool: Cli) -> None:
+    done = tool(sample.main, f"run={run}", "promt=a")
+    assert done.code == 1
+    assert "Key 'promt' not in 'SampleCommand'" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_help_names_every_field_without_torch() -> None:
+    code = "import sys; sys.argv[1:] = ['--help']\nfrom bigramlm.sample import main\nmain()\n"
+    code += "assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for field in ("run: latest", "checkpoint: last", "top_p: 1.0", "prompts_file: null"):
+        assert field in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def drawn(logits: torch.Tensor, n: int = 4000, **settings: float) -> torch.Tensor:
+    """How often each token was drawn."""
+    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | settings
+    generator = torch.Generator().manual_seed(0)
+    many = draw(logits.expand(n, -1), generator=generator, **options)  # type: ignore[arg-type]
+    return many.flatten().bincount(minlength=logits.shape[-1]) / n
+
+
+def test_draws_follow_the_softmax_and_what_cuts_it() -> None:
+    p = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
+    logits = p.log()
+    torch.testing.assert_close(drawn(logits), p, atol=0.03, rtol=0)
+    torch.testing.assert_close(drawn(logits, temperature=0.5), F.softmax(2 * logits, dim=0), atol=0.03, rtol=0)
+    assert drawn(logits, temperature=0).tolist() == [0, 1, 0, 0, 0]
+    torch.testing.assert_close(drawn(logits, top_k=2), torch.tensor([0, 4 / 7, 0, 3 / 7, 0]), atol=0.03, rtol=0)
+    assert drawn(logits, top_k=1).tolist() == [0, 1, 0, 0, 0]
+    torch.testing.assert_close(drawn(logits, top_k=99), p, atol=0.03, rtol=0)
+    # 0.4 + 0.3 is the first sum from 0.6 on: the token that crosses it is in.
+    torch.testing.assert_close(drawn(logits, top_p=0.6), torch.tensor([0, 4 / 7, 0, 3 / 7, 0]), atol=0.03, rtol=0)
+    assert (drawn(logits, top_p=0.72) > 0).tolist() == [False, True, False, True, True]
+    assert drawn(logits, top_p=0.01).tolist() == [0, 1, 0, 0, 0]
+    both = drawn(logits, top_k=3, top_p=0.5)
+    assert (both > 0).tolist() == [False, True, False, True, False]
+    assert (drawn(torch.zeros(6), top_k=2) > 0).sum() == 2, "ties too leave no more than k"
