@@ -165,7 +165,8 @@ def print_list(filters: list[str], sort: str, *, reverse: bool, as_json: bool) -
     for text in filters:
         field, _, value = text.partition("=")
         found = [run for run in found if _same(_value(run, field), value)]
-    # Numbers by size, then texts, then what a run has not.
+    # Numbers by size, then texts, then what a run has not; among equals the newest last.
+    found.sort(key=lambda run: run.started)
     found.sort(key=lambda run: _order(_value(run, sort)), reverse=reverse)
     if as_json:
         for run in found:
@@ -185,17 +186,25 @@ def print_diff(a: Run, b: Run) -> None:
             [(n, _short(r), r.status, str(r.summary.get("step"))) for n, r in (("A", a), ("B", b))],
         )
     )
-    # What tells of the same thing elsewhere, or of how the run came about.
-    config = [d for d in differences(a.config, b.config) if d[0] not in ("resume", "device.threads")]
-    _section("config", config)
-    _section("data", differences(a.summary.get("data", {}), b.summary.get("data", {})))
-    _section("code", differences(a.summary.get("git") or {}, b.summary.get("git") or {}))
-    machines = [
-        {**run.summary.get("versions", {}), **{name: run.summary.get(name) for name in ("host", "device")}}
-        for run in (a, b)
-    ]
-    _section("environment", differences(*machines))
-    show("\n" + losses_part(a.folder, b.folder))
+    parts = {
+        "config": differences(a.config, b.config),
+        "data": differences(a.summary.get("data", {}), b.summary.get("data", {})),
+        "code": differences(a.summary.get("git") or {}, b.summary.get("git") or {}),
+        "environment": differences(*(_environment(run) for run in (a, b))),
+    }
+    for name, different in parts.items():
+        if different:
+            rows = [(field, *(("-" if v is None else str(v))[:40] for v in values)) for field, *values in different]
+            show(f"\n{name}:\n" + table(("field", "A", "B"), rows))
+    same = [name for name, different in parts.items() if not different]
+    show(f"\nthe same: {', '.join(same) or 'nothing'}")
+    if any((run.summary.get("git") or {}).get("dirty") for run in (a, b)):
+        show("code: with changes that were not committed, of which nothing is known")
+    show(losses_part(a.folder, b.folder))
+
+
+def _environment(run: Run) -> dict[str, Any]:
+    return {**run.summary.get("versions", {}), **{name: run.summary.get(name) for name in ("host", "device")}}
 
 
 def losses_part(a: Path, b: Path) -> str:
@@ -216,15 +225,6 @@ def losses_part(a: Path, b: Path) -> str:
     return (
         f"losses: the same at all {len(both)} steps that both have records of" if both else "losses: no step in common"
     )
-
-
-def _section(title: str, different: list[tuple[str, Any, Any]]) -> None:
-    if not different:
-        show(f"\n{title}: the same")
-        return
-    show(f"\n{title}:")
-    rows = [(name, *(("-" if value is None else str(value))[:40] for value in values)) for name, *values in different]
-    show(table(("field", "A", "B"), rows))
 
 
 def _existing(where: str) -> Run:

@@ -1,0 +1,153 @@
+"""The list of runs, and what differs between two of them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigramlm import runs
+from bigramlm.cli import table
+from tests.conftest import Cli
+
+SHORT = ("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5")
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An outputs/ with runs that were never trained: three as runs, one as a job of a sweep."""
+    folder = tmp_path / "outputs"
+    monkeypatch.setattr(runs, "outputs", lambda: folder)
+    for name, started, val, status, lr in (
+        ("runs/2026-01-01/a", "2026-01-01T00:00:00+00:00", 2.5, "completed", 0.1),
+        ("runs/2026-01-02/b", "2026-01-02T00:00:00+00:00", 2.25, "stopped", 0.01),
+        ("runs/2026-01-03/c", "2026-01-03T00:00:00+00:00", None, "running", 0.001),
+        ("sweeps/2026/0", "2026-01-04T00:00:00+00:00", 2.75, "completed", 0.1),
+    ):
+        run = folder / name
+        run.mkdir(parents=True)
+        told: dict[str, Any] = {"status": status, "step": 100, "started": started, "best": {"step": 9, "val/loss": val}}
+        (run / "summary.json").write_text(json.dumps(told if val else {**told, "best": {}}))
+        (run / "config.yaml").write_text(f"model:\n  name: bigram\ndata:\n  name: text\noptim:\n  lr: {lr}\n")
+    (folder / "runs" / "refused").mkdir()
+    (folder / "runs" / "refused" / "summary.json").write_text('{"status": "failed"}')
+    (folder / "runs" / "broken").mkdir()
+    (folder / "runs" / "broken" / "summary.json").write_text("{")
+    return folder
+
+
+def rows(out: str) -> list[str]:
+    """The last word of every line but the first: the folders."""
+    return [line.split()[-1] for line in out.splitlines()[1:]]
+
+
+def test_the_list_has_every_run_the_newest_last(outputs: Path, tool: Cli) -> None:
+    done = tool(runs.main, "list")
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[0].split() == ["when", "model", "data", "steps", "val", "status", "folder"]
+    assert rows(done.out) == ["refused", "2026-01-01/a", "2026-01-02/b", "2026-01-03/c", "sweeps/2026/0"]
+    assert "killed" in done.out, "running, says its summary, and nobody holds the folder"
+    assert "2.2500" in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["status=completed"], ["2026-01-01/a", "sweeps/2026/0"]),
+        (["optim.lr=1e-1", "val=2.5"], ["2026-01-01/a"]),
+        (["model.name=BIGRAM", "status=killed"], ["2026-01-03/c"]),
+        (["--sort", "val", "data=text"], ["2026-01-02/b", "2026-01-01/a", "sweeps/2026/0", "2026-01-03/c"]),
+        (["--sort", "optim.lr", "--reverse", "data=text", "status=completed"], ["2026-01-01/a", "sweeps/2026/0"]),
+        (
+            ["--sort", "when", "--reverse", "data=text"],
+            ["sweeps/2026/0", "2026-01-03/c", "2026-01-02/b", "2026-01-01/a"],
+        ),
+    ],
+)
+def test_it_can_be_filtered_and_sorted(outputs: Path, tool: Cli, arguments: list[str], expected: list[str]) -> None:
+    out = tool(runs.main, "list", *arguments).out
+    if "optim.lr" in arguments:
+        assert out.splitlines()[0].split()[-1] == "optim.lr", "what it is sorted by is shown"
+        assert [line.split()[-2] for line in out.splitlines()[1:]] == expected
+    else:
+        assert rows(out) == expected
+
+
+def test_the_list_as_json_has_whole_figures(outputs: Path, tool: Cli) -> None:
+    found = [json.loads(line) for line in tool(runs.main, "list", "--json", "status=stopped").out.splitlines()]
+    assert found == [
+        {
+            "when": "2026-01-02T00:00:00+00:00", "model": "bigram", "data": "text", "steps": 100, "val": 2.25,
+            "status": "stopped", "folder": str(outputs / "runs" / "2026-01-02" / "b"),
+        }
+    ]
+
+
+def test_what_cannot_be_listed_is_one_line(outputs: Path, tool: Cli) -> None:
+    for arguments, message in (
+        (["colour=red"], "colour=red: no run has this field; there are: "),
+        (["red"], "a filter is FIELD=VALUE"),
+        (["--sort", "colour"], "colour: no run has this field"),
+    ):
+        done = tool(runs.main, "list", *arguments)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert message in done.err
+    assert tool(runs.main, "list", "status=pruned").out == "no run is left by these filters\n"
+    shutil.rmtree(outputs)
+    assert "there is no run yet" in tool(runs.main, "list").err
+
+
+def test_runs_are_found_by_the_names_that_the_list_has(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runs.find("2026-01-01/a") == outputs / "runs" / "2026-01-01" / "a"
+    assert runs.find("sweeps/2026/0") == outputs / "sweeps" / "2026" / "0"
+    assert runs.find("latest") == outputs / "sweeps" / "2026" / "0"
+    monkeypatch.chdir(outputs)
+    assert runs.find("runs/2026-01-01/a") == outputs / "runs" / "2026-01-01" / "a"
+
+
+def test_diff_says_what_differs_and_where_the_losses_part(tool: Cli, cli: Cli) -> None:
+    a, same, b = (cli(*SHORT, *rest).folder for rest in ([], [], ["optim.warmup_steps=10", "data.train_fraction=0.8"]))
+    told = tool(runs.main, "diff", str(a), str(b))
+    assert told.code == 0, told.err
+    assert [line.split() for line in told.out.splitlines() if line.startswith(("optim", "data."))] == [
+        ["data.train_fraction", "0.9", "0.8"],
+        ["optim.warmup_steps", "0", "10"],
+    ]
+    assert "losses: part at step 0, " in told.out
+    assert "nothing recorded before is the same" in told.out
+    warm = cli(*SHORT, "optim.warmup_steps=10").folder
+    assert "losses: part at step 5, train/batch_loss" in tool(runs.main, "diff", str(a), str(warm)).out
+    equal = tool(runs.main, "diff", str(a), str(same)).out
+    assert "the same: config, data, code, environment" in equal
+    assert "losses: the same at all 5 steps that both have records of" in equal
+
+
+def test_diff_of_what_is_no_run_is_one_line(tmp_path: Path, tool: Cli) -> None:
+    done = tool(runs.main, "diff", str(tmp_path), str(tmp_path))
+    assert (done.code, done.err.count("\n")) == (2, 1)
+
+
+def test_another_text_code_and_environment_are_told(outputs: Path, tool: Cli) -> None:
+    for name, sha, commit, torch in (("a", "1", "x", "2.12"), ("b", "2", "y", "2.13")):
+        path = outputs / "runs" / f"2026-01-0{'ab'.index(name) + 1}" / name / "summary.json"
+        told = json.loads(path.read_text())
+        told |= {"data": {"sha256": sha}, "git": {"commit": commit, "dirty": name == "a"}, "versions": {"torch": torch}}
+        path.write_text(json.dumps(told))
+    out = tool(runs.main, "diff", "2026-01-01/a", "2026-01-02/b").out
+    for field in ("sha256", "commit", "torch", "optim.lr"):
+        assert any(line.startswith(field) for line in out.splitlines()), out
+    assert "changes that were not committed" in out
+    assert "losses: no step in common" in out
+
+
+def test_tables_line_up() -> None:
+    assert table(("name", "n"), [("a", "1"), ("bcd", "100")]).splitlines() == ["name    n", "a       1", "bcd   100"]
+
+
+def test_listing_needs_no_torch() -> None:
+    code = "import sys, bigramlm.runs; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
