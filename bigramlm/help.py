@@ -27,6 +27,7 @@ Examples:
   python scripts/train.py optim.lr=1e-2 data.block_size=16 trainer.steps=2000
   python scripts/train.py data=text data.path=my.txt "sample.prompt=Once upon"
   python scripts/train.py -m optim.lr=1e-4,1e-3,1e-2 seed=1,2,3
+  python scripts/train.py resume=latest trainer.steps=20000
 
 Look at what runs left:  tensorboard --logdir outputs
 Complete with TAB:       eval "$(python scripts/train.py -sc install=bash)"

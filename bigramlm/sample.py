@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from bigramlm import paths
 from bigramlm.cli import exit_codes, quote_free_text, relative, show
@@ -84,7 +84,7 @@ class SampleCommand(SampleConfig):
 
 def main() -> None:
     """Run the command line: python scripts/sample.py [FIELD=VALUE] ..."""
-    ConfigStore.instance().store("sample_schema", SampleCommand)
+    register()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
     with exit_codes():
@@ -92,17 +92,26 @@ def main() -> None:
             set(flags) <= {"--help", "-h"},
             f"{flags and flags[0]}: there is no such flag; fields are NAME=VALUE, see --help",
         )
-        typed = [quote_free_text(argument, _FREE_TEXT) for argument in sys.argv[1:] if argument not in flags]
-        with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
-            composed = compose("sample", typed)
+        cfg = composed([argument for argument in sys.argv[1:] if argument not in flags])
         if flags:
-            fields = "".join(f"  {line}\n" for line in OmegaConf.to_yaml(composed).splitlines())
+            fields = "".join(f"  {line}\n" for line in OmegaConf.to_yaml(cfg).splitlines())
             text = _HELP.format(fields=fields)
             show(text if paths.IN_CHECKOUT else text.replace("python scripts/sample.py", "bigramlm-sample"))
             return
-        cfg = OmegaConf.to_object(composed)
-        assert isinstance(cfg, SampleCommand)
-        sample(cfg)
+        command = OmegaConf.to_object(cfg)
+        assert isinstance(command, SampleCommand)
+        sample(command)
+
+
+def register() -> None:
+    """Make the fields known to Hydra."""
+    ConfigStore.instance().store("sample_schema", SampleCommand)
+
+
+def composed(typed: list[str]) -> DictConfig:
+    """What is typed, on top of conf/sample.yaml; raises what Hydra raises for a wrong field or value."""
+    with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
+        return compose("sample", [quote_free_text(argument, _FREE_TEXT) for argument in typed])
 
 
 def sample(cfg: SampleCommand) -> None:

@@ -435,7 +435,7 @@ def test_help_says_what_there_is() -> None:
         "experiment": "quick",
     }.items():
         assert re.search(rf"^ *{group} +{choices}$", done.stdout, re.MULTILINE), group
-    assert done.stdout.count("  python scripts/train.py") == 5 + 1, "five examples, and Hydra's flags"
+    assert done.stdout.count("  python scripts/train.py") == 6 + 1, "six examples, and Hydra's flags"
     assert "schema" not in done.stdout
     for field in ("lr: 0.001", "block_size: 8", "max_new_tokens: 300", "steps: 10000"):
         assert field in done.stdout

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bigramlm import paths
+from bigramlm import paths, sample
 from bigramlm.config_reference import reference
 
 DOCS = sorted([*(paths.home() / "docs").rglob("*.md"), *paths.home().glob("*.md"), *paths.home().glob("*/README.md")])
@@ -37,7 +37,17 @@ def test_commands_in_the_docs_have_their_overrides_right(path) -> None:
         arguments = [a for a in re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", line) if "=" in a]
         if "-m" in line.split() or any(word.isupper() for word in re.findall(r"\w+", line)) or "-sc" in line:
             continue
+        arguments = [a for a in arguments if not re.match("(resume|init_from)=", a)]  # there may be no run yet
         run_config(*[a.replace('"', "").replace("'", "") for a in arguments if not a.startswith("hydra.")])
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
+def test_commands_that_sample_have_their_fields_right(path) -> None:
+    sample.register()
+    for line in re.findall(r"python scripts/sample\.py([^`\n#|>]*)", path.read_text("utf-8")):
+        arguments = [a for a in re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", line) if "=" in a]
+        if not any(word in line for word in ("FIELD", "FOLDER")):
+            sample.composed([a.replace('"', "") for a in arguments])
 
 
 SNIPPETS = re.findall(

@@ -81,8 +81,13 @@ def test_the_list_as_json_has_whole_figures(outputs: Path, tool: Cli) -> None:
     found = [json.loads(line) for line in tool(runs.main, "list", "--json", "status=stopped").out.splitlines()]
     assert found == [
         {
-            "when": "2026-01-02T00:00:00+00:00", "model": "bigram", "data": "text", "steps": 100, "val": 2.25,
-            "status": "stopped", "folder": str(outputs / "runs" / "2026-01-02" / "b"),
+            "when": "2026-01-02T00:00:00+00:00",
+            "model": "bigram",
+            "data": "text",
+            "steps": 100,
+            "val": 2.25,
+            "status": "stopped",
+            "folder": str(outputs / "runs" / "2026-01-02" / "b"),
         }
     ]
 
