@@ -1,19 +1,32 @@
-"""How `resume=` and `init_from=` reach the config: what a run saved is offered to Hydra as presets named `_saved`.
+"""Where a run starts: at nothing, at trained weights (`init_from=`), or where it stopped (`resume=`).
 
-So what is typed besides is composed on top of what was saved, and checked against it, as it is for a new run.
+For the latter two what a run saved is offered to Hydra as presets named `_saved`. So what is typed besides is composed
+on top of it, and checked against it, as it is for a new run.
 """
 
 from __future__ import annotations
 
+import logging
 import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from bigramlm import runs
-from bigramlm.cli import quoted
-from bigramlm.config import GROUPS, load_composed
+from bigramlm.cli import quoted, relative
+from bigramlm.config import GROUPS, RunConfig, differences, load, load_composed, to_dict
 from bigramlm.errors import UserError, require
+from bigramlm.run import RunFolder
+
+if TYPE_CHECKING:
+    from bigramlm.checkpoint import Checkpoint
+    from bigramlm.data.text import Text
+    from bigramlm.tokenizer.base import Tokenizer
+    from bigramlm.tokenizer.config import TokenizerConfig
+
+log = logging.getLogger(__name__)
 
 _SAVED = "_saved"
 # A run whose model, tokenizer, text or optimizer is exchanged is another run.
@@ -71,3 +84,73 @@ def _resume(typed: dict[str, str], *, multirun: bool) -> list[str]:
 def _offer(group: str, node: DictConfig, package: str | None = None) -> str:
     ConfigStore.instance().store(_SAVED, node, group=group, package=package)
     return f"{group}={_SAVED}"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from; all None for one that is new, and starts at nothing."""
+
+    own: Checkpoint | None = None
+    """The run's own checkpoint that it goes on from."""
+    source: Checkpoint | None = None
+    """The checkpoint that a fresh model takes its weights from."""
+    resumed_at: int | None = None
+    """The step that a resumed run goes on from."""
+
+    def tokenizer(self, cfg: TokenizerConfig) -> Tokenizer | None:
+        """The tokenizer of these weights, without which they mean nothing; None where there are none."""
+        checkpoint = self.own or self.source
+        return checkpoint.tokenizer(cfg) if checkpoint else None
+
+
+def find_start(cfg: RunConfig, folder: RunFolder, text: Text, overrides: list[str]) -> Start:
+    """What `cfg.resume` and `cfg.init_from` ask for; sets in cfg what follows from it. UserError where it cannot be.
+
+    text: what the run trains on; overrides: what was typed.
+    """
+    if cfg.resume is None:
+        return Start() if cfg.init_from is None else Start(source=_source(cfg, overrides))
+    cfg.resume = None  # the saved config says how the run is, and not how it came about
+    own = _own(cfg, folder, text, overrides)
+    # A run that ended before its first checkpoint takes the weights that it was to start from once more.
+    source = _source(cfg, None) if own is None and cfg.init_from is not None else None
+    return Start(own, source, own.step if own else 0)
+
+
+def _own(cfg: RunConfig, folder: RunFolder, text: Text, overrides: list[str]) -> Checkpoint | None:
+    from bigramlm.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(folder.path / "checkpoints")
+    checkpoints.clean_up()
+    own = checkpoints.newest()
+    step = own.step if own else 0
+    if cfg.trainer.steps < step or (
+        folder.summary.get("status") == "completed" and (cfg.trainer.steps == step or len(overrides) == 1)
+    ):
+        raise UserError(
+            f"resume={folder.path} trainer.steps={cfg.trainer.steps}: the run is at step {step} already; "
+            f"trainer.steps={2 * max(step, 1)} goes further, init_from= starts a new run from its weights"
+        )
+    before = folder.summary.get("data", {}).get("sha256")
+    if before not in (None, text.sha256) and not any(typed.startswith("data.") for typed in overrides):
+        raise UserError(
+            f"{cfg.data.file()}: is not the text that the run was trained on (SHA-256 {text.sha256[:12]}, then "
+            f"{before[:12]}); put that one back, or set data.path= or another field of data to go on with this one"
+        )
+    log.info("resume: %s from step %d", relative(folder.path), step)
+    for name, was, now in differences(to_dict(load(folder.path / "config.yaml")), to_dict(cfg)):
+        log.info("changed: %s=%s, it was %s", name, now, was)
+    return own
+
+
+def _source(cfg: RunConfig, overrides: list[str] | None) -> Checkpoint:
+    # overrides: None where the block size is settled already.
+    from bigramlm.checkpoint import CONFIG
+    from bigramlm.load import open_checkpoint
+
+    checkpoint = open_checkpoint(str(cfg.init_from))
+    if overrides is not None and not any(typed.startswith("data.block_size=") for typed in overrides):
+        cfg.data.block_size = load(checkpoint.path / CONFIG).data.block_size
+    cfg.init_from = str(checkpoint.path)
+    log.info("weights: of step %d, from %s", checkpoint.step, relative(checkpoint.path))
+    return checkpoint

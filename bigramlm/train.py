@@ -12,12 +12,9 @@ import re
 import signal
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -27,32 +24,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from bigramlm import paths
 from bigramlm.cli import exit_codes, known, quote_free_text, relative, show
-from bigramlm.config import RunConfig, differences, load, register_schemas, to_dict, to_run_config, to_yaml
+from bigramlm.config import RunConfig, register_schemas, to_dict, to_run_config, to_yaml
 from bigramlm.errors import UserError
 from bigramlm.help import help_text
-from bigramlm.resume import is_saved_preset, saved_presets
+from bigramlm.resume import find_start, is_saved_preset, saved_presets
 from bigramlm.run import RunFolder, git_state, versions
-
-if TYPE_CHECKING:
-    from bigramlm.checkpoint import Checkpoint
-    from bigramlm.data.text import Text
-    from bigramlm.trainer import Trainer
+from bigramlm.stop import Stopped, StopSignals, stop_signals
 
 log = logging.getLogger(__name__)
 
 # Fields that hold free text: taken as typed, whatever Hydra's grammar would make of it.
 FREE_TEXT = ("sample.prompt", "data.path", "resume", "init_from")
-
-# Ctrl-C, a request to end, and, where there is such a thing, the terminal that is closed.
-_STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-
-
-class Stopped(BaseException):
-    """The run was ended by a signal. No Exception, like KeyboardInterrupt: what guards against failures lets it by."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.signal = number
 
 
 def main() -> None:
@@ -163,21 +145,16 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
     """One run, from its config to its sample. Everything that can be refused is refused before training."""
     cfg.data = cfg.data.prepare()
     text = cfg.data.read()
-    resuming, cfg.resume = cfg.resume is not None, None
-    start = _resumed_from(cfg, folder, text, overrides) if resuming else None
-    going_on = start is not None
-    if start is None and cfg.init_from is not None:
-        start = _initialised_from(cfg, overrides if not resuming else None)
-    # Weights mean something with the tokenizer alone that they were trained with.
-    tokenizer = start.tokenizer(cfg.tokenizer) if start else cfg.tokenizer.build(text.text)
+    start = find_start(cfg, folder, text, overrides)
+    tokenizer = start.tokenizer(cfg.tokenizer) or cfg.tokenizer.build(text.text)
     try:
-        prompt = tokenizer.encode(cfg.sample.prompt)
+        prompt = tokenizer.encode(cfg.sample.prompt).tolist() or [0]  # the tutorial starts from token 0
     except UserError as error:
         raise UserError(f"sample.prompt={cfg.sample.prompt!r}: {error}") from None
 
     import torch
 
-    from bigramlm.data.batches import Batches, check_length, compact
+    from bigramlm.data.batches import check_length, compact
     from bigramlm.data.text import split
     from bigramlm.device.device import decide, set_up
     from bigramlm.generate import generate
@@ -201,33 +178,30 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
     log.info("data: %s, %s characters, vocabulary of %d", cfg.data.name, f"{len(text.text):,}", vocab_size)
     log.info("split: %s tokens train, %s val", *(f"{len(tokens[name]):,}" for name in ("train", "val")))
     log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
-    if start is not None and not going_on:
-        start.load_weights(model)
+    if start.source is not None:
+        start.source.load_weights(model)
     model.to(device.torch)
-    on_device = {name: ids.to(device.torch) for name, ids in tokens.items()}
-    if cfg.preflight and not going_on:
-        batches = Batches(
-            on_device["train"], block_size=cfg.data.block_size, batch_size=cfg.data.batch_size, seed=cfg.seed
-        )
-        began = time.perf_counter()
-        preflight(model, tokenizer, texts, batches[0], fresh=start is None)
-        log.info("preflight: passed, in %.0f ms", 1e3 * (time.perf_counter() - began))
+    tokens = {name: ids.to(device.torch) for name, ids in tokens.items()}
     trainer = Trainer(
         cfg,
         model=model,
-        train=on_device["train"],
-        val=on_device["val"],
+        train=tokens["train"],
+        val=tokens["val"],
         val_characters=len(texts["val"]),
         tokenizer=tokenizer.to_dict(),
         device=device,
         folder=folder,
     )
-    if start is not None and going_on:
-        trainer.resume(start)
+    if start.own is not None:
+        trainer.resume(start.own)
+    elif cfg.preflight:
+        began = time.perf_counter()
+        preflight(model, tokenizer, texts, trainer.batches[0], fresh=start.source is None)
+        log.info("preflight: passed, in %.0f ms", 1e3 * (time.perf_counter() - began))
     # Nothing of a run that is resumed has changed up to here, and nothing is refused from here on.
-    if resuming:
-        folder.begin(overrides, resumed_at=trainer.step)
-    folder.save_config(to_yaml(cfg), overrides, resumed_at=trainer.step if resuming else None)
+    if start.resumed_at is not None:
+        folder.begin(overrides, resumed_at=start.resumed_at)
+    folder.save_config(to_yaml(cfg), overrides, resumed_at=start.resumed_at)
     folder.update_summary(
         device=cfg.device.name,
         n_params=model.n_params(),
@@ -236,9 +210,7 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
         git=git_state(),
     )
 
-    metrics = Metrics(
-        cfg.logger, Origin(folder.path, to_dict(cfg), str(folder.summary["id"]), trainer.step if resuming else None)
-    )
+    metrics = Metrics(cfg.logger, Origin(folder.path, to_dict(cfg), str(folder.summary["id"]), start.resumed_at))
     completed = False
     try:
         with stop.after_the_step(trainer):
@@ -247,10 +219,9 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
             raise Stopped(trainer.stop_signal)
         folder.update_summary(final=trainer.final, references=trainer.references)
 
-        start_ids = torch.from_numpy(prompt).long() if len(prompt) else torch.zeros(1, dtype=torch.long)
         ids = generate(
             model,
-            start_ids[None].to(device.torch),
+            torch.tensor([prompt], device=device.torch),
             cfg.sample.max_new_tokens,
             temperature=cfg.sample.temperature,
             top_k=cfg.sample.top_k,
@@ -266,46 +237,6 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
         metrics.close(completed=completed)
     folder.update_summary(status="completed")
     print_end(trainer.final, sample, trainer.references, folder.path, cfg.logger.use)
-
-
-def _resumed_from(cfg: RunConfig, folder: RunFolder, text: Text, overrides: list[str]) -> Checkpoint | None:
-    # The checkpoint that the run goes on from, None where it was ended before its first. Tells what is changed.
-    from bigramlm.checkpoint import Checkpoints
-
-    checkpoints = Checkpoints(folder.path / "checkpoints")
-    checkpoints.clean_up()
-    checkpoint = checkpoints.newest()
-    step = checkpoint.step if checkpoint else 0
-    if cfg.trainer.steps < step or (
-        folder.summary.get("status") == "completed" and (cfg.trainer.steps == step or len(overrides) == 1)
-    ):
-        raise UserError(
-            f"resume={folder.path} trainer.steps={cfg.trainer.steps}: the run is at step {step} already; "
-            f"trainer.steps={2 * max(step, 1)} goes further, init_from= starts a new run from its weights"
-        )
-    before = folder.summary.get("data", {}).get("sha256")
-    if before not in (None, text.sha256) and not any(typed.startswith("data.") for typed in overrides):
-        raise UserError(
-            f"{cfg.data.file()}: is not the text that the run was trained on (SHA-256 {text.sha256[:12]}, then "
-            f"{before[:12]}); put that one back, or set data.path= or another field of data to go on with this one"
-        )
-    log.info("resume: %s from step %d", relative(folder.path), step)
-    for name, was, now in differences(to_dict(load(folder.path / "config.yaml")), to_dict(cfg)):
-        log.info("changed: %s=%s, it was %s", name, now, was)
-    return checkpoint
-
-
-def _initialised_from(cfg: RunConfig, overrides: list[str] | None) -> Checkpoint:
-    # The checkpoint that a new run takes its weights from; overrides: None where the block size is settled.
-    from bigramlm.checkpoint import CONFIG
-    from bigramlm.load import open_checkpoint
-
-    checkpoint = open_checkpoint(str(cfg.init_from))
-    if overrides is not None and not any(typed.startswith("data.block_size=") for typed in overrides):
-        cfg.data.block_size = load(checkpoint.path / CONFIG).data.block_size
-    cfg.init_from = str(checkpoint.path)
-    log.info("weights: of step %d, from %s", checkpoint.step, relative(checkpoint.path))
-    return checkpoint
 
 
 def print_end(
@@ -324,40 +255,3 @@ def print_end(
         outputs = paths.home() / "outputs"
         lines.append(f"Look at it: tensorboard --logdir {relative(outputs if outputs in folder.parents else folder)}")
     show("\n".join(lines))
-
-
-class StopSignals:
-    """What a signal to stop does: end the run at once or, while a Trainer is at work, after its step and a save."""
-
-    def __init__(self) -> None:
-        self._trainer: Trainer | None = None
-
-    @contextlib.contextmanager
-    def after_the_step(self, trainer: Trainer) -> Iterator[None]:
-        """Let this Trainer finish its step at the first signal; a second one ends the run at once."""
-        self._trainer = trainer
-        try:
-            yield
-        finally:
-            self._trainer = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if self._trainer is None or self._trainer.stop_signal is not None:
-            raise Stopped(number)
-        self._trainer.stop_signal = number
-        log.warning("%s: saving after this step; once more to stop at once", signal.Signals(number).name)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[StopSignals]:
-    """Take Ctrl-C, SIGTERM and SIGHUP while a run lasts."""
-    stop = StopSignals()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may take signals
-        yield stop
-        return
-    before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -143,7 +143,7 @@ def _killed(run: Path, arguments: list[str], when: Callable[[Path], bool]) -> in
         time.sleep(0.0005)
     process.kill()
     process.join()
-    if process.exitcode not in (0, -9) and not (sys.platform == "win32" and process.exitcode == 1):
+    if process.exitcode > 0:  # it was not the kill that ended it
         _fail(run, process.exitcode)
     return max((_step(path) for path in run.glob("checkpoints/step_*")), default=-1)
 

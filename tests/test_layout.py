@@ -18,8 +18,9 @@ FLOORS = (
     ("metrics", "run", "checkpoint", "evaluate", "generate", "step"),
     ("config",),
     ("trainer", "help", "preflight", "cli"),
-    ("runs",),
-    ("resume", "load"),
+    ("runs", "stop"),
+    ("load",),
+    ("resume",),
     ("train",),
     ("sample", "checkpoint_tool", "verify_resume"),
     ("bench", "config_reference"),
@@ -61,7 +62,7 @@ def test_imports_go_down_the_floors_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["config", "train", "run", "metrics", "model.config", "data.config", "device.config"]
+    "module", ["config", "train", "sample", "runs", "run", "metrics", "model.config", "data.config", "device.config"]
 )
 def test_what_help_and_completion_import_is_free_of_torch(module: str) -> None:
     code = f"import sys, bigramlm.{module}; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'wandb')))"

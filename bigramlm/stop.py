@@ -1,0 +1,64 @@
+"""Signals to stop: a run that trains ends after its step and a save, at the second one at once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bigramlm.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+# Ctrl-C, a request to end, and, where there is such a thing, the terminal that is closed.
+_STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+
+class Stopped(BaseException):
+    """The run was ended by a signal. No Exception, like KeyboardInterrupt: what guards against failures lets it by."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+class StopSignals:
+    """What a signal to stop does: end the run at once or, while a Trainer is at work, after its step and a save."""
+
+    def __init__(self) -> None:
+        self._trainer: Trainer | None = None
+
+    @contextlib.contextmanager
+    def after_the_step(self, trainer: Trainer) -> Iterator[None]:
+        """Let this Trainer finish its step at the first signal; a second one ends the run at once."""
+        self._trainer = trainer
+        try:
+            yield
+        finally:
+            self._trainer = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self._trainer is None or self._trainer.stop_signal is not None:
+            raise Stopped(number)
+        self._trainer.stop_signal = number
+        log.warning("%s: saving after this step; once more to stop at once", signal.Signals(number).name)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """Take Ctrl-C, SIGTERM and SIGHUP while a run lasts."""
+    stop = StopSignals()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may take signals
+        yield stop
+        return
+    before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
