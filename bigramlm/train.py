@@ -51,7 +51,8 @@ def main() -> None:
 def command_line(arguments: list[str]) -> list[str]:
     """What is typed as Hydra takes it: free text quoted, and what a saved run brings in front of the rest."""
     quoted = [quote_free_text(argument, FREE_TEXT) for argument in arguments]
-    # Hydra takes its flags before all overrides or after them.
+    if {"-m", "--multirun"} & set(quoted):  # which Hydra takes before all overrides or after them, and not in between
+        quoted = ["-m", *(argument for argument in quoted if argument not in ("-m", "--multirun"))]
     first = next((at for at, argument in enumerate(quoted) if not argument.startswith("-")), 0)
     return quoted[:first] + saved_presets(arguments) + quoted[first:]
 

@@ -472,6 +472,14 @@ def test_a_sweep_trains_every_job_and_outlives_a_bad_one(cli: Cli, tmp_path: Pat
     assert "optim.lr=-1.0" in (tmp_path / "sweep" / "1" / "train.log").read_text("utf-8")
 
 
+@pytest.mark.parametrize("at", [0, 3, 6])
+def test_the_flag_for_a_sweep_can_stand_anywhere(cli: Cli, tmp_path: Path, at: int) -> None:
+    arguments = [*SHORT, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    ended = cli(*arguments[:at], "-m" if at == 3 else "--multirun", *arguments[at:], run_dir=False)
+    assert ended.code == 0, ended.err
+    assert [summary(tmp_path / "sweep" / job)["status"] for job in "01"] == ["completed"] * 2
+
+
 def test_two_runs_at_once_get_two_folders(tmp_path: Path) -> None:
     """In a copy of the checkout, since these are the run folders that nobody named."""
     for name in ("bigramlm", "conf", "scripts"):
