@@ -100,7 +100,8 @@ class Trainer:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Stand where the run stood when the checkpoint was saved. UserError where that cannot be."""
         checkpoint.restore(self.model, self.optimizer)
-        self.scaler.load_state_dict(checkpoint.state["scaler"])
+        if self.scaler.is_enabled() and checkpoint.state.get("scaler"):
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
         self._resumed = checkpoint
         self.step = checkpoint.step
         self.seconds = checkpoint.seconds
