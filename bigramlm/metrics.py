@@ -192,6 +192,7 @@ class WandbLogger:
                 config=origin.config,
                 id=origin.run_id,
                 resume=None if origin.resumed_at is None else "allow",
+                allow_val_change=origin.resumed_at is not None,  # what was typed on resuming
                 reinit="finish_previous",
                 # Without a network the default time-out is a minute and a half.
                 settings=wandb.Settings(init_timeout=8, console="off", silent=True, x_disable_stats=True),

@@ -165,6 +165,18 @@ class StubWandb(types.ModuleType):
         self.torn_down += 1
 
 
+def test_wandb_is_given_the_same_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = StubWandb(refuse_online=False)
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    for resumed_at in (None, 40):
+        Metrics(LoggerConfig(use=["wandb"]), Origin(tmp_path, {}, "abc", resumed_at)).close()
+    found = [{name: init[name] for name in ("id", "resume", "allow_val_change")} for init in stub.inits]
+    assert found == [
+        {"id": "abc", "resume": None, "allow_val_change": False},
+        {"id": "abc", "resume": "allow", "allow_val_change": True},
+    ]
+
+
 def test_what_wandb_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     stub = StubWandb(refuse_online=False)
