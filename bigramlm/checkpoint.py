@@ -124,10 +124,15 @@ class Checkpoints:
                 return Checkpoint(self.folder / f"step_{step}")
             except UserError as error:
                 log.warning("passed over: %s", error)
-                why = error
-        if steps:
-            raise UserError(f"{self.folder}: none of the {len(steps)} checkpoints is whole; of the oldest: {why}")
+        require(not steps, f"{self.folder}: none of the {len(steps)} checkpoints is whole")
         return None
+
+    def set_aside(self, *, after: int) -> None:
+        """Rename the checkpoints of later steps, which were passed over: they are not whole."""
+        for step in self.steps():
+            if step > after:
+                path = self.folder / f"step_{step}"
+                path.rename(self.folder / f"damaged_{path.name}.{uuid.uuid4().hex[:6]}")
 
     def best_at(self, resumed: "Checkpoint") -> dict[str, float]:
         """The best evaluation, as a run knows it that goes on from this checkpoint.
@@ -138,7 +143,7 @@ class Checkpoints:
             best = Checkpoint(self.path("best"))
         except UserError as error:
             if resumed.best:
-                log.warning("there is no best checkpoint any more, the next evaluation's is: %s", error)
+                log.warning("the best checkpoint is lost (%s); the next evaluation's takes its place", error)
             return {}
         return best.best if best.best.get("step") == best.step else {}
 
@@ -157,8 +162,7 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
     def _prune(self, just_saved: int) -> None:
-        # The newest are those up to the one just saved: later ones were passed over, since they are not whole.
-        kept = {just_saved, *[step for step in self.steps() if step <= just_saved][-self._keep :]}
+        kept = {just_saved, *self.steps()[-self._keep :]}
         best = self.folder / "best"
         for step in self.steps():
             path = self.folder / f"step_{step}"
@@ -265,6 +269,8 @@ class Checkpoint:
             _write_manifest(aside, self.step)
             _sync_all(aside)
             _put(aside, output)
+        except OSError as error:
+            raise UserError(f"{output}: cannot be written: {error.strerror}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 

@@ -13,9 +13,9 @@ from bigramlm import runs
 from bigramlm.checkpoint import CONFIG, MODEL, Checkpoint, Checkpoints
 from bigramlm.cli import exit_codes, relative, show, table
 from bigramlm.config import load
-from bigramlm.errors import UserError
+from bigramlm.errors import UserError, require
 from bigramlm.load import open_checkpoint
-from bigramlm.run import RunFolder
+from bigramlm.run import RunFolder, read_summary
 
 
 def main() -> None:
@@ -81,10 +81,10 @@ def verify(where: str) -> None:
             checkpoint = Checkpoint(path)
             files = checkpoint.manifest["files"].values()
             stripped = ", stripped" if checkpoint.stripped else ""
-            show(f"whole    {relative(path)}: {len(files)} files, {sum(f['bytes'] for f in files):,} bytes{stripped}")
+            show(f"whole     {relative(path)}: {len(files)} files, {sum(f['bytes'] for f in files):,} bytes{stripped}")
         except UserError as error:
             whole = False
-            show(f"damaged  {error}")
+            show(f"not whole {error}")
     if not whole:
         sys.exit(2)
 
@@ -92,6 +92,11 @@ def verify(where: str) -> None:
 def strip(where: str, output: Path | None) -> None:
     """Strip a checkpoint, or each of a run's, in place or into another folder."""
     found = [Checkpoint(path) for path in _paths(where)]
+    status = (read_summary(runs.find(where)) or {}).get("status", "completed")
+    require(
+        output is not None or status == "completed",
+        f"{where}: is {status}, and could not be resumed then; give --output FOLDER, or name one checkpoint's folder",
+    )
     if output is not None:
         if len(found) > 1:
             found = [open_checkpoint(where)]
@@ -101,13 +106,19 @@ def strip(where: str, output: Path | None) -> None:
         show(f"stripped {relative(found[0].path)} into {output}: {_size(found[0].path)} -> {_size(output)} bytes")
         return
     for checkpoint in found:
+        if checkpoint.stripped:
+            show(f"{relative(checkpoint.path)}: is stripped already")
+            continue
         before, run = _size(checkpoint.path), checkpoint.path.parent.parent
         if (run / "summary.json").exists():
             with RunFolder(run).lock():
                 checkpoint.strip(checkpoint.path)
         else:
             checkpoint.strip(checkpoint.path)
-        show(f"stripped {relative(checkpoint.path)}: {before} -> {_size(checkpoint.path)} bytes")
+        show(
+            f"stripped {relative(checkpoint.path)}: {before} -> {_size(checkpoint.path)} bytes; "
+            "no run can be resumed from it now"
+        )
 
 
 def _paths(where: str) -> list[Path]:

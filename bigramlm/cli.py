@@ -19,7 +19,8 @@ from bigramlm.config import escape_references
 from bigramlm.errors import UserError
 
 # Failures of the disk and its permissions that are the user's to mend.
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_ERRORS = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 class LogFile(logging.FileHandler):
@@ -30,12 +31,20 @@ class LogFile(logging.FileHandler):
             super().handleError(record)
 
 
-def show(text: str, end: str = "\n") -> None:
-    """Print on standard output, also where whoever reads it, `head` perhaps, has had enough of it."""
+def show(text: str, end: str = "\n") -> bool:
+    """Print on standard output; False where whoever reads it, `head` perhaps, has had enough of it.
+
+    UserError where it cannot be written to.
+    """
     try:
         print(text, end=end, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
+        # What is left in the buffer must not fail once more when the process ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return False
+        raise UserError(f"standard output: cannot be written: {error.strerror}") from None
+    return True
 
 
 def relative(path: Path) -> Path:
@@ -77,9 +86,11 @@ def quoted(text: str) -> str:
 def known(error: BaseException, folder: Path | None = None) -> BaseException:
     """The error as a UserError where it is one that the user can mend, such as a full disk; folder: written to."""
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        return UserError(
-            f"{error.filename or folder}: cannot be written: {error.strerror}; make room there or choose another folder"
-        )
+        path = Path(error.filename or folder or "")
+        while path.name.startswith("."):  # what is written aside first
+            path = path.parent
+        mend = "make room there" if error.errno in _FULL else "change its permissions"
+        return UserError(f"{path}: cannot be written: {error.strerror}; {mend} or choose another folder")
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return UserError("out of memory: lower data.batch_size or data.block_size, or make the model smaller")
     return error

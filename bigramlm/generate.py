@@ -55,7 +55,7 @@ def stream(
                 following = draw(
                     logits[:, -1].float(), temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
                 )
-                idx = torch.cat((idx, following), dim=1)
+                idx = torch.cat((idx[:, -model.block_size :], following), dim=1)  # of no more than what it sees
             yield following
     finally:
         model.train(was_training)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from bigramlm import runs
 from bigramlm.checkpoint import CONFIG, MANIFEST, Checkpoint, Checkpoints
 from bigramlm.config import RunConfig, load
-from bigramlm.errors import UserError, require
+from bigramlm.errors import require
 from bigramlm.model.base import LanguageModel
 from bigramlm.tokenizer.base import Tokenizer
 
@@ -16,27 +18,24 @@ def open_checkpoint(where: str, which: str = "last") -> Checkpoint:
     where: the folder, or `latest`; which: of a run `last` (the newest that is whole), `best` or a step.
     UserError where there is none such, or it is damaged.
     """
-    folder = runs.find(where)
-    checkpoints = Checkpoints(folder / "checkpoints")
-    if (folder / MANIFEST).exists() or not checkpoints.folder.is_dir():
-        require(
-            folder.is_dir() and not (folder / "summary.json").exists(),
-            f"{where}: holds no checkpoint; a run's first is saved at step 0",
-        )
+    folder = runs.find(where, holding="checkpoints")
+    if (folder / MANIFEST).exists() or re.fullmatch(r"step_\d+", folder.name):
         return Checkpoint(folder)
+    checkpoints = Checkpoints(folder if folder.name == "checkpoints" else folder / "checkpoints")
+    steps = checkpoints.steps()
+    require(bool(steps), f"{where}: holds no checkpoint, nor is one; a run saves its first at step 0")
     if which == "last":
         newest = checkpoints.newest()
-        if newest is None:
-            raise UserError(f"{where}: holds no checkpoint yet")
+        assert newest is not None
         return newest
     if which == "best":
         return Checkpoint(checkpoints.path("best"))
-    steps = checkpoints.steps()
+    step = which.removeprefix("step_")
     require(
-        which.isdecimal() and int(which) in steps,
+        step.isdecimal() and int(step) in steps,
         f"checkpoint={which}: {where} has none such; choose one of last, best, {', '.join(map(str, steps))}",
     )
-    return Checkpoint(checkpoints.folder / f"step_{int(which)}")
+    return Checkpoint(checkpoints.folder / f"step_{int(step)}")
 
 
 def load_model(checkpoint: Checkpoint) -> tuple[LanguageModel, Tokenizer, RunConfig]:

@@ -44,7 +44,7 @@ def saved_presets(arguments: list[str]) -> list[str]:
     if typed.get("resume", "null") != "null":
         return _resume(typed, multirun=bool({"-m", "--multirun"} & set(arguments)))
     if typed.get("init_from", "null") != "null":
-        saved = load_composed(runs.saved_config(runs.find(typed["init_from"])))
+        saved = load_composed(runs.saved_config(runs.find(typed["init_from"], holding="checkpoints")))
         return [_offer(group, saved[group]) for group in ("model", "tokenizer") if group not in typed]
     return []
 
@@ -57,7 +57,7 @@ def is_saved_preset(override: str) -> bool:
 def _resume(typed: dict[str, str], *, multirun: bool) -> list[str]:
     where = typed["resume"]
     require(not multirun, f"resume={where}: one run goes on, and no sweep; leave -m out")
-    folder = runs.find(where)
+    folder = runs.find(where, holding="config.yaml")
     for name in _FIXED:
         require(
             name not in typed,
@@ -66,10 +66,10 @@ def _resume(typed: dict[str, str], *, multirun: bool) -> list[str]:
         )
     for name in ("init_from", "hydra.run.dir"):
         require(name not in typed, f"resume={where} {name}={typed.get(name)}: contradict each other; leave one out")
-    if not (folder / "config.yaml").is_file() or not (folder / "summary.json").is_file():
+    if not (folder / "config.yaml").is_file() or (folder / "manifest.json").exists():
         raise UserError(
-            f"resume={where}: holds no run that has begun: that would be a folder with a config.yaml and a "
-            "summary.json; init_from= takes checkpoints"
+            f"resume={where}: holds no run that has begun, which would be a folder with a config.yaml; a checkpoint's "
+            "folder is for init_from="
         )
     saved = load_composed(folder / "config.yaml")
     presets = [_offer(group, saved[group]) for group in GROUPS if group != "experiment" and group not in typed]
@@ -124,21 +124,27 @@ def _own(cfg: RunConfig, folder: RunFolder, text: Text, overrides: list[str]) ->
     checkpoints.clean_up()
     own = checkpoints.newest()
     step = own.step if own else 0
-    if cfg.trainer.steps < step or (
-        folder.summary.get("status") == "completed" and (cfg.trainer.steps == step or len(overrides) == 1)
-    ):
+    saved = load(folder.path / "config.yaml")
+    completed = folder.summary.get("status") == "completed"
+    patience, waited = cfg.trainer.early_stopping_patience, saved.trainer.early_stopping_patience
+    if completed and folder.summary.get("early_stopped") and 0 < patience <= waited:
         raise UserError(
-            f"resume={folder.path} trainer.steps={cfg.trainer.steps}: the run is at step {step} already; "
+            f"resume={relative(folder.path)}: early stopping has ended the run at step {step}; "
+            f"trainer.early_stopping_patience=0, or above {waited}, goes on"
+        )
+    if cfg.trainer.steps < step or (completed and cfg.trainer.steps == step):
+        raise UserError(
+            f"resume={relative(folder.path)} trainer.steps={cfg.trainer.steps}: the run is at step {step} already; "
             f"trainer.steps={2 * max(step, 1)} goes further, init_from= starts a new run from its weights"
         )
     before = folder.summary.get("data", {}).get("sha256")
-    if before not in (None, text.sha256) and not any(typed.startswith("data.") for typed in overrides):
+    if before not in (None, text.sha256) and not any(typed.startswith("data.path=") for typed in overrides):
         raise UserError(
             f"{cfg.data.file()}: is not the text that the run was trained on (SHA-256 {text.sha256[:12]}, then "
-            f"{before[:12]}); put that one back, or set data.path= or another field of data to go on with this one"
+            f"{before[:12]}); put that one back; with data=text, data.path= typed besides goes on with another"
         )
     log.info("resume: %s from step %d", relative(folder.path), step)
-    for name, was, now in differences(to_dict(load(folder.path / "config.yaml")), to_dict(cfg)):
+    for name, was, now in differences(to_dict(saved), to_dict(cfg)):
         log.info("changed: %s=%s, it was %s", name, now, was)
     return own
 

@@ -46,7 +46,7 @@ class RunFolder:
         if resumed_at is None:
             self.update_summary(status="running", step=0, overrides=overrides, **process())
             return
-        for outcome in ("error", "final", "references"):
+        for outcome in ("error", "final", "references", "early_stopped"):
             self.summary.pop(outcome, None)
         now = process()
         resumed = {"step": resumed_at, "overrides": overrides, "started": now["started"]}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from bigramlm.config import differences, flat
 from bigramlm.errors import UserError, require
 from bigramlm.metrics import read_records
 from bigramlm.run import is_held, read_summary
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -82,25 +86,34 @@ def outputs() -> Path:
     return paths.home() / "outputs"
 
 
-def find(where: str) -> Path:
+def find(where: str, *, holding: str = "summary.json") -> Path:
     """The folder of a run or a checkpoint. UserError where there is none.
 
-    where: `latest`, which is the run that was started last, or a folder: from the working folder, or from outputs/ or
-    outputs/runs/, as the list has it.
+    where: `latest`, or a folder: from the working folder, or from outputs/, outputs/runs/ or outputs/sweeps/, as the
+    list has it. `latest` is the run that was started last of those whose folder holds what is asked for.
     """
     if where == "latest":
-        found = [(summary.get("started", ""), run) for run in folders(outputs()) if (summary := read_summary(run))]
-        found = [(started, run) for started, run in found if (run / "config.yaml").exists()]
-        require(bool(found), f"{outputs()}: there is no run yet; python scripts/train.py makes one")
-        return max(found)[1]
-    # The list names runs from outputs/runs/ on.
-    candidates = [Path(where).expanduser().absolute(), outputs() / where, outputs() / "runs" / where]
-    folder = next((candidate for candidate in candidates if candidate.exists()), None)
-    if folder is None or where == "":
-        raise UserError(f"{where}: there is no such folder; python scripts/runs.py list shows the runs")
+        return _latest(holding)
+    candidates = [Path(where).expanduser().absolute(), *(parent / where for parent in _parents())]
+    folder = next((candidate for candidate in candidates if where and candidate.exists()), None)
+    if folder is None:
+        raise UserError(f"{where or repr('')}: there is no such folder; python scripts/runs.py list shows the runs")
     if folder.is_file() and folder.name in ("last", "best"):  # RUN/checkpoints/best: holds a checkpoint's name
         return folder.with_name(folder.read_text("utf-8", "replace").strip()[:40])
     return folder
+
+
+def _latest(holding: str) -> Path:
+    found = sorted((str((read_summary(run) or {}).get("started", "")), run) for run in folders(outputs()))
+    for _, run in reversed(found):
+        if (run / holding).exists():
+            return run
+        log.warning("passed over: %s, a newer run, holds no %s", relative(run), holding)
+    raise UserError(f"{outputs()}: there is no run yet that holds {holding}; python scripts/train.py makes one")
+
+
+def _parents() -> tuple[Path, ...]:
+    return outputs() / "runs", outputs() / "sweeps", outputs()
 
 
 def saved_config(folder: Path) -> Path:
@@ -161,7 +174,8 @@ def print_list(filters: list[str], sort: str, *, reverse: bool, as_json: bool) -
     for text in (*filters, f"{sort}="):
         field = text.partition("=")[0]
         require("=" in text, f"{text}: a filter is FIELD=VALUE, such as status=completed or optim.lr=0.1")
-        require(field in fields, f"{text.rstrip('=')}: no run has this field; there are: {', '.join(sorted(fields))}")
+        near = difflib.get_close_matches(field, fields, cutoff=0.4) or sorted(_COLUMNS)
+        require(field in fields, f"{text.rstrip('=')}: no run has this field; did you mean {', '.join(near)}?")
     for text in filters:
         field, _, value = text.partition("=")
         found = [run for run in found if _same(_value(run, field), value)]
@@ -194,7 +208,7 @@ def print_diff(a: Run, b: Run) -> None:
     }
     for name, different in parts.items():
         if different:
-            rows = [(field, *(("-" if v is None else str(v))[:40] for v in values)) for field, *values in different]
+            rows = [(field, *(_cut(value) for value in values)) for field, *values in different]
             show(f"\n{name}:\n" + table(("field", "A", "B"), rows))
     same = [name for name, different in parts.items() if not different]
     show(f"\nthe same: {', '.join(same) or 'nothing'}")
@@ -227,6 +241,11 @@ def losses_part(a: Path, b: Path) -> str:
     )
 
 
+def _cut(value: Any) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= 40 else f"…{text[-39:]}"  # the end of a path is what tells
+
+
 def _existing(where: str) -> Run:
     run = read_run(find(where))
     if run is None:
@@ -236,7 +255,7 @@ def _existing(where: str) -> Run:
 
 def _short(run: Run) -> str:
     # As `find` takes it.
-    for parent in (outputs() / "runs", outputs()):
+    for parent in _parents():
         if parent in run.folder.parents:
             return str(run.folder.relative_to(parent))
     return str(relative(run.folder))
@@ -263,18 +282,16 @@ def _cell(name: str, value: Any) -> str:
     if value is None:
         return "-"
     if name == "when":
-        return _ago(value)
+        return _when(value)
     if name == "folder":
         return _short(Run(Path(value), {}, {}))
     return f"{value:.4f}" if name == "val" else str(value)
 
 
-def _ago(started: str) -> str:
+def _when(started: str) -> str:
+    # Today's by the hour, others by the day.
     try:
-        seconds = (datetime.now(timezone.utc) - datetime.fromisoformat(started)).total_seconds()
+        then = datetime.fromisoformat(started).astimezone()
     except ValueError:
         return "-"
-    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f}{unit} ago"
-    return f"{max(seconds, 0):.0f}s ago"
+    return f"{then:%H:%M}" if then.date() == datetime.now().date() else f"{then:%m-%d}"

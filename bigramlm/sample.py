@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,8 +61,8 @@ class SampleCommand(SampleConfig):
     num_samples: int = 1
     """How many texts are written of each prompt."""
     prompts_file: str | None = None
-    """Prompts to go on from, a line each, or in a file named *.jsonl an object with a `prompt` each. Prints an object
-    with `prompt` and `completion` a line."""
+    """Prompts to go on from, a line each, or in a file named *.jsonl an object with a `prompt` each; - is standard
+    input. Prints an object with `prompt` and `completion` a line."""
     seed: int = 1337
     """Decides what is drawn."""
     device: DeviceConfig = field(default_factory=DeviceConfig)
@@ -130,11 +131,13 @@ def sample(cfg: SampleCommand) -> None:
 
     if cfg.prompts_file is not None:
         for prompt, text in _written(cfg, model, tokenizer, encoded, device):
-            show(json.dumps({"prompt": prompts[prompt], "completion": text}, ensure_ascii=False))
+            if not show(json.dumps({"prompt": prompts[prompt], "completion": text}, ensure_ascii=False)):
+                return
     elif cfg.num_samples > 1:
         start = tokenizer.decode(encoded[0])
         for number, (_, text) in enumerate(_written(cfg, model, tokenizer, encoded, device), start=1):
-            show(f"---- {number} of {cfg.num_samples}\n{start}{text}")
+            if not show(f"---- {number} of {cfg.num_samples}\n{start}{text}"):
+                return
     else:
         _print_as_it_comes(cfg, model, tokenizer, encoded[0], device)
 
@@ -142,16 +145,20 @@ def sample(cfg: SampleCommand) -> None:
 def _print_as_it_comes(
     cfg: SampleCommand, model: LanguageModel, tokenizer: Tokenizer, prompt: list[int], device: Device
 ) -> None:
-    ids, shown = list(prompt), tokenizer.decode(prompt)
-    show(shown, end="")
+    # At a terminal at once, else several times a second.
+    every = 0.0 if sys.stdout.isatty() else 0.1
+    pending, text, shown = [], tokenizer.decode(prompt), 0.0
     for token in _stream(cfg, model, [prompt], device, cfg.seed):
-        ids.append(int(token))
-        text = tokenizer.decode(ids)
-        # A character of several tokens is shown once it is whole.
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            show(text[len(shown) :], end="")
-            shown = text
-    show(tokenizer.decode(ids)[len(shown) :])
+        pending.append(int(token))
+        new = tokenizer.decode(pending)
+        # A character of several tokens, four bytes at the most, is shown once it is whole.
+        if not new.endswith("\N{REPLACEMENT CHARACTER}") or len(pending) > 4:
+            text, pending = text + new, []
+        if text and time.perf_counter() - shown >= every:
+            if not show(text, end=""):
+                return
+            text, shown = "", time.perf_counter()
+    show(text + tokenizer.decode(pending))
 
 
 def _written(
@@ -210,14 +217,17 @@ def _encode(tokenizer: Tokenizer, prompt: str, cfg: SampleCommand, line: int) ->
 
 def _read_prompts(path: Path) -> list[str]:
     try:
-        lines = path.read_text("utf-8").splitlines()
+        text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts_file={path}: cannot be read as UTF-8 text: {error}") from None
-    require(bool(lines), f"prompts_file={path}: is empty; a prompt a line is asked for")
+    lines = text.split("\n")[: -1 if text.endswith("\n") else None]
+    require(text != "", f"prompts_file={path}: is empty; a prompt a line is asked for")
     if path.suffix != ".jsonl":
         return lines
     prompts = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             prompt = json.loads(line)["prompt"]
             if not isinstance(prompt, str):

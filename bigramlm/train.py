@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -129,7 +130,13 @@ def _train(composed: DictConfig, folder: RunFolder, overrides: list[str]) -> Bas
     except (Exception, KeyboardInterrupt, Stopped) as raised:
         end = Stopped(signal.SIGINT) if isinstance(raised, KeyboardInterrupt) else known(raised, folder.path)
         if isinstance(end, Stopped):
-            log.warning("%s; resume=%s goes on with it", end, relative(folder.path))
+            can_go_on = (folder.path / "config.yaml").exists()
+            how = (
+                shlex.quote(f"resume={relative(folder.path)}") + " goes on with it"
+                if can_go_on
+                else "nothing had begun"
+            )
+            log.warning("%s; %s", end, how)
         elif isinstance(end, UserError):
             log.error("error: %s", end, exc_info=raised if os.environ.get("HYDRA_FULL_ERROR") else None)
         else:
@@ -144,7 +151,7 @@ def _train(composed: DictConfig, folder: RunFolder, overrides: list[str]) -> Bas
 
 def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSignals) -> None:
     """One run, from its config to its sample. Everything that can be refused is refused before training."""
-    cfg.data = cfg.data.prepare()
+    cfg.data = cfg.data.prepare(the_same=cfg.resume is not None)
     text = cfg.data.read()
     start = find_start(cfg, folder, text, overrides)
     tokenizer = start.tokenizer(cfg.tokenizer) or cfg.tokenizer.build(text.text)
@@ -152,6 +159,10 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
         prompt = tokenizer.encode(cfg.sample.prompt).tolist() or [0]  # the tutorial starts from token 0
     except UserError as error:
         raise UserError(f"sample.prompt={cfg.sample.prompt!r}: {error}") from None
+
+    if start.resumed_at is None:
+        # Importing torch takes a second: a run that is killed in it can be resumed too.
+        folder.save_config(to_yaml(cfg), overrides)
 
     import torch
 
@@ -202,6 +213,7 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
     # Nothing of a run that is resumed has changed up to here, and nothing is refused from here on.
     if start.resumed_at is not None:
         folder.begin(overrides, resumed_at=start.resumed_at)
+        trainer.checkpoints.set_aside(after=start.resumed_at)
     folder.save_config(to_yaml(cfg), overrides, resumed_at=start.resumed_at)
     folder.update_summary(
         device=cfg.device.name,
@@ -218,7 +230,8 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
             trainer.fit(metrics)
         if trainer.stop_signal is not None:
             raise Stopped(trainer.stop_signal)
-        folder.update_summary(final=trainer.final, references=trainer.references)
+        early = {"early_stopped": True} if trainer.early_stopped else {}
+        folder.update_summary(final=trainer.final, references=trainer.references, **early)
 
         ids = generate(
             model,
@@ -237,7 +250,10 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
     finally:
         metrics.close(completed=completed)
     folder.update_summary(status="completed")
-    print_end(trainer.final, sample, trainer.references, folder.path, cfg.logger.use)
+    try:
+        print_end(trainer.final, sample, trainer.references, folder.path, cfg.logger.use)
+    except UserError as error:  # the run is complete all the same
+        log.warning("%s", error)
 
 
 def print_end(
@@ -254,5 +270,6 @@ def print_end(
     lines.append(f"Run: {relative(folder)}")
     if "tensorboard" in loggers:
         outputs = paths.home() / "outputs"
-        lines.append(f"Look at it: tensorboard --logdir {relative(outputs if outputs in folder.parents else folder)}")
+        where = relative(outputs if outputs in folder.parents else folder)
+        lines.append(f"Look at it: tensorboard --logdir {shlex.quote(str(where))}")
     show("\n".join(lines))

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bigramlm.checkpoint import Checkpoint, Checkpoints
+from bigramlm.cli import relative
 from bigramlm.config import RunConfig, to_yaml
 from bigramlm.data.batches import Batches, blocks
 from bigramlm.device.device import Device, is_small
@@ -92,6 +93,7 @@ class Trainer:
         self.best: dict[str, float] = {}
         self.final: dict[str, float] = {}
         self.stop_signal: int | None = None
+        self.early_stopped = False
         self._resumed: Checkpoint | None = None
         self._started = 0.0
         self._first_step = 0
@@ -126,7 +128,8 @@ class Trainer:
                     break
                 if last or step % self.cfg.eval_every == 0:
                     record |= self.evaluate()
-                    last = last or self.out_of_patience()
+                    self.early_stopped = not last and self.out_of_patience()
+                    last = last or self.early_stopped
                 if last or step % self.cfg.checkpoint_every == 0 or self.best.get("step") == step:
                     self.save()
                 if last:
@@ -244,11 +247,12 @@ class Trainer:
 
     def _require_finite(self, step: int, name: str, value: float) -> None:
         if not math.isfinite(value):
-            saved = self.checkpoints.steps()
-            before = f"; resume={self.folder.path} with one of these goes on from step {saved[-1]}" if saved else ""
+            rate, saved = learning_rate(self.optim, step), self.checkpoints.steps()
+            clip = "" if self.optim.grad_clip else ", or optim.grad_clip=1"
+            before = f"; resume={relative(self.folder.path)} with it goes on from step {saved[-1]}" if saved else ""
             raise UserError(
-                f"step {step}: {name} is {value}, with a learning rate of "
-                f"{learning_rate(self.optim, step):.3g}; try a lower optim.lr, or optim.grad_clip=1{before}"
+                f"step {step}: {name} is {value}, with a learning rate of {rate:.3g}; try a lower one, such as "
+                f"optim.lr={min(1e-3, rate / 10):.1g}{clip}{before}"
             )
 
     def _require_finite_state(self) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import random
 import re
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from bigramlm import train
 from bigramlm.cli import exit_codes, show
@@ -50,6 +54,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (0)")
     arguments = parser.parse_args()
     with exit_codes():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and remove the folder
+        for taken in ("resume=", "init_from=", "-m"):
+            wrong = [override for override in arguments.overrides if override.startswith(taken)]
+            require(not wrong, f"{wrong and wrong[0]}: the runs are made, and resumed, here; leave it out")
         require(arguments.kills >= 0, f"--kills={arguments.kills}: must be 0 or more")
         with tempfile.TemporaryDirectory(prefix="bigramlm-resume-") as place:
             parted = verify(arguments.overrides, Path(place), kills=arguments.kills, seed=arguments.seed)
@@ -70,7 +78,7 @@ def verify(overrides: list[str], place: Path, *, kills: int, seed: int = 0) -> l
     steps = load(whole / "config.yaml").trainer.steps
     require(steps >= 2, f"trainer.steps={steps}: must be 2 or more, to be cut in two")
     moments, parted, in_a_save = random.Random(seed), [], 0
-    for number in range(max(kills, 1)):
+    for number in tqdm(range(max(kills, 1)), unit=" kills", disable=None, leave=False):
         run = place / f"killed_{number}"
         when = _AfterSeconds(moments.uniform(0, seconds)) if kills else _AtStep(steps // 2)
         step = _killed(run, [*config, f"hydra.run.dir={run}"], when)
@@ -138,11 +146,9 @@ class _AfterSeconds:
 
 def _killed(run: Path, arguments: list[str], when: Callable[[Path], bool]) -> int:
     # Returns the newest step that was saved, -1 for none.
-    process = _start(run, arguments)
-    while not when(run) and process.is_alive():
-        time.sleep(0.0005)
-    process.kill()
-    process.join()
+    with _running(run, arguments) as process:
+        while not when(run) and process.is_alive():
+            time.sleep(0.0005)
     if process.exitcode > 0:  # it was not the kill that ended it
         _fail(run, process.exitcode)
     return max((_step(path) for path in run.glob("checkpoints/step_*")), default=-1)
@@ -150,21 +156,22 @@ def _killed(run: Path, arguments: list[str], when: Callable[[Path], bool]) -> in
 
 def _complete(run: Path, arguments: list[str]) -> float:
     # Returns the seconds from the config to the end.
-    process = _start(run, arguments)
     since = None
-    while process.is_alive():
-        if since is None and (run / "config.yaml").exists():
-            since = time.perf_counter()
-        time.sleep(0.001)
-    process.join()
+    with _running(run, arguments) as process:
+        while process.is_alive():
+            if since is None and (run / "config.yaml").exists():
+                since = time.perf_counter()
+            time.sleep(0.001)
     if process.exitcode != 0 or since is None:
         _fail(run, process.exitcode)
     assert since is not None
     return time.perf_counter() - since
 
 
-def _start(run: Path, arguments: list[str]) -> Any:
-    # On Linux a fork saves each of many short runs the second and a half that importing torch takes.
+@contextlib.contextmanager
+def _running(run: Path, arguments: list[str]) -> Iterator[Any]:
+    # A process that trains; it is gone when this is left. On Linux a fork saves each of many short runs the second and
+    # a half that importing torch takes.
     import filelock  # noqa: F401 - imported here, so that every fork has it
 
     import bigramlm.preflight
@@ -173,7 +180,11 @@ def _start(run: Path, arguments: list[str]) -> Any:
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     process = context.Process(target=_train, args=(arguments, run.with_suffix(".log")))
     process.start()
-    return process
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
 
 
 def _train(arguments: list[str], log: Path) -> None:
@@ -185,8 +196,9 @@ def _train(arguments: list[str], log: Path) -> None:
 
 
 def _fail(run: Path, code: int | None) -> None:
-    said = run.with_suffix(".log").read_text("utf-8", "replace").strip().splitlines()
-    raise UserError(f"a run ended with exit code {code}: {said[-1] if said else 'it said nothing'}")
+    said = run.with_suffix(".log").read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+    errors = [line for line in said if line.startswith("error: ")]
+    raise UserError(f"a run ended with exit code {code}: {errors[-1] if errors else said[0]}")
 
 
 def _first_tensor(a: Path, b: Path) -> str:

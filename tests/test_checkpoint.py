@@ -77,7 +77,7 @@ def test_the_log_says_where_the_best_was_lost(tmp_path: Path, caplog: pytest.Log
     again = build(tmp_path, *SMALL, "trainer.steps=8")
     again.resume(Checkpoint(steps(tmp_path) / "step_5"))
     assert again.best == {}
-    assert "no best checkpoint any more" in caplog.text
+    assert "the best checkpoint is lost" in caplog.text
     again.evaluate()
     assert again.best["step"] == 5
 
@@ -89,7 +89,15 @@ def test_the_same_step_can_be_saved_again(tmp_path: Path) -> None:
         trainer.save()
         assert trainer.checkpoints.path("last").name == "step_5"
         Checkpoint(trainer.checkpoints.path("last"))
-    assert [path.name for path in trainer.checkpoints.folder.glob("step_*")] == ["step_5"]
+
+
+def test_what_was_passed_over_is_set_aside_and_not_lost(run: Path, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(Path(shutil.copytree(run, tmp_path / "run")) / "checkpoints")
+    (checkpoints.folder / "step_5" / "state.json").unlink()
+    checkpoints.set_aside(after=4)
+    assert checkpoints.steps() == [0, 2, 4]
+    (aside,) = checkpoints.folder.glob("damaged_step_5.*")
+    assert (aside / "model.safetensors").exists()
 
 
 def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,11 +320,11 @@ def test_inspect_says_what_is_in_it(run: Path, tool: Cli) -> None:
 def test_verify_tells_the_whole_from_the_damaged(run: Path, tmp_path: Path, tool: Cli) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "copy"))
     good = tool(checkpoint_tool.main, "verify", str(folder))
-    assert (good.code, good.out.count("whole    ")) == (0, 4)
+    assert (good.code, good.out.count("whole   ")) == (0, 4)
     (steps(folder) / "step_2" / "tokenizer.json").write_text("{}")
     bad = tool(checkpoint_tool.main, "verify", str(folder))
     assert bad.code == 2
-    assert bad.out.count("whole    ") == 3
+    assert bad.out.count("whole     ") == 3
     assert "tokenizer.json: damaged" in bad.out
     assert tool(checkpoint_tool.main, "verify", str(steps(folder) / "step_2")).code == 2
     none = tool(checkpoint_tool.main, "verify", str(tmp_path / "none"))
@@ -331,9 +339,17 @@ def test_strip_takes_out_what_only_training_needs(run: Path, tmp_path: Path, too
     assert not Checkpoint(path).stripped, "into another folder it leaves this one alone"
     again = tool(checkpoint_tool.main, "strip", str(path), "--output", str(tmp_path / "mine"))
     assert (again.code, again.err.count("\n")) == (2, 1)
+    (folder / "summary.json").write_text('{"status": "stopped"}')
+    refused = tool(checkpoint_tool.main, "strip", str(folder))
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "is stopped, and could not be resumed then" in refused.err
+    (folder / "summary.json").write_text('{"status": "completed"}')
     told = tool(checkpoint_tool.main, "strip", str(folder))
     assert told.code == 0, told.err
-    assert told.out.count("stripped") == 4
+    assert told.out.count("no run can be resumed from it now") == 4
+    assert tool(checkpoint_tool.main, "strip", str(folder)).out.count("is stripped already") == 4
+    nowhere = tool(checkpoint_tool.main, "strip", str(path), "--output", "/proc/x")
+    assert (nowhere.code, nowhere.err.count("\n")) == (2, 1), nowhere.err
     for stripped in (path, tmp_path / "mine"):
         checkpoint = Checkpoint(stripped)
         assert checkpoint.stripped

@@ -224,7 +224,7 @@ def test_groups_that_are_not_the_run_itself_can_be_changed(whole: Path, tmp_path
 
 
 def test_latest_is_the_run_that_was_started_last(
-    whole: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(runs, "outputs", lambda: tmp_path / "outputs")
     ended = cli("resume=latest", run_dir=False)
@@ -238,6 +238,7 @@ def test_latest_is_the_run_that_was_started_last(
     (tmp_path / "outputs" / "runs" / "refused").mkdir()
     (tmp_path / "outputs" / "runs" / "refused" / "summary.json").write_text('{"started": "2030"}')
     assert cli("resume=latest", run_dir=False).code == 0
+    assert "refused, a newer run, holds no config.yaml" in caplog.text, "it says what it passes over"
     assert (summary(older)["status"], summary(newer)["status"]) == ("running", "completed")
 
 
@@ -252,6 +253,26 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_at_step_0(
     assert compare(whole, run) is None
 
 
+def test_a_run_that_was_killed_while_it_started_can_be_resumed(whole: Path, tmp_path: Path, cli: Cli) -> None:
+    """Torch takes a second to import: by then the folder has the config."""
+    run = tmp_path / "run"
+    with subprocess.Popen([sys.executable, str(SCRIPT), *RUN, "logger=tensorboard", f"hydra.run.dir={run}"]) as process:
+        while not (run / "config.yaml").exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+    assert not (run / "checkpoints").exists()
+    assert resumed(cli, run).code == 0
+    assert compare(whole, run) is None
+
+
+def test_a_signal_before_anything_began_promises_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigramlm.train.to_run_config", lambda _: signal.raise_signal(signal.SIGINT))
+    ended = cli(*RUN)
+    assert ended.code == 130
+    assert ended.err == "stopped by SIGINT; nothing had begun\n"
+
+
 def test_a_damaged_checkpoint_is_passed_over(whole: Path, tmp_path: Path, cli: Cli) -> None:
     run = cut_back(whole, tmp_path / "run", 30)
     (run / "checkpoints" / "step_30" / "training.safetensors").write_bytes(b"")
@@ -259,6 +280,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Path, tmp_path: Path, cli: C
     assert ended.code == 0, ended.err
     assert re.search(r"passed over: .*step_30.training.safetensors: damaged", ended.err)
     assert "from step 25" in ended.err
+    assert len(list((run / "checkpoints").glob("damaged_step_30.*"))) == 1, "nothing is thrown away"
     assert torch.equal(weights(run), weights(whole))
     assert records(run) == records(whole)
 
@@ -324,6 +346,27 @@ def test_another_text_than_then_is_refused(tmp_path: Path, text_file: Path, cli:
     assert summary(first.folder)["status"] == "completed"
     ended = resumed(cli, first.folder, "trainer.steps=50", f"data.path={text_file}")
     assert ended.code == 0, "asked for it goes on"
+
+
+def test_no_other_text_takes_the_place_of_one_that_is_gone(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tutorial's text is moved away, and there is no network: a new run would take the bundled one."""
+    (tmp_path / "sources").mkdir()
+    text = tmp_path / "sources" / "shakespeare.txt"
+    shutil.copy(paths.bundled_text(), text)
+    bundled = paths.bundled_text()
+    monkeypatch.setattr(paths, "home", lambda: tmp_path)
+    monkeypatch.setattr(paths, "bundled_text", lambda: bundled)
+    first = cli(*RUN[1:], "data.url=http://127.0.0.1:9/")
+    assert first.code == 0, first.err
+    text.unlink()
+    before = left_alone(first.folder)
+    for typed in ((), ("data.batch_size=8",)):
+        ended = resumed(cli, first.folder, "trainer.steps=80", *typed)
+        assert (ended.code, "NOT SHAKESPEARE" in ended.err) == (2, False)
+        assert f"{text} is not there" in ended.err
+    assert left_alone(first.folder) == before
 
 
 def test_a_stripped_run_is_not_resumed(whole: Path, tmp_path: Path, cli: Cli) -> None:
@@ -452,6 +495,13 @@ def test_early_stopping_ends_where_the_val_loss_does_not_fall(tmp_path: Path, cl
     run = cut_back(ended.folder, tmp_path / "cut", told["step"] - 5)
     assert resumed(cli, run).code == 0
     assert compare(ended.folder, run) is None
+    for typed in ((), ("trainer.steps=300",), ("optim.lr=1e-3",)):
+        refused = resumed(cli, run, *typed)
+        assert refused.code == 2
+        assert "trainer.early_stopping_patience=0, or above 2, goes on" in refused.err
+    assert resumed(cli, run, "trainer.early_stopping_patience=0").code == 0
+    told = summary(run)
+    assert (told["step"], told.get("early_stopped")) == (200, None)
 
 
 def test_nothing_that_is_not_finite_is_saved(tmp_path: Path, cli: Cli) -> None:
@@ -462,8 +512,8 @@ def test_nothing_that_is_not_finite_is_saved(tmp_path: Path, cli: Cli) -> None:
     told: Any = summary(ended.folder)
     assert told["status"] == "failed"
     assert re.match(
-        r"step \d+: .* is (nan|-?inf), with a learning rate of 1e\+38; try a lower optim.lr, or optim.grad_clip=1; "
-        r"resume=.* goes on from step \d+$",
+        r"step \d+: .* is (nan|-?inf), with a learning rate of 1e\+38; try a lower one, such as optim.lr=0.001, or "
+        r"optim.grad_clip=1; resume=.* with it goes on from step \d+$",
         told["error"],
     ), told["error"]
     saved = Checkpoints(ended.folder / "checkpoints")

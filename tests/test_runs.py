@@ -48,7 +48,7 @@ def test_the_list_has_every_run_the_newest_last(outputs: Path, tool: Cli) -> Non
     done = tool(runs.main, "list")
     assert done.code == 0, done.err
     assert done.out.splitlines()[0].split() == ["when", "model", "data", "steps", "val", "status", "folder"]
-    assert rows(done.out) == ["refused", "2026-01-01/a", "2026-01-02/b", "2026-01-03/c", "sweeps/2026/0"]
+    assert rows(done.out) == ["refused", "2026-01-01/a", "2026-01-02/b", "2026-01-03/c", "2026/0"]
     assert "killed" in done.out, "running, says its summary, and nobody holds the folder"
     assert "2.2500" in done.out
     assert max(map(len, done.out.splitlines())) <= 80
@@ -57,14 +57,14 @@ def test_the_list_has_every_run_the_newest_last(outputs: Path, tool: Cli) -> Non
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["status=completed"], ["2026-01-01/a", "sweeps/2026/0"]),
+        (["status=completed"], ["2026-01-01/a", "2026/0"]),
         (["optim.lr=1e-1", "val=2.5"], ["2026-01-01/a"]),
         (["model.name=BIGRAM", "status=killed"], ["2026-01-03/c"]),
-        (["--sort", "val", "data=text"], ["2026-01-02/b", "2026-01-01/a", "sweeps/2026/0", "2026-01-03/c"]),
-        (["--sort", "optim.lr", "--reverse", "data=text", "status=completed"], ["2026-01-01/a", "sweeps/2026/0"]),
+        (["--sort", "val", "data=text"], ["2026-01-02/b", "2026-01-01/a", "2026/0", "2026-01-03/c"]),
+        (["--sort", "optim.lr", "--reverse", "data=text", "status=completed"], ["2026-01-01/a", "2026/0"]),
         (
             ["--sort", "when", "--reverse", "data=text"],
-            ["sweeps/2026/0", "2026-01-03/c", "2026-01-02/b", "2026-01-01/a"],
+            ["2026/0", "2026-01-03/c", "2026-01-02/b", "2026-01-01/a"],
         ),
     ],
 )
@@ -94,7 +94,7 @@ def test_the_list_as_json_has_whole_figures(outputs: Path, tool: Cli) -> None:
 
 def test_what_cannot_be_listed_is_one_line(outputs: Path, tool: Cli) -> None:
     for arguments, message in (
-        (["colour=red"], "colour=red: no run has this field; there are: "),
+        (["colour=red"], "colour=red: no run has this field; did you mean "),
         (["red"], "a filter is FIELD=VALUE"),
         (["--sort", "colour"], "colour: no run has this field"),
     ):
@@ -108,6 +108,7 @@ def test_what_cannot_be_listed_is_one_line(outputs: Path, tool: Cli) -> None:
 
 def test_runs_are_found_by_the_names_that_the_list_has(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert runs.find("2026-01-01/a") == outputs / "runs" / "2026-01-01" / "a"
+    assert runs.find("2026/0") == outputs / "sweeps" / "2026" / "0"
     assert runs.find("sweeps/2026/0") == outputs / "sweeps" / "2026" / "0"
     assert runs.find("latest") == outputs / "sweeps" / "2026" / "0"
     monkeypatch.chdir(outputs)

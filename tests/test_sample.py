@@ -65,7 +65,7 @@ def test_a_checkpoint_is_all_it_takes(run: Path, tmp_path: Path, tool: Cli, whic
 
 
 def test_any_checkpoint_of_a_run_can_be_chosen(run: Path, tool: Cli) -> None:
-    for which, step in (("last", 300), ("best", 300), ("100", 100), ("0", 0)):
+    for which, step in (("last", 300), ("best", 300), ("100", 100), ("step_200", 200), ("0", 0)):
         options = (f"run={run}", f"checkpoint={which}", "prompt=J", "temperature=0", "max_new_tokens=20")
         assert tool(sample.main, *options).out == greedy(run, "J", 20, step) + "\n"
     none = tool(sample.main, f"run={run}", "checkpoint=7")
@@ -117,6 +117,9 @@ def test_prompts_from_a_file_become_jsonl_in_their_order(run: Path, tmp_path: Pa
         assert [line["prompt"] for line in found] == expected
         for line in found:
             assert greedy(run, line["prompt"] or "\n", 8) == (line["prompt"] or "\n") + line["completion"]
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf" + b"Joan")
+    done = tool(sample.main, f"run={run}", f"prompts_file={tmp_path / 'bom.txt'}", "max_new_tokens=0")
+    assert json.loads(done.out)["prompt"] == "Joan"
     twice = tool(sample.main, f"run={run}", f"prompts_file={tmp_path / 'p.txt'}", "num_samples=2", "max_new_tokens=3")
     assert [json.loads(line)["prompt"] for line in twice.out.splitlines()] == [p for p in prompts for _ in "12"]
 
@@ -130,9 +133,33 @@ def test_no_new_tokens_is_the_prompt(run: Path, tmp_path: Path, tool: Cli) -> No
 
 def test_text_appears_as_it_is_made(run: Path, tool: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
-    monkeypatch.setattr(sample, "show", lambda text, end="\n": shown.append(text + end))
+    monkeypatch.setattr(sample, "show", lambda text, end="\n": not shown.append(text + end))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     tool(sample.main, f"run={run}", "prompt=Jo", "max_new_tokens=5", "temperature=0")
-    assert shown == ["Jo", *greedy(run, "Jo", 5)[2:], "\n"]
+    text = greedy(run, "Jo", 5)
+    assert shown == [text[:3], *text[3:], "\n"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a closed pipe is another error there")
+def test_it_ends_where_nobody_reads_any_more(run: Path) -> None:
+    """Without that a million tokens would take minutes."""
+    line = [sys.executable, str(SCRIPT), f"run={run}", "max_new_tokens=100000000"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(100)
+        process.stdout.close()
+        assert process.wait(timeout=60) == 0
+        assert process.stderr is not None
+        assert b"Error" not in process.stderr.read()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here to be always full")
+def test_an_output_that_is_full_is_one_line(run: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        line = [sys.executable, str(SCRIPT), f"run={run}", "max_new_tokens=10"]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[1:] == ["error: standard output: cannot be written: No space left on device"]
 
 
 class Bytes:
@@ -144,11 +171,12 @@ class Bytes:
 
 def test_a_character_of_several_tokens_is_shown_once_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
-    monkeypatch.setattr(sample, "show", lambda text, end="\n": shown.append(text + end))
+    monkeypatch.setattr(sample, "show", lambda text, end="\n": not shown.append(text + end))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     new = "né日\N{GRINNING FACE}".encode()
     monkeypatch.setattr(sample, "_stream", lambda *_: iter(torch.tensor(list(new))))
     sample._print_as_it_comes(sample.SampleCommand(), None, Bytes(), list(b"a"), None)  # type: ignore[arg-type]
-    assert shown == ["a", "n", "é", "日", "\N{GRINNING FACE}", "\n"]
+    assert shown == ["an", "é", "日", "\N{GRINNING FACE}", "\n"]
 
 
 BAD = {
@@ -182,8 +210,9 @@ def test_bad_prompts_files_are_one_line_with_its_number(run: Path, tmp_path: Pat
         ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', "line 2 is not an object like"),
         ("b.txt", "a\n日\n", "b.txt, line 2: the vocabulary"),
         ("c.txt", "", "is empty"),
+        ("d.txt", b"\xff", "cannot be read as UTF-8"),
     ):
-        (tmp_path / name).write_text(content, "utf-8")
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         done = tool(sample.main, f"run={run}", f"prompts_file={tmp_path / name}")
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
         assert message in done.err

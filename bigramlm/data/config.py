@@ -36,8 +36,11 @@ class DataConfig:
             f"data.train_fraction={self.train_fraction}: must be above 0 and below 1, so that both splits have text",
         )
 
-    def prepare(self) -> DataConfig:
-        """See to it that the text is on this disk, and return the config of the text that is really used."""
+    def prepare(self, *, the_same: bool = False) -> DataConfig:  # noqa: ARG002
+        """See to it that the text is on this disk, and return the config of the text that is really used.
+
+        the_same: no other text may take its place, since a run goes on with it.
+        """
         return self
 
     def read(self) -> Text:
@@ -59,7 +62,7 @@ class TextConfig(DataConfig):
     path: str = MISSING
     """The file, from the working folder or absolute."""
 
-    def prepare(self) -> DataConfig:
+    def prepare(self, *, the_same: bool = False) -> DataConfig:  # noqa: ARG002
         self.path = str(Path(self.path).expanduser().absolute())  # the saved config works from any folder
         return self
 
@@ -95,10 +98,10 @@ class ShakespeareConfig(DataConfig):
             0 < self.timeout <= 3600, f"data.timeout={self.timeout}: must be above 0 seconds, and an hour at the most"
         )
 
-    def prepare(self) -> DataConfig:
+    def prepare(self, *, the_same: bool = False) -> DataConfig:
         from bigramlm.data.shakespeare import fetch
 
-        if fetch(self):
+        if fetch(self, fallback=self.fallback and not the_same):
             return self
         shared = {f.name: getattr(self, f.name) for f in fields(DataConfig) if f.name != "name"}
         return BundledConfig(**shared)

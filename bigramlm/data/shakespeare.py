@@ -25,11 +25,11 @@ _CHUNK = 1 << 16
 _PATIENCE = 12
 
 
-def fetch(cfg: ShakespeareConfig) -> bool:
+def fetch(cfg: ShakespeareConfig, *, fallback: bool) -> bool:
     """See to it that sources/shakespeare.txt is there; False where it is not and the bundled text must serve.
 
-    A file that is there is used as it is, also where it is not the tutorial's text (a warning says so). With
-    `data.fallback=false` a failed download is a UserError.
+    A file that is there is used as it is, also where it is not the tutorial's text (a warning says so). Without
+    fallback a failed download is a UserError.
     """
     path = cfg.file()
     if path.exists():
@@ -40,7 +40,7 @@ def fetch(cfg: ShakespeareConfig) -> bool:
         content = download(cfg.url, cfg.timeout)
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = error.reason if type(error) is urllib.error.URLError else error  # a bare URLError wraps the reason
-        if not cfg.fallback:
+        if not fallback:
             raise UserError(
                 f"{path} is not there and could not be downloaded from {cfg.url}: {reason}; "
                 "put the file there yourself, or use data=bundled"
@@ -100,8 +100,8 @@ _NOT_SHAKESPEARE = """
 ************************************************************************
 *  NOT SHAKESPEARE: this run trains on the bundled text instead.       *
 ************************************************************************
-   The download from {url}
-   failed: {reason}
+   The download failed: {reason}
+   from {url}
    Losses on the bundled text cannot be compared with Shakespeare's.
    To train on Shakespeare, put the file at
    {path}
