@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import uuid
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
+from bigramlm import files
 from bigramlm.errors import UserError, require
 from bigramlm.tokenizer.base import Tokenizer
 from bigramlm.tokenizer.config import TokenizerConfig
@@ -35,7 +35,10 @@ MODEL, TRAINING, STATE, TOKENIZER, CONFIG, MANIFEST = (
 _FILES = {MODEL, TRAINING, STATE, TOKENIZER, CONFIG}
 _FORMAT = 1
 # What reading a file brings that is not what it should be, whoever made it so.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError, RuntimeError)
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError),
+    *(SafetensorError, RuntimeError),
+)
 
 
 class Checkpoints:
@@ -67,10 +70,10 @@ class Checkpoints:
         """
         self.folder.mkdir(exist_ok=True)
         final = self.folder / f"step_{step}"
-        aside = _aside(final)
+        aside = files.aside(final)
         try:
             aside.mkdir()
-            tensors, plain = _training_state(optimizer, next(model.parameters()).device)
+            tensors, plain = _training_state(model, optimizer)
             save_model(model, str(aside / MODEL))
             save_file(tensors, str(aside / TRAINING), metadata={"optimizer": json.dumps(plain)})
             _write_json(aside / STATE, {"step": step, **state})
@@ -84,18 +87,12 @@ class Checkpoints:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         self.point(step, best=best)
-        self._prune(step)
 
     def point(self, step: int, *, best: bool) -> None:
-        """Name a step that is saved as `last` and, where it is the best so far, as `best`."""
+        """Name a step that is saved as `last` and, where it is the best so far, as `best`; remove what is old."""
         for name in ("last", "best") if best else ("last",):
-            aside = _aside(self.folder / name)
-            try:
-                aside.write_text(f"step_{step}\n", "utf-8")
-                _sync(aside)
-                aside.replace(self.folder / name)
-            finally:
-                aside.unlink(missing_ok=True)
+            files.write(self.folder / name, [f"step_{step}\n".encode()])
+        self._prune(step)
 
     def path(self, name: str) -> Path:
         """The folder that `last` or `best` names. UserError where it names none."""
@@ -142,6 +139,8 @@ class Checkpoints:
         try:
             best = Checkpoint(self.path("best"))
         except UserError as error:
+            if resumed.best.get("step") == resumed.step:  # the crash came before it was named
+                return resumed.best
             if resumed.best:
                 log.warning("the best checkpoint is lost (%s); the next evaluation's takes its place", error)
             return {}
@@ -162,12 +161,14 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
     def _prune(self, just_saved: int) -> None:
-        kept = {just_saved, *self.steps()[-self._keep :]}
-        best = self.folder / "best"
-        for step in self.steps():
-            path = self.folder / f"step_{step}"
-            if step not in kept and not (best.exists() and path.name == best.read_text("utf-8").strip()):
-                shutil.rmtree(path.rename(_aside(path)))
+        kept = {self.folder / f"step_{step}" for step in (just_saved, *self.steps()[-self._keep :])}
+        with contextlib.suppress(UserError):
+            kept.add(self.path("best"))
+        for path in {self.folder / f"step_{step}" for step in self.steps()} - kept:
+            try:
+                shutil.rmtree(path.rename(files.aside(path)))
+            except OSError as error:  # somebody reads it, perhaps; it is tried again after the next save
+                log.warning("%s: could not be removed: %s", path, error.strerror)
 
 
 class Checkpoint:
@@ -186,10 +187,11 @@ class Checkpoint:
                 raise UserError(
                     f"{path / name}: damaged: it is not the file that was saved ({MANIFEST} has its SHA-256)"
                 )
-        with self._reading(STATE):
+        with self.reading(STATE):
             self.state: dict[str, Any] = json.loads((path / STATE).read_text("utf-8"))
             self.step = int(self.state["step"])
             self.seconds = float(self.state["seconds"])
+            self.waited, self.evaluated = int(self.state.get("waited", 0)), int(self.state.get("evaluated", -1))
             self.best = {name: float(value) for name, value in self.state["best"].items()}
             if self.best:
                 self.best = {"step": int(self.best["step"]), "val/loss": self.best["val/loss"]}
@@ -205,7 +207,7 @@ class Checkpoint:
 
     def tokenizer(self, cfg: TokenizerConfig) -> Tokenizer:
         """The tokenizer that was saved; cfg: its config."""
-        with self._reading(TOKENIZER):
+        with self.reading(TOKENIZER):
             saved = json.loads((self.path / TOKENIZER).read_text("utf-8"))
             if saved["name"] != cfg.name:
                 raise ValueError(f"it is for tokenizer={saved['name']}, not {cfg.name}")
@@ -213,7 +215,7 @@ class Checkpoint:
 
     def load_weights(self, model: nn.Module) -> None:
         """Put the weights into the model. UserError names what does not fit."""
-        with self._reading(MODEL):
+        with self.reading(MODEL):
             tensors = load_file(self.path / MODEL)
         own = model.state_dict()
         for name in tensors.keys() & own.keys():
@@ -221,7 +223,7 @@ class Checkpoint:
             require(
                 there == here, f"{self.path}: its weights don't fit the model: {name} is {there} there, {here} here"
             )
-        with self._reading(MODEL):
+        with self.reading(MODEL):
             missing, unexpected = model.load_state_dict(tensors, strict=False)
         # Of tied weights one name is saved; the others got theirs by it.
         loaded = {own[name].data_ptr() for name in tensors.keys() & own.keys()}
@@ -240,43 +242,53 @@ class Checkpoint:
             "its weights",
         )
         self.load_weights(model)
-        with self._reading(TRAINING):
+        with self.reading(TRAINING):
             with safe_open(self.path / TRAINING, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
                 plain = json.loads(file.metadata()["optimizer"])
-            per_param: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in plain.items()}
             random = {name: tensors.pop(name) for name in [name for name in tensors if name.startswith("rng/")]}
+            per_param = {name: dict(values) for name, values in plain.items()}
             for name, tensor in tensors.items():
-                _, index, key = name.split("/")
-                per_param.setdefault(int(index), {})[key] = tensor
-            groups = optimizer.state_dict()["param_groups"]
-            n_params = sum(len(group["params"]) for group in groups)
-            if not set(per_param) <= set(range(n_params)):
-                raise ValueError(f"it has the state of other parameters than the {n_params} that there are")
-            optimizer.load_state_dict({"state": per_param, "param_groups": groups})
+                _, parameter, key = name.split("/")
+                per_param.setdefault(parameter, {})[key] = tensor
+            optimizer.load_state_dict(
+                {
+                    "state": _by_index(per_param, model, optimizer),
+                    "param_groups": optimizer.state_dict()["param_groups"],
+                }
+            )
             torch.set_rng_state(random["rng/cpu"])
             device = next(model.parameters()).device
-            if device.type != "cpu" and f"rng/{device.type}" in random:
-                getattr(torch, device.type).set_rng_state(random[f"rng/{device.type}"])
+            if device.type == "cuda" and "rng/cuda" in random:
+                torch.cuda.set_rng_state(random["rng/cuda"], device)
+            if device.type == "mps" and "rng/mps" in random:
+                torch.mps.set_rng_state(random["rng/mps"])
 
     def strip(self, output: Path) -> None:
         """Write the checkpoint to a folder, which may be its own, without what only training needs."""
-        aside = _aside(output)
         try:
-            aside.mkdir(parents=True)
-            for name in _FILES - {TRAINING}:
-                shutil.copyfile(self.path / name, aside / name)
-            _write_manifest(aside, self.step)
-            _sync_all(aside)
-            _put(aside, output)
+            if output == self.path:
+                # With the new manifest the file is none of the checkpoint's any more, whether it is still there or not.
+                kept = {name: seal for name, seal in self.manifest["files"].items() if name != TRAINING}
+                files.write(output / MANIFEST, [_manifest_text(self.step, kept).encode()])
+                (output / TRAINING).unlink()
+                return
+            aside = files.aside(output)
+            try:
+                aside.mkdir(parents=True)
+                for name in _FILES - {TRAINING}:
+                    shutil.copyfile(self.path / name, aside / name)
+                _write_manifest(aside, self.step)
+                _sync_all(aside)
+                _put(aside, output)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
         except OSError as error:
             raise UserError(f"{output}: cannot be written: {error.strerror}") from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
 
     @contextlib.contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
-        # What someone else than bigramlm has put in a file is the user's to know, and no traceback.
+    def reading(self, name: str) -> Iterator[None]:
+        """What someone else than bigramlm has put into this file becomes a UserError that names it."""
         try:
             yield
         except torch.OutOfMemoryError:
@@ -290,57 +302,70 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         raw = (path / MANIFEST).read_text("utf-8")
         manifest: dict[str, Any] = json.loads(raw)
-        files = dict(manifest["files"])
+        listed = dict(manifest["files"])
         written = manifest["format"]
-        whole = raw == _manifest_text({"format": written, "step": manifest["step"], "files": files})
+        whole = raw == _manifest_text(manifest["step"], listed, written)
     except _UNREADABLE as error:
         raise UserError(f"{path}: not a whole checkpoint: its {MANIFEST} cannot be read ({_line(error)})") from None
     require(whole, f"{path / MANIFEST}: damaged: it is not the file that was saved (it has its own SHA-256)")
     require(written == _FORMAT, f"{path}: is of format {written}, this bigramlm reads format {_FORMAT}; take another")
     require(
-        set(files) in (_FILES, _FILES - {TRAINING}),
-        f"{path}: not a whole checkpoint: its {MANIFEST} names {', '.join(map(repr, sorted(files)[:8]))}",
+        set(listed) in (_FILES, _FILES - {TRAINING}),
+        f"{path}: not a whole checkpoint: its {MANIFEST} names {', '.join(map(repr, sorted(listed)[:8]))}",
     )
     return manifest
 
 
 def _write_manifest(folder: Path, step: int) -> None:
-    files = {path.name: _seal(path) for path in sorted(folder.iterdir())}
-    text = _manifest_text({"format": _FORMAT, "step": step, "files": files})
+    text = _manifest_text(step, {path.name: _seal(path) for path in sorted(folder.iterdir())})
     (folder / MANIFEST).write_text(text, "utf-8", newline="\n")
 
 
-def _manifest_text(content: dict[str, Any]) -> str:
+def _manifest_text(step: int, seals: dict[str, Any], written: int = _FORMAT) -> str:
     # It seals itself too: a flipped bit anywhere in it makes another text than this.
+    content = {"format": written, "step": step, "files": seals}
     seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return json.dumps({**content, "sha256": seal}, indent=1, sort_keys=True) + "\n"
 
 
 def _training_state(
-    optimizer: torch.optim.Optimizer, device: torch.device
-) -> tuple[dict[str, Tensor], dict[int, dict[str, Any]]]:
-    # What is a tensor goes into safetensors, the rest beside it as JSON.
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    # By the parameters' names. What is a tensor goes into safetensors, the rest beside it as JSON.
     tensors = {"rng/cpu": torch.get_rng_state()}
-    if device.type in ("cuda", "mps"):
-        tensors[f"rng/{device.type}"] = getattr(torch, device.type).get_rng_state()
-    plain: dict[int, dict[str, Any]] = {}
-    for index, values in optimizer.state_dict()["state"].items():
-        plain[index] = {key: value for key, value in values.items() if not isinstance(value, Tensor)}
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        tensors["rng/mps"] = torch.mps.get_rng_state()
+    plain: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state.get(parameter, {})
+        plain[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
         tensors |= {
-            f"optimizer/{index}/{key}": value.contiguous() for key, value in values.items() if isinstance(value, Tensor)
+            f"optimizer/{name}/{key}": value.contiguous() for key, value in state.items() if isinstance(value, Tensor)
         }
-    return tensors, plain
+    return tensors, {name: values for name, values in plain.items() if values}
 
 
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+def _by_index(
+    per_param: dict[str, dict[str, Any]], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[int, dict[str, Any]]:
+    # As an optimizer counts its parameters. An update writes as far as a parameter goes: no other shape may pass.
+    named = dict(model.named_parameters())
+    position = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    for name, values in per_param.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape not in ((), named[name].shape):
+                raise ValueError(f"{key} of {name} is {tuple(value.shape)}, the parameter {tuple(named[name].shape)}")
+    return dict(sorted((position[id(named[name])], values) for name, values in per_param.items()))
 
 
 def _put(aside: Path, final: Path) -> None:
     # Where the same step is there already, from before it was passed over or stripped, it gives way.
-    replaced = final.rename(_aside(final)) if final.exists() else None
+    replaced = final.rename(files.aside(final)) if final.exists() else None
     aside.rename(final)
-    _sync(final.parent)
+    files.sync(final.parent)
     if replaced is not None:
         shutil.rmtree(replaced)
 
@@ -359,17 +384,7 @@ def _seal(path: Path) -> dict[str, Any]:
 
 def _sync_all(folder: Path) -> None:
     for path in (*folder.iterdir(), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # Windows has no handle on a folder
-    fd = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        files.sync(path)
 
 
 def _line(error: BaseException) -> str:

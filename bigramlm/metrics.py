@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from bigramlm import files
 from bigramlm.errors import require_choice
 
 log = logging.getLogger(__name__)
@@ -127,13 +128,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _keep_before(step: int, path: Path) -> None:
-    # Written aside, so that a crash here leaves one or the other.
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", encoding="utf-8") as file:
-        for record in read_records(path):
-            if record["step"] < step:
-                file.write(json.dumps(record) + "\n")
-    aside.replace(path)
+    files.write(path, ((json.dumps(r) + "\n").encode() for r in read_records(path) if r["step"] < step))
 
 
 class TensorBoardLogger:

@@ -44,8 +44,11 @@ def saved_presets(arguments: list[str]) -> list[str]:
     if typed.get("resume", "null") != "null":
         return _resume(typed, multirun=bool({"-m", "--multirun"} & set(arguments)))
     if typed.get("init_from", "null") != "null":
-        saved = load_composed(runs.saved_config(runs.find(typed["init_from"], holding="checkpoints")))
-        return [_offer(group, saved[group]) for group in ("model", "tokenizer") if group not in typed]
+        folder = runs.find(typed["init_from"], holding="checkpoints")
+        saved = load_composed(runs.saved_config(folder))
+        groups = [_offer(group, saved[group]) for group in ("model", "tokenizer") if group not in typed]
+        # `latest` is settled here, once: a job of a sweep must not start from the job before it.
+        return [*groups, f"init_from={quoted(str(folder))}"]
     return []
 
 
@@ -126,6 +129,7 @@ def _own(cfg: RunConfig, folder: RunFolder, text: Text, overrides: list[str]) ->
     step = own.step if own else 0
     saved = load(folder.path / "config.yaml")
     completed = folder.summary.get("status") == "completed"
+    completed = completed and folder.summary.get("step") == step  # and not a later step whose checkpoint was lost
     patience, waited = cfg.trainer.early_stopping_patience, saved.trainer.early_stopping_patience
     if completed and folder.summary.get("early_stopped") and 0 < patience <= waited:
         raise UserError(
@@ -138,12 +142,14 @@ def _own(cfg: RunConfig, folder: RunFolder, text: Text, overrides: list[str]) ->
             f"trainer.steps={2 * max(step, 1)} goes further, init_from= starts a new run from its weights"
         )
     before = folder.summary.get("data", {}).get("sha256")
-    if before not in (None, text.sha256) and not any(typed.startswith("data.path=") for typed in overrides):
+    if before not in (None, text.sha256) and not _is_typed("data.path", overrides):
         raise UserError(
             f"{cfg.data.file()}: is not the text that the run was trained on (SHA-256 {text.sha256[:12]}, then "
             f"{before[:12]}); put that one back; with data=text, data.path= typed besides goes on with another"
         )
     log.info("resume: %s from step %d", relative(folder.path), step)
+    if before not in (None, text.sha256):
+        log.warning("changed: the text, its SHA-256 is %s, it was %s", text.sha256[:12], before[:12])
     for name, was, now in differences(to_dict(saved), to_dict(cfg)):
         log.info("changed: %s=%s, it was %s", name, now, was)
     return own
@@ -155,8 +161,12 @@ def _source(cfg: RunConfig, overrides: list[str] | None) -> Checkpoint:
     from bigramlm.load import open_checkpoint
 
     checkpoint = open_checkpoint(str(cfg.init_from))
-    if overrides is not None and not any(typed.startswith("data.block_size=") for typed in overrides):
+    if overrides is not None and not _is_typed("data.block_size", overrides):
         cfg.data.block_size = load(checkpoint.path / CONFIG).data.block_size
     cfg.init_from = str(checkpoint.path)
     log.info("weights: of step %d, from %s", checkpoint.step, relative(checkpoint.path))
     return checkpoint
+
+
+def _is_typed(field: str, overrides: list[str]) -> bool:
+    return any(re.match(rf"\+*{re.escape(field)}=", override) for override in overrides)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -12,10 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bigramlm import paths
+from bigramlm import files, paths
 from bigramlm.errors import UserError
 
-LOCK = ".lock"
+LOCK, HOLDER = ".lock", ".lock.json"
+
+log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -28,7 +31,7 @@ class RunFolder:
 
     def claim(self) -> None:
         """Take the folder for a new run. UserError where it holds one that has begun: nothing is written over."""
-        if (self.path / "metrics.jsonl").exists():
+        if (self.path / "metrics.jsonl").exists() or any(self.path.glob("checkpoints/step_*")):
             raise UserError(
                 f"{self.path}: holds a run already, and nothing is written over; resume={self.path} goes on with it, "
                 "or name another folder"
@@ -37,7 +40,10 @@ class RunFolder:
 
     def reopen(self) -> None:
         """Take up the run that the folder holds; nothing in it changes before `begin`."""
-        self.summary = read_summary(self.path) or {}
+        found = read_summary(self.path)
+        if found is None:
+            log.warning("%s: its summary.json cannot be read; a new one is begun", self.path)
+        self.summary = found or {}
         self.summary.setdefault("id", uuid.uuid4().hex[:12])
 
     def begin(self, overrides: list[str], *, resumed_at: int | None = None) -> None:
@@ -66,14 +72,16 @@ class RunFolder:
         try:
             held.acquire()
         except Timeout:
-            holder = read_summary(self.path) or {}
+            holder = _read_json(self.path / HOLDER) or {}
             raise UserError(
                 f"{self.path}: another process trains in it: pid {holder.get('pid')} on {holder.get('host')}, "
                 f"since {holder.get('started')}; wait for it, stop it, or name another folder"
             ) from None
         try:
+            _write(self.path / HOLDER, json.dumps(process()))
             yield
         finally:
+            (self.path / HOLDER).unlink(missing_ok=True)
             held.release()
 
     def save_config(self, yaml: str, overrides: list[str], *, resumed_at: int | None = None) -> None:
@@ -110,8 +118,12 @@ class RunFolder:
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """What the summary in a run's folder says, None where there is none to be read."""
+    return _read_json(folder / "summary.json")
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / "summary.json").read_text("utf-8"))
+        found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
@@ -166,10 +178,4 @@ def git_state() -> dict[str, Any] | None:
 
 
 def _write(path: Path, content: str) -> None:
-    # Aside and renamed, so that a reader, or a crash, never meets half a file.
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        aside.write_text(content, encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    files.write(path, [content.encode()], durable=False)

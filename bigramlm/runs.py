@@ -8,6 +8,7 @@ import difflib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -99,7 +100,9 @@ def find(where: str, *, holding: str = "summary.json") -> Path:
     if folder is None:
         raise UserError(f"{where or repr('')}: there is no such folder; python scripts/runs.py list shows the runs")
     if folder.is_file() and folder.name in ("last", "best"):  # RUN/checkpoints/best: holds a checkpoint's name
-        return folder.with_name(folder.read_text("utf-8", "replace").strip()[:40])
+        name = folder.read_text("utf-8", "replace").strip()
+        require(re.fullmatch(r"step_\d+", name) is not None, f"{where}: names no checkpoint: {name[:60]!r}")
+        return folder.with_name(name)
     return folder
 
 

@@ -54,8 +54,8 @@ def command_line(arguments: list[str]) -> list[str]:
     quoted = [quote_free_text(argument, FREE_TEXT) for argument in arguments]
     if {"-m", "--multirun"} & set(quoted):  # which Hydra takes before all overrides or after them, and not in between
         quoted = ["-m", *(argument for argument in quoted if argument not in ("-m", "--multirun"))]
-    first = next((at for at, argument in enumerate(quoted) if not argument.startswith("-")), 0)
-    return quoted[:first] + saved_presets(arguments) + quoted[first:]
+    start = next((at for at, typed in enumerate(quoted) if re.match(r"\+*(resume|init_from)=", typed)), 0)
+    return quoted[: start + 1] + saved_presets(arguments) + quoted[start + 1 :]
 
 
 def set_up_hydra() -> None:

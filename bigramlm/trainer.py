@@ -11,7 +11,7 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from bigramlm.checkpoint import Checkpoint, Checkpoints
+from bigramlm.checkpoint import STATE, Checkpoint, Checkpoints
 from bigramlm.cli import relative
 from bigramlm.config import RunConfig, to_yaml
 from bigramlm.data.batches import Batches, blocks
@@ -94,6 +94,8 @@ class Trainer:
         self.final: dict[str, float] = {}
         self.stop_signal: int | None = None
         self.early_stopped = False
+        self.waited = 0  # evaluations since the best one
+        self.evaluated = -1  # the step of the last one
         self._resumed: Checkpoint | None = None
         self._started = 0.0
         self._first_step = 0
@@ -102,9 +104,11 @@ class Trainer:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Stand where the run stood when the checkpoint was saved. UserError where that cannot be."""
         checkpoint.restore(self.model, self.optimizer)
-        if self.scaler.is_enabled() and checkpoint.state.get("scaler"):
-            self.scaler.load_state_dict(checkpoint.state["scaler"])
+        with checkpoint.reading(STATE):
+            if self.scaler.is_enabled() and checkpoint.state["scaler"]:
+                self.scaler.load_state_dict(checkpoint.state["scaler"])
         self._resumed = checkpoint
+        self.waited, self.evaluated = checkpoint.waited, checkpoint.evaluated
         self.step = checkpoint.step
         self.seconds = checkpoint.seconds
         self.best = self.checkpoints.best_at(checkpoint)
@@ -193,19 +197,21 @@ class Trainer:
         self._require_finite(self.step, "val/loss", record["val/loss"])
         if not self.best or record["val/loss"] < self.best["val/loss"]:
             self.best = {"step": self.step, "val/loss": record["val/loss"]}
+            self.waited = 0
+        elif self.step != self.evaluated:  # a resumed run evaluates again where it goes on
+            self.waited += self.step != self.best["step"]
+        self.evaluated = self.step
         self._leave_out(began)
         return record | self.references
 
     def out_of_patience(self) -> bool:
         """Whether the val loss has not been lower than its best for as many evaluations as early stopping waits."""
         patience = self.cfg.early_stopping_patience
-        best_step = int(self.best["step"])
-        # Counted from the steps alone, so that a resumed run stops where one that was not interrupted does.
-        if patience == 0 or -(-(self.step - best_step) // self.cfg.eval_every) < patience:
+        if patience == 0 or self.waited < patience:
             return False
         log.info(
             "early stopping: no lower val loss than step %d's in %d evaluations; checkpoint=best has that one",
-            *(best_step, patience),
+            *(self.best["step"], self.waited),
         )
         return True
 
@@ -231,7 +237,13 @@ class Trainer:
                 optimizer=self.optimizer,
                 tokenizer=self.tokenizer,
                 config=self.config_yaml,
-                state={"seconds": self.elapsed(), "best": self.best, "scaler": self.scaler.state_dict()},
+                state={
+                    "seconds": self.elapsed(),
+                    "best": self.best,
+                    "scaler": self.scaler.state_dict(),
+                    "waited": self.waited,
+                    "evaluated": self.evaluated,
+                },
                 best=best,
             )
         self.tell()
@@ -257,7 +269,7 @@ class Trainer:
 
     def _require_finite_state(self) -> None:
         # Weights, and the optimizer's means, which can overflow while the weights are still finite.
-        tensors: list[tuple[str, Tensor]] = list(self.model.named_parameters())
+        tensors: list[tuple[str, Tensor]] = list(self.model.state_dict().items())
         for values in self.optimizer.state.values():
             tensors += [(f"the optimizer's {name}", value) for name, value in values.items() if torch.is_tensor(value)]
         floating = [(name, tensor.detach()) for name, tensor in tensors if tensor.is_floating_point()]

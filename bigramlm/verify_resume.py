@@ -12,8 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +79,10 @@ def verify(overrides: list[str], place: Path, *, kills: int, seed: int = 0) -> l
     moments, parted, in_a_save = random.Random(seed), [], 0
     for number in tqdm(range(max(kills, 1)), unit=" kills", disable=None, leave=False):
         run = place / f"killed_{number}"
-        when = _AfterSeconds(moments.uniform(0, seconds)) if kills else _AtStep(steps // 2)
-        step = _killed(run, [*config, f"hydra.run.dir={run}"], when)
+        if kills:
+            step = _killed(run, [*config, f"hydra.run.dir={run}"], after=moments.uniform(0, seconds))
+        else:
+            step = _killed(run, [*config, f"hydra.run.dir={run}"], at_step=steps // 2)
         in_a_save += any((run / "checkpoints").glob(".step_*"))
         if (read_summary(run) or {}).get("status") != "completed":  # it was killed on its way out
             _complete(run, [f"resume={run}"])
@@ -109,8 +110,9 @@ def compare(whole: Path, resumed: Path) -> str | None:
         for name in ("model.safetensors", "training.safetensors", "tokenizer.json"):
             if a.manifest["files"][name] != b.manifest["files"][name]:
                 return f"step {step}: {_first_tensor(a.path / name, b.path / name)}"
-        if a.best != b.best:
-            return f"step {step}: best is {a.best} in the whole run, {b.best} in the resumed"
+        for name in a.state.keys() | b.state.keys():
+            if name != "seconds" and a.state.get(name) != b.state.get(name):
+                return f"step {step}: state.json: {name} differs"
     for a_path, b_path in ((whole / name, resumed / name) for name in ("checkpoints/best", "samples.txt")):
         if a_path.read_text("utf-8") != b_path.read_text("utf-8"):
             return f"step {steps[-1]}: {a_path.name} differs"
@@ -124,33 +126,22 @@ def compare(whole: Path, resumed: Path) -> str | None:
     return None
 
 
-@dataclass
-class _AtStep:
-    step: int
-
-    def __call__(self, run: Path) -> bool:
-        return any(_step(path) >= self.step for path in run.glob("checkpoints/step_*"))
-
-
-@dataclass
-class _AfterSeconds:
-    seconds: float
-    since: float | None = None
-
-    def __call__(self, run: Path) -> bool:
-        # A run that is killed before it has a config has not begun, and there is nothing to resume.
-        if self.since is None and (run / "config.yaml").exists():
-            self.since = time.perf_counter()
-        return self.since is not None and time.perf_counter() - self.since >= self.seconds
-
-
-def _killed(run: Path, arguments: list[str], when: Callable[[Path], bool]) -> int:
-    # Returns the newest step that was saved, -1 for none.
-    with _running(run, arguments) as process:
-        while not when(run) and process.is_alive():
+def _killed(run: Path, arguments: list[str], *, after: float = 0.0, at_step: int | None = None) -> int:
+    # Kills a run at a step, or some seconds after it has a config: before that it has not begun, and there is nothing
+    # to resume. Returns the newest step that was saved, or the one that it was killed at; -1 for none.
+    since = None
+    with _running(run, arguments, at_step) as process:
+        while process.is_alive():
+            if since is None and (run / "config.yaml").exists():
+                since = time.perf_counter()
+            if at_step is None and since is not None and time.perf_counter() - since >= after:
+                break
             time.sleep(0.0005)
     if process.exitcode > 0:  # it was not the kill that ended it
         _fail(run, process.exitcode)
+    if at_step is not None:
+        require(process.exitcode != 0, f"the run was complete before its step {at_step}")
+        return at_step
     return max((_step(path) for path in run.glob("checkpoints/step_*")), default=-1)
 
 
@@ -169,7 +160,7 @@ def _complete(run: Path, arguments: list[str]) -> float:
 
 
 @contextlib.contextmanager
-def _running(run: Path, arguments: list[str]) -> Iterator[Any]:
+def _running(run: Path, arguments: list[str], killed_at: int | None = None) -> Iterator[Any]:
     # A process that trains; it is gone when this is left. On Linux a fork saves each of many short runs the second and
     # a half that importing torch takes.
     import filelock  # noqa: F401 - imported here, so that every fork has it
@@ -178,7 +169,7 @@ def _running(run: Path, arguments: list[str]) -> Iterator[Any]:
     import bigramlm.trainer  # noqa: F401
 
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    process = context.Process(target=_train, args=(arguments, run.with_suffix(".log")))
+    process = context.Process(target=_train, args=(arguments, run.with_suffix(".log"), killed_at), daemon=True)
     process.start()
     try:
         yield process
@@ -187,7 +178,18 @@ def _running(run: Path, arguments: list[str]) -> Iterator[Any]:
         process.join()
 
 
-def _train(arguments: list[str], log: Path) -> None:
+def _train(arguments: list[str], log: Path, killed_at: int | None) -> None:
+    from bigramlm.trainer import Trainer
+
+    update = Trainer.update
+
+    def killed_after(trainer: Trainer) -> Any:
+        outcome = update(trainer)
+        if killed_at is not None and trainer.step >= killed_at:
+            os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+        return outcome
+
+    Trainer.update = killed_after  # type: ignore[method-assign,assignment]
     with log.open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)

@@ -73,13 +73,77 @@ def test_the_best_is_kept_and_a_worse_one_never_replaces_it(tmp_path: Path, monk
 def test_the_log_says_where_the_best_was_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = fitted(tmp_path, *SMALL, "trainer.steps=5")
     trainer.checkpoints.point(2, best=True)
-    (steps(tmp_path) / "step_2" / "state.json").write_text("{}")
+    trainer.step, trainer.best = 7, {"step": 2, "val/loss": 1.0}
+    trainer.save()
     again = build(tmp_path, *SMALL, "trainer.steps=8")
-    again.resume(Checkpoint(steps(tmp_path) / "step_5"))
+    again.resume(Checkpoint(steps(tmp_path) / "step_7"))
+    assert again.best["step"] == 2
+    (steps(tmp_path) / "step_2" / "state.json").write_text("{}")
+    again.resume(Checkpoint(steps(tmp_path) / "step_7"))
     assert again.best == {}
     assert "the best checkpoint is lost" in caplog.text
     again.evaluate()
+    assert again.best["step"] == 7
+
+
+@pytest.mark.parametrize("content", [b"step_\xb0\n", b"", b"a/b", b"step_99"])
+def test_a_damaged_name_of_the_best_is_one_line_and_stops_no_run(tmp_path: Path, content: bytes) -> None:
+    trainer = fitted(tmp_path, *SMALL, "trainer.steps=5")
+    (steps(tmp_path) / "best").write_bytes(content)
+    with pytest.raises(UserError) as found:
+        open_checkpoint(str(steps(tmp_path) / "best"))
+    assert "\n" not in str(found.value)
+    trainer.step = 6
+    trainer.save()
+    assert trainer.checkpoints.path("last").name == "step_6"
+
+
+def test_a_crash_between_a_save_and_its_name_loses_no_best(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fitted(tmp_path, "trainer.steps=5", "trainer.eval_every=1", "trainer.checkpoint_every=1")
+    for name in ("last", "best"):
+        (steps(tmp_path) / name).unlink()
+    shutil.copytree(steps(tmp_path) / "step_4", steps(tmp_path) / ".step_3.old")
+    again = build(tmp_path, "trainer.steps=5", "trainer.eval_every=1")
+    newest = again.checkpoints.newest()
+    assert newest is not None
+    again.resume(newest)
     assert again.best["step"] == 5
+    assert not caplog.records
+    again.evaluate()
+    again.save()
+    assert again.checkpoints.path("best").name == "step_5"
+
+
+def test_a_step_that_cannot_be_removed_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where another process reads it, on Windows."""
+    rename = Path.rename
+
+    def held(self: Path, target: Path) -> Path:
+        if self.name.startswith("step_"):
+            raise PermissionError(13, "used by another process")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", held)
+    trainer = fitted(tmp_path, "trainer.checkpoint_every=5", "trainer.keep_checkpoints=1")
+    assert trainer.checkpoints.path("last").name == "step_30"
+    assert "could not be removed: used by another process" in caplog.text
+
+
+def test_optimizer_state_goes_by_name_and_not_by_place(tmp_path: Path) -> None:
+    class Turned(Stub):
+        def named_parameters(self, *arguments: Any, **keywords: Any) -> Any:
+            return reversed(list(super().named_parameters(*arguments, **keywords)))
+
+    trainer = fitted(tmp_path, "trainer.steps=3", kind=Stub)
+    turned = build(tmp_path / "other", kind=Turned)
+    params = dict(turned.model.named_parameters())
+    turned.optimizer = torch.optim.AdamW(list(params.values()))
+    Checkpoint(trainer.checkpoints.path("last")).restore(turned.model, turned.optimizer)
+    for name, parameter in trainer.model.named_parameters():
+        for key, value in trainer.optimizer.state[parameter].items():
+            assert torch.equal(value, turned.optimizer.state[params[name]][key]), (name, key)
 
 
 def test_the_same_step_can_be_saved_again(tmp_path: Path) -> None:
@@ -107,7 +171,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
     def fails(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for name in ("save_file", "_write_json", "_write_manifest", "_sync"):
+    for name in ("save_file", "_write_json", "_write_manifest", "files.sync"):
         with monkeypatch.context() as patch:
             patch.setattr(f"bigramlm.checkpoint.{name}", fails)
             trainer.step += 1
@@ -174,6 +238,7 @@ FOREIGN: dict[str, Callable[[Path], object]] = {
     "state.json is a list": lambda path: (path / "state.json").write_text("[]"),
     "state.json without a step": lambda path: (path / "state.json").write_text('{"best": {}, "seconds": 1}'),
     "another step": lambda path: (path / "state.json").write_text('{"step": 7, "best": {}, "seconds": 1}'),
+    "an infinite step": lambda path: (path / "state.json").write_text('{"step": Infinity, "best": {}, "seconds": 1}'),
     "best is a number": lambda path: (path / "state.json").write_text('{"step": 4, "best": 3, "seconds": 1}'),
     "state.json nested deeply": lambda path: (path / "state.json").write_text("[" * 100_000),
     "tokenizer.json is a number": lambda path: (path / "tokenizer.json").write_text("1"),
@@ -205,8 +270,15 @@ def test_what_somebody_else_has_made_is_one_line(run: Path, tmp_path: Path, chan
 TRAINING: dict[str, Callable[[Path], object]] = {
     "no metadata": lambda path: save_file(load_file(path), path),
     "no random state": lambda path: save_file({}, path, metadata={"optimizer": "{}"}),
-    "another optimizer": lambda path: save_file(
-        {"rng/cpu": torch.get_rng_state(), "optimizer/7/momentum": torch.zeros(1)}, path, metadata={"optimizer": "{}"}
+    "another model's": lambda path: save_file(
+        {"rng/cpu": torch.get_rng_state(), "optimizer/head/momentum": torch.zeros(1)},
+        path,
+        metadata={"optimizer": "{}"},
+    ),
+    "another shape": lambda path: save_file(
+        {**load_file(path), "optimizer/token_embedding_table.weight/exp_avg": torch.zeros(3)},
+        path,
+        metadata={"optimizer": "{}"},
     ),
     "names of no kind": lambda path: save_file({"x": torch.zeros(1)}, path, metadata={"optimizer": "{}"}),
     "a random state of no length": lambda path: save_file(

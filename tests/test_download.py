@@ -119,7 +119,7 @@ def test_a_disk_that_is_full_is_not_a_download_that_failed(server: str, monkeypa
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bigramlm.data.shakespeare.os.fsync", full)
+    monkeypatch.setattr("bigramlm.files.os.fsync", full)
     cfg = config(server + "/good")
     with pytest.raises(OSError, match="No space left"):
         cfg.prepare()

@@ -1,6 +1,7 @@
 """Each check before training catches the mistake that it is for; here each mistake is put in."""
 
 import copy
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -59,12 +60,19 @@ def model(kind: type[LanguageModel] = Attention, **mistakes: Any) -> LanguageMod
     return type("Mistaken", (kind,), mistakes)(vocab_size=30, block_size=8)  # type: ignore[no-any-return]
 
 
-def check(of: LanguageModel, *, tokenizer: Any = None, fresh: bool = True, shift: int = 1) -> None:
+def check(
+    of: LanguageModel,
+    *,
+    tokenizer: Any = None,
+    fresh: bool = True,
+    shift: int = 1,
+    texts: dict[str, str] | None = None,
+) -> None:
     tokenizer = tokenizer or CharTokenizer("".join(sorted(set(TEXT))))
     ids = torch.from_numpy(tokenizer.encode(TEXT)).long()
     x = torch.stack([ids[i : i + 8] for i in range(0, 320, 10)])
     y = torch.stack([ids[i + shift : i + shift + 8] for i in range(0, 320, 10)])
-    preflight(of, tokenizer, {"train": TEXT[:3600], "val": TEXT[3600:]}, (x, y), fresh=fresh)
+    preflight(of, tokenizer, texts or {"train": TEXT[:3600], "val": TEXT[3600:]}, (x, y), fresh=fresh)
 
 
 @pytest.mark.parametrize("kind", [Bigram, Attention, Stub])
@@ -87,6 +95,54 @@ def test_projections_that_start_at_zero_pass() -> None:
     check(model(zero_projection=True))
     with pytest.raises(UserError, match="sees the tokens"):
         check(model(zero_projection=True, mask=False))
+
+
+class Peeks(Attention):
+    """Sees one token of the future, wherever it is."""
+
+    peeks_at = 0
+
+    def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+        logits, _ = super().forward(idx)
+        logits = logits + 0.1 * self.token(idx[:, [self.peeks_at]]).mean(dim=-1, keepdim=True)
+        logits = logits * torch.linspace(1, 2, self.vocab_size)
+        return logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+class Knows(Bigram):
+    """A fresh model that is no fresh model."""
+
+    def __init__(self, *, vocab_size: int, block_size: int) -> None:
+        super().__init__(vocab_size=vocab_size, block_size=block_size)
+        ids = torch.tensor([CHARS.index(c) for c in TEXT[:60]])
+        with torch.no_grad():
+            self.token_embedding_table.weight.zero_()
+            for a, b in itertools.pairwise(ids):
+                self.token_embedding_table.weight[a, b] = 9.0
+
+    def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+        return super().forward(idx[:4], None if targets is None else targets[:4])
+
+
+class Middle(CharTokenizer):
+    """Goes wrong in the middle of a long text only."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        text = super().decode(ids)
+        return text.replace(LONG[len(LONG) // 2 - 5 : len(LONG) // 2], "?")
+
+
+class TrainsOnly(Attention):
+    """A layer that is there in training alone gets its gradient all the same."""
+
+    def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+        logits, _ = super().forward(idx)
+        if self.training:
+            logits = logits + self.forgotten(torch.ones(4)).sum() * torch.linspace(0, 1, self.vocab_size)
+        return logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+LONG = "".join(chr(65 + int(i)) for i in torch.randint(30, (20_000,), generator=torch.Generator().manual_seed(1)))
 
 
 class LowerCase(CharTokenizer):
@@ -116,6 +172,13 @@ MISTAKES: dict[str, tuple[Callable[[], None], str]] = {
     "a loss that is summed": (lambda: check(model(summed=True)), "or the loss is summed"),
     "a layer that is never used": (lambda: check(model(unused=True)), r"no gradient reaches forgotten\.weight"),
     "everything frozen": (lambda: check(model().requires_grad_(False)), "nothing to train"),
+    "a look at the last token": (lambda: check(model(Peeks, peeks_at=7)), "the model sees"),
+    "a look at the middle token": (lambda: check(model(Peeks, peeks_at=4)), "the model sees"),
+    "a fresh model that knows the text": (lambda: check(model(Knows)), "lower, it sees what it is to predict"),
+    "a tokenizer that goes wrong far in": (
+        lambda: check(model(), tokenizer=Middle(CHARS), texts={"train": LONG}),
+        "text of train: .* at character 9,99",
+    ),
     "a tokenizer that loses capitals": (lambda: check(model(), tokenizer=LowerCase(CHARS)), "comes back as"),
     "a tokenizer that loses the end": (
         lambda: check(model(), tokenizer=Late(CHARS)),
@@ -141,6 +204,10 @@ def test_a_value_that_is_cut_off_is_caught() -> None:
 
     with pytest.raises(UserError, match=r"no gradient reaches token.weight, position.weight, qkv.weight and more"):
         check(model(Cut))
+
+
+def test_a_layer_that_works_in_training_alone_is_used() -> None:
+    check(model(TrainsOnly, unused=True))
 
 
 def test_a_model_that_is_not_fresh_may_know_something() -> None:

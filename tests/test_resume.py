@@ -531,3 +531,96 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, cli: Cli, m
     ended = cli(*RUN)
     assert ended.code == 2
     assert "step 0: grad_norm is inf, with a learning rate of 0.001" in ended.err
+
+
+def test_init_from_a_trained_model_passes_the_checks_of_a_fresh_one(cli: Cli) -> None:
+    """Its loss is far below ln V, as it should be."""
+    source = cli("data=bundled", "logger=none", "trainer.steps=300", "optim.lr=0.1", "sample.max_new_tokens=1")
+    ended = cli("data=bundled", "logger=none", "trainer.steps=1", f"init_from={source.folder}")
+    assert ended.code == 0, ended.err
+    assert records(ended.folder)[0]["val/loss"] < 3
+
+
+def test_latest_is_the_same_for_every_job_of_a_sweep(
+    whole: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = tmp_path / "outputs"
+    monkeypatch.setattr(runs, "outputs", lambda: outputs)
+    source = shutil.copytree(whole, outputs / "runs" / "source")
+    arguments = ("data=bundled", "logger=none", "trainer.steps=2", "init_from=latest", "optim.lr=0.1,0.2,0.3")
+    ended = cli("-m", *arguments, f"hydra.sweep.dir={outputs / 'sweeps' / 'x'}", run_dir=False)
+    assert ended.code == 0, ended.err
+    for job in "012":
+        config = (outputs / "sweeps" / "x" / job / "config.yaml").read_text("utf-8")
+        assert f"init_from: {source / 'checkpoints' / 'step_40'}" in config
+
+
+def test_a_typed_block_size_holds_where_a_run_from_weights_is_resumed_at_step_0(whole: Path, cli: Cli) -> None:
+    ended = cli(*RUN, f"init_from={whole}", "data.block_size=5", "trainer.steps=2")
+    shutil.rmtree(ended.folder / "checkpoints")
+    assert resumed(cli, ended.folder, "trainer.steps=3").code == 0
+    assert "block_size: 5" in (ended.folder / "config.yaml").read_text("utf-8")
+
+
+def test_a_folder_with_checkpoints_holds_a_run(whole: Path, tmp_path: Path, cli: Cli) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    (run / "metrics.jsonl").unlink()
+    ended = cli(*RUN, f"hydra.run.dir={run}", run_dir=False)
+    assert ended.code == 2
+    assert f"holds a run already, and nothing is written over; resume={run} goes on with it" in ended.err
+    assert (run / "checkpoints" / "step_40").exists()
+
+
+def test_what_a_crash_left_aside_is_used(whole: Path, tmp_path: Path, cli: Cli) -> None:
+    run = cut_back(whole, tmp_path / "run", 30)
+    (run / "checkpoints" / "step_30").rename(run / "checkpoints" / ".step_30.abc")
+    ended = resumed(cli, run)
+    assert "from step 30" in ended.err
+    assert compare(whole, run) is None
+
+
+def test_the_summary_tells_of_every_part_and_of_no_error_that_is_over(whole: Path, tmp_path: Path, cli: Cli) -> None:
+    run = cut_back(whole, tmp_path / "run", 20)
+    told: Any = summary(run)
+    (run / "summary.json").write_text(json.dumps({**told, "status": "failed", "error": "the disk was full"}))
+    assert resumed(cli, run).code == 0
+    assert resumed(cli, run, "trainer.steps=44").code == 0
+    told = summary(run)
+    assert "error" not in told
+    assert [part["step"] for part in told["resumed"]] == [20, 40]
+    assert (run / "samples.txt").read_text("utf-8").count("---- step") == 2
+    cut_back(run, tmp_path / "again", 40)
+    shutil.copy(run / "samples.txt", tmp_path / "again")
+    assert resumed(cli, tmp_path / "again").code == 0
+    assert (tmp_path / "again" / "samples.txt").read_text("utf-8").count("---- step 44") == 1, "the same one, once"
+
+
+def test_a_damaged_summary_is_told_and_costs_nothing(whole: Path, tmp_path: Path, cli: Cli) -> None:
+    run = cut_back(whole, tmp_path / "run", 20)
+    (run / "summary.json").write_text('{"status": "runn')
+    ended = resumed(cli, run)
+    assert ended.code == 0
+    assert "its summary.json cannot be read" in ended.err
+    assert compare(whole, run) is None
+
+
+def test_a_completed_run_that_lost_its_last_checkpoint_makes_it_again(whole: Path, tmp_path: Path, cli: Cli) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    (run / "checkpoints" / "step_40" / "model.safetensors").unlink()
+    ended = resumed(cli, run)
+    assert ended.code == 0, ended.err
+    assert torch.equal(weights(run), weights(whole))
+    assert records(run) == records(whole)
+
+
+@LINUX
+def test_the_kill_comes_at_the_middle_however_seldom_is_saved() -> None:
+    done = verified("data=bundled", "trainer.checkpoint_every=1000", "trainer.eval_every=1000")
+    assert (done.returncode, done.stdout) == (0, "bit-equal: 40 steps, and 20, a kill, and 20 more\n"), done.stderr
+
+
+@pytest.mark.parametrize("argument", ["optim.lrr=1", "optim.lr=-1", "resume=latest", "trainer.steps=1"])
+def test_what_the_verifier_cannot_run_is_one_line(argument: str) -> None:
+    done = verified("data=bundled", argument)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert argument.partition("=")[0] in done.stderr

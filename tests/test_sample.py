@@ -131,9 +131,20 @@ def test_no_new_tokens_is_the_prompt(run: Path, tmp_path: Path, tool: Cli) -> No
     assert json.loads(done.out) == {"prompt": "Joan", "completion": ""}
 
 
-def test_text_appears_as_it_is_made(run: Path, tool: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def collected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is shown, piece by piece."""
     shown: list[str] = []
-    monkeypatch.setattr(sample, "show", lambda text, end="\n": not shown.append(text + end))
+
+    def show(text: str, end: str = "\n") -> bool:
+        shown.append(text + end)
+        return True
+
+    monkeypatch.setattr(sample, "show", show)
+    return shown
+
+
+def test_text_appears_as_it_is_made(run: Path, tool: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = collected(monkeypatch)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     tool(sample.main, f"run={run}", "prompt=Jo", "max_new_tokens=5", "temperature=0")
     text = greedy(run, "Jo", 5)
@@ -170,8 +181,7 @@ class Bytes:
 
 
 def test_a_character_of_several_tokens_is_shown_once_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[str] = []
-    monkeypatch.setattr(sample, "show", lambda text, end="\n": not shown.append(text + end))
+    shown = collected(monkeypatch)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     new = "né日\N{GRINNING FACE}".encode()
     monkeypatch.setattr(sample, "_stream", lambda *_: iter(torch.tensor(list(new))))
@@ -258,6 +268,9 @@ def test_draws_follow_the_softmax_and_what_cuts_it() -> None:
     # 0.4 + 0.3 is the first sum from 0.6 on: the token that crosses it is in.
     torch.testing.assert_close(drawn(logits, top_p=0.6), torch.tensor([0, 4 / 7, 0, 3 / 7, 0]), atol=0.03, rtol=0)
     assert (drawn(logits, top_p=0.72) > 0).tolist() == [False, True, False, True, True]
+    even = torch.zeros(4)  # sums of quarters are exact: the tokens before reach 0.5 with the second, and no third is in
+    assert (drawn(even, top_p=0.5) > 0).sum() == 2
+    assert drawn(torch.tensor([50.0, 60.0, 40.0]), temperature=1e-30).tolist() == [0, 1, 0], "nothing overflows"
     assert drawn(logits, top_p=0.01).tolist() == [0, 1, 0, 0, 0]
     both = drawn(logits, top_k=3, top_p=0.5)
     assert (both > 0).tolist() == [False, True, False, True, False]

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from bigramlm.checkpoint import Checkpoint
+from bigramlm.checkpoint import Checkpoint, _write_manifest
 from bigramlm.config import RunConfig
 from bigramlm.device.device import Device, decide, set_up
 from bigramlm.errors import UserError
@@ -318,6 +318,83 @@ def test_a_checkpoint_holds_all_that_it_takes_to_go_on(tmp_path: Path, kind: typ
     for a, b in zip(going_on.optimizer.state.values(), whole.optimizer.state.values(), strict=True):
         assert all(torch.equal(a[key], b[key]) for key in b)
     assert json.loads((half.checkpoints.path("last") / "tokenizer.json").read_text())["chars"] == "abcdefghijk"
+
+
+def test_what_overflows_is_told_from_what_only_sums_to_more(tmp_path: Path) -> None:
+    trainer = fitted(tmp_path, "trainer.steps=3")
+    (parameter,) = trainer.model.parameters()
+    with torch.no_grad():
+        parameter[0, :2] = 3e38  # their sum is not finite, and each of them is
+    trainer.step = 4
+    trainer.save()
+    trainer.optimizer.state[parameter]["exp_avg_sq"][0, 0] = torch.inf
+    trainer.step = 5
+    with pytest.raises(UserError, match="the optimizer's exp_avg_sq is inf"):
+        trainer.save()
+    assert trainer.checkpoints.steps()[-1] == 4
+
+
+def test_the_speed_of_a_resumed_run_is_that_of_its_own_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted(tmp_path, "trainer.steps=14")
+    going_on = build(tmp_path)
+    going_on.resume(Checkpoint(going_on.checkpoints.path("last")))
+    now, take = [100.0], going_on.train_step.__call__
+    monkeypatch.setattr("bigramlm.trainer.time.perf_counter", lambda: now[0])
+
+    def second(*arguments: Any) -> Any:
+        now[0] += 1
+        return take(*arguments)
+
+    going_on.train_step = second  # type: ignore[assignment]
+    going_on.train_step.together = 1
+    going_on.seconds = before = 7.0
+    fit(going_on)
+    told = json.loads((tmp_path / "summary.json").read_text())
+    assert told["seconds"] == pytest.approx(before + 16)
+    assert told["tokens_per_second"] == pytest.approx(256)
+
+
+class Scaler:
+    """A scaler of losses that is enabled, as fp16's is on a GPU."""
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, Any] = {}
+
+    def is_enabled(self) -> bool:
+        return True
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loaded = state
+
+
+def test_fp16s_scale_is_resumed_and_its_skipped_steps_are_no_failure(tmp_path: Path) -> None:
+    trainer = fitted(tmp_path, "trainer.steps=3")
+    path = trainer.checkpoints.path("last")
+    state = json.loads((path / "state.json").read_text()) | {"scaler": {"scale": 2.0}}
+    (path / "state.json").write_text(json.dumps(state))
+    (path / "manifest.json").unlink()
+    _write_manifest(path, 3)
+    going_on = build(tmp_path)
+    going_on.scaler = scaler = Scaler()  # type: ignore[assignment]
+    going_on.resume(Checkpoint(path))
+    assert scaler.loaded == {"scale": 2.0}
+    assert going_on.measure(torch.tensor(1.0), torch.tensor(float("inf")))["grad_norm"] == float("inf")
+
+
+def test_evaluations_that_wait_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the interval changes, and where a resumed run evaluates the step again that it goes on from."""
+    monkeypatch.setattr("bigramlm.trainer.mean_loss", lambda *_: 5.0)
+    often = ("trainer.eval_every=2", "trainer.early_stopping_patience=4")
+    whole = fitted(tmp_path / "whole", *often)
+    assert (whole.step, whole.early_stopped) == (8, True)
+    fitted(tmp_path / "half", *often, "trainer.steps=6")
+    going_on = build(tmp_path / "half", *often)
+    going_on.resume(Checkpoint(going_on.checkpoints.path("last")))
+    assert going_on.waited == 3
+    assert fit(going_on).step == 8
+    every = build(tmp_path / "half", "trainer.eval_every=1", "trainer.early_stopping_patience=6")
+    every.resume(Checkpoint(tmp_path / "half" / "checkpoints" / "step_8"))
+    assert fit(every).step == 10
 
 
 def test_final_losses_cover_val_whole_and_train_as_far(tmp_path: Path) -> None:

@@ -1,17 +1,15 @@
 """Getting the tutorial's text."""
 
-import contextlib
 import hashlib
 import http.client
 import logging
-import os
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 from tqdm import tqdm
 
+from bigramlm import files
 from bigramlm.data.config import ShakespeareConfig
 from bigramlm.errors import UserError
 
@@ -47,7 +45,8 @@ def fetch(cfg: ShakespeareConfig, *, fallback: bool) -> bool:
             ) from None
         log.warning(_NOT_SHAKESPEARE.format(url=cfg.url, reason=reason, path=path))
         return False
-    _write(path, content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, [content])
     return True
 
 
@@ -79,21 +78,6 @@ def download(url: str, timeout: float) -> bytes:
     if found != SHA256:
         raise ValueError(f"what came is not the tutorial's text: its SHA-256 is {found}, not {SHA256}")
     return bytes(content)
-
-
-def _write(path: Path, content: bytes) -> None:
-    # Aside, synced and renamed: the file is whole or not there.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 _NOT_SHAKESPEARE = """

@@ -1,0 +1,41 @@
+"""Files that are whole or not there, whatever happens in the middle."""
+
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def aside(path: Path) -> Path:
+    """A name beside a path, hidden and its own, to write to before it is renamed."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def write(path: Path, content: Iterable[bytes], *, durable: bool = True) -> None:
+    """Write a file aside and rename it: a reader, or a crash, meets the old one or the new one, and never half of one.
+
+    durable: also after a power cut; costs a wait for the disk.
+    """
+    part = aside(path)
+    try:
+        with part.open("wb") as file:
+            file.writelines(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    if durable:
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows has no handle on a folder
+    fd = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
