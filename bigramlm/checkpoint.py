@@ -62,9 +62,9 @@ class Checkpoints:
         tokenizer: dict[str, Any],
         config: str,
         state: dict[str, Any],
-        best: bool,
+        best: int | None,
     ) -> None:
-        """Save a step, as `last` and, where it is the best so far, as `best`; config: the run's, as YAML.
+        """Save a step as `last`; best: the step of the best one so far; config: the run's, as YAML.
 
         The folder is written aside, synced and renamed: a crash at any moment leaves it whole or absent.
         """
@@ -88,11 +88,13 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
         self.point(step, best=best)
 
-    def point(self, step: int, *, best: bool) -> None:
-        """Name a step that is saved as `last` and, where it is the best so far, as `best`; remove what is old."""
-        for name in ("last", "best") if best else ("last",):
-            files.write(self.folder / name, [f"step_{step}\n".encode()])
-        self._prune(step)
+    def point(self, step: int, *, best: int | None) -> None:
+        """Name a step that is saved as `last`, and the best one as `best`; remove what is old."""
+        for name, named in (("last", step), ("best", best)):
+            if named is not None:
+                # Not synced: going on relies on neither of them.
+                files.write(self.folder / name, [f"step_{named}\n".encode()], durable=False)
+        self._prune(step, best)
 
     def path(self, name: str) -> Path:
         """The folder that `last` or `best` names. UserError where it names none."""
@@ -134,17 +136,15 @@ class Checkpoints:
     def best_at(self, resumed: "Checkpoint") -> dict[str, float]:
         """The best evaluation, as a run knows it that goes on from this checkpoint.
 
-        Where the checkpoint that `best` names was lost, none is best until the next evaluation.
+        Where the best checkpoint was lost, none is best until the next evaluation.
         """
-        try:
-            best = Checkpoint(self.path("best"))
-        except UserError as error:
-            if resumed.best.get("step") == resumed.step:  # the crash came before it was named
-                return resumed.best
-            if resumed.best:
+        if resumed.best and resumed.best["step"] != resumed.step:
+            try:
+                Checkpoint(self.folder / f"step_{resumed.best['step']}")
+            except UserError as error:
                 log.warning("the best checkpoint is lost (%s); the next evaluation's takes its place", error)
-            return {}
-        return best.best if best.best.get("step") == best.step else {}
+                return {}
+        return resumed.best
 
     def clean_up(self) -> None:
         """Put in place or remove what a crash left aside, whole or not. The run's lock must be held."""
@@ -160,11 +160,10 @@ class Checkpoints:
             else:
                 path.unlink(missing_ok=True)
 
-    def _prune(self, just_saved: int) -> None:
-        kept = {self.folder / f"step_{step}" for step in (just_saved, *self.steps()[-self._keep :])}
-        with contextlib.suppress(UserError):
-            kept.add(self.path("best"))
-        for path in {self.folder / f"step_{step}" for step in self.steps()} - kept:
+    def _prune(self, just_saved: int, best: int | None) -> None:
+        steps = self.steps()
+        for step in set(steps) - {just_saved, best, *steps[-self._keep :]}:
+            path = self.folder / f"step_{step}"
             try:
                 shutil.rmtree(path.rename(files.aside(path)))
             except OSError as error:  # somebody reads it, perhaps; it is tried again after the next save

@@ -226,7 +226,7 @@ class Trainer:
     def save(self) -> None:
         """Save a checkpoint of the state at this step. UserError, and nothing saved, where it is not finite."""
         began = self._clock()
-        best = self.best.get("step") == self.step
+        best = int(self.best["step"]) if self.best else None
         if self._resumed and (self._resumed.step, self._resumed.best) == (self.step, self.best):
             self.checkpoints.point(self.step, best=best)  # it is there: the run was resumed from it
         else:
