@@ -54,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with exit_codes():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and remove the folder
-        for taken in ("resume=", "init_from=", "-m"):
+        for taken in ("resume=", "-m"):
             wrong = [override for override in arguments.overrides if override.startswith(taken)]
             require(not wrong, f"{wrong and wrong[0]}: the runs are made, and resumed, here; leave it out")
         require(arguments.kills >= 0, f"--kills={arguments.kills}: must be 0 or more")
