@@ -361,7 +361,7 @@ def _by_index(
 
 
 def _put(aside: Path, final: Path) -> None:
-    # Where the same step is there already, from before it was passed over or stripped, it gives way.
+    # Where the same step is there already, it gives way: a run resumed from it may have found it to be the best since.
     replaced = final.rename(files.aside(final)) if final.exists() else None
     aside.rename(final)
     files.sync(final.parent)

@@ -1,6 +1,7 @@
 """Text from a model, token by token."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,22 +11,9 @@ from bigramlm.device.device import Device
 from bigramlm.model.base import LanguageModel
 
 
-def generate(
-    model: LanguageModel,
-    idx: Tensor,
-    max_new_tokens: int,
-    *,
-    temperature: float,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int,
-    device: Device,
-) -> Tensor:
-    """idx (B, T) with max_new_tokens more tokens, (B, T + max_new_tokens); the arguments are those of `stream`."""
-    new = stream(
-        model, idx, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, device=device
-    )
-    return torch.cat((idx, *new), dim=1)
+def generate(model: LanguageModel, idx: Tensor, max_new_tokens: int, **settings: Any) -> Tensor:
+    """idx (B, T) with max_new_tokens more tokens, (B, T + max_new_tokens); settings: those of `stream`."""
+    return torch.cat((idx, *stream(model, idx, max_new_tokens, **settings)), dim=1)
 
 
 def stream(

@@ -199,7 +199,7 @@ class Trainer:
             self.best = {"step": self.step, "val/loss": record["val/loss"]}
             self.waited = 0
         elif self.step != self.evaluated:  # a resumed run evaluates again where it goes on
-            self.waited += self.step != self.best["step"]
+            self.waited += 1
         self.evaluated = self.step
         self._leave_out(began)
         return record | self.references
