@@ -47,6 +47,34 @@ def show(text: str, end: str = "\n") -> bool:
     return True
 
 
+@contextlib.contextmanager
+def quiet(*, but: str) -> Iterator[None]:
+    """Leave the log on the console to one logger, and to warnings, each once: its file has everything.
+
+    but: the logger's name.
+    """
+
+    def passes(record: logging.LogRecord) -> bool:
+        if record.name == but:
+            return True
+        new = record.levelno == logging.WARNING and record.getMessage() not in _WARNED
+        if new:
+            _WARNED.add(record.getMessage())
+        return new
+
+    consoles = [handler for handler in logging.getLogger().handlers if type(handler) is logging.StreamHandler]
+    for handler in consoles:
+        handler.addFilter(passes)
+    try:
+        yield
+    finally:
+        for handler in consoles:
+            handler.removeFilter(passes)
+
+
+_WARNED: set[str] = set()
+
+
 def relative(path: Path) -> Path:
     """The path as short as can be from where the user is."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,5 +1,7 @@
 """RunConfig, the sum of the parts' configs: as Hydra's schemas, and to and from YAML."""
 
+import hashlib
+import json
 import math
 import re
 from dataclasses import asdict, dataclass, field
@@ -7,8 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from bigramlm import paths
 from bigramlm.data.config import DATASETS, DataConfig
 from bigramlm.device.config import DeviceConfig
 from bigramlm.errors import UserError, require
@@ -115,6 +119,10 @@ class RunConfig:
     """Start a new run from trained weights: a run's folder (its newest checkpoint), or a checkpoint's. Model, tokenizer
     and block size are theirs where nothing else is typed."""
 
+    sweep: str | None = None
+    """With -m, go on with a sweep: its folder, or `latest`. Jobs that are completed with the same config and text are
+    left as they are, those that were interrupted go on, the others run. In the saved config it is null."""
+
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, f"seed={self.seed}: must be 0 or more, and below 2**63")
         for group, kinds in KINDS.items():
@@ -134,6 +142,17 @@ def register_schemas() -> None:
         for name, kind in kinds.items():
             # In a group of their own: beside the presets they would show up as choices.
             store.store(name, kind, group=f"schema/{group}")
+    prefer_our_presets()
+
+
+def prefer_our_presets() -> None:
+    """Put our presets for sweeps in the place of those that Hydra and its plugins store under the same names.
+
+    It would merge the two, and warn of it at every job.
+    """
+    Plugins.instance()  # which stores them
+    for preset in (paths.conf_dir() / "hydra").glob("*/*.yaml"):
+        ConfigStore.instance().repo["hydra"].get(preset.parent.name, {}).pop(preset.name, None)
 
 
 def to_run_config(cfg: DictConfig) -> RunConfig:
@@ -158,6 +177,12 @@ def _refuse_unknown(group: str, typed: Any, known: dict[str, Any]) -> None:
 def to_dict(cfg: RunConfig) -> dict[str, Any]:
     """The config as plain dictionaries."""
     return asdict(cfg)
+
+
+def identity(cfg: RunConfig) -> str:
+    """What tells a config, as it was asked for, from every other: a hash of all fields but how it came about."""
+    fields = {name: value for name, value in to_dict(cfg).items() if name not in ("resume", "sweep")}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def to_yaml(cfg: RunConfig) -> str:

@@ -38,6 +38,11 @@ class RunFolder:
             )
         self.summary = {"id": uuid.uuid4().hex[:12]}
 
+    def holds(self, asked: str) -> bool:
+        """Whether the folder holds a run that began with just this config, by its `config.identity`."""
+        found = read_summary(self.path) or {}
+        return found.get("asked") == asked and (self.path / "config.yaml").exists()
+
     def reopen(self) -> None:
         """Take up the run that the folder holds; nothing in it changes before `begin`."""
         found = read_summary(self.path)
@@ -127,6 +132,12 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def status(folder: Path, summary: dict[str, Any]) -> str:
+    """How the run stands: what its summary says, but `killed` where that is `running` and nobody holds the folder."""
+    said = str(summary.get("status", "unknown"))
+    return "killed" if said == "running" and not is_held(folder) else said
 
 
 def is_held(folder: Path) -> bool:

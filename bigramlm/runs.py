@@ -1,4 +1,4 @@
-"""Runs on the disk: finding them, listing them, and telling two of them apart."""
+"""Runs on the disk: finding them, listing them, telling two of them apart, and what came of a sweep."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from bigramlm.cli import exit_codes, relative, show, table
 from bigramlm.config import differences, flat
 from bigramlm.errors import UserError, require
 from bigramlm.metrics import read_records
-from bigramlm.run import is_held, read_summary
+from bigramlm.run import read_summary, status
+from bigramlm.sweep import PLAN, Results, Sweep
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,7 @@ class Run:
     @property
     def status(self) -> str:
         """As in the summary; `killed` where that says running and nobody holds the folder."""
-        status = str(self.summary.get("status", "unknown"))
-        return "killed" if status == "running" and not is_held(self.folder) else status
+        return status(self.folder, self.summary)
 
     @property
     def val_loss(self) -> float | None:
@@ -95,14 +95,31 @@ def find(where: str, *, holding: str = "summary.json") -> Path:
     """
     if where == "latest":
         return _latest(holding)
-    candidates = [Path(where).expanduser().absolute(), *(parent / where for parent in _parents())]
-    folder = next((candidate for candidate in candidates if where and candidate.exists()), None)
-    if folder is None:
-        raise UserError(f"{where or repr('')}: there is no such folder; python scripts/runs.py list shows the runs")
+    folder = _existing(where)
     if folder.is_file() and folder.name in ("last", "best"):  # RUN/checkpoints/best: holds a checkpoint's name
         name = folder.read_text("utf-8", "replace").strip()
         require(re.fullmatch(r"step_\d+", name) is not None, f"{where}: names no checkpoint: {name[:60]!r}")
         return folder.with_name(name)
+    return folder
+
+
+def find_sweep(where: str) -> Path:
+    """The folder of a sweep: `latest`, or a folder as `find` takes it. UserError where there is none."""
+    if where == "latest":
+        found = [path for path in (outputs() / "sweeps").glob("*") if (path / PLAN).exists()]
+        require(bool(found), f"{outputs() / 'sweeps'}: there is no sweep yet; python scripts/train.py -m makes one")
+        return max(found, key=lambda path: path.name)  # they are named by when they began
+    folder = _existing(where)
+    is_sweep = (folder / PLAN).exists() or any(folder.glob("*/summary.json"))
+    require(folder.is_dir() and is_sweep, f"{where}: holds no sweep, which would be a folder with a {PLAN}")
+    return folder
+
+
+def _existing(where: str) -> Path:
+    candidates = [Path(where).expanduser().absolute(), *(parent / where for parent in _parents())]
+    folder = next((candidate for candidate in candidates if where and candidate.exists()), None)
+    if folder is None:
+        raise UserError(f"{where or repr('')}: there is no such folder; python scripts/runs.py list shows the runs")
     return folder
 
 
@@ -127,8 +144,10 @@ def saved_config(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Run the command line: python scripts/runs.py list|diff."""
-    parser = argparse.ArgumentParser("runs.py", description="Lists the runs below outputs/, and compares two of them.")
+    """Run the command line: python scripts/runs.py list|diff|results."""
+    parser = argparse.ArgumentParser(
+        "runs.py", description="Lists the runs below outputs/, compares two of them, and tells what came of a sweep."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(
         "list", help="the runs, newest last", description="The runs below outputs/, newest last."
@@ -149,12 +168,21 @@ def main() -> None:
     )
     for name in ("a", "b"):
         command.add_argument(name, help="a run's folder, or latest")
+    command = commands.add_parser(
+        "results",
+        help="what came of a sweep",
+        description="The jobs of a sweep, the best first; also written to results.csv and results.md in its folder.",
+    )
+    command.add_argument("sweep", help="a sweep's folder, or latest")
+    command.add_argument("--csv", action="store_true", help="print what is in results.csv, with every digit")
     arguments = parser.parse_args()
     with exit_codes():
-        if arguments.command == "list":
+        if arguments.command == "results":
+            print_results(find_sweep(arguments.sweep), as_csv=arguments.csv)
+        elif arguments.command == "list":
             print_list(arguments.filters, arguments.sort, reverse=arguments.reverse, as_json=arguments.json)
         else:
-            print_diff(*(_existing(name) for name in (arguments.a, arguments.b)))
+            print_diff(*(_run_in(name) for name in (arguments.a, arguments.b)))
 
 
 # The columns of the list, and what each is of a run.
@@ -193,6 +221,19 @@ def print_list(filters: list[str], sort: str, *, reverse: bool, as_json: bool) -
         show(table(names, [[_cell(name, _value(run, name)) for name in names] for run in found]))
     else:
         show("no run is left by these filters")
+
+
+def print_results(folder: Path, *, as_csv: bool) -> None:
+    """Print what came of a sweep, and write it into its folder."""
+    results = Results(Sweep(folder))
+    try:
+        results.write()
+    except OSError as error:  # somebody else's folder
+        log.warning("%s: results.csv and results.md cannot be written: %s", relative(folder), error.strerror)
+    if as_csv:
+        show(results.csv(), end="")
+    else:
+        show(f"{results.count()}, in {relative(folder)}\n\n{results.text()}")
 
 
 def print_diff(a: Run, b: Run) -> None:
@@ -249,7 +290,7 @@ def _cut(value: Any) -> str:
     return text if len(text) <= 40 else f"…{text[-39:]}"  # the end of a path is what tells
 
 
-def _existing(where: str) -> Run:
+def _run_in(where: str) -> Run:
     run = read_run(find(where))
     if run is None:
         raise UserError(f"{where}: holds no run: there is no summary.json")

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bigramlm import paths
 from bigramlm.cli import exit_codes, quote_free_text, relative, show
-from bigramlm.config import SampleConfig
+from bigramlm.config import SampleConfig, prefer_our_presets
 from bigramlm.device.config import DeviceConfig
 from bigramlm.errors import UserError, require
 
@@ -107,6 +107,7 @@ def main() -> None:
 def register() -> None:
     """Make the fields known to Hydra."""
     ConfigStore.instance().store("sample_schema", SampleCommand)
+    prefer_our_presets()
 
 
 def composed(typed: list[str]) -> DictConfig:

@@ -49,14 +49,27 @@ class StopSignals:
         log.warning("%s: saving after this step; once more to stop at once", signal.Signals(number).name)
 
 
+def leave_to_parent() -> None:
+    """In a worker: heed SIGTERM only. A Ctrl-C reaches every process of a terminal; the parent passes it on."""
+    for number in set(_STOP_SIGNALS) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
+    _STOP_SIGNALS[:] = [signal.SIGTERM]
+
+
+def _heeded() -> list[signal.Signals]:
+    ignored = [number for number in _STOP_SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    # A shell's background jobs ignore SIGINT too, and there a SIGINT is still meant.
+    return [number for number in _STOP_SIGNALS if number not in ignored or number == signal.SIGINT]
+
+
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Take Ctrl-C, SIGTERM and SIGHUP while a run lasts."""
+    """Take Ctrl-C, SIGTERM and SIGHUP while a run lasts; under nohup SIGHUP stays ignored."""
     stop = StopSignals()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may take signals
         yield stop
         return
-    before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
+    before = {number: signal.signal(number, stop) for number in _heeded()}
     try:
         yield stop
     finally:

@@ -6,6 +6,8 @@ Nothing here imports torch before a run begins, so that --help and tab completio
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib.util
 import logging
 import os
 import re
@@ -14,6 +16,8 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +27,29 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from bigramlm import paths
-from bigramlm.cli import exit_codes, known, quote_free_text, relative, show
-from bigramlm.config import RunConfig, register_schemas, to_dict, to_run_config, to_yaml
+from bigramlm import paths, runs
+from bigramlm.cli import exit_codes, known, quiet, quote_free_text, quoted, relative, show
+from bigramlm.config import RunConfig, identity, load, register_schemas, to_dict, to_run_config, to_yaml
 from bigramlm.errors import UserError
 from bigramlm.help import help_text
 from bigramlm.resume import find_start, is_saved_preset, saved_presets
 from bigramlm.run import RunFolder, git_state, versions
 from bigramlm.stop import Stopped, StopSignals, stop_signals
+from bigramlm.sweep import FINISHED, Results, Sweep
+from bigramlm.sweep import log as sweep_log
 
 log = logging.getLogger(__name__)
 
 # Fields that hold free text: taken as typed, whatever Hydra's grammar would make of it.
-FREE_TEXT = ("sample.prompt", "data.path", "resume", "init_from")
+FREE_TEXT = ("sample.prompt", "data.path", "resume", "init_from", "sweep")
+
+# What runs sweeps and is not installed with the rest: the class by its extra, and the module it needs.
+EXTRAS = {
+    "JoblibLauncher": ("hydra/launcher=joblib", "joblib", "joblib"),
+    "LocalLauncher": ("hydra/launcher=submitit_local", "submitit", "hydra_plugins.hydra_submitit_launcher"),
+    "SlurmLauncher": ("hydra/launcher=submitit_slurm", "submitit", "hydra_plugins.hydra_submitit_launcher"),
+    "OptunaSweeper": ("hydra/sweeper=optuna", "optuna", "optuna"),
+}
 
 
 def main() -> None:
@@ -51,11 +65,35 @@ def main() -> None:
 
 def command_line(arguments: list[str]) -> list[str]:
     """What is typed as Hydra takes it: free text quoted, and what a saved run brings in front of the rest."""
-    quoted = [quote_free_text(argument, FREE_TEXT) for argument in arguments]
-    if {"-m", "--multirun"} & set(quoted):  # which Hydra takes before all overrides or after them, and not in between
-        quoted = ["-m", *(argument for argument in quoted if argument not in ("-m", "--multirun"))]
-    start = next((at for at, typed in enumerate(quoted) if re.match(r"\+*(resume|init_from)=", typed)), 0)
-    return quoted[: start + 1] + saved_presets(arguments) + quoted[start + 1 :]
+    sweeps = bool({"-m", "--multirun"} & set(arguments))
+    typed = [
+        argument if sweeps and _LISTED.search(argument) else quote_free_text(argument, FREE_TEXT)
+        for argument in arguments
+    ]
+    if sweeps:  # Hydra takes the flag before all overrides or after them, and not in between
+        typed = ["-m", *(argument for argument in typed if argument not in ("-m", "--multirun"))]
+    typed += _sweep_folder(arguments, sweeps=sweeps)
+    start = next((at for at, word in enumerate(typed) if re.match(r"\+*(resume|init_from)=", word)), 0)
+    return typed[: start + 1] + saved_presets(arguments) + typed[start + 1 :]
+
+
+# Free text is swept as a list in quotes: 'sample.prompt="To be","Or not"'. Anything else is one text.
+_LISTED = re.compile(r"""=("[^"]*"|'[^']*')(,\s*("[^"]*"|'[^']*'))+$""")
+
+
+def _sweep_folder(arguments: list[str], *, sweeps: bool) -> list[str]:
+    # What `sweep=` means to Hydra. UserError where it names no sweep, or contradicts the rest.
+    for argument in arguments:
+        field, _, value = argument.lstrip("+").partition("=")
+        if field == "hydra.sweep.subdir" and sweeps:
+            raise UserError(f"{argument}: the folders of a sweep's jobs are numbered, so that it can be gone on with")
+        if field == "sweep" and value != "null":
+            if not sweeps:
+                raise UserError(f"{argument}: goes on with a sweep; add -m, and what was swept")
+            if any(other.startswith("hydra.sweep.dir=") for other in arguments):
+                raise UserError(f"{argument}: contradicts hydra.sweep.dir; leave one out")
+            return [f"hydra.sweep.dir={quoted(str(runs.find_sweep(value)))}"]
+    return []
 
 
 def set_up_hydra() -> None:
@@ -64,31 +102,80 @@ def set_up_hydra() -> None:
     OmegaConf.register_new_resolver("home", lambda: str(paths.home()), replace=True)
 
 
-@hydra.main(version_base="1.3", config_path=str(paths.conf_dir()), config_name="train")
-def _hydra_main(composed: DictConfig) -> None:
+def job(composed: DictConfig) -> float | None:
+    """One run, alone or of a sweep: what Hydra calls. Returns the final val loss, as sweepers want it."""
     hydra_cfg = HydraConfig.get()
     folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
-    failure = train(composed, folder, [typed for typed in hydra_cfg.overrides.task if not is_saved_preset(typed)])
+    overrides = [typed for typed in hydra_cfg.overrides.task if not is_saved_preset(typed)]
+    if hydra_cfg.mode == RunMode.MULTIRUN:
+        return _job_of_a_sweep(composed, folder, overrides)
+    failure = train(composed, folder, overrides)
     if isinstance(failure, Stopped):
-        sys.exit(128 + failure.signal)  # ends a sweep too
-    if failure is not None and hydra_cfg.mode == RunMode.MULTIRUN:
-        # The sweep goes on, and ends with exit code 1. The traceback is in the job's log; with it, the exception would
-        # keep the job's model in memory for as long as the sweep lasts.
-        message = f"job {hydra_cfg.job.num} failed ({failure}); see {folder.path / 'train.log'}"
-        del failure
-        raise RuntimeError(message)
+        sys.exit(128 + failure.signal)
     if failure is not None:
         sys.exit(2 if isinstance(failure, UserError) else 1)
+    return None
+
+
+_hydra_main = hydra.main(version_base="1.3", config_path=str(paths.conf_dir()), config_name="train")(job)
+
+
+def _job_of_a_sweep(composed: DictConfig, folder: RunFolder, overrides: list[str]) -> float | None:
+    from bigramlm.search import pruner_of
+
+    overrides = [typed for typed in overrides if not re.match(r"\+*sweep=", typed)]
+    with quiet(but=sweep_log.name):
+        failure = train(composed, folder, overrides, Job(pruner_of(folder.path)))
+    results = Results(Sweep(folder.path.parent))
+    with contextlib.suppress(OSError):  # a full disk; the sweep's end tries again
+        results.write()
+    row = results.row(folder.path.name)
+    sweep_log.info("%s", results.line(row, failure))
+    _give_back_memory()
+    if isinstance(failure, Stopped):
+        sys.exit(128 + failure.signal)  # ends a sweep in this process too
+    if failure is not None:
+        # The traceback is in the job's log; with it, the exception would keep the job's model in memory for as long as
+        # the sweep lasts.
+        message = str(failure) or repr(failure)
+        del failure
+        raise RuntimeError(message)
+    return row.final if row.final is not None else row.best
+
+
+def _give_back_memory() -> None:
+    # A GPU's memory is kept by PyTorch for the process; the next job of it may be another's.
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+    elif torch is not None and torch.backends.mps.is_available():
+        gc.collect()
+        torch.mps.empty_cache()
 
 
 class FolderCallback(Callback):
-    """Refuses a folder that cannot be made or written to, in one line, before Hydra meets it."""
+    """Refuses what Hydra would meet with a traceback: a folder that cannot be written to, an extra not installed."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
         _check_folder("hydra.run.dir", Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
+        for part in (config.hydra.launcher, config.hydra.sweeper):
+            what, extra, module = EXTRAS.get(part._target_.rpartition(".")[2], ("", "", "hydra"))
+            if not _is_installed(module):
+                how = f'-e ".[{extra}]"' if paths.IN_CHECKOUT else f'"bigramlm[{extra}]"'
+                how = f"-c constraints.txt {how}" if paths.IN_CHECKOUT else how
+                print(f"error: {what}: needs an extra that is not installed: pip install {how}", file=sys.stderr)
+                sys.exit(2)
         _check_folder("hydra.sweep.dir", Path(config.hydra.sweep.dir))
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
 
 
 def _check_folder(field: str, folder: Path) -> None:
@@ -101,7 +188,17 @@ def _check_folder(field: str, folder: Path) -> None:
         sys.exit(2)
 
 
-def train(composed: DictConfig, folder: RunFolder, overrides: list[str]) -> BaseException | None:
+@dataclass(frozen=True)
+class Job:
+    """What sets a job of a sweep apart: it goes on where the folder holds it already, and prints nothing at its end."""
+
+    is_hopeless: Callable[[int, float], bool] | None = None
+    """Asked at every evaluation, with the step and the val loss, whether to end the run."""
+
+
+def train(
+    composed: DictConfig, folder: RunFolder, overrides: list[str], of_a_sweep: Job | None = None
+) -> BaseException | None:
     """Train what Hydra composed. However it ends, the folder's log and summary tell it.
 
     Returns None for a run that completed, else what ended it: a UserError for what the user can mend, Stopped after a
@@ -110,22 +207,34 @@ def train(composed: DictConfig, folder: RunFolder, overrides: list[str]) -> Base
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(folder.lock())
-            if composed.resume is None:
+            again = of_a_sweep is not None and folder.holds(identity(to_run_config(composed)))
+            if composed.resume is None and not again:
                 folder.claim()
             else:
                 folder.reopen()
         except (UserError, OSError) as error:
             log.error("error: %s", known(error, folder.path))
             return known(error, folder.path)
-        return _train(composed, folder, overrides)
+        if again and folder.summary.get("status") in FINISHED:
+            return None
+        return _train(composed, folder, overrides, of_a_sweep, again=again)
 
 
-def _train(composed: DictConfig, folder: RunFolder, overrides: list[str]) -> BaseException | None:
+def _train(
+    composed: DictConfig, folder: RunFolder, overrides: list[str], of_a_sweep: Job | None, *, again: bool
+) -> BaseException | None:
     try:
         with stop_signals() as stop:
-            if composed.resume is None:
-                folder.begin(overrides)
-            run(to_run_config(composed), folder, overrides, stop)
+            if again:  # as it was decided then: device, threads, the text
+                cfg = load(folder.path / "config.yaml")
+                cfg.resume, overrides = str(folder.path), []
+            else:
+                if composed.resume is None:
+                    folder.begin(overrides)
+                cfg = to_run_config(composed)
+                if composed.resume is None:
+                    folder.update_summary(asked=identity(cfg))
+            run(cfg, folder, overrides, stop, of_a_sweep)
         return None
     except (Exception, KeyboardInterrupt, Stopped) as raised:
         end = Stopped(signal.SIGINT) if isinstance(raised, KeyboardInterrupt) else known(raised, folder.path)
@@ -136,7 +245,7 @@ def _train(composed: DictConfig, folder: RunFolder, overrides: list[str]) -> Bas
                 if can_go_on
                 else "nothing had begun"
             )
-            log.warning("%s; %s", end, how)
+            log.log(logging.INFO if of_a_sweep else logging.WARNING, "%s; %s", end, how)
         elif isinstance(end, UserError):
             log.error("error: %s", end, exc_info=raised if os.environ.get("HYDRA_FULL_ERROR") else None)
         else:
@@ -149,8 +258,11 @@ def _train(composed: DictConfig, folder: RunFolder, overrides: list[str]) -> Bas
         return end
 
 
-def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSignals) -> None:
+def run(
+    cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSignals, of_a_sweep: Job | None = None
+) -> None:
     """One run, from its config to its sample. Everything that can be refused is refused before training."""
+    cfg.sweep = None  # the saved config says how the run is, and not how it came about
     cfg.data = cfg.data.prepare(the_same=cfg.resume is not None)
     text = cfg.data.read()
     start = find_start(cfg, folder, text, overrides)
@@ -203,6 +315,7 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
         tokenizer=tokenizer.to_dict(),
         device=device,
         folder=folder,
+        is_hopeless=of_a_sweep.is_hopeless if of_a_sweep else None,
     )
     if start.own is not None:
         trainer.resume(start.own)
@@ -230,6 +343,10 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
             trainer.fit(metrics)
         if trainer.stop_signal is not None:
             raise Stopped(trainer.stop_signal)
+        if trainer.pruned:
+            completed = True
+            folder.update_summary(status="pruned")
+            return
         early = {"early_stopped": True} if trainer.early_stopped else {}
         folder.update_summary(final=trainer.final, references=trainer.references, **early)
 
@@ -250,6 +367,8 @@ def run(cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSigna
     finally:
         metrics.close(completed=completed)
     folder.update_summary(status="completed")
+    if of_a_sweep:
+        return
     try:
         print_end(trainer.final, sample, trainer.references, folder.path, cfg.logger.use)
     except UserError as error:  # the run is complete all the same

@@ -2,7 +2,9 @@
 
 import logging
 import math
+import os
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -52,8 +54,12 @@ class Trainer:
         tokenizer: dict[str, Any],
         device: Device,
         folder: RunFolder,
+        is_hopeless: Callable[[int, float], bool] | None = None,
     ) -> None:
-        """model, and the token ids train and val, each (N,), are on the device; tokenizer: saved with checkpoints."""
+        """model, and the token ids train and val, each (N,), are on the device; tokenizer: saved with checkpoints.
+
+        is_hopeless: asked at every evaluation but the last, with the step and the val loss, whether to end the run.
+        """
         self.config_yaml = to_yaml(cfg)
         self.cfg = cfg.trainer
         self.optim = cfg.optim
@@ -94,6 +100,8 @@ class Trainer:
         self.final: dict[str, float] = {}
         self.stop_signal: int | None = None
         self.early_stopped = False
+        self.is_hopeless = is_hopeless
+        self.pruned = False
         self.waited = 0  # evaluations since the best one
         self.evaluated = -1  # the step of the last one
         self._resumed: Checkpoint | None = None
@@ -116,7 +124,8 @@ class Trainer:
     def fit(self, metrics: Metrics) -> None:
         """Train up to the last step, or to the end of the step during which `stop_signal` was set.
 
-        With `trainer.early_stopping_patience` the last step may come before `trainer.steps`.
+        With `trainer.early_stopping_patience` the last step may come before `trainer.steps`. A run that is hopeless
+        ends where that is found, without final losses, as `pruned`.
         """
         self._started = time.perf_counter() - self.seconds
         self._first_step = self.step
@@ -134,12 +143,13 @@ class Trainer:
                     record |= self.evaluate()
                     self.early_stopped = not last and self.out_of_patience()
                     last = last or self.early_stopped
-                if last or step % self.cfg.checkpoint_every == 0 or self.best.get("step") == step:
+                    self.pruned = not last and self.prune(record["val/loss"])
+                if last or self.pruned or step % self.cfg.checkpoint_every == 0 or self.best.get("step") == step:
                     self.save()
                 if last:
                     self.final = self.final_losses()
                     record |= {f"final/{name}": value for name, value in self.final.items()}
-                else:
+                elif not self.pruned:
                     loss, norm = self.update()
                     if step % self.cfg.log_every == 0:
                         record |= self.measure(loss, norm)
@@ -147,7 +157,7 @@ class Trainer:
                     bar.update(self.step - bar.n)
                 if record:
                     metrics.log(step, self.elapsed(), record)
-                if last:
+                if last or self.pruned:
                     break
         self.tell()
         self.seconds = self.elapsed()
@@ -213,6 +223,13 @@ class Trainer:
             "early stopping: no lower val loss than step %d's in %d evaluations; checkpoint=best has that one",
             *(self.best["step"], self.waited),
         )
+        return True
+
+    def prune(self, val_loss: float) -> bool:
+        """Whether the search that the run is part of gives it up."""
+        if self.is_hopeless is None or not self.is_hopeless(self.step, val_loss):
+            return False
+        log.info("pruned: other trials were better at step %d", self.step)
         return True
 
     def _pace(self) -> str:
@@ -327,4 +344,5 @@ class Trainer:
 
 def progress_bar(step: int, steps: int) -> "tqdm[NoReturn]":
     """The bar on standard error, where that is a terminal: the loss, steps a second, and the time that is left."""
-    return tqdm(total=steps, initial=step, unit=" steps", disable=None, leave=False, dynamic_ncols=True)
+    hidden = True if os.environ.get("TQDM_DISABLE") else None  # None: where standard error is no terminal
+    return tqdm(total=steps, initial=step, unit=" steps", disable=hidden, leave=False, dynamic_ncols=True)

@@ -18,10 +18,10 @@ FLOORS = (
     ("metrics", "run", "checkpoint", "evaluate", "generate", "step"),
     ("config",),
     ("cli", "help", "preflight"),
-    ("trainer",),
-    ("runs", "stop"),
-    ("load",),
-    ("resume",),
+    ("trainer", "sweep"),
+    ("runs", "stop", "search"),
+    ("load", "launch"),
+    ("resume", "workers"),
     ("train",),
     ("sample", "checkpoint_tool", "verify_resume"),
     ("bench", "config_reference"),
@@ -84,7 +84,7 @@ def test_the_top_level_is_the_one_that_was_agreed() -> None:
     if not tracked:
         pytest.skip("not a git checkout")
     assert {name.split("/")[0] for name in tracked if not name.startswith(".")} == {
-        *("conf", "bigramlm", "scripts", "outputs", "sources", "tests", "docs"),
+        *("conf", "bigramlm", "hydra_plugins", "scripts", "outputs", "sources", "tests", "docs"),
         *("pyproject.toml", "README.md", "Makefile", "constraints.txt", "CONTRIBUTING.md", "LICENSE"),
     }
     assert [name for name in tracked if name.startswith("outputs/")] == ["outputs/README.md"]

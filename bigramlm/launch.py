@@ -1,0 +1,241 @@
+"""A sweep at work: which jobs there are, which of them are left to run, and what is said at the end.
+
+Shared by the sweepers (`hydra_plugins/bigramlm.py`), whatever launcher runs the jobs.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
+from omegaconf import DictConfig, open_dict
+
+from bigramlm import paths
+from bigramlm.cli import known, quoted, relative, show
+from bigramlm.config import RunConfig, identity, to_run_config
+from bigramlm.data.config import DataConfig
+from bigramlm.errors import UserError
+from bigramlm.run import RunFolder, read_summary
+from bigramlm.search import Search
+from bigramlm.stop import Stopped, stop_signals
+from bigramlm.sweep import FINISHED, Job, Results, Sweep, one_line
+
+log = logging.getLogger(__name__)
+
+
+class Launch:
+    """One command that runs jobs of a sweep."""
+
+    def __init__(self, config: DictConfig, context: HydraContext, launcher: Launcher, fields: Sequence[str]) -> None:
+        """config: what Hydra composed for the sweep; fields: what is swept."""
+        self.config = config
+        self.context = context
+        self.launcher = launcher
+        self.sweep = Sweep(Path(config.hydra.sweep.dir).absolute())
+        self.sweep.fields = list(dict.fromkeys([*self.sweep.fields, *fields]))
+        self.jobs: list[Job] = []  # of this command
+        self._texts: dict[str, str] = {}  # the text that stands in for one that could not be had, by data's fields
+
+    def __call__(self, work: Callable[[], None]) -> None:
+        """Do the work, however it ends; say what came of the sweep; end the process unless all went well."""
+        code = 0
+        with RunFolder(self.sweep.folder).lock():
+            try:
+                with stop_signals():
+                    work()
+            except Stopped as stopped:
+                code = 128 + stopped.signal
+            except SystemExit as ended:  # a job that was stopped in this process
+                code = int(ended.code or 0)
+            left = self.report()
+        if code or left:
+            sys.exit(code or 1)
+
+    def plan(self, lines: Sequence[Sequence[str]]) -> None:
+        """Settle the jobs that these lines of overrides make: one of the sweep so far where it is asked for again.
+
+        Asked for again is a job with the same config and, where it has begun, the same text. UserError for a config
+        that cannot be: nothing has run then.
+        """
+        free = list(self.sweep.jobs.values())
+        for line in lines:
+            overrides, cfg = self.settle([typed for typed in line if not re.match(r"\+*sweep=", typed)])
+            asked = identity(cfg)
+            job = next((job for job in free if job.asked == asked and self._has_text_of(job, cfg)), None)
+            if job is None:
+                job = self.add(overrides, asked)
+            else:
+                free.remove(job)
+            self.jobs.append(job)
+        self.sweep.save()
+        states = [self.sweep.status(job) for job in self.jobs]
+        done = sum(state in FINISHED for state in states)
+        begun = sum(state not in (*FINISHED, "pending") for state in states)
+        before = f": {done} done already, {begun} begun, {len(states) - done - begun} to begin" if free or done else ""
+        log.info("sweep: %d jobs, in %s%s", len(self.jobs), relative(self.sweep.folder), before)
+
+    def add(self, overrides: list[str], asked: str) -> Job:
+        """A new job, in a folder of its own."""
+        number = max([-1, *self.sweep.jobs, *_numbers(self.sweep.folder)]) + 1
+        self.sweep.jobs[number] = job = Job(number, overrides, asked)
+        return job
+
+    def settle(self, overrides: list[str]) -> tuple[list[str], RunConfig]:
+        """The overrides of a job and the config that they make, with the text that all jobs are to have.
+
+        UserError for a config that cannot be.
+        """
+        # The text is seen to once for the whole sweep: jobs at the same time would each download it, and one that
+        # falls back to another text beside one that does not would make a table that compares nothing.
+        cfg = self.compose(overrides)
+        kept = self.sweep.settled.get(cfg.data.name)
+        if kept is None:
+            own = {name: value for name, value in vars(cfg.data).items() if name not in vars(DataConfig(name=""))}
+            key = f"{cfg.data.name} {own}"
+            if key not in self._texts:
+                self._texts[key] = cfg.data.prepare().name
+            kept = self._texts[key]
+        if kept == cfg.data.name:
+            return overrides, cfg
+        self.sweep.settled[cfg.data.name] = kept
+        shared = "|".join(name for name in vars(DataConfig(name="")) if name != "name")
+        overrides = [typed for typed in overrides if not re.match(rf"\+*data(=|\.(?!({shared})=))", typed)]
+        overrides.append(f"data={kept}")
+        return overrides, self.compose(overrides)
+
+    def compose(self, overrides: list[str]) -> RunConfig:
+        """The config of a job. UserError, naming the job, where it cannot be."""
+        composed = self.context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(composed):
+            del composed["hydra"]
+        try:
+            return to_run_config(composed)
+        except UserError as error:
+            raise UserError(f"{error} (in the job {' '.join(overrides)}; no job has run)") from None
+
+    def _has_text_of(self, job: Job, cfg: RunConfig) -> bool:
+        before = (read_summary(self.sweep.path(job)) or {}).get("data", {}).get("sha256")
+        return before is None or before == _sha256(cfg.data.file())
+
+    def run(self, jobs: Sequence[Job], at_once: int | None = None) -> None:
+        """Run those of the jobs that are left; at_once: the most that the launcher is handed together, None for all."""
+        due = [job for job in jobs if self._is_due(job)]
+        # In this process jobs are launched one by one: what breaks one of them is then the end of that one only.
+        size = 1 if isinstance(self.launcher, BasicLauncher) else at_once or max(1, len(due))
+        for first in range(0, len(due), size):
+            self._launch(due[first : first + size])
+
+    def _is_due(self, job: Job) -> bool:
+        state = self.sweep.status(job)
+        if state == "running":
+            log.warning("job %d: another process trains in it, and is left to it", job.number)
+        return state not in (*FINISHED, "running")
+
+    def _can_be_written(self, job: Job) -> bool:
+        # Hydra makes the folder itself, and where it cannot, ends the launch of all.
+        folder, job.error = self.sweep.path(job), None
+        try:
+            folder.mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            self._fail(job, f"{folder}: cannot be made or written to: {error.strerror}")
+        return job.error is None
+
+    def _fail(self, job: Job, error: str) -> None:
+        job.error = error
+        log.warning("job %d: failed: %s", job.number, error)
+
+    def _launch(self, jobs: Sequence[Job]) -> None:
+        jobs = [job for job in jobs if self._can_be_written(job)]
+        if not jobs:
+            return
+        place = f"hydra.sweep.dir={quoted(str(self.sweep.folder))}"
+        lines = [[*job.overrides, place, f"hydra.sweep.subdir={job.number}"] for job in jobs]
+        self.sweep.save()
+        try:
+            returns = self.launcher.launch(lines, initial_job_idx=jobs[0].number)
+        except Exception as error:
+            if os.environ.get("HYDRA_FULL_ERROR"):
+                raise
+            returns = [failed(error)] * len(jobs)
+        for job, returned in zip(jobs, returns, strict=True):
+            if returned.status is not JobStatus.COMPLETED and read_summary(self.sweep.path(job)) is None:
+                ended = returned._return_value
+                self._fail(job, one_line(str(known(ended))) or repr(ended))
+        self.sweep.save()
+
+    def report(self) -> bool:
+        """Write the results and show them; whether something of this command is left undone."""
+        results = Results(self.sweep)
+        try:
+            self.sweep.save()
+            results.write()
+        except OSError as error:
+            log.warning("%s", known(error, self.sweep.folder))
+        where = relative(self.sweep.folder)
+        left = any(self.sweep.status(job) not in FINISHED for job in self.jobs) or not self.jobs
+        lines = ["----", results.count(), "", results.text(), "", f"Sweep: {where}"]
+        if left:
+            lines.append(f"The same command with {shlex.quote(f'sweep={where}')} runs what is left.")
+        loggers = self.config.logger.use
+        if "tensorboard" in loggers:
+            outputs = paths.home() / "outputs"
+            folder = relative(outputs if outputs in self.sweep.folder.parents else self.sweep.folder)
+            lines.append(f"Look at it: tensorboard --logdir {shlex.quote(str(folder))}")
+        show("\n".join(lines))
+        return left
+
+
+def search(launch: Launch, study: Search, fixed: Sequence[str], *, n_trials: int, at_once: int) -> None:
+    """Run trials until the study has so many; those that were begun before go on first."""
+    sweep = launch.sweep
+    open_ = study.unfinished()
+    sweep.planned = n_trials
+    log.info("search: %d trials, %d of them begun, in %s", n_trials, study.count(), relative(sweep.folder))
+    batch = [(sweep.jobs[number], trial) for number, trial in open_.items() if number in sweep.jobs]
+    while batch or study.count() < n_trials:
+        while len(batch) < at_once and study.count() < n_trials:
+            trial, values = study.ask()
+            overrides, cfg = launch.settle([*fixed, *values])
+            job = launch.add(overrides, identity(cfg))
+            sweep.save()
+            trial.set_user_attr("job", job.number)
+            batch.append((job, trial))
+        launch.jobs += [job for job, _ in batch]
+        launch.run([job for job, _ in batch], at_once)
+        results = Results(sweep)
+        for job, trial in batch:
+            row = results.row(str(job.number))
+            study.tell(trial, row.status, row.final)
+        batch = []
+
+
+def failed(error: BaseException) -> JobReturn:
+    """What a launcher returns of a job that an exception ended."""
+    return JobReturn(status=JobStatus.FAILED, _return_value=error)
+
+
+def _numbers(folder: Path) -> list[int]:
+    # Folders that are there already, whosesoever they are.
+    return [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+
+
+@functools.cache
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:  # the job will say so
+        return ""

@@ -1,0 +1,363 @@
+"""What a sweep leaves in its folder: the plan of its jobs, and what came of them as a table.
+
+How a job stands is told by the summary in its own folder, so the table of a sweep that was killed can be made too.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+import re
+import statistics
+import textwrap
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bigramlm import files
+from bigramlm.cli import relative, table
+from bigramlm.errors import UserError
+from bigramlm.run import read_summary, status
+
+log = logging.getLogger(__name__)
+
+PLAN = "sweep.json"
+FINISHED = ("completed", "pruned")
+"""What a job's summary says when nothing is left to do."""
+
+# Of a long table the terminal shows the best; results.md has it whole.
+_SHOWN = 40
+
+
+@dataclass
+class Job:
+    """One run of a sweep."""
+
+    number: int
+    overrides: list[str]
+    """What is typed for this job."""
+    asked: str = ""
+    """What identifies the config that this makes (`config.identity`)."""
+    error: str | None = None
+    """Why it could not leave a summary, where it could not."""
+
+    @property
+    def values(self) -> dict[str, str]:
+        """The overrides by field: {"optim.lr": "0.01", ...}."""
+        return values_of(self.overrides)
+
+
+class Sweep:
+    """The folder of a sweep: sweep.json says which jobs there are, and the folder of each what came of it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads the plan; a folder without one has no jobs yet, or was not made by a sweep of ours."""
+        self.folder = folder
+        self.fields: list[str] = []  # what is swept
+        self.jobs: dict[int, Job] = {}
+        self.settled: dict[str, str] = {}  # what the first command decided for all that go on with the sweep
+        self.planned = 0  # how many jobs there will be at least, where a search makes them as it goes
+        try:
+            plan = json.loads((folder / PLAN).read_text("utf-8"))
+            self.fields, self.settled, self.planned = plan["fields"], plan["settled"], plan["planned"]
+            self.jobs = {job["number"]: Job(**job) for job in plan["jobs"]}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{folder / PLAN}: not the plan of a sweep: {type(error).__name__}: {error}") from None
+
+    def save(self) -> None:
+        plan = {
+            "fields": self.fields,
+            "settled": self.settled,
+            "planned": self.planned,
+            "jobs": [asdict(self.jobs[number]) for number in sorted(self.jobs)],
+        }
+        files.write(self.folder / PLAN, [json.dumps(plan, indent=1, ensure_ascii=False).encode()], durable=False)
+
+    def path(self, job: Job) -> Path:
+        """The job's folder."""
+        return self.folder / str(job.number)
+
+    def status(self, job: Job) -> str:
+        """As in the job's summary; `killed` where it was, `failed` where it could not leave one, else `pending`."""
+        summary = read_summary(self.path(job))
+        if summary is None:
+            return "failed" if job.error else "pending"
+        return status(self.path(job), summary)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A job with what came of it."""
+
+    name: str
+    values: dict[str, str]
+    """What was swept, by field."""
+    status: str
+    final: float | None
+    """The final val loss."""
+    best: float | None
+    """The lowest val loss of an evaluation."""
+    step: int | None
+    """How far it came."""
+    tokens_per_second: float | None
+    seconds: float | None
+    folder: Path
+    error: str | None
+    text: str | None
+    """The SHA-256 of the text it was trained on."""
+
+
+class Results:
+    """The jobs of a sweep with what came of them, the best first."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.folder = sweep.folder
+        self.planned = sweep.planned
+        jobs = list(sweep.jobs.values()) or _jobs_of_a_stranger(sweep.folder)
+        self.fields = sweep.fields or _varying(jobs)
+        self.rows = sorted((self._row(sweep, job) for job in jobs), key=_rank)
+
+    def _row(self, sweep: Sweep, job: Job) -> Row:
+        folder = sweep.path(job)
+        summary = read_summary(folder) or {}
+        state = sweep.status(job)
+        return Row(
+            name=str(job.number),
+            values={field: job.values.get(field, "") for field in self.fields},
+            status=state,
+            final=summary.get("final", {}).get("val/loss"),
+            best=summary.get("best", {}).get("val/loss"),
+            step=summary.get("step"),
+            tokens_per_second=summary.get("tokens_per_second"),
+            seconds=summary.get("seconds"),
+            folder=folder,
+            error=summary.get("error") or job.error if state == "failed" else None,
+            text=summary.get("data", {}).get("sha256"),
+        )
+
+    @property
+    def best(self) -> Row | None:
+        """The completed job with the lowest final val loss."""
+        first = self.rows[0] if self.rows else None
+        return first if first and _rank(first)[0] == 0 else None
+
+    def row(self, name: str) -> Row:
+        """The job of this name, which is its folder's."""
+        return next(row for row in self.rows if row.name == name)
+
+    def line(self, row: Row, error: BaseException | None) -> str:
+        """What is said when a job ends: `job 3: completed, val 2.4858, 1.2 s (4 of 9): optim.lr=0.01 seed=2`."""
+        figure, what = (row.final, "val") if row.final is not None else (row.best, "best val")
+        parts = [row.status]
+        if figure is not None:
+            parts.append(f"{what} {figure:.4f}")
+        if row.seconds is not None:
+            parts.append(f"{row.seconds:.1f} s")
+        ended = sum(row.status not in ("pending", "running") for row in self.rows)
+        values = " ".join(f"{field}={short(value)}" for field, value in row.values.items())
+        told = f"job {row.name}: {', '.join(parts)} ({ended} of {max(self.planned, len(self.rows))}): {values}"
+        return told if row.status != "failed" else f"{told}\n  {one_line(str(error) or repr(error))}"
+
+    def write(self) -> None:
+        """Write results.csv and results.md into the sweep's folder."""
+        files.write(self.folder / "results.csv", [self.csv().encode()], durable=False)
+        files.write(self.folder / "results.md", [self.markdown().encode()], durable=False)
+
+    def csv(self) -> str:
+        """A line a job, every digit, for programs."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(
+            [
+                *("job", *self.fields, "status", "val/loss", "best val/loss"),
+                *("step", "tokens_per_second", "seconds", "folder", "error"),
+            ]
+        )
+        for row in self.rows:
+            figures = (row.final, row.best, row.step, row.tokens_per_second, row.seconds)
+            writer.writerow([row.name, *row.values.values(), row.status, *figures, row.folder, row.error])
+        return out.getvalue()
+
+    def text(self) -> str:
+        """The tables for a terminal, with what they say."""
+        shown, hidden = self.rows[:_SHOWN], self.rows[_SHOWN:]
+        parts = [table(self._head(), [self._cells(row) for row in shown])]
+        if hidden:
+            parts[0] += f"\n... and {len(hidden)} more, in {relative(self.folder / 'results.md')}"
+        if groups := self._groups():
+            parts.append("Over seeds, final val loss:\n" + table(*_seed_table(groups)))
+        return "\n\n".join([*parts, *(textwrap.fill(note, 80, subsequent_indent="  ") for note in self._notes())])
+
+    def markdown(self) -> str:
+        """The same for a page."""
+        parts = [
+            f"# Sweep {self.folder.name}",
+            self.count(),
+            _markdown(self._head(), [self._cells(r) for r in self.rows]),
+        ]
+        if groups := self._groups():
+            parts.append("## Over seeds, final val loss\n\n" + _markdown(*_seed_table(groups)))
+        return "\n\n".join([*parts, *self._notes()]) + "\n"
+
+    def count(self) -> str:
+        """How many jobs there are, and how they stand: `40 jobs: 30 completed, 10 failed`."""
+        counts = [(state, sum(row.status == state for row in self.rows)) for state in _STATES]
+        known = ", ".join(f"{n} {state}" for state, n in counts if n)
+        return f"{len(self.rows)} {'job' if len(self.rows) == 1 else 'jobs'}: {known or 'none'}"
+
+    def _head(self) -> list[str]:
+        return ["", "job", *self.fields, "status", "val", "best", "step", "tok/s", "s"]
+
+    def _cells(self, row: Row) -> list[str]:
+        return [
+            "*" if row is self.best else "",
+            row.name,
+            *(short(value) for value in row.values.values()),
+            row.status,
+            _figure(row.final, ".4f"),
+            _figure(row.best, ".4f"),
+            _figure(row.step, "d"),
+            _figure(row.tokens_per_second, ",.0f"),
+            _figure(row.seconds, ".1f"),
+        ]
+
+    def _groups(self) -> list[Group]:
+        # Jobs that differ in the seed alone, the best mean first.
+        if "seed" not in self.fields:
+            return []
+        groups: dict[str, list[float]] = {}
+        for row in self.rows:
+            if row.status == "completed" and row.final is not None:
+                values = [f"{field}={short(value)}" for field, value in row.values.items() if field != "seed"]
+                groups.setdefault(" ".join(values), []).append(row.final)
+        return sorted((Group(name, losses) for name, losses in groups.items()), key=lambda group: group.mean)
+
+    def _notes(self) -> list[str]:
+        notes = [verdict(groups)] if len(groups := self._groups()) > 1 else []
+        completed = [row for row in self.rows if row.status == "completed"]
+        if "seed" not in self.fields and len(completed) > 1:
+            notes.append("* is the best of one seed each: how much of it is chance, seed=1,2,3 besides would tell.")
+        texts = {row.text for row in self.rows if row.text}
+        if len(texts) > 1 and not any(re.match(r"data(\.path)?$|experiment$", field) for field in self.fields):
+            notes.append(f"Not comparable: these jobs were trained on {len(texts)} different texts.")
+        return notes + [f"job {row.name} failed: {one_line(row.error)}" for row in self.rows if row.status == "failed"]
+
+
+_STATES = ("completed", "pruned", "stopped", "failed", "killed", "running", "pending", "unknown")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Final val losses of jobs that differ in the seed alone."""
+
+    name: str
+    losses: list[float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.losses)
+
+    @property
+    def std(self) -> float:
+        """The standard deviation that the losses estimate (n - 1); nan of a single one."""
+        return statistics.stdev(self.losses) if len(self.losses) > 1 else math.nan
+
+
+def verdict(groups: list[Group]) -> str:
+    """Whether the best group is better than the next, or inside the noise of the seeds.
+
+    By Welch's t-test at 95% (Welch 1947, "The generalization of Student's problem when several different population
+    variances are involved"). groups: two or more, the best mean first.
+    """
+    a, b = groups[:2]
+    names = f"{a.name or 'the first'} before {b.name or 'the second'} by {b.mean - a.mean:.4f}"
+    if min(len(a.losses), len(b.losses)) < 2:
+        return f"{names}: no winner can be called, for one of them has one seed only."
+    errors = [group.std**2 / len(group.losses) for group in (a, b)]
+    spread = math.sqrt((a.std**2 + b.std**2) / 2)
+    if spread == 0:
+        return f"{names}, and the seed changes nothing."
+    freedom = sum(errors) ** 2 / sum(e**2 / (len(g.losses) - 1) for e, g in zip(errors, (a, b), strict=True))
+    distance, needed = (b.mean - a.mean) / spread, t_95(freedom) * math.sqrt(sum(errors)) / spread
+    called = "a winner" if distance > needed else "inside the noise, no winner; more seeds would tell"
+    return f"{names}, {distance:.1f} standard deviations over seeds, where {needed:.1f} would tell at 95%: {called}."
+
+
+# Student's t that 2.5% lie above, for 1 to 30 degrees of freedom.
+_T_95 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+def t_95(freedom: float) -> float:
+    """How many standard errors a difference must have to count at 95%, two-sided."""
+    # Beyond the table the excess over the normal distribution's falls as one over the degrees of freedom.
+    return _T_95[max(0, int(freedom) - 1)] if freedom < 31 else 1.960 + 2.46 / freedom
+
+
+def values_of(overrides: list[str]) -> dict[str, str]:
+    """Overrides by field, as typed, quotes left out."""
+    found = {}
+    for override in overrides:
+        field, _, value = override.lstrip("+").partition("=")
+        quote = re.fullmatch(r"""(["'])(.*)\1""", value, re.DOTALL)
+        found[field] = quote[2] if quote else value
+    return found
+
+
+def short(value: str) -> str:
+    """A value for a table: a long number to four digits, of a long text the end."""
+    if re.fullmatch(r"-?\d+\.\d{4,}(e-?\d+)?|-?\d+\.\d+e-?\d+", value):
+        return f"{float(value):.4g}"
+    return one_line(value) if len(value) <= 30 else f"…{one_line(value)[-29:]}"
+
+
+def one_line(text: str | None) -> str:
+    """The text's first line that says something."""
+    return next((line.strip() for line in (text or "").splitlines() if line.strip()), "")
+
+
+def _rank(row: Row) -> tuple[int, float, int]:
+    # Completed jobs by what counts, others by what they came to, and those that came to nothing.
+    if row.status == "completed" and row.final is not None:
+        return 0, row.final, int(row.name)
+    return (2, 0.0, int(row.name)) if row.best is None else (1, row.best, int(row.name))
+
+
+def _varying(jobs: list[Job]) -> list[str]:
+    names = dict.fromkeys(name for job in jobs for name in job.values)
+    return [name for name in names if len({job.values.get(name) for job in jobs}) > 1]
+
+
+def _jobs_of_a_stranger(folder: Path) -> list[Job]:
+    # Of a sweep that another of Hydra's sweepers made.
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else []:
+        summary = read_summary(path)
+        if summary is not None and path.name.isdecimal():
+            found.append(Job(int(path.name), summary.get("overrides", [])))
+    return sorted(found, key=lambda job: job.number)
+
+
+def _seed_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for group in groups:
+        std = "-" if math.isnan(group.std) else f"{group.std:.4f}"
+        rows.append([group.name or "all", f"{group.mean:.4f}", std, str(len(group.losses))])
+    return ["", "mean", "std", "seeds"], rows
+
+
+def _figure(value: Any, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

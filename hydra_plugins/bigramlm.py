@@ -1,0 +1,172 @@
+"""What Hydra finds of ours: the sweepers and launchers that conf/hydra/ names.
+
+Hydra takes plugins from the namespace `hydra_plugins` only, and imports every module in it at every start, so nothing
+heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from bigramlm.workers import Workers
+
+
+class GridSweeper(BasicSweeper):
+    """Every combination of what is swept, as Hydra's own sweeper makes them; but what is done is not done again."""
+
+    def sweep(self, arguments: list[str]) -> None:
+        from bigramlm.cli import exit_codes
+        from bigramlm.errors import UserError
+        from bigramlm.launch import Launch
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        with exit_codes():
+            parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+            overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+            swept = [override for override in overrides if override.is_sweep_override()]
+            for override in swept:
+                if not override.is_discrete_sweep():
+                    raise UserError(f"{override.input_line}: is to be searched; hydra/sweeper=optuna does that")
+            lines = self.split_arguments(overrides, None)[0]
+            launch = Launch(self.config, self.hydra_context, self.launcher, [o.get_key_element() for o in swept])
+            launch.plan(lines)
+            launch(lambda: launch.run(launch.jobs, self.max_batch_size))
+
+
+class OptunaSweeper(Sweeper):
+    """Trials that Optuna chooses from a space, each a job."""
+
+    def __init__(
+        self,
+        n_trials: int,
+        n_jobs: int | None,
+        sampler: str,
+        sampler_options: dict[str, Any],
+        pruner: str,
+        pruner_options: dict[str, Any],
+        seed: int,
+        params: dict[str, str] | None,
+    ) -> None:
+        self.n_trials = n_trials
+        self.n_jobs = n_jobs
+        self.options = {
+            "sampler": sampler,
+            "sampler_options": dict(sampler_options),
+            "pruner": pruner,
+            "pruner_options": dict(pruner_options),
+            "seed": seed,
+        }
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+        self.hydra_context = hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        from bigramlm.cli import exit_codes
+        from bigramlm.errors import require
+        from bigramlm.launch import Launch, search
+        from bigramlm.search import Search, space_of
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        with exit_codes():
+            require(self.n_trials >= 1, f"hydra.sweeper.n_trials={self.n_trials}: must be 1 or more")
+            require(self.n_jobs is None or self.n_jobs >= 1, f"hydra.sweeper.n_jobs={self.n_jobs}: must be 1 or more")
+            parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+            typed = [*(f"{name}={value}" for name, value in self.params.items()), *arguments]
+            overrides = parser.parse_overrides([word for word in typed if not word.lstrip("+").startswith("sweep=")])
+            fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+            space = space_of(overrides)
+            launch = Launch(self.config, self.hydra_context, self.launcher, list(space))
+            at_once: int = self.n_jobs or getattr(self.launcher, "at_once", 1)
+            study = Search(launch.sweep.folder, space, fixed, at_once=at_once, **self.options)  # type: ignore[arg-type]
+            launch(lambda: search(launch, study, fixed, n_trials=self.n_trials, at_once=at_once))
+
+
+class _Launcher(Launcher):
+    """What a launcher is told."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+
+
+class JoblibLauncher(_Launcher):
+    """Several jobs at a time on this machine, in processes of joblib's."""
+
+    def __init__(self, n_jobs: int = -1) -> None:
+        self.n_jobs = n_jobs
+        self._workers: Workers | None = None
+
+    @property
+    def workers(self) -> Workers:
+        """The processes, kept from one launch to the next: they take seconds to start."""
+        from bigramlm.workers import Workers
+
+        if self._workers is None:
+            self._workers = Workers(self.n_jobs, self.config, self.hydra_context, self.task_function)
+        return self._workers
+
+    @property
+    def at_once(self) -> int:
+        """How many jobs run at a time."""
+        return self.workers.n
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        return self.workers.run(job_overrides, initial_job_idx)
+
+
+with contextlib.suppress(ImportError):
+    from hydra_plugins.hydra_submitit_launcher import submitit_launcher as _submitit
+
+    def _each_for_itself() -> contextlib.AbstractContextManager[Any]:
+        # submitit raises at the first job that was killed, and would leave the others unwatched.
+        from unittest import mock
+
+        import submitit
+
+        from bigramlm.launch import failed
+
+        original = submitit.Job.results
+
+        def results(job: Any) -> list[JobReturn]:
+            try:
+                return original(job)
+            except Exception as error:
+                return [failed(error)]
+
+        return mock.patch.object(submitit.Job, "results", results)
+
+    class LocalLauncher(_submitit.LocalLauncher):
+        """Every job at once, in a process of its own on this machine, by submitit."""
+
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+            with _each_for_itself():
+                return super().launch(job_overrides, initial_job_idx)  # type: ignore[no-any-return]
+
+    class SlurmLauncher(_submitit.SlurmLauncher):
+        """Every job as one of an array of Slurm's, by submitit."""
+
+        def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+            with _each_for_itself():
+                return super().launch(job_overrides, initial_job_idx)  # type: ignore[no-any-return]
