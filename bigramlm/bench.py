@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import json
 import multiprocessing
 import statistics
@@ -124,6 +125,50 @@ def checkpoint(pairs: int) -> Iterator[Comparison]:
     yield Comparison("seconds of training: saving every 1,000 steps / saving nothing", saving, not_saving, "seconds")
 
 
+def sweep(pairs: int) -> Iterator[Comparison]:
+    """32 jobs of 200 steps against one run of as many steps, and jobs of some 10 s two at a time against one by one"""
+    n, short = 32, "trainer.eval_every=200"
+    with _workplace() as place:
+        jobs, run = _alternate(
+            pairs,
+            lambda: _sweep(place, "trainer.steps=200", short, f"seed=range(0,{n})"),
+            lambda: _train(place, f"trainer.steps={200 * n}", "trainer.eval_every=100000"),
+        )
+        yield Comparison(
+            "seconds from the command to its end: 32 jobs of 200 steps / 6,400 steps", jobs, run, "wall", n
+        )
+        long = ("trainer.steps=90000", "trainer.eval_every=10000", "device.threads=1", "seed=1,2,3,4")
+        one, two = _alternate(
+            pairs,
+            lambda: _sweep(place, *long),
+            lambda: _sweep(place, *long, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+        )
+    yield Comparison(
+        "seconds for 4 jobs of some 10 s on one thread: one by one / joblib, two at a time", one, two, "wall"
+    )
+
+
+def search(pairs: int) -> Iterator[Comparison]:
+    """30 trials over optim.lr with pruning against the same search without, each pair with a seed of its own"""
+    steps, seeds = ("trainer.steps=2000", "trainer.eval_every=100"), iter(range(10**6))
+    space = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=30", "optim.lr=tag(log, interval(1e-4, 1))")
+    order: list[int] = []
+
+    def trials(place: Path, pruner: str) -> Figures:
+        # Two searches in a row have the same seed.
+        order.append(order[-1] if len(order) % 2 else next(seeds))
+        return _sweep(place, *space, *steps, f"hydra.sweeper.pruner={pruner}", f"hydra.sweeper.seed={order[-1]}")
+
+    with _workplace() as place:
+        pruned, whole = _alternate(pairs, lambda: trials(place, "median"), lambda: trials(place, "none"))
+        seeds_alone = _sweep(place, "optim.lr=0.02", *steps, "seed=1,2,3,4,5,6,7,8")
+    yield Comparison("steps taken: with pruning / without", pruned, whole, "steps")
+    yield Comparison("lowest final val loss found: with pruning / without", pruned, whole, "best")
+    noise = {"std": seeds_alone["std"]}
+    gained = [{"std": a["best"] - b["best"]} for a, b in zip(pruned, whole, strict=True)]
+    yield Comparison("val loss lost by pruning / standard deviation over 8 seeds", gained, [noise] * pairs, "std")
+
+
 def threads(pairs: int) -> Iterator[Comparison]:
     """one thread against all cores, for steps of several sizes, on a quiet and on a busy machine: steps a second"""
     import torch
@@ -151,14 +196,18 @@ BENCHMARKS: dict[str, Callable[[int], Iterator[Comparison]]] = {
     "startup": startup,
     "checkpoint": checkpoint,
     "threads": threads,
+    "sweep": sweep,
+    "search": search,
 }
 
 
 class Comparison:
     """Two things measured in pairs, and the ratio of one figure of theirs, pair by pair."""
 
-    def __init__(self, title: str, a: list[Figures], b: list[Figures], figure: str) -> None:
+    def __init__(self, title: str, a: list[Figures], b: list[Figures], figure: str, each: int | None = None) -> None:
+        """each: what the difference is shared among, where it is to be told too."""
         self.title = title
+        self.each = each
         self.a = [figures[figure] for figures in a]
         self.b = [figures.get(figure, figures.get("steps", 0.0)) for figures in b]
         self.ratios = [a / b for a, b in zip(self.a, self.b, strict=True)]
@@ -170,9 +219,18 @@ class Comparison:
         def spread(values: list[float]) -> str:
             return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
 
-        return (
-            f"{self.title}\n  {spread(self.a)} / {spread(self.b)}\n  ratio {spread(self.ratios)}, {len(self.a)} pairs"
-        )
+        lines = [
+            self.title,
+            f"{spread(self.a)} / {spread(self.b)}",
+            f"ratio {spread(self.ratios)}, {len(self.a)} pairs",
+        ]
+        if self.each:
+            lines.append(f"difference, for each of {self.each}: {spread(self.differences)}")
+        return "\n  ".join(lines)
+
+    @property
+    def differences(self) -> list[float]:
+        return [(a - b) / (self.each or 1) for a, b in zip(self.a, self.b, strict=True)]
 
 
 def main() -> None:
@@ -237,6 +295,16 @@ def _train(place: Path, *overrides: str, program: tuple[str, ...] = (str(SCRIPT)
         "steps": summary["step"] / summary["seconds"],
         "steady": statistics.median(rates) / per_step,
     }
+
+
+def _sweep(place: Path, *overrides: str) -> Figures:
+    folder = Path(tempfile.mkdtemp(dir=place)) / "sweep"
+    wall, _ = _process(str(SCRIPT), "-m", f"hydra.sweep.dir={folder}", *overrides)
+    with (folder / "results.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["val/loss"]) for row in rows if row["val/loss"]]
+    std = statistics.stdev(losses) if len(losses) > 1 else 0.0
+    return {"wall": wall, "steps": float(sum(int(row["step"]) for row in rows)), "best": min(losses), "std": std}
 
 
 def _tutorial(place: Path) -> Figures:

@@ -5,18 +5,25 @@ Shared by the sweepers (`hydra_plugins/bigramlm.py`), whatever launcher runs the
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import hashlib
 import logging
 import os
 import re
 import shlex
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
@@ -27,41 +34,65 @@ from bigramlm.cli import known, quoted, relative, show
 from bigramlm.config import RunConfig, identity, to_run_config
 from bigramlm.data.config import DataConfig
 from bigramlm.errors import UserError
-from bigramlm.run import RunFolder, read_summary
+from bigramlm.run import LOCK, RunFolder, read_summary
 from bigramlm.search import Search
 from bigramlm.stop import Stopped, stop_signals
-from bigramlm.sweep import FINISHED, Job, Results, Sweep, one_line
+from bigramlm.sweep import FINISHED, Job, Results, Sweep, one_line, values_of
 
 log = logging.getLogger(__name__)
+
+
+class Composer(ConfigLoaderImpl):
+    """Hydra's composing, which takes long, done once for all jobs that choose the same groups.
+
+    They differ in fields only, which are set on a copy. A test holds what comes of it to what Hydra itself composes.
+    """
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        vars(self).update(vars(loader))
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_bases": {}}  # a job in another process composes for itself
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        parsed = OverridesParser.create(config_loader=self).parse_overrides(sweep_overrides)
+        fields = [override for override in parsed if re.match(r"\w+\.|seed=", str(override.input_line))]
+        groups = tuple(str(override.input_line) for override in parsed if override not in fields)
+        if groups not in self._bases:
+            self._bases[groups] = super().load_sweep_config(master_config, list(groups))
+        composed = copy.deepcopy(self._bases[groups])
+        self._apply_overrides_to_config(fields, composed)
+        hydra = composed.hydra
+        hydra.overrides.hydra = list(master_config.hydra.overrides.hydra)
+        hydra.overrides.task = []
+        for override in parsed:
+            kind = hydra.overrides.hydra if override.is_hydra_override() else hydra.overrides.task
+            kind.append(override.input_line)
+        form = hydra.job.config.override_dirname
+        hydra.job.override_dirname = get_overrides_dirname(
+            [override for override in parsed if not override.is_hydra_override()],
+            exclude_keys=form.exclude_keys,
+            item_sep=form.item_sep,
+            kv_sep=form.kv_sep,
+        )
+        return composed
 
 
 class Launch:
     """One command that runs jobs of a sweep."""
 
-    def __init__(self, config: DictConfig, context: HydraContext, launcher: Launcher, fields: Sequence[str]) -> None:
+    def __init__(
+        self, sweep: Sweep, config: DictConfig, context: HydraContext, launcher: Launcher, fields: Sequence[str]
+    ) -> None:
         """config: what Hydra composed for the sweep; fields: what is swept."""
+        self.sweep = sweep
         self.config = config
         self.context = context
         self.launcher = launcher
-        self.sweep = Sweep(Path(config.hydra.sweep.dir).absolute())
         self.sweep.fields = list(dict.fromkeys([*self.sweep.fields, *fields]))
         self.jobs: list[Job] = []  # of this command
         self._texts: dict[str, str] = {}  # the text that stands in for one that could not be had, by data's fields
-
-    def __call__(self, work: Callable[[], None]) -> None:
-        """Do the work, however it ends; say what came of the sweep; end the process unless all went well."""
-        code = 0
-        with RunFolder(self.sweep.folder).lock():
-            try:
-                with stop_signals():
-                    work()
-            except Stopped as stopped:
-                code = 128 + stopped.signal
-            except SystemExit as ended:  # a job that was stopped in this process
-                code = int(ended.code or 0)
-            left = self.report()
-        if code or left:
-            sys.exit(code or 1)
 
     def plan(self, lines: Sequence[Sequence[str]]) -> None:
         """Settle the jobs that these lines of overrides make: one of the sweep so far where it is asked for again.
@@ -123,7 +154,8 @@ class Launch:
         try:
             return to_run_config(composed)
         except UserError as error:
-            raise UserError(f"{error} (in the job {' '.join(overrides)}; no job has run)") from None
+            values = [f"{name}={value}" for name, value in values_of(overrides).items() if name in self.sweep.fields]
+            raise UserError(f"{error} (in the job with {' '.join(values)})") from None
 
     def _has_text_of(self, job: Job, cfg: RunConfig) -> bool:
         before = (read_summary(self.sweep.path(job)) or {}).get("data", {}).get("sha256")
@@ -197,6 +229,31 @@ class Launch:
             lines.append(f"Look at it: tensorboard --logdir {shlex.quote(str(folder))}")
         show("\n".join(lines))
         return left
+
+
+@contextlib.contextmanager
+def launching(config: DictConfig, context: HydraContext, launcher: Launcher, fields: Sequence[str]) -> Iterator[Launch]:
+    """A Launch to work with: the sweep's folder is held, and however the work ends, what came of it is said.
+
+    Ends the process with exit code 1 where jobs are left undone, 130 or 143 after a signal.
+    """
+    folder, code = Path(config.hydra.sweep.dir).absolute(), 0
+    try:
+        with RunFolder(folder).lock():
+            launch = Launch(Sweep(folder), config, context, launcher, fields)
+            try:
+                with stop_signals():
+                    yield launch
+            except Stopped as stopped:
+                code = 128 + stopped.signal
+            except SystemExit as ended:  # a job that was stopped in this process
+                code = int(ended.code or 0)
+            left = launch.report()
+    finally:
+        if [path.name for path in folder.iterdir()] == [LOCK]:  # refused before anything began
+            shutil.rmtree(folder, ignore_errors=True)
+    if code or left:
+        sys.exit(code or 1)
 
 
 def search(launch: Launch, study: Search, fixed: Sequence[str], *, n_trials: int, at_once: int) -> None:

@@ -1,6 +1,7 @@
 """What a run leaves in its folder, besides metrics and checkpoints: its config, its summary and its samples."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -155,6 +156,7 @@ def is_held(folder: Path) -> bool:
         return False
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """The versions of what computes the run's figures."""
     found = {"python": platform.python_version()}
@@ -172,6 +174,7 @@ def process() -> dict[str, Any]:
     return {"started": started, "host": platform.node(), "pid": os.getpid()}
 
 
+@functools.cache  # the code that runs is the one that the process began with
 def git_state() -> dict[str, Any] | None:
     """The commit of the checkout, and whether anything was changed or added since; None where there is no checkout."""
     if not paths.IN_CHECKOUT:

@@ -327,7 +327,7 @@ def run(
     if start.resumed_at is not None:
         folder.begin(overrides, resumed_at=start.resumed_at)
         trainer.checkpoints.set_aside(after=start.resumed_at)
-    folder.save_config(to_yaml(cfg), overrides, resumed_at=start.resumed_at)
+    folder.save_config(trainer.config_yaml, overrides, resumed_at=start.resumed_at)
     folder.update_summary(
         device=cfg.device.name,
         n_params=model.n_params(),

@@ -23,28 +23,43 @@ if TYPE_CHECKING:
     from bigramlm.workers import Workers
 
 
+def _composing_fast(context: HydraContext) -> HydraContext:
+    from bigramlm.launch import Composer
+
+    return HydraContext(config_loader=Composer(context.config_loader), callbacks=context.callbacks)
+
+
 class GridSweeper(BasicSweeper):
     """Every combination of what is swept, as Hydra's own sweeper makes them; but what is done is not done again."""
 
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        super().setup(hydra_context=_composing_fast(hydra_context), task_function=task_function, config=config)
+
     def sweep(self, arguments: list[str]) -> None:
         from bigramlm.cli import exit_codes
-        from bigramlm.errors import UserError
-        from bigramlm.launch import Launch
+        from bigramlm.errors import require
+        from bigramlm.launch import launching
 
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
         with exit_codes():
+            at_once = self.max_batch_size
+            require(
+                at_once is None or at_once >= 1, f"hydra.sweeper.max_batch_size={at_once}: must be 1 or more, or null"
+            )
             parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
             overrides = parser.parse_overrides([*self._parse_config(), *arguments])
             swept = [override for override in overrides if override.is_sweep_override()]
-            for override in swept:
-                if not override.is_discrete_sweep():
-                    raise UserError(f"{override.input_line}: is to be searched; hydra/sweeper=optuna does that")
-            lines = self.split_arguments(overrides, None)[0]
-            launch = Launch(self.config, self.hydra_context, self.launcher, [o.get_key_element() for o in swept])
-            launch.plan(lines)
-            launch(lambda: launch.run(launch.jobs, self.max_batch_size))
+            fields = [override.get_key_element() for override in swept]
+            with launching(self.config, self.hydra_context, self.launcher, fields) as launch:
+                for override in swept:
+                    require(
+                        override.is_discrete_sweep(),
+                        f"{override.input_line}: is a space to search, and no list; hydra/sweeper=optuna searches it",
+                    )
+                launch.plan(self.split_arguments(overrides, None)[0])
+                launch.run(launch.jobs, at_once)
 
 
 class OptunaSweeper(Sweeper):
@@ -63,7 +78,7 @@ class OptunaSweeper(Sweeper):
     ) -> None:
         self.n_trials = n_trials
         self.n_jobs = n_jobs
-        self.options = {
+        self.options: dict[str, Any] = {
             "sampler": sampler,
             "sampler_options": dict(sampler_options),
             "pruner": pruner,
@@ -74,15 +89,15 @@ class OptunaSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
-        self.hydra_context = hydra_context
+        self.hydra_context = _composing_fast(hydra_context)
         self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
+            hydra_context=self.hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
         from bigramlm.cli import exit_codes
         from bigramlm.errors import require
-        from bigramlm.launch import Launch, search
+        from bigramlm.launch import launching, search
         from bigramlm.search import Search, space_of
 
         assert self.config is not None
@@ -96,10 +111,10 @@ class OptunaSweeper(Sweeper):
             overrides = parser.parse_overrides([word for word in typed if not word.lstrip("+").startswith("sweep=")])
             fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
             space = space_of(overrides)
-            launch = Launch(self.config, self.hydra_context, self.launcher, list(space))
-            at_once: int = self.n_jobs or getattr(self.launcher, "at_once", 1)
-            study = Search(launch.sweep.folder, space, fixed, at_once=at_once, **self.options)  # type: ignore[arg-type]
-            launch(lambda: search(launch, study, fixed, n_trials=self.n_trials, at_once=at_once))
+            at_once = self.n_jobs or int(getattr(self.launcher, "at_once", 1))
+            with launching(self.config, self.hydra_context, self.launcher, list(space)) as launch:
+                study = Search(launch.sweep.folder, space, fixed, at_once=at_once, **self.options)
+                search(launch, study, fixed, n_trials=self.n_trials, at_once=at_once)
 
 
 class _Launcher(Launcher):

@@ -60,6 +60,7 @@ def test_git_state_is_the_checkouts(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ).stdout.strip()
 
     monkeypatch.setattr(paths, "home", lambda: tmp_path)
+    git_state.cache_clear()
     assert git_state() is None
     git("init", "-q")
     (tmp_path / "a").write_text("1")
@@ -69,4 +70,5 @@ def test_git_state_is_the_checkouts(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     (tmp_path / "a").write_text("2")
     assert git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": True}
     monkeypatch.setattr(paths, "IN_CHECKOUT", False)
+    git_state.cache_clear()
     assert git_state() is None

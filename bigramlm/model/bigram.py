@@ -40,15 +40,25 @@ def best_bigram_losses(train: Tensor, val: Tensor, vocab_size: int) -> tuple[flo
     rule), since a pair never seen in train would cost infinitely much; with little text to count in, another bigram
     may do better there.
     """
-    pairs, counts = torch.unique(train[:-1].long() * vocab_size + train[1:], return_counts=True)
-    counts = counts.double()
+    pairs, counts = _count_pairs(train, vocab_size)
     seen = torch.zeros(vocab_size, dtype=torch.double).index_add_(0, pairs // vocab_size, counts)  # count(a)
     train_loss = (counts * (seen[pairs // vocab_size] / counts).log()).sum() / counts.sum()
 
-    val_pairs, val_counts = torch.unique(val[:-1].long() * vocab_size + val[1:], return_counts=True)
+    val_pairs, val_counts = _count_pairs(val, vocab_size)
     # The place of each val pair among the sorted train pairs; pairs that train lacks count 0.
     at = torch.searchsorted(pairs, val_pairs).clamp(max=len(pairs) - 1)
     count = torch.where(pairs[at] == val_pairs, counts[at], 0.0)
     p = (count + 1) / (seen[val_pairs // vocab_size] + vocab_size)
     val_loss = -(val_counts * p.log()).sum() / val_counts.sum()
     return train_loss.item(), val_loss.item()
+
+
+def _count_pairs(ids: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    # The pairs that occur, as a * V + b in ascending order, and how often.
+    if vocab_size**2 > 1_000_000:
+        found, counts = (ids[:-1].long() * vocab_size + ids[1:]).unique(return_counts=True)
+    else:  # a table of all pairs is filled ten times as fast as they are sorted
+        table = torch.bincount(ids[:-1].int() * vocab_size + ids[1:], minlength=vocab_size**2)
+        found = table.nonzero().flatten()
+        counts = table[found]
+    return found, counts.double()
