@@ -150,7 +150,7 @@ def sweep(pairs: int) -> Iterator[Comparison]:
 
 def search(pairs: int) -> Iterator[Comparison]:
     """30 trials over optim.lr with pruning against the same search without, each pair with a seed of its own"""
-    steps, seeds = ("trainer.steps=2000", "trainer.eval_every=100"), iter(range(10**6))
+    steps, seeds = ("trainer.steps=2000", "trainer.eval_every=100"), iter(range(100, 10**6))
     space = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=30", "optim.lr=tag(log, interval(1e-4, 1))")
     order: list[int] = []
 
@@ -160,7 +160,7 @@ def search(pairs: int) -> Iterator[Comparison]:
         return _sweep(place, *space, *steps, f"hydra.sweeper.pruner={pruner}", f"hydra.sweeper.seed={order[-1]}")
 
     with _workplace() as place:
-        pruned, whole = _alternate(pairs, lambda: trials(place, "median"), lambda: trials(place, "none"))
+        pruned, whole = _alternate(pairs, lambda: trials(place, "percentile"), lambda: trials(place, "none"))
         seeds_alone = _sweep(place, "optim.lr=0.02", *steps, "seed=1,2,3,4,5,6,7,8")
     yield Comparison("steps taken: with pruning / without", pruned, whole, "steps")
     yield Comparison("lowest final val loss found: with pruning / without", pruned, whole, "best")

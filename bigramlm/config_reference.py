@@ -31,6 +31,10 @@ _SAMPLE = """\
 `python scripts/sample.py` writes text with a trained model: `python scripts/sample.py prompt=ROMEO: top_k=20`.
 Its fields are its own, and belong to no run's config; the group `device` is the same as for training."""
 
+_SWEEPS = """\
+What `-m` runs its jobs with, and what chooses them ([sweeps.md](sweeps.md)): `python scripts/train.py -m seed=1,2
+hydra/launcher=joblib hydra.launcher.n_jobs=2`."""
+
 
 def reference() -> str:
     """The text of docs/config.md."""
@@ -47,6 +51,7 @@ def reference() -> str:
             parts.append(f"{_paragraph(kind)}\n\n{_table(group, kind)}")
     parts.append(f"## sample\n\n{_paragraph(SampleConfig)}\n\n{_table('sample', SampleConfig)}")
     parts.append(f"## The run itself\n\n{_table('', RunConfig)}")
+    parts.append(_sweeps())
     parts.append(f"## scripts/sample.py\n\n{_SAMPLE}\n\n{_table('', SampleCommand)}")
     return "\n".join(parts)
 
@@ -66,6 +71,27 @@ def _experiments() -> str:
         about = [line[2:] for line in lines if line.startswith("# ")]
         rows.append(f"- `experiment={path.stem}`: {' '.join(about)}\n")
     return "Named sets of overrides; what is typed goes above them.\n\n" + "".join(rows)
+
+
+def _sweeps() -> str:
+    # The comments in these presets: above `_target_` what the preset is for, above each field what that means.
+    parts = [f"## Sweeps\n\n{_SWEEPS}\n"]
+    for group in ("launcher", "sweeper"):
+        for path in sorted((paths.conf_dir() / "hydra" / group).glob("*.yaml")):
+            about, rows = "", ["| field | default | what it is |", "|---|---|---|"]
+            comment: list[str] = []
+            for line in path.read_text("utf-8").splitlines():
+                if line.startswith("# "):
+                    comment.append(line[2:])
+                    continue
+                name, _, value = line.partition(": ")
+                said, comment = " ".join(comment), []
+                if name == "_target_":
+                    about = said
+                else:
+                    rows.append(f"| `hydra.{group}.{name}` | `{value}` | {said} |")
+            parts.append(f"### hydra/{group}={path.stem}\n\n{about}\n\n" + "\n".join(rows) + "\n")
+    return "\n".join(parts)
 
 
 def _paragraph(kind: type[Any]) -> str:

@@ -59,7 +59,7 @@ def is_saved_preset(override: str) -> bool:
 
 def _resume(typed: dict[str, str], *, multirun: bool) -> list[str]:
     where = typed["resume"]
-    require(not multirun, f"resume={where}: one run goes on, and no sweep; leave -m out")
+    require(not multirun, f"resume={where}: one run goes on; leave -m out, or with sweep= go on with a sweep")
     folder = runs.find(where, holding="config.yaml")
     for name in _FIXED:
         require(

@@ -70,9 +70,9 @@ class OptunaSweeper(Sweeper):
         n_trials: int,
         n_jobs: int | None,
         sampler: str,
-        sampler_options: dict[str, Any],
+        sampler_options: dict[str, Any] | None,
         pruner: str,
-        pruner_options: dict[str, Any],
+        pruner_options: dict[str, Any] | None,
         seed: int,
         params: dict[str, str] | None,
     ) -> None:
@@ -80,9 +80,9 @@ class OptunaSweeper(Sweeper):
         self.n_jobs = n_jobs
         self.options: dict[str, Any] = {
             "sampler": sampler,
-            "sampler_options": dict(sampler_options),
+            "sampler_options": dict(sampler_options or {}),
             "pruner": pruner,
-            "pruner_options": dict(pruner_options),
+            "pruner_options": dict(pruner_options or {}),
             "seed": seed,
         }
         self.params = params or {}

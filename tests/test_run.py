@@ -59,16 +59,15 @@ def test_git_state_is_the_checkouts(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             ["git", *identity, "-C", str(tmp_path), *arguments], capture_output=True, text=True, check=True
         ).stdout.strip()
 
+    now = git_state.__wrapped__  # a process asks once
     monkeypatch.setattr(paths, "home", lambda: tmp_path)
-    git_state.cache_clear()
-    assert git_state() is None
+    assert now() is None
     git("init", "-q")
     (tmp_path / "a").write_text("1")
     git("add", "a")
     git("commit", "-q", "-m", "m")
-    assert git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    assert now() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
     (tmp_path / "a").write_text("2")
-    assert git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+    assert now() == {"commit": git("rev-parse", "HEAD"), "dirty": True}
     monkeypatch.setattr(paths, "IN_CHECKOUT", False)
-    git_state.cache_clear()
-    assert git_state() is None
+    assert now() is None

@@ -1,0 +1,245 @@
+"""Searches by Optuna: spaces, studies that are gone on with, and trials that are given up early."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from bigramlm import runs, search
+from bigramlm.errors import UserError
+from bigramlm.run import read_summary
+from bigramlm.search import space_of
+from bigramlm.sweep import Results, Sweep
+from tests.conftest import Cli, Ended
+from tests.test_sweep import started, table, wait_for
+
+SEARCH = (
+    *("hydra/sweeper=optuna", "data=bundled", "logger=none", "trainer.steps=20"),
+    *("trainer.eval_every=5", "trainer.log_every=5", "trainer.eval_batches=2"),
+)
+SPACE = "optim.lr=tag(log, interval(1e-4, 1))"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "sweep"
+
+
+@pytest.fixture
+def searched(cli: Cli, folder: Path) -> Callable[..., Ended]:
+    """Runs a search in one folder: searched("hydra.sweeper.n_trials=3") -> Ended."""
+    return lambda *arguments: cli("-m", *SEARCH, *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
+
+
+def study(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / 'study.db'}")
+
+
+def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    return study(folder).get_trials()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optim.lr=interval(1e-4, 1e-1)", FloatDistribution(1e-4, 1e-1)),
+        ("optim.lr=tag(log, interval(1e-4, 1e-1))", FloatDistribution(1e-4, 1e-1, log=True)),
+        ("optim.lr=interval(1, 3)", FloatDistribution(1, 3)),
+        ("data.block_size=int(interval(1, 9))", IntDistribution(1, 9)),
+        ("data.block_size=tag(log, int(interval(1, 64)))", IntDistribution(1, 64, log=True)),
+        ("data.block_size=range(1, 9)", IntDistribution(1, 8)),
+        ("data.block_size=range(1, 10, 4)", IntDistribution(1, 9, step=4)),
+        ("data.block_size=range(1, 9, 4)", IntDistribution(1, 5, step=4)),
+        ("optim.lr=range(0.5, 2, 0.5)", CategoricalDistribution([0.5, 1.0, 1.5])),
+        ("data.block_size=choice(4, 8)", CategoricalDistribution(["4", "8"])),
+        ("data.block_size=4,8", CategoricalDistribution(["4", "8"])),
+        ("logger=none,tensorboard", CategoricalDistribution(["none", "tensorboard"])),
+    ],
+)
+def test_spaces_are_written_as_hydras_own_plugin_has_them(override: str, expected: Any) -> None:
+    name = override.partition("=")[0]
+    assert space_of(OverridesParser.create().parse_overrides([override, "seed=3"])) == {name: expected}
+
+
+def test_a_range_is_what_hydras_grammar_makes_of_it() -> None:
+    for text in ("range(1, 9)", "range(2, 11, 3)", "range(7)"):
+        (override,) = OverridesParser.create().parse_overrides([f"seed={text}"])
+        space = space_of([override])["seed"]
+        assert isinstance(space, IntDistribution)
+        assert list(range(space.low, space.high + 1, space.step)) == [int(x) for x in override.sweep_iterator()]
+
+
+@pytest.mark.parametrize("override", ["optim.lr=tag(log, interval(0, 1))", "optim.lr=interval(3, 1)"])
+def test_what_is_no_space_is_refused(override: str) -> None:
+    with pytest.raises(UserError, match=r"optim\.lr="):
+        space_of(OverridesParser.create().parse_overrides([override]))
+
+
+def test_a_search_leaves_its_trials_as_jobs(searched: Callable[..., Ended], folder: Path) -> None:
+    ended = searched(SPACE, "data.block_size=choice(4,8)", "hydra.sweeper.n_trials=8", "hydra.sweeper.pruner=none")
+    assert ended.code == 0, ended.err
+    rows = {row["job"]: row for row in table(folder)}
+    assert len(rows) == 8
+    for trial in trials(folder):
+        row = rows[str(trial.user_attrs["job"])]
+        assert trial.value == float(row["val/loss"])
+        assert trial.params == {"optim.lr": float(row["optim.lr"]), "data.block_size": row["data.block_size"]}
+        run = runs.read_run(folder / row["job"])
+        assert run is not None
+        assert (run.get("optim.lr"), str(run.get("data.block_size"))) == tuple(trial.params.values())
+    assert study(folder).best_trial.user_attrs["job"] == int(table(folder)[0]["job"])
+    assert "(8 of 8)" in ended.err
+    assert "(1 of 8)" in ended.err
+
+
+def test_hopeless_trials_end_early_as_pruned(searched: Callable[..., Ended], folder: Path) -> None:
+    ended = searched(
+        *(SPACE, "hydra.sweeper.n_trials=8", "hydra.sweeper.sampler=random"),
+        *("hydra.sweeper.pruner=median", "hydra.sweeper.pruner_options={n_startup_trials: 3}"),
+    )
+    assert ended.code == 0, "a pruned trial is none that failed"
+    states = {str(t.user_attrs["job"]): t for t in trials(folder)}
+    pruned = [row for row in table(folder) if row["status"] == "pruned"]
+    assert pruned
+    assert f"{len(pruned)} pruned" in ended.out
+    for row in table(folder):
+        trial, summary = states[row["job"]], read_summary(folder / row["job"])
+        assert summary is not None
+        reported = [json.loads(line) for line in (folder / row["job"] / "metrics.jsonl").read_text().splitlines()]
+        losses = {r["step"]: r["val/loss"] for r in reported if "val/loss" in r}
+        if row["status"] == "pruned":
+            assert trial.state.name == "PRUNED"
+            assert summary["step"] < 20
+            assert row["val/loss"] == ""
+            assert (folder / row["job"] / "checkpoints" / f"step_{summary['step']}").exists(), "it can be gone on with"
+            assert "pruned: other trials were better" in (folder / row["job"] / "train.log").read_text()
+            # By the rule itself: worse at its step than the median of those before it.
+            before = [t for t in trials(folder) if t.number < trial.number and t.state.name == "COMPLETE"]
+            others = sorted(min(v for s, v in t.intermediate_values.items() if s <= summary["step"]) for t in before)
+            assert min(losses[s] for s in losses if 0 < s <= summary["step"]) > others[(len(others) - 1) // 2]
+        else:
+            assert (trial.state.name, row["step"]) == ("COMPLETE", "20")
+        assert trial.intermediate_values == {s: losses[s] for s in losses if 0 < s <= min(summary["step"], 15)}
+
+
+def test_a_study_is_gone_on_with(searched: Callable[..., Ended], folder: Path) -> None:
+    searched(SPACE, "hydra.sweeper.n_trials=3")
+    before = {t.number: t.params for t in trials(folder)}
+    assert searched(SPACE, "hydra.sweeper.n_trials=3").code == 0
+    assert len(trials(folder)) == 3, "it has what it is to have"
+    ended = searched(SPACE, "hydra.sweeper.n_trials=7")
+    assert ended.code == 0, ended.err
+    after = {t.number: t.params for t in trials(folder)}
+    assert {number: after[number] for number in before} == before
+    assert len({params["optim.lr"] for params in after.values()}) == 7, "and no value is tried once more"
+
+
+def test_the_same_seed_searches_the_same(
+    searched: Callable[..., Ended], cli: Cli, folder: Path, tmp_path: Path
+) -> None:
+    searched(SPACE, "hydra.sweeper.n_trials=4")
+    cli("-m", *SEARCH, SPACE, "hydra.sweeper.n_trials=4", f"hydra.sweep.dir={tmp_path / 'again'}", run_dir=False)
+    assert [t.params for t in trials(folder)] == [t.params for t in trials(tmp_path / "again")]
+
+
+@pytest.mark.parametrize("change", ["optim.lr=interval(0.1, 1)", f"'{SPACE}' trainer.grad_accumulation=2"])
+def test_another_search_is_another_sweep(searched: Callable[..., Ended], folder: Path, change: str) -> None:
+    searched(SPACE, "hydra.sweeper.n_trials=1")
+    ended = searched(*change.replace("'", "").rsplit(" ", change.count("grad")), "hydra.sweeper.n_trials=2")
+    assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+    assert "in a new sweep" in ended.err
+    assert len(trials(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["seed=1"], "nothing to search"),
+        ([SPACE, "hydra.sweeper.sampler=best"], "tpe, random, cmaes"),
+        ([SPACE, "hydra.sweeper.pruner=best"], "median, percentile"),
+        ([SPACE, "hydra.sweeper.n_trials=0"], "n_trials=0"),
+        ([SPACE, "hydra.sweeper.n_jobs=0"], "n_jobs=0"),
+        ([SPACE, "hydra.sweeper.pruner_options={warm: 1}"], "pruner_options"),
+        ([SPACE, "hydra.sweeper.sampler_options={warm: 1}"], "sampler_options"),
+    ],
+)
+def test_bad_options_are_one_line(
+    searched: Callable[..., Ended], folder: Path, arguments: list[str], words: str
+) -> None:
+    ended = searched(*arguments)
+    assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+    assert words in ended.err
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("sampler", sorted(search.SAMPLERS))
+@pytest.mark.parametrize("pruner", sorted(search.PRUNERS))
+def test_every_sampler_with_every_pruner(
+    searched: Callable[..., Ended], folder: Path, sampler: str, pruner: str
+) -> None:
+    typed = (f"hydra.sweeper.sampler={sampler}", f"hydra.sweeper.pruner={pruner}", "hydra.sweeper.n_trials=3")
+    ended = searched(SPACE, "optim.weight_decay=interval(0, 0.1)", *typed)
+    assert ended.code == 0, ended.err
+    assert len(table(folder)) == 3
+    assert "Warning" not in ended.err
+
+
+def test_a_trial_that_fails_is_named_and_the_search_goes_on(searched: Callable[..., Ended], folder: Path) -> None:
+    ended = searched("data.block_size=choice(8,1000000)", "hydra.sweeper.n_trials=4", "hydra.sweeper.sampler=random")
+    found = {row["data.block_size"]: row["status"] for row in table(folder)}
+    assert found == {"8": "completed", "1000000": "failed"}
+    assert ended.code == 1
+    assert {t.state.name for t in trials(folder)} == {"COMPLETE", "FAIL"}
+    assert len(table(folder)) == 4
+
+
+def test_a_locked_study_is_no_end_of_a_run(searched: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(*_: Any) -> None:
+        raise RuntimeError("database is locked")
+
+    monkeypatch.setattr(optuna.trial.Trial, "report", locked)
+    ended = searched(SPACE, "hydra.sweeper.n_trials=2")
+    assert ended.code == 0, ended.err
+    assert "database is locked" in ended.err
+
+
+def test_trials_run_at_the_same_time_with_joblib(searched: Callable[..., Ended], folder: Path) -> None:
+    ended = searched(SPACE, "hydra.sweeper.n_trials=5", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert ended.code == 0, ended.err
+    pids = {(read_summary(folder / row["job"]) or {})["pid"] for row in table(folder)}
+    assert len(table(folder)) == 5
+    assert os.getpid() not in pids
+    assert len(pids) == 2, "the same processes serve every batch"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
+def test_a_search_that_was_killed_goes_on_with_its_trials(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    longer = (
+        "trainer.steps=6000",
+        "trainer.eval_every=500",
+        "trainer.checkpoint_every=500",
+        "hydra.sweeper.pruner=none",
+    )
+    arguments = (*SEARCH, *longer, SPACE, "hydra.sweeper.n_trials=3")
+    with started(folder, *arguments) as process:
+        wait_for(lambda: (folder / "1" / "checkpoints" / "step_1000").exists())
+        process.kill()
+        process.communicate()
+    values = {t.number: t.params for t in trials(folder)}
+    assert [t.state.name for t in trials(folder)] == ["COMPLETE", "RUNNING"]
+    with started(folder, *arguments) as process:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    assert [t.state.name for t in trials(folder)] == ["COMPLETE"] * 3
+    assert {t.number: t.params for t in trials(folder)[:2]} == values
+    summary = read_summary(folder / "1")
+    assert summary is not None
+    assert summary["resumed"][0]["step"] >= 1000
+    assert [row.status for row in Results(Sweep(folder)).rows] == ["completed"] * 3

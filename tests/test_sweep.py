@@ -1,0 +1,779 @@
+"""Sweeps as a user runs them: what fails, what is killed, what is gone on with, and what the table says."""
+
+import contextlib
+import csv
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from bigramlm import launch, paths, runs, stop, sweep, train, workers
+from bigramlm.data import shakespeare
+from bigramlm.errors import UserError
+from bigramlm.model.bigram import Bigram
+from bigramlm.run import RunFolder, read_summary
+from bigramlm.sweep import Group, Job, Results, Sweep, t_95, verdict
+from tests.conftest import Cli, Ended, composed
+
+SHORT = ("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5")
+# Some tenths of a second a job, with a checkpoint now and then.
+LONGER = (
+    *("data=bundled", "logger=none", "trainer.steps=6000", "trainer.eval_every=500"),
+    *("trainer.checkpoint_every=500", "trainer.log_every=500"),
+)
+TIMES = {"tokens_per_second", "seconds", "folder"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "sweep"
+
+
+@pytest.fixture
+def swept(cli: Cli, folder: Path) -> Callable[..., Ended]:
+    """Runs `train -m` with these arguments in one folder: swept("seed=1,2") -> Ended."""
+    return lambda *arguments: cli("-m", *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
+
+
+def table(folder: Path, *, but: set[str] = frozenset()) -> list[dict[str, str]]:  # type: ignore[assignment]
+    """results.csv, by column, without some of them."""
+    with (folder / "results.csv").open(encoding="utf-8") as file:
+        return [{name: value for name, value in row.items() if name not in but} for row in csv.DictReader(file)]
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    return {row["job"]: row["status"] for row in table(folder)}
+
+
+def state(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Every file below a folder, as it is."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+@contextlib.contextmanager
+def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A sweep in a process of its own, ended when the test ends."""
+    line = [sys.executable, str(paths.home() / "scripts" / "train.py"), "-m", *arguments, f"hydra.sweep.dir={folder}"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def wait_for(there: Callable[[], Any], seconds: float = 60) -> Any:
+    """What `there` returns, once it is true."""
+    until = time.monotonic() + seconds
+    while not (found := there()):
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.01)
+    return found
+
+
+def holder(job: Path) -> int | None:
+    """The process that trains in a folder."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(json.loads((job / ".lock.json").read_text())["pid"])
+    return None
+
+
+# The table
+
+
+def test_a_sweep_ends_with_a_table_the_best_first(swept: Callable[..., Ended], folder: Path) -> None:
+    ended = swept(*SHORT, "optim.lr=1e-3,1e-1", "seed=1,2,3")
+    assert ended.code == 0, ended.err
+    rows = table(folder)
+    assert list(rows[0]) == [
+        *("job", "optim.lr", "seed", "status", "val/loss", "best val/loss", "step"),
+        *("tokens_per_second", "seconds", "folder", "error"),
+    ]
+    losses = [float(row["val/loss"]) for row in rows]
+    assert losses == sorted(losses)
+    for row in rows:
+        summary = read_summary(folder / row["job"])
+        assert summary is not None
+        assert float(row["val/loss"]) == summary["final"]["val/loss"], "every digit"
+        assert float(row["best val/loss"]) == summary["best"]["val/loss"]
+        assert f"seed={row['seed']}" in summary["overrides"]
+        assert f"optim.lr={row['optim.lr']}" in summary["overrides"]
+        assert Path(row["folder"]) == folder / row["job"]
+    page, shown = (folder / "results.md").read_text("utf-8"), ended.out
+    for text in (page, shown):
+        assert "6 jobs: 6 completed" in text
+        for lr in ("0.1", "0.001"):
+            of_lr = [float(row["val/loss"]) for row in rows if float(row["optim.lr"]) == float(lr)]
+            (line,) = (line for line in text.splitlines() if f"optim.lr={lr} " in line and "before" not in line)
+            figures = [word for word in line.replace("|", " ").split() if not word.startswith("optim")]
+            assert figures == [f"{statistics.fmean(of_lr):.4f}", f"{statistics.stdev(of_lr):.4f}", "3"]
+        assert "optim.lr=0.1 before optim.lr=0.001" in text
+    best = [line.split()[1] for line in shown.splitlines() if line.startswith("*")]
+    assert best == [rows[0]["job"]]
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_each_job_is_a_complete_run_and_one_line(swept: Callable[..., Ended], folder: Path) -> None:
+    ended = swept(*SHORT, "logger=tensorboard", "seed=1,2")
+    for job in ("0", "1"):
+        files = {path.name for path in (folder / job).iterdir()}
+        assert files >= {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "samples.txt", "train.log"}
+        assert any(name.startswith("events.out") for name in files)
+        assert "final losses" in (folder / job / "train.log").read_text("utf-8")
+        assert "sweep: null" in (folder / job / "config.yaml").read_text("utf-8")
+    lines = ended.err.splitlines()
+    assert lines[0].startswith("sweep: 2 jobs, in ")
+    assert [line.split(",")[0] for line in lines[1:]] == ["job 0: completed", "job 1: completed"]
+    assert lines[2].endswith("(2 of 2): seed=2")
+    assert "End of training" not in ended.out, "of one run; here there is a table"
+
+
+def test_without_seeds_nothing_is_called_better_than_chance(swept: Callable[..., Ended]) -> None:
+    assert "how much of it is chance" in " ".join(swept(*SHORT, "optim.lr=1e-3,1e-1").out.split())
+
+
+def test_a_job_is_the_same_alone(swept: Callable[..., Ended], cli: Cli, folder: Path) -> None:
+    """Nothing of the jobs before it is left: seeds, threads, determinism."""
+    ended = swept(*SHORT, "device.threads=1,2", "device.deterministic=true,false", "seed=5")
+    assert ended.code == 0, ended.err
+    alone = cli(*SHORT, "device.threads=1", "seed=5")
+    for job in range(4):
+        records = [(folder / str(job) / "metrics.jsonl"), alone.folder / "metrics.jsonl"]
+        one, other = ([json.loads(line) for line in path.read_text().splitlines()] for path in records)
+        assert [r.get("val/loss") for r in one] == [r.get("val/loss") for r in other], job
+        assert [r.get("train/batch_loss") for r in one] == [r.get("train/batch_loss") for r in other], job
+
+
+def test_what_is_in_the_way_of_a_comparison_is_said(swept: Callable[..., Ended], folder: Path) -> None:
+    swept(*SHORT, "seed=1,2")
+    summary = json.loads((folder / "1" / "summary.json").read_text())
+    summary["data"]["sha256"] = "another"
+    (folder / "1" / "summary.json").write_text(json.dumps(summary))
+    assert "2 different texts" in Results(Sweep(folder)).text()
+
+
+def test_the_verdict_is_welchs_test() -> None:
+    """Of two groups that are alike a winner is called in some 5% of cases, of two that are not nearly always."""
+    draw = random.Random(0)
+
+    def called(distance: float, std: float, n: int) -> float:
+        found = 0
+        for _ in range(2000):
+            groups = [
+                Group("a", [draw.gauss(0, 1) for _ in range(4)]),
+                Group("b", [draw.gauss(distance, std) for _ in range(n)]),
+            ]
+            groups.sort(key=lambda group: group.mean)
+            found += verdict(groups).endswith(": a winner.")
+        return found / 2000
+
+    assert 0.02 < called(0, 1, 4) < 0.07
+    assert 0.02 < called(0, 3, 12) < 0.07
+    assert called(5, 1, 4) > 0.95
+
+
+def test_the_verdict_in_numbers() -> None:
+    # By hand: means 1 and 2, both variances 1/3 (n - 1), so the spread is 0.57735; t = 1 / sqrt(2/9 * 1/2 * ...).
+    a, b = Group("a", [0.5, 1.0, 1.0, 1.5]), Group("b", [1.5, 2.0, 2.0, 2.5])
+    spread = math.sqrt(statistics.variance(a.losses))
+    needed = 2.447 * math.sqrt(2 * spread**2 / 4) / spread  # 6 degrees of freedom
+    assert verdict([a, b]) == (
+        f"a before b by 1.0000, {1 / spread:.1f} standard deviations over seeds, where {needed:.1f} would tell at 95%: "
+        "a winner."
+    )
+    near = Group("c", [loss + 0.1 for loss in a.losses])
+    assert "inside the noise, no winner" in verdict([a, near])
+    assert "one seed only" in verdict([a, Group("d", [9.0])])
+    assert "changes nothing" in verdict([Group("e", [1.0, 1.0]), Group("f", [2.0, 2.0])])
+
+
+def test_students_t() -> None:
+    values = [t_95(n / 2) for n in range(2, 200)]
+    assert values == sorted(values, reverse=True), "no jump where the table ends"
+    assert t_95(1) == 12.706
+    assert t_95(1e9) == pytest.approx(1.960)
+    assert t_95(60) == pytest.approx(2.000, abs=0.002)
+    assert t_95(120) == pytest.approx(1.980, abs=0.002)
+
+
+def test_a_long_table_shows_the_best_and_is_whole_on_the_page(folder: Path) -> None:
+    made = Sweep(folder)
+    made.fields = ["seed"]
+    for number in range(100):
+        made.jobs[number] = Job(number, [f"seed={number}"])
+        job = folder / str(number)
+        job.mkdir(parents=True)
+        summary = {"status": "completed", "final": {"val/loss": 2 + number / 1000}, "best": {"val/loss": 2.0}}
+        (job / "summary.json").write_text(json.dumps(summary))
+    made.save()
+    results = Results(Sweep(folder))
+    results.write()
+    assert "and 60 more" in results.text()
+    assert len(table(folder)) == 100
+    assert (folder / "results.md").read_text("utf-8").count("| completed |") == 100
+
+
+def test_results_of_a_sweep_that_is_not_ours(cli: Cli, tool: Callable[..., Ended], folder: Path) -> None:
+    """As another of Hydra's sweepers leaves it: folders, and no plan."""
+    for number, lr in enumerate(("0.1", "0.01")):
+        cli(*SHORT, f"optim.lr={lr}", f"hydra.run.dir={folder / str(number)}", run_dir=False)
+    ended = tool(runs.main, "results", str(folder))
+    assert ended.code == 0, ended.err
+    assert "2 jobs: 2 completed" in ended.out
+    assert ended.out.splitlines()[2].split() == ["job", "optim.lr", "status", "val", "best", "step", "tok/s", "s"]
+
+
+def test_results_are_found_by_name(swept: Callable[..., Ended], tool: Callable[..., Ended], folder: Path) -> None:
+    swept(*SHORT, "seed=1,2")
+    before = (folder / "results.csv").read_text()
+    for name in ("results.csv", "results.md"):
+        (folder / name).unlink()
+    ended = tool(runs.main, "results", str(folder), "--csv")
+    assert ended.out == before == (folder / "results.csv").read_text()
+    for where in (folder / "no", folder / "0" / "checkpoints"):
+        ended = tool(runs.main, "results", str(where))
+        assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+
+
+# Failures
+
+
+def test_of_forty_jobs_ten_fail_and_thirty_complete(
+    swept: Callable[..., Ended], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan, late, broken, blocked = {3, 13, 23}, {5, 15}, {7, 27}, {9, 19, 39}
+    run, forward = train.run, Bigram.forward
+
+    def run_(cfg: Any, *arguments: Any, **keywords: Any) -> None:
+        if cfg.seed in nan:
+            cfg.optim.lr = 1e38
+        if cfg.seed in late:
+            cfg.data.block_size = 10**6
+        breaks = cfg.seed in broken
+
+        def forward_(self: Bigram, idx: Any, targets: Any = None) -> Any:
+            if breaks:
+                raise RuntimeError("the model broke")
+            return forward(self, idx, targets)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Bigram, "forward", forward_)
+            run(cfg, *arguments, **keywords)
+
+    monkeypatch.setattr(train, "run", run_)
+    folder.mkdir()
+    for number in blocked:
+        (folder / str(number)).write_text("mine")
+    ended = swept(*SHORT, "optim.lr=0.1", "seed=range(0,40)")
+    assert ended.code == 1
+    assert "Traceback" not in ended.err + ended.out
+    assert "40 jobs: 30 completed, 10 failed" in ended.out
+    rows = {int(row["job"]): row for row in table(folder)}
+    failed = nan | late | broken | blocked
+    assert {number for number, row in rows.items() if row["status"] == "failed"} == failed
+    assert len(rows) == 40
+    said = [(nan, "learning rate"), (late, "block_size"), (broken, "the model broke"), (blocked, "cannot be made")]
+    for numbers, words in said:
+        for number in numbers:
+            assert words in rows[number]["error"], number
+            assert f"job {number} failed: " in ended.out
+            assert f"job {number} failed: " in (folder / "results.md").read_text("utf-8")
+            if numbers is not blocked:
+                summary = read_summary(folder / str(number))
+                assert summary is not None
+                assert summary["status"] == "failed"
+    for number in broken:
+        assert "Traceback" in (folder / str(number) / "train.log").read_text("utf-8")
+    assert all((folder / str(number)).read_text() == "mine" for number in blocked)
+
+    # Mended, the same command completes it.
+    monkeypatch.setattr(train, "run", run)
+    for number in blocked:
+        (folder / str(number)).unlink()
+    done = state(folder / "0")
+    ended = swept(*SHORT, "optim.lr=0.1", "seed=range(0,40)")
+    assert ended.code == 0, ended.err
+    assert "40 jobs: 40 completed" in ended.out
+    assert state(folder / "0") == done
+
+
+def test_a_config_that_cannot_be_is_refused_before_any_job_runs(swept: Callable[..., Ended], folder: Path) -> None:
+    for arguments in (["optim.lr=0.1,-1,0.2"], ["seed=1,2", "optim.lr=interval(0,1)"], ["seed=1,2", "+optim.lrr=1"]):
+        ended = swept(*SHORT, *arguments)
+        assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+        assert not folder.exists()
+    assert swept(*SHORT, "optim.lr=0.1,abc").code == 1, "Hydra's own refusal"
+    assert not any(folder.glob("*/summary.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sweep=latest"], "add -m"),
+        (["-m", "sweep=nowhere", "seed=1,2"], "no such folder"),
+        (["-m", "sweep=.", "seed=1,2"], "holds no sweep"),
+        (["-m", "sweep=x", "hydra.sweep.dir=y", "seed=1,2"], "contradicts"),
+        (["-m", "hydra.sweep.subdir=y", "seed=1,2"], "numbered"),
+        (["-m", "resume=latest", "seed=1,2"], "sweep="),
+        (["-m", "seed=1,2", "hydra.sweeper.max_batch_size=0"], "max_batch_size=0"),
+        (["-m", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs=0"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = cli(*SHORT, *arguments, *([] if "hydra.sweep.dir=y" in arguments else ["hydra.sweep.dir=s"]), run_dir=False)
+    if any(argument.startswith("sweep=") for argument in arguments):
+        ended = cli(*SHORT, *arguments, run_dir=False)
+    assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+    assert words in ended.err
+
+
+@pytest.mark.parametrize(
+    ("choice", "extra"),
+    [
+        ("hydra/launcher=joblib", "joblib"),
+        ("hydra/launcher=submitit_local", "submitit"),
+        ("hydra/launcher=submitit_slurm", "submitit"),
+        ("hydra/sweeper=optuna", "optuna"),
+    ],
+)
+def test_an_extra_that_is_not_installed_is_named_with_its_command(
+    swept: Callable[..., Ended], folder: Path, monkeypatch: pytest.MonkeyPatch, choice: str, extra: str
+) -> None:
+    monkeypatch.setattr(train, "_is_installed", lambda module: module == "hydra")
+    ended = swept(*SHORT, "seed=1,2", choice)
+    assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+    assert f'pip install -c constraints.txt -e ".[{extra}]"' in ended.err
+    assert not folder.exists()
+
+
+def test_what_help_needs_imports_none_of_the_extras() -> None:
+    code = f"""
+import sys
+sys.argv = ["train.py", "--help"]
+from bigramlm.train import main
+main()
+sys.exit(any(name in sys.modules for name in {("torch", "optuna", "joblib", "submitit", "sqlalchemy")}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "joblib" in done.stdout
+
+
+# Composing
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["seed=3", "optim.lr=0.3"],
+        ["experiment=quick", "seed=3", "optim.lr=0.3", 'sample.prompt="a, b"'],
+        ["data=text", 'data.path="x y"', "+data.batch_size=7", "logger=none", "hydra.sweep.subdir=9"],
+        ["optim.lr=1e-3", "optim.lr=1e-4", "optim.betas=[0.1,0.2]", "logger.tags=[a,b]"],
+    ],
+)
+def test_composing_fast_gives_what_hydra_composes(overrides: list[str]) -> None:
+    train.set_up_hydra()
+    with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        assert loader is not None
+        typed = ["hydra.mode=MULTIRUN", "hydra.sweep.dir=/somewhere", "seed=1,2"]
+        master = loader.load_configuration("train", typed, run_mode=RunMode.MULTIRUN)
+        composer = launch.Composer(loader)
+        # The second comes from what is kept of the first.
+        first = [word for word in overrides if not word.startswith(("seed=", "optim.lr="))]
+        composer.load_sweep_config(master, first)
+        plain = [word.replace("+data.batch_size=7", "data.batch_size=7") for word in overrides]
+        for one in (plain, plain[::-1]):
+            ours, hydras = (of.load_sweep_config(master, one) for of in (composer, loader))
+            assert OmegaConf.to_container(ours) == OmegaConf.to_container(hydras)
+            assert ours.hydra.sweep.dir == "/somewhere"
+
+
+# Over anything
+
+
+def test_groups_experiments_and_free_text_are_swept_too(swept: Callable[..., Ended], folder: Path) -> None:
+    ended = swept(
+        *("logger=none", "trainer.steps=20", "trainer.eval_every=10", "data=bundled"),
+        *("experiment=null,quick", 'sample.prompt="To be, or","not, \'to\'"', "tokenizer=char"),
+    )
+    assert ended.code == 0, ended.err
+    found = {(row["experiment"], row["sample.prompt"]) for row in table(folder)}
+    assert found == {(e, p) for e in ("null", "quick") for p in ("To be, or", "not, 'to'")}
+    lrs = {row["experiment"]: runs.read_run(folder / row["job"]).get("optim.lr") for row in table(folder)}  # type: ignore[union-attr]
+    assert lrs == {"null": 0.001, "quick": 0.01}
+    for row in table(folder):
+        assert row["sample.prompt"] in (folder / row["job"] / "samples.txt").read_text("utf-8")
+
+
+def test_one_text_with_a_comma_is_no_sweep(swept: Callable[..., Ended], folder: Path) -> None:
+    assert swept(*SHORT, "seed=1,2", "sample.prompt=To be, or not").code == 0
+    assert len(table(folder)) == 2
+    assert "To be, or not" in (folder / "0" / "samples.txt").read_text("utf-8")
+
+
+# The text
+
+
+def test_the_text_is_settled_once_for_the_whole_sweep(
+    swept: Callable[..., Ended], cli: Cli, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that comes back in the middle must not give the other jobs another text."""
+    tries = []
+
+    def download(*_: Any) -> bytes:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError("no network")
+        return b"First Citizen:\n" * 200
+
+    (tmp_path / "home" / "sources").mkdir(parents=True)
+    shutil.copy(paths.bundled_text(), tmp_path / "home" / "sources")
+    monkeypatch.setattr(shakespeare, "download", download)
+    monkeypatch.setattr(paths, "home", lambda: tmp_path / "home")
+    plain = [argument for argument in SHORT if argument != "data=bundled"]
+    ended = swept(*plain, "seed=1,2", "data.block_size=4,8", "data.timeout=1")
+    assert ended.code == 0, ended.err
+    assert len(tries) == 1
+    assert ended.err.count("NOT SHAKESPEARE") == 1
+    for job in range(4):
+        config = runs.read_run(folder / str(job))
+        assert config is not None
+        assert (config.get("data.name"), config.get("data.block_size")) == ("bundled", 4 if job in (0, 2) else 8)
+    # Gone on with, it stays at that.
+    assert swept(*plain, "seed=1,2,3", "data.block_size=4,8", "data.timeout=1").code == 0
+    assert len(tries) == 1
+    assert len({row["status"] for row in table(folder)}) == 1
+    assert len(table(folder)) == 6
+
+
+# Going on
+
+
+def test_going_on_runs_what_is_left_and_touches_nothing_else(
+    swept: Callable[..., Ended], cli: Cli, folder: Path
+) -> None:
+    swept(*SHORT, "optim.lr=1e-3,1e-1", "seed=1,2")
+    shutil.rmtree(folder / "2")  # optim.lr=1e-1 seed=1
+    before = {job: state(folder / job) for job in ("0", "1", "3")}
+    ended = cli("-m", *SHORT, "seed=3,2,1", "optim.lr=1e-3,1e-1", f"sweep={folder}", run_dir=False)
+    assert ended.code == 0, ended.err
+    assert "3 done already, 0 begun, 3 to begin" in ended.err
+    assert {job: state(folder / job) for job in before} == before, "found by their config, whatever the order"
+    jobs = {row["job"]: (row["optim.lr"], row["seed"]) for row in table(folder)}
+    assert jobs["2"] == ("1e-1", "1"), "in its old place"
+    assert {jobs["4"], jobs["5"]} == {("1e-3", "3"), ("1e-1", "3")}
+    assert "sweep=" not in (folder / "sweep.json").read_text()
+    assert "sweep=" not in (folder / "4" / "summary.json").read_text()
+
+
+def test_another_config_gets_a_folder_of_its_own(swept: Callable[..., Ended], folder: Path) -> None:
+    swept(*SHORT, "seed=1,2")
+    before = [state(folder / job) for job in ("0", "1")]
+    ended = swept(*SHORT, "trainer.steps=30", "seed=1,2")
+    assert ended.code == 0, ended.err
+    assert [state(folder / job) for job in ("0", "1")] == before
+    assert sorted((row["job"], row["step"]) for row in table(folder)) == [
+        *zip("01", ["20"] * 2),
+        *zip("23", ["30"] * 2),
+    ]
+
+
+def test_a_job_whose_text_has_changed_runs_anew(
+    swept: Callable[..., Ended], folder: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (*SHORT, "data=text", f"data.path={text_file}", "seed=1,2")
+    swept(*arguments)
+    before = state(folder / "0")
+    assert swept(*arguments).code == 0
+    assert len(table(folder)) == 2
+    text_file.write_text(text_file.read_text("utf-8") + "Another line.\n", "utf-8")
+    launch._sha256.cache_clear()
+    ended = swept(*arguments)
+    assert ended.code == 0, ended.err
+    assert len(table(folder)) == 4
+    assert state(folder / "0") == before
+    assert "2 different texts" in ended.out
+
+
+def test_a_job_that_another_process_trains_in_is_left_to_it(swept: Callable[..., Ended], folder: Path) -> None:
+    swept(*SHORT, "seed=1,2")
+    RunFolder(folder / "0")
+    summary = json.loads((folder / "0" / "summary.json").read_text())
+    (folder / "0" / "summary.json").write_text(json.dumps({**summary, "status": "running"}))
+    before = state(folder / "0")
+    with RunFolder(folder / "0").lock():
+        ended = swept(*SHORT, "seed=1,2")
+    assert ended.code == 1
+    assert "job 0: another process trains in it" in ended.err
+    after = state(folder / "0")
+    assert all(after[path] == before[path] for path in before if path.name != ".lock")
+
+
+def test_two_commands_at_once_in_one_sweep_are_refused(swept: Callable[..., Ended], folder: Path) -> None:
+    folder.mkdir()
+    with RunFolder(folder).lock():
+        ended = swept(*SHORT, "seed=1,2")
+    assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+    assert not (folder / "0").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_killed_three_times_and_gone_on_with_it_has_the_same_table(tmp_path: Path, launcher: str) -> None:
+    arguments = (*LONGER, "optim.lr=1e-2,1e-1", "seed=1,2", f"hydra/launcher={launcher}")
+    with started(tmp_path / "whole", *arguments) as process:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    folder = tmp_path / "killed"
+    for job, step in ((0, 1000), (1, 2000), (3, 500)):
+        with started(folder, *arguments) as process:
+            wait_for(lambda job=job, step=step: (folder / str(job) / "checkpoints" / f"step_{step}").exists())
+            process.kill()
+            process.communicate()
+        left = Results(Sweep(folder))
+        assert any(row.status != "completed" for row in left.rows)
+        wait_for(lambda: all(row.status != "running" for row in Results(Sweep(folder)).rows), 10)
+    with started(folder, *arguments) as process:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    assert "begun" in err
+    assert table(folder, but=TIMES) == table(tmp_path / "whole", but=TIMES)
+    assert "4 jobs: 4 completed" in out
+
+
+# Launchers
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
+def test_a_worker_that_is_killed_costs_its_job_only(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    arguments = (*LONGER, "trainer.steps=12000", "seed=1,2,3,4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    with started(folder, *arguments) as process:
+        wait_for(lambda: (folder / "0" / "checkpoints" / "step_1000").exists())
+        pid = holder(folder / "0")
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 1
+    assert "job 0: its process was killed" in err
+    assert "4 jobs: 3 completed, 1 killed" in out
+    with started(folder, *arguments) as process:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    assert "4 jobs: 4 completed" in out
+    resumed = read_summary(folder / "0")
+    assert resumed is not None
+    assert resumed["resumed"][0]["step"] >= 1000
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_jobs_in_other_processes_with_a_save(tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "sweep"
+    arguments = (*LONGER, "trainer.steps=1000000", "seed=1,2,3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    with started(folder, *arguments) as process:
+        wait_for(lambda: all((folder / job / "checkpoints" / "step_500").exists() for job in "01"))
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert "Traceback" not in err
+    assert "3 jobs: 2 stopped, 1 pending" in out
+    for job in "01":
+        summary = read_summary(folder / job)
+        assert summary is not None
+        assert (folder / job / "checkpoints" / f"step_{summary['step']}").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
+def test_with_the_command_killed_no_worker_trains_on(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    arguments = (*LONGER, "trainer.steps=1000000", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    with started(folder, *arguments) as process:
+        wait_for(lambda: (folder / "0" / "checkpoints" / "step_500").exists() and holder(folder / "1"))
+        process.kill()
+    wait_for(lambda: statuses_now(folder) == ["stopped", "stopped"], 20)
+
+
+def statuses_now(folder: Path) -> list[str]:
+    return [row.status for row in Results(Sweep(folder)).rows]
+
+
+def test_each_worker_has_its_share_of_cores_and_gpus() -> None:
+    made = workers.environments(2, cores=8, gpus=["0", "3"])
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in made] == ["0", "3"], "one GPU a job"
+    assert {e["OMP_NUM_THREADS"] for e in made} == {"4"}
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in workers.environments(3, cores=2, gpus=["1"])] == ["1"] * 3
+    assert {e["OMP_NUM_THREADS"] for e in workers.environments(3, cores=2, gpus=[])} == {"1"}
+    assert "CUDA_VISIBLE_DEVICES" not in workers.environments(1, cores=2, gpus=[])[0]
+
+
+def test_gpus_are_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
+    assert workers.visible_gpus() == ["2", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert workers.visible_gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert workers.visible_gpus() == []
+    if os.name != "nt":
+        listing = tmp_path / "nvidia-smi"
+        listing.write_text("#!/bin/sh\necho 'GPU 0: one'\necho '  MIG device'\necho 'GPU 1: two'\n")
+        listing.chmod(0o755)
+        assert workers.visible_gpus() == ["0", "1"]
+
+
+def test_the_jobs_of_joblib_share_the_cores(swept: Callable[..., Ended], folder: Path) -> None:
+    # Too large for one thread on auto, so it takes all that it is given.
+    large = ("data.batch_size=4096", "data.block_size=64", "trainer.steps=1")
+    n = max(2, os.cpu_count() or 1)
+    ended = swept(*SHORT, *large, "seed=1,2", "hydra/launcher=joblib", f"hydra.launcher.n_jobs={n}")
+    assert ended.code == 0, ended.err
+    for job in "01":
+        run = runs.read_run(folder / job)
+        assert run is not None
+        assert run.get("device.threads") == "1"
+
+
+def test_ctrl_c_is_left_to_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {number: signal.getsignal(number) for number in stop._STOP_SIGNALS}
+    heeded = list(stop._STOP_SIGNALS)
+    try:
+        stop.leave_to_parent()
+        with stop.stop_signals():
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(stop.Stopped):
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        stop._STOP_SIGNALS[:] = heeded
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_submitit_runs_each_job_in_a_process(swept: Callable[..., Ended], folder: Path) -> None:
+    ended = swept(*SHORT, "seed=1,2,3", "hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=2")
+    assert ended.code == 0, ended.err
+    pids = set()
+    for job in "012":
+        summary = read_summary(folder / job)
+        assert summary is not None
+        pids.add(summary["pid"])
+    assert len(pids) == 3
+    assert "3 jobs: 3 completed" in ended.out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
+def test_a_job_of_submitits_that_is_killed_costs_itself_only(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    arguments = (*LONGER, "trainer.steps=20000", "seed=1,2", "hydra/launcher=submitit_local")
+    with started(folder, *arguments) as process:
+        wait_for(lambda: (folder / "0" / "checkpoints" / "step_500").exists())
+        pid = holder(folder / "0")
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 1
+    assert "2 jobs: 1 completed, 1 killed" in out, err
+    with started(folder, *arguments) as process:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+
+
+# Stand-ins for Slurm's programs: sbatch runs the array's tasks at once, one after the other.
+SLURM = {
+    "sbatch": """#!/bin/sh
+cp "$1" "$SLURM_STAND_IN/submitted.sh"
+echo "Submitted batch job 4242"
+for task in $(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1" | xargs seq 0); do
+  SLURM_JOB_ID=4242 SLURM_ARRAY_JOB_ID=4242 SLURM_ARRAY_TASK_ID=$task SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 \\
+    SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_JOB_NODELIST=node SUBMITIT_EXECUTOR=slurm sh "$1" >&2
+done
+""",
+    "srun": """#!/bin/sh
+while [ "${1#-}" != "$1" ]; do case "$1" in --output|--error) shift;; esac; shift; done
+exec "$@"
+""",
+    "sacct": """#!/bin/sh
+echo "JobID|State|NodeList"
+for task in 0 1 2 3; do echo "4242_$task|COMPLETED|node"; done
+""",
+    "scancel": "#!/bin/sh\n",
+    "squeue": "#!/bin/sh\n",
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Slurm is not for Windows")
+def test_a_sweep_goes_through_slurm(
+    swept: Callable[..., Ended], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through stand-ins: there is no cluster here."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, script in SLURM.items():
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_STAND_IN", str(tmp_path))
+    fields = ("partition=gpu", "account=lab", "timeout_min=90", "gpus_per_node=2", "cpus_per_task=3", "mem_gb=5")
+    typed = [f"hydra.launcher.{field}" for field in (*fields, "array_parallelism=7", "'setup=[echo ready]'"[1:-1])]
+    ended = swept(*SHORT, "seed=1,2,3", "hydra/launcher=submitit_slurm", *typed)
+    assert ended.code == 0, ended.err
+    assert "3 jobs: 3 completed" in ended.out
+    asked = (tmp_path / "submitted.sh").read_text()
+    for line in (
+        *("--partition=gpu", "--account=lab", "--time=90", "--gpus-per-node=2", "--cpus-per-task=3", "--mem=5GB"),
+        *("--array=0-2%7", "--nodes=1", "--signal=USR2@120"),
+    ):
+        assert f"#SBATCH {line}\n" in asked
+    assert "\necho ready\n" in asked
+
+
+def test_a_job_that_is_started_again_goes_on_or_is_done(tmp_path: Path) -> None:
+    """As Slurm does with one that ran out of time: the same job, called once more in its folder."""
+    folder, config = tmp_path / "0", composed(*SHORT, "trainer.checkpoint_every=10", "seed=1")
+    folder.mkdir()
+
+    def hopeless_at_10(step: int, _: float) -> bool:
+        if step == 10:
+            raise KeyboardInterrupt
+        return False
+
+    assert isinstance(train.train(config, RunFolder(folder), [], train.Job(hopeless_at_10)), stop.Stopped)
+    assert train.train(config, RunFolder(folder), [], train.Job()) is None
+    summary = read_summary(folder)
+    assert summary is not None
+    assert (summary["status"], summary["resumed"][0]["step"]) == ("completed", 0)
+    before = state(folder)
+    assert train.train(config, RunFolder(folder), [], train.Job()) is None
+    assert state(folder) == before
+    # Another config is another run, and has no business here.
+    failure = train.train(composed(*SHORT, "seed=2"), RunFolder(folder), [], train.Job())
+    assert "holds a run already" in str(failure)
+
+
+def test_a_plan_that_is_damaged_is_one_line(tool: Callable[..., Ended], folder: Path) -> None:
+    folder.mkdir()
+    for content in ("", "{", "[]", '{"fields": [], "settled": {}, "planned": 0, "jobs": [{"no": 1}]}', "\xff"):
+        (folder / sweep.PLAN).write_text(content, "latin-1")
+        ended = tool(runs.main, "results", str(folder))
+        assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err
+        with pytest.raises(UserError):
+            Sweep(folder)
