@@ -26,8 +26,13 @@ Examples:
   python scripts/train.py experiment=quick      a first look in five seconds
   python scripts/train.py optim.lr=1e-2 data.block_size=16 trainer.steps=2000
   python scripts/train.py data=text data.path=my.txt "sample.prompt=Once upon"
-  python scripts/train.py -m optim.lr=1e-4,1e-3,1e-2 seed=1,2,3
   python scripts/train.py resume=latest trainer.steps=20000
+
+Sweeps (docs/sweeps.md):
+  python scripts/train.py -m optim.lr=1e-4,1e-3,1e-2 seed=1,2,3
+  python scripts/train.py -m seed=1,2,3,4 hydra/launcher=joblib   several at a time
+  python scripts/train.py -m ... sweep=latest                     go on with one
+  launchers: {launchers}; sweepers: {sweepers}
 
 Look at what runs left:  tensorboard --logdir outputs
 Complete with TAB:       eval "$(python scripts/train.py -sc install=bash)"
@@ -39,7 +44,9 @@ def help_text(overrides: list[str]) -> str:
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
         fields = OmegaConf.to_yaml(compose("train", overrides))
     text = _TEXT if paths.IN_CHECKOUT else _TEXT.replace("python scripts/train.py", "bigramlm-train")
-    return text.format(groups=_group_choices(), fields="".join(f"  {line}\n" for line in fields.splitlines()))
+    presets = {f"{kind}s": " ".join(_choices(f"hydra/{kind}")) for kind in ("launcher", "sweeper")}
+    shown = "".join(f"  {line}\n" for line in fields.splitlines())
+    return text.format(groups=_group_choices(), fields=shown, **presets)
 
 
 def _group_choices() -> str:
@@ -48,4 +55,8 @@ def _group_choices() -> str:
 
 def choices_of_groups() -> dict[str, list[str]]:
     """The choices that each group has, which are its presets."""
-    return {group: sorted(path.stem for path in (paths.conf_dir() / group).glob("*.yaml")) for group in GROUPS}
+    return {group: _choices(group) for group in GROUPS}
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (paths.conf_dir() / group).glob("*.yaml"))

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
@@ -35,9 +34,9 @@ from bigramlm.config import RunConfig, identity, to_run_config
 from bigramlm.data.config import DataConfig
 from bigramlm.errors import UserError
 from bigramlm.run import LOCK, RunFolder, read_summary
-from bigramlm.search import Search
+from bigramlm.search import STUDY, Search
 from bigramlm.stop import Stopped, stop_signals
-from bigramlm.sweep import FINISHED, Job, Results, Sweep, one_line, values_of
+from bigramlm.sweep import FINISHED, Job, Results, Sweep, values_of
 
 log = logging.getLogger(__name__)
 
@@ -82,17 +81,18 @@ class Composer(ConfigLoaderImpl):
 class Launch:
     """One command that runs jobs of a sweep."""
 
-    def __init__(
-        self, sweep: Sweep, config: DictConfig, context: HydraContext, launcher: Launcher, fields: Sequence[str]
-    ) -> None:
-        """config: what Hydra composed for the sweep; fields: what is swept."""
+    def __init__(self, sweep: Sweep, config: DictConfig, context: HydraContext, launcher: Launcher) -> None:
+        """config: what Hydra composed for the sweep."""
         self.sweep = sweep
         self.config = config
         self.context = context
         self.launcher = launcher
-        self.sweep.fields = list(dict.fromkeys([*self.sweep.fields, *fields]))
         self.jobs: list[Job] = []  # of this command
         self._texts: dict[str, str] = {}  # the text that stands in for one that could not be had, by data's fields
+
+    def sweeps(self, fields: Sequence[str]) -> None:
+        """Say what is swept."""
+        self.sweep.fields = list(dict.fromkeys([*self.sweep.fields, *fields]))
 
     def plan(self, lines: Sequence[Sequence[str]]) -> None:
         """Settle the jobs that these lines of overrides make: one of the sweep so far where it is asked for again.
@@ -165,7 +165,8 @@ class Launch:
         """Run those of the jobs that are left; at_once: the most that the launcher is handed together, None for all."""
         due = [job for job in jobs if self._is_due(job)]
         # In this process jobs are launched one by one: what breaks one of them is then the end of that one only.
-        size = 1 if isinstance(self.launcher, BasicLauncher) else at_once or max(1, len(due))
+        here = self.config.hydra.launcher._target_.endswith(".BasicLauncher")
+        size = 1 if here else at_once or max(1, len(due))
         for first in range(0, len(due), size):
             self._launch(due[first : first + size])
 
@@ -206,7 +207,7 @@ class Launch:
         for job, returned in zip(jobs, returns, strict=True):
             if returned.status is not JobStatus.COMPLETED and read_summary(self.sweep.path(job)) is None:
                 ended = returned._return_value
-                self._fail(job, one_line(str(known(ended))) or repr(ended))
+                self._fail(job, _brief(known(ended)))
         self.sweep.save()
 
     def report(self) -> bool:
@@ -218,7 +219,7 @@ class Launch:
         except OSError as error:
             log.warning("%s", known(error, self.sweep.folder))
         where = relative(self.sweep.folder)
-        left = any(self.sweep.status(job) not in FINISHED for job in self.jobs) or not self.jobs
+        left = any(self.sweep.status(job) not in FINISHED for job in self.jobs)
         lines = ["----", results.count(), "", results.text(), "", f"Sweep: {where}"]
         if left:
             lines.append(f"The same command with {shlex.quote(f'sweep={where}')} runs what is left.")
@@ -232,15 +233,17 @@ class Launch:
 
 
 @contextlib.contextmanager
-def launching(config: DictConfig, context: HydraContext, launcher: Launcher, fields: Sequence[str]) -> Iterator[Launch]:
+def launching(config: DictConfig, context: HydraContext, launcher: Launcher) -> Iterator[Launch]:
     """A Launch to work with: the sweep's folder is held, and however the work ends, what came of it is said.
 
     Ends the process with exit code 1 where jobs are left undone, 130 or 143 after a signal.
     """
     folder, code = Path(config.hydra.sweep.dir).absolute(), 0
     try:
+        if hasattr(launcher, "check"):
+            launcher.check()
         with RunFolder(folder).lock():
-            launch = Launch(Sweep(folder), config, context, launcher, fields)
+            launch = Launch(Sweep(folder), config, context, launcher)
             try:
                 with stop_signals():
                     yield launch
@@ -248,9 +251,12 @@ def launching(config: DictConfig, context: HydraContext, launcher: Launcher, fie
                 code = 128 + stopped.signal
             except SystemExit as ended:  # a job that was stopped in this process
                 code = int(ended.code or 0)
+            finally:
+                if hasattr(launcher, "close"):
+                    launcher.close()
             left = launch.report()
     finally:
-        if [path.name for path in folder.iterdir()] == [LOCK]:  # refused before anything began
+        if {path.name for path in folder.iterdir()} <= {LOCK, STUDY}:  # refused before anything began
             shutil.rmtree(folder, ignore_errors=True)
     if code or left:
         sys.exit(code or 1)
@@ -283,6 +289,12 @@ def search(launch: Launch, study: Search, fixed: Sequence[str], *, n_trials: int
 def failed(error: BaseException) -> JobReturn:
     """What a launcher returns of a job that an exception ended."""
     return JobReturn(status=JobStatus.FAILED, _return_value=error)
+
+
+def _brief(error: BaseException | Any) -> str:
+    # Of what a launcher quotes, such as a traceback, the last line tells.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
 
 
 def _numbers(folder: Path) -> list[int]:

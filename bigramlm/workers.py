@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -21,7 +22,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from bigramlm.config import register_schemas
-from bigramlm.errors import require
 from bigramlm.launch import failed
 from bigramlm.stop import Stopped, leave_to_parent
 
@@ -36,7 +36,6 @@ class Workers:
 
     def __init__(self, n_jobs: int, config: DictConfig, context: HydraContext, task: TaskFunction) -> None:
         """n_jobs: how many at most; -1 is one for each GPU where the jobs run on GPUs, else one for each core."""
-        require(n_jobs == -1 or n_jobs >= 1, f"hydra.launcher.n_jobs={n_jobs}: must be 1 or more, or -1")
         from joblib.externals import loky
 
         cores = loky.cpu_count(only_physical_cores=True)
@@ -79,6 +78,11 @@ class Workers:
             except Stopped as again:
                 stopped.signal = again.signal
 
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._workers:
+            worker.close()
+
 
 class _Worker:
     """A process that runs one job after the other, and is begun anew after one that killed it."""
@@ -115,9 +119,14 @@ class _Worker:
 
     def stop(self) -> None:
         if self._pid.done() and self._pid.exception() is None:
-            os.kill(self._pid.result(), signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid.result(), signal.SIGTERM)
         else:  # it is still starting, and has nothing to save
             self._pool.shutdown(wait=False, kill_workers=True)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
 
 
 def environments(n: int, *, cores: int, gpus: Sequence[str]) -> list[dict[str, str]]:
@@ -141,6 +150,9 @@ def visible_gpus() -> list[str]:
     return [str(i) for i, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
 
 
+_at_work = threading.Lock()
+
+
 def _begin(parent: int, state: Any) -> None:
     leave_to_parent()
     setup_globals()
@@ -153,7 +165,10 @@ def _end_with(parent: int) -> None:
     # Of a sweep that was killed nothing trains on unseen.
     while os.getppid() == parent:
         time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGTERM)
+    if _at_work.locked():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with _at_work:  # until it is saved
+        os._exit(1)
 
 
 def _run(number: int, overrides: list[str], context: HydraContext, config: DictConfig, task: TaskFunction) -> JobReturn:
@@ -162,13 +177,14 @@ def _run(number: int, overrides: list[str], context: HydraContext, config: DictC
         job.hydra.job.id = f"{job.hydra.job.name}_{number}"
         job.hydra.job.num = number
     HydraConfig.instance().set_config(job)
-    try:
-        return run_job(
-            hydra_context=context,
-            config=job,
-            task_function=task,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
-    except SystemExit as ended:  # it was stopped; its summary says so
-        return failed(RuntimeError(f"was stopped ({ended.code})"))
+    with _at_work:
+        try:
+            return run_job(
+                hydra_context=context,
+                config=job,
+                task_function=task,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+            )
+        except SystemExit as ended:  # it was stopped; its summary says so
+            return failed(RuntimeError(f"was stopped ({ended.code})"))

@@ -29,6 +29,14 @@ def _composing_fast(context: HydraContext) -> HydraContext:
     return HydraContext(config_loader=Composer(context.config_loader), callbacks=context.callbacks)
 
 
+def _require_whole(field: str, value: Any, *, least: int = 1, or_null: bool = False) -> None:
+    from bigramlm.errors import require
+
+    ok = (isinstance(value, int) and value >= least) or (value is None and or_null)
+    null = ", or null" if or_null else ""
+    require(ok, f"hydra.sweeper.{field}={value}: must be a whole number, {least} or more{null}")
+
+
 class GridSweeper(BasicSweeper):
     """Every combination of what is swept, as Hydra's own sweeper makes them; but what is done is not done again."""
 
@@ -43,23 +51,19 @@ class GridSweeper(BasicSweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        with exit_codes():
-            at_once = self.max_batch_size
-            require(
-                at_once is None or at_once >= 1, f"hydra.sweeper.max_batch_size={at_once}: must be 1 or more, or null"
-            )
+        with exit_codes(), launching(self.config, self.hydra_context, self.launcher) as launch:
+            _require_whole("max_batch_size", self.max_batch_size, or_null=True)
             parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
             overrides = parser.parse_overrides([*self._parse_config(), *arguments])
             swept = [override for override in overrides if override.is_sweep_override()]
-            fields = [override.get_key_element() for override in swept]
-            with launching(self.config, self.hydra_context, self.launcher, fields) as launch:
-                for override in swept:
-                    require(
-                        override.is_discrete_sweep(),
-                        f"{override.input_line}: is a space to search, and no list; hydra/sweeper=optuna searches it",
-                    )
-                launch.plan(self.split_arguments(overrides, None)[0])
-                launch.run(launch.jobs, at_once)
+            for override in swept:
+                require(
+                    override.is_discrete_sweep(),
+                    f"{override.input_line}: is a space to search, and no list; hydra/sweeper=optuna searches it",
+                )
+            launch.sweeps([override.get_key_element() for override in swept])
+            launch.plan(self.split_arguments(overrides, None)[0])
+            launch.run(launch.jobs, self.max_batch_size)
 
 
 class OptunaSweeper(Sweeper):
@@ -96,25 +100,25 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         from bigramlm.cli import exit_codes
-        from bigramlm.errors import require
         from bigramlm.launch import launching, search
         from bigramlm.search import Search, space_of
 
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        with exit_codes():
-            require(self.n_trials >= 1, f"hydra.sweeper.n_trials={self.n_trials}: must be 1 or more")
-            require(self.n_jobs is None or self.n_jobs >= 1, f"hydra.sweeper.n_jobs={self.n_jobs}: must be 1 or more")
+        with exit_codes(), launching(self.config, self.hydra_context, self.launcher) as launch:
+            _require_whole("n_trials", self.n_trials)
+            _require_whole("n_jobs", self.n_jobs, or_null=True)
+            _require_whole("seed", self.options["seed"], least=0)
             parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
             typed = [*(f"{name}={value}" for name, value in self.params.items()), *arguments]
             overrides = parser.parse_overrides([word for word in typed if not word.lstrip("+").startswith("sweep=")])
             fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
             space = space_of(overrides)
+            launch.sweeps(list(space))
             at_once = self.n_jobs or int(getattr(self.launcher, "at_once", 1))
-            with launching(self.config, self.hydra_context, self.launcher, list(space)) as launch:
-                study = Search(launch.sweep.folder, space, fixed, at_once=at_once, **self.options)
-                search(launch, study, fixed, n_trials=self.n_trials, at_once=at_once)
+            study = Search(launch.sweep.folder, space, fixed, at_once=at_once, **self.options)
+            search(launch, study, fixed, n_trials=self.n_trials, at_once=at_once)
 
 
 class _Launcher(Launcher):
@@ -149,6 +153,18 @@ class JoblibLauncher(_Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         return self.workers.run(job_overrides, initial_job_idx)
+
+    def check(self) -> None:
+        """UserError where it cannot launch, before anything is launched."""
+        from bigramlm.errors import require
+
+        ok = isinstance(self.n_jobs, int) and (self.n_jobs >= 1 or self.n_jobs == -1)
+        require(ok, f"hydra.launcher.n_jobs={self.n_jobs}: must be a whole number, 1 or more, or -1")
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._workers is not None:
+            self._workers.close()
 
 
 with contextlib.suppress(ImportError):
