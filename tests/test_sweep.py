@@ -22,8 +22,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from bigramlm import launch, paths, runs, stop, sweep, train, workers
-from bigramlm.data import shakespeare
+from bigramlm import launch, paths, runs, stop, sweep, train, trainer, workers
+from bigramlm.data import batches, shakespeare
 from bigramlm.errors import UserError
 from bigramlm.model.bigram import Bigram
 from bigramlm.run import RunFolder, read_summary
@@ -262,16 +262,12 @@ def test_of_forty_jobs_ten_fail_and_thirty_complete(
     swept: Callable[..., Ended], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nan, late, broken, blocked = {3, 13, 23}, {5, 15}, {7, 27}, {9, 19, 39}
-    run, forward = train.run, Bigram.forward
+    run, forward, check = train.run, Bigram.forward, batches.check_length
 
     def run_(cfg: Any, *arguments: Any, **keywords: Any) -> None:
         if cfg.seed == 0:
             for number in blocked:
                 (folder / str(number)).write_text("mine")
-        if cfg.seed in nan:
-            cfg.optim.lr = 1e38
-        if cfg.seed in late:
-            cfg.data.block_size = 10**6
         breaks = cfg.seed in broken
 
         def forward_(self: Bigram, idx: Any, targets: Any = None) -> Any:
@@ -281,6 +277,10 @@ def test_of_forty_jobs_ten_fail_and_thirty_complete(
 
         with monkeypatch.context() as patch:
             patch.setattr(Bigram, "forward", forward_)
+            if cfg.seed in nan:
+                patch.setattr(trainer, "learning_rate", lambda *_: 1e38)
+            if cfg.seed in late:
+                patch.setattr(batches, "check_length", lambda n, **words: check(n, **{**words, "block_size": 10**6}))
             run(cfg, *arguments, **keywords)
 
     monkeypatch.setattr(train, "run", run_)
