@@ -245,7 +245,8 @@ class Results:
         texts = {row.text for row in self.rows if row.text}
         if len(texts) > 1 and not any(re.match(r"data(\.path)?$|experiment$", field) for field in self.fields):
             notes.append(f"Not comparable: these jobs were trained on {len(texts)} different texts.")
-        return notes + [f"job {row.name} failed: {one_line(row.error)}" for row in self.rows if row.status == "failed"]
+        failed = sorted((row for row in self.rows if row.status == "failed"), key=lambda row: int(row.name))
+        return notes + [f"job {row.name} failed: {one_line(row.error)}" for row in failed]
 
 
 _STATES = ("completed", "pruned", "stopped", "failed", "killed", "running", "pending", "unknown")
