@@ -24,6 +24,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_d
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
@@ -165,10 +166,12 @@ class Launch:
         """Run those of the jobs that are left; at_once: the most that the launcher is handed together, None for all."""
         due = [job for job in jobs if self._is_due(job)]
         # In this process jobs are launched one by one: what breaks one of them is then the end of that one only.
-        here = self.config.hydra.launcher._target_.endswith(".BasicLauncher")
-        size = 1 if here else at_once or max(1, len(due))
+        size = 1 if self._is_basic() else at_once or max(1, len(due))
         for first in range(0, len(due), size):
             self._launch(due[first : first + size])
+
+    def _is_basic(self) -> bool:
+        return str(self.config.hydra.launcher._target_).endswith(".BasicLauncher")
 
     def _is_due(self, job: Job) -> bool:
         state = self.sweep.status(job)
@@ -184,10 +187,11 @@ class Launch:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            self._fail(job, f"{folder}: cannot be made or written to: {error.strerror}")
+            self.fail(job, f"{folder}: cannot be made or written to: {error.strerror}")
         return job.error is None
 
-    def _fail(self, job: Job, error: str) -> None:
+    def fail(self, job: Job, error: str) -> None:
+        """Note why a job could not even begin."""
         job.error = error
         log.warning("job %d: failed: %s", job.number, error)
 
@@ -203,11 +207,13 @@ class Launch:
         except Exception as error:
             if os.environ.get("HYDRA_FULL_ERROR"):
                 raise
-            returns = [failed(error)] * len(jobs)
+            if not self._is_basic():
+                raise UserError(f"the launcher failed: {_brief(known(error))}") from error
+            returns = [failed(error)]
         for job, returned in zip(jobs, returns, strict=True):
             if returned.status is not JobStatus.COMPLETED and read_summary(self.sweep.path(job)) is None:
                 ended = returned._return_value
-                self._fail(job, _brief(known(ended)))
+                self.fail(job, _brief(known(ended)))
         self.sweep.save()
 
     def report(self) -> bool:
@@ -256,7 +262,8 @@ def launching(config: DictConfig, context: HydraContext, launcher: Launcher) -> 
                     launcher.close()
             left = launch.report()
     finally:
-        if {path.name for path in folder.iterdir()} <= {LOCK, STUDY}:  # refused before anything began
+        # Refused before anything began it holds nothing.
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK, STUDY}:
             shutil.rmtree(folder, ignore_errors=True)
     if code or left:
         sys.exit(code or 1)
@@ -272,17 +279,29 @@ def search(launch: Launch, study: Search, fixed: Sequence[str], *, n_trials: int
     while batch or study.count() < n_trials:
         while len(batch) < at_once and study.count() < n_trials:
             trial, values = study.ask()
-            overrides, cfg = launch.settle([*fixed, *values])
-            job = launch.add(overrides, identity(cfg))
+            overrides, asked, error = [*fixed, *values], "", None
+            try:
+                overrides, cfg = launch.settle(overrides)
+                asked = identity(cfg)
+            except (UserError, HydraException) as refused:
+                if not launch.jobs:  # with the very first it is no matter of the values
+                    raise
+                error = str(refused)
+            job = launch.add(overrides, asked)
             sweep.save()
             trial.set_user_attr("job", job.number)
-            batch.append((job, trial))
+            if error is None:
+                batch.append((job, trial))
+            else:
+                launch.fail(job, error)
+                launch.jobs.append(job)
+                study.tell(trial, "failed", None)
         launch.jobs += [job for job, _ in batch]
         launch.run([job for job, _ in batch], at_once)
         results = Results(sweep)
         for job, trial in batch:
             row = results.row(str(job.number))
-            study.tell(trial, row.status, row.final)
+            study.tell(trial, row.status if row else "failed", row.final if row else None)
         batch = []
 
 

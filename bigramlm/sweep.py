@@ -146,9 +146,9 @@ class Results:
         first = self.rows[0] if self.rows else None
         return first if first and _rank(first)[0] == 0 else None
 
-    def row(self, name: str) -> Row:
-        """The job of this name, which is its folder's."""
-        return next(row for row in self.rows if row.name == name)
+    def row(self, name: str) -> Row | None:
+        """The job of this name, which is its folder's; None where it is none of ours."""
+        return next((row for row in self.rows if row.name == name), None)
 
     def line(self, row: Row, error: BaseException | None) -> str:
         """What is said when a job ends: `job 3: completed, val 2.4858, 1.2 s (4 of 9): optim.lr=0.01 seed=2`."""

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +124,13 @@ def _job_of_a_sweep(composed: DictConfig, folder: RunFolder, overrides: list[str
 
     overrides = [typed for typed in overrides if not re.match(r"\+*sweep=", typed)]
     with quiet(but=sweep_log.name):
-        failure = train(composed, folder, overrides, Job(pruner_of(folder.path)))
+        failure = train(composed, folder, overrides, in_sweep=True, is_hopeless=pruner_of(folder.path))
     results = Results(Sweep(folder.path.parent))
     with contextlib.suppress(OSError):  # a full disk; the sweep's end tries again
         results.write()
     row = results.row(folder.path.name)
-    sweep_log.info("%s", results.line(row, failure))
+    if row is not None:
+        sweep_log.info("%s", results.line(row, failure))
     _give_back_memory()
     if isinstance(failure, Stopped):
         sys.exit(128 + failure.signal)  # ends a sweep in this process too
@@ -140,6 +140,8 @@ def _job_of_a_sweep(composed: DictConfig, folder: RunFolder, overrides: list[str
         message = str(failure) or repr(failure)
         del failure
         raise RuntimeError(message)
+    if row is None:
+        return None
     return row.final if row.final is not None else row.best
 
 
@@ -154,7 +156,7 @@ def _give_back_memory() -> None:
         torch.mps.empty_cache()
 
 
-class FolderCallback(Callback):
+class StartCallback(Callback):
     """Refuses what Hydra would meet with a traceback: a folder that cannot be written to, an extra not installed."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
@@ -188,26 +190,25 @@ def _check_folder(field: str, folder: Path) -> None:
         sys.exit(2)
 
 
-@dataclass(frozen=True)
-class Job:
-    """What sets a job of a sweep apart: it goes on where the folder holds it already, and prints nothing at its end."""
-
-    is_hopeless: Callable[[int, float], bool] | None = None
-    """Asked at every evaluation, with the step and the val loss, whether to end the run."""
-
-
 def train(
-    composed: DictConfig, folder: RunFolder, overrides: list[str], of_a_sweep: Job | None = None
+    composed: DictConfig,
+    folder: RunFolder,
+    overrides: list[str],
+    *,
+    in_sweep: bool = False,
+    is_hopeless: Callable[[int, float], bool] | None = None,
 ) -> BaseException | None:
     """Train what Hydra composed. However it ends, the folder's log and summary tell it.
 
+    in_sweep: where the folder holds this run already, go on with it, or leave it if it is finished; print nothing at
+    the end. is_hopeless: asked at every evaluation, with the step and the val loss, whether to end the run as pruned.
     Returns None for a run that completed, else what ended it: a UserError for what the user can mend, Stopped after a
     signal, or any other exception.
     """
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(folder.lock())
-            again = of_a_sweep is not None and folder.holds(identity(to_run_config(composed)))
+            again = in_sweep and folder.holds(identity(to_run_config(composed)))
             if composed.resume is None and not again:
                 folder.claim()
             else:
@@ -217,11 +218,17 @@ def train(
             return known(error, folder.path)
         if again and folder.summary.get("status") in FINISHED:
             return None
-        return _train(composed, folder, overrides, of_a_sweep, again=again)
+        return _train(composed, folder, overrides, again=again, in_sweep=in_sweep, is_hopeless=is_hopeless)
 
 
 def _train(
-    composed: DictConfig, folder: RunFolder, overrides: list[str], of_a_sweep: Job | None, *, again: bool
+    composed: DictConfig,
+    folder: RunFolder,
+    overrides: list[str],
+    *,
+    again: bool,
+    in_sweep: bool,
+    is_hopeless: Callable[[int, float], bool] | None,
 ) -> BaseException | None:
     try:
         with stop_signals() as stop:
@@ -234,7 +241,7 @@ def _train(
                 cfg = to_run_config(composed)
                 if composed.resume is None:
                     folder.update_summary(asked=identity(cfg))
-            run(cfg, folder, overrides, stop, of_a_sweep)
+            run(cfg, folder, overrides, stop, show_end=not in_sweep, is_hopeless=is_hopeless)
         return None
     except (Exception, KeyboardInterrupt, Stopped) as raised:
         end = Stopped(signal.SIGINT) if isinstance(raised, KeyboardInterrupt) else known(raised, folder.path)
@@ -245,7 +252,7 @@ def _train(
                 if can_go_on
                 else "nothing had begun"
             )
-            log.log(logging.INFO if of_a_sweep else logging.WARNING, "%s; %s", end, how)
+            log.log(logging.INFO if in_sweep else logging.WARNING, "%s; %s", end, how)
         elif isinstance(end, UserError):
             log.error("error: %s", end, exc_info=raised if os.environ.get("HYDRA_FULL_ERROR") else None)
         else:
@@ -259,7 +266,13 @@ def _train(
 
 
 def run(
-    cfg: RunConfig, folder: RunFolder, overrides: list[str], stop: StopSignals, of_a_sweep: Job | None = None
+    cfg: RunConfig,
+    folder: RunFolder,
+    overrides: list[str],
+    stop: StopSignals,
+    *,
+    show_end: bool = True,
+    is_hopeless: Callable[[int, float], bool] | None = None,
 ) -> None:
     """One run, from its config to its sample. Everything that can be refused is refused before training."""
     cfg.sweep = None  # the saved config says how the run is, and not how it came about
@@ -315,7 +328,7 @@ def run(
         tokenizer=tokenizer.to_dict(),
         device=device,
         folder=folder,
-        is_hopeless=of_a_sweep.is_hopeless if of_a_sweep else None,
+        is_hopeless=is_hopeless,
     )
     if start.own is not None:
         trainer.resume(start.own)
@@ -367,7 +380,7 @@ def run(
     finally:
         metrics.close(completed=completed)
     folder.update_summary(status="completed")
-    if of_a_sweep:
+    if not show_end:
         return
     try:
         print_end(trainer.final, sample, trainer.references, folder.path, cfg.logger.use)

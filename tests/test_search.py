@@ -17,7 +17,7 @@ from bigramlm.run import read_summary
 from bigramlm.search import space_of
 from bigramlm.sweep import Results, Sweep
 from tests.conftest import Cli, Ended
-from tests.test_sweep import started, table, wait_for
+from tests.test_sweep import came_to, started, table, wait_for
 
 SEARCH = (
     *("hydra/sweeper=optuna", "data=bundled", "logger=none", "trainer.steps=20"),
@@ -229,7 +229,7 @@ def test_a_search_that_was_killed_goes_on_with_its_trials(tmp_path: Path) -> Non
     )
     arguments = (*SEARCH, *longer, SPACE, "hydra.sweeper.n_trials=3")
     with started(folder, *arguments) as process:
-        wait_for(lambda: (folder / "1" / "checkpoints" / "step_1000").exists())
+        wait_for(lambda: came_to(folder / "1", 1000))
         process.kill()
         process.communicate()
     values = {t.number: t.params for t in trials(folder)}
@@ -243,3 +243,23 @@ def test_a_search_that_was_killed_goes_on_with_its_trials(tmp_path: Path) -> Non
     assert summary is not None
     assert summary["resumed"][0]["step"] >= 1000
     assert [row.status for row in Results(Sweep(folder)).rows] == ["completed"] * 3
+
+
+def test_values_that_cannot_be_fail_their_trials_only(searched: Callable[..., Ended], folder: Path) -> None:
+    ended = searched("optim.lr=choice(0.1,-1)", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler=random")
+    if "error:" in ended.err:  # the very first trial drew it
+        ended = searched(
+            "optim.lr=choice(0.1,-1)", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler=random", "seed=2"
+        )
+    assert ended.code == 1, ended.err
+    assert {row["optim.lr"]: row["status"] for row in table(folder)} == {"0.1": "completed", "-1": "failed"}
+    assert "optim.lr=-1.0: must be a finite number above 0" in ended.out
+    assert len(table(folder)) == 6
+
+
+def test_a_search_refuses_a_wrong_field_at_once(searched: Callable[..., Ended], folder: Path) -> None:
+    for wrong in ("optim.lrr=3", "optim.weight_decay=-1"):
+        ended = searched(SPACE, wrong)
+        assert ended.code in (1, 2)
+        assert not any(folder.glob("*/summary.json"))
+        assert "failed" not in ended.out

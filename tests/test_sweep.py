@@ -577,7 +577,7 @@ def test_a_worker_that_is_killed_costs_its_job_only(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     arguments = (*LONGER, "trainer.steps=12000", "seed=1,2,3,4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     with started(folder, *arguments) as process:
-        wait_for(lambda: (folder / "0" / "checkpoints" / "step_1000").exists())
+        wait_for(lambda: came_to(folder / "0", 1000))
         pid = holder(folder / "0")
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
@@ -600,7 +600,7 @@ def test_a_signal_stops_jobs_in_other_processes_with_a_save(tmp_path: Path, numb
     folder = tmp_path / "sweep"
     arguments = (*LONGER, "trainer.steps=1000000", "seed=1,2,3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     with started(folder, *arguments) as process:
-        wait_for(lambda: all((folder / job / "checkpoints" / "step_500").exists() for job in "01"))
+        wait_for(lambda: all(came_to(folder / job, 500) for job in "01"))
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
@@ -617,7 +617,7 @@ def test_with_the_command_killed_no_worker_trains_on(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     arguments = (*LONGER, "trainer.steps=1000000", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     with started(folder, *arguments) as process:
-        wait_for(lambda: (folder / "0" / "checkpoints" / "step_500").exists() and holder(folder / "1"))
+        wait_for(lambda: came_to(folder / "0", 500) and holder(folder / "1"))
         process.kill()
     wait_for(lambda: statuses_now(folder) == ["stopped", "stopped"], 20)
 
@@ -694,7 +694,7 @@ def test_a_job_of_submitits_that_is_killed_costs_itself_only(tmp_path: Path) -> 
     folder = tmp_path / "sweep"
     arguments = (*LONGER, "trainer.steps=20000", "seed=1,2", "hydra/launcher=submitit_local")
     with started(folder, *arguments) as process:
-        wait_for(lambda: (folder / "0" / "checkpoints" / "step_500").exists())
+        wait_for(lambda: came_to(folder / "0", 500))
         pid = holder(folder / "0")
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
@@ -758,6 +758,15 @@ def test_a_sweep_goes_through_slurm(
     assert "\necho ready\n" in asked
 
 
+def test_a_launcher_that_fails_is_one_line(swept: Callable[..., Ended], folder: Path, tmp_path: Path) -> None:
+    """There is no Slurm here."""
+    ended = swept(*SHORT, "seed=1,2,3", "hydra/launcher=submitit_slurm")
+    assert ended.code == 2, ended.err
+    assert [line for line in ended.err.splitlines() if line.startswith("error: ")] == ended.err.splitlines()[-1:]
+    assert "Traceback" not in ended.err
+    assert "the launcher failed" in ended.err
+
+
 def test_a_job_that_is_started_again_goes_on_or_is_done(tmp_path: Path) -> None:
     """As Slurm does with one that ran out of time: the same job, called once more in its folder."""
     folder, config = tmp_path / "0", composed(*SHORT, "trainer.checkpoint_every=10", "seed=1")
@@ -768,16 +777,19 @@ def test_a_job_that_is_started_again_goes_on_or_is_done(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return False
 
-    assert isinstance(train.train(config, RunFolder(folder), [], train.Job(hopeless_at_10)), stop.Stopped)
-    assert train.train(config, RunFolder(folder), [], train.Job()) is None
+    def again(is_hopeless: Callable[[int, float], bool] | None = None) -> BaseException | None:
+        return train.train(config, RunFolder(folder), [], in_sweep=True, is_hopeless=is_hopeless)
+
+    assert isinstance(again(hopeless_at_10), stop.Stopped)
+    assert again() is None
     summary = read_summary(folder)
     assert summary is not None
     assert (summary["status"], summary["resumed"][0]["step"]) == ("completed", 0)
     before = state(folder)
-    assert train.train(config, RunFolder(folder), [], train.Job()) is None
+    assert again() is None
     assert state(folder) == before
     # Another config is another run, and has no business here.
-    failure = train.train(composed(*SHORT, "seed=2"), RunFolder(folder), [], train.Job())
+    failure = train.train(composed(*SHORT, "seed=2"), RunFolder(folder), [], in_sweep=True)
     assert "holds a run already" in str(failure)
 
 
