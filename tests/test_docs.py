@@ -1,10 +1,13 @@
 """The docs say what the code does."""
 
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 
 from bigramlm import paths, sample
 from bigramlm.config_reference import reference
@@ -39,6 +42,26 @@ def test_commands_in_the_docs_have_their_overrides_right(path) -> None:
             continue
         arguments = [a for a in arguments if not re.match("(resume|init_from)=", a)]  # there may be no run yet
         run_config(*[a.replace('"', "").replace("'", "") for a in arguments if not a.startswith("hydra.")])
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
+def test_sweeps_in_the_docs_have_their_overrides_right(path) -> None:
+    """Every `python scripts/train.py -m ...` composes, with the first of what is swept."""
+    from tests.conftest import run_config
+
+    text = path.read_text("utf-8").replace("\\\n", " ")
+    for line in re.findall(r"python scripts/train\.py(?= [^`\n#]*-m )([^`\n#]*)", text):
+        typed = [word for word in shlex.split(line) if "=" in word and not word.startswith("sweep=")]
+        first = []
+        for override in OverridesParser.create().parse_overrides(typed):
+            value = override.value()
+            if isinstance(value, IntervalSweep):
+                first.append(f"{override.get_key_element()}={value.start}")
+            elif override.is_sweep_override():
+                first.append(f"{override.get_key_element()}={next(override.sweep_string_iterator())}")
+            else:
+                first.append(str(override.input_line))
+        run_config(*first)
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
