@@ -84,7 +84,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows as columns of text; those whose entries are all numbers stand to the right."""
     lines = [head, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    right = [all(re.fullmatch(r"[-\d.,]*", row[i]) for row in rows) for i in range(len(head))]
+    right = [all(re.fullmatch(r"[-\d.,]*(e[-+]?\d+)?", row[i]) for row in rows) for i in range(len(head))]
     aligned = (
         (cell.rjust(width) if to_right else cell.ljust(width))
         for line in lines

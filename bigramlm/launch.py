@@ -14,8 +14,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,8 @@ from bigramlm import paths
 from bigramlm.cli import known, quoted, relative, show
 from bigramlm.config import RunConfig, identity, to_run_config
 from bigramlm.data.config import DataConfig
-from bigramlm.errors import UserError
-from bigramlm.run import LOCK, RunFolder, read_summary
+from bigramlm.errors import UserError, require
+from bigramlm.run import LOCK, RunFolder, holder, read_summary
 from bigramlm.search import STUDY, Search
 from bigramlm.stop import Stopped, stop_signals
 from bigramlm.sweep import FINISHED, Job, Results, Sweep, values_of
@@ -101,11 +103,19 @@ class Launch:
         Asked for again is a job with the same config and, where it has begun, the same text. UserError for a config
         that cannot be: nothing has run then.
         """
+        require(
+            not (self.sweep.folder / STUDY).exists(),
+            f"{relative(self.sweep.folder)}: holds a search; hydra/sweeper=optuna goes on with it",
+        )
         free = list(self.sweep.jobs.values())
+        known = len(free)
         for line in lines:
             overrides, cfg = self.settle([typed for typed in line if not re.match(r"\+*sweep=", typed)])
             asked = identity(cfg)
-            job = next((job for job in free if job.asked == asked and self._has_text_of(job, cfg)), None)
+            if any(job.asked == asked for job in self.jobs):
+                log.warning("asked for twice, and run once: %s", " ".join(overrides))
+                continue
+            job = next((job for job in free if job.asked == asked and self._is_still(job, cfg)), None)
             if job is None:
                 job = self.add(overrides, asked)
             else:
@@ -115,8 +125,13 @@ class Launch:
         states = [self.sweep.status(job) for job in self.jobs]
         done = sum(state in FINISHED for state in states)
         begun = sum(state not in (*FINISHED, "pending") for state in states)
-        before = f": {done} done already, {begun} begun, {len(states) - done - begun} to begin" if free or done else ""
-        log.info("sweep: %d jobs, in %s%s", len(self.jobs), relative(self.sweep.folder), before)
+        n = len(self.jobs)
+        before = f": {done} done already, {begun} begun, {n - done - begun} to begin" if known else ""
+        log.info("sweep: %d %s, in %s%s", n, "job" if n == 1 else "jobs", relative(self.sweep.folder), before)
+        if known and not done and not begun:
+            log.warning("none of these jobs was in that sweep before: all are new in it")
+        if not self.sweep.fields:
+            log.warning("nothing is swept; FIELD=A,B would try both")
 
     def add(self, overrides: list[str], asked: str) -> Job:
         """A new job, in a folder of its own."""
@@ -133,6 +148,9 @@ class Launch:
         # falls back to another text beside one that does not would make a table that compares nothing.
         cfg = self.compose(overrides)
         kept = self.sweep.settled.get(cfg.data.name)
+        if kept is not None and kept not in self._texts.values():
+            log.warning("data=%s: as when the sweep began, data=%s stands in for it", cfg.data.name, kept)
+            self._texts[cfg.data.name] = kept
         if kept is None:
             own = {name: value for name, value in vars(cfg.data).items() if name not in vars(DataConfig(name=""))}
             key = f"{cfg.data.name} {own}"
@@ -158,8 +176,11 @@ class Launch:
             values = [f"{name}={value}" for name, value in values_of(overrides).items() if name in self.sweep.fields]
             raise UserError(f"{error} (in the job with {' '.join(values)})") from None
 
-    def _has_text_of(self, job: Job, cfg: RunConfig) -> bool:
-        before = (read_summary(self.sweep.path(job)) or {}).get("data", {}).get("sha256")
+    def _is_still(self, job: Job, cfg: RunConfig) -> bool:
+        summary = read_summary(self.sweep.path(job)) or {}
+        if summary.get("asked", job.asked) != job.asked:  # it was resumed alone, with something changed
+            return False
+        before = summary.get("data", {}).get("sha256")
         return before is None or before == _sha256(cfg.data.file())
 
     def run(self, jobs: Sequence[Job], at_once: int | None = None) -> None:
@@ -216,6 +237,22 @@ class Launch:
                 self.fail(job, _brief(known(ended)))
         self.sweep.save()
 
+    def wait_for_others(self, stopped: Stopped, seconds: float = 30) -> None:
+        """Give jobs in other processes of this machine, which the launcher left, the time to save."""
+        if not str(self.config.hydra.launcher._target_).endswith(".LocalLauncher"):
+            return
+        told: set[int] = set()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            running = [job for job in self.jobs if self.sweep.status(job) == "running"]
+            if not running:
+                return
+            for pid in filter(None, (holder(self.sweep.path(job)) for job in running)):
+                if stopped.signal != signal.SIGINT and pid not in told:  # a Ctrl-C has reached them already
+                    os.kill(pid, signal.SIGTERM)
+                    told.add(pid)
+            time.sleep(0.1)
+
     def report(self) -> bool:
         """Write the results and show them; whether something of this command is left undone."""
         results = Results(self.sweep)
@@ -225,9 +262,10 @@ class Launch:
         except OSError as error:
             log.warning("%s", known(error, self.sweep.folder))
         where = relative(self.sweep.folder)
-        left = any(self.sweep.status(job) not in FINISHED for job in self.jobs)
+        states = [self.sweep.status(job) for job in self.jobs]
+        left = any(state not in FINISHED for state in states)
         lines = ["----", results.count(), "", results.text(), "", f"Sweep: {where}"]
-        if left:
+        if any(state not in (*FINISHED, *(["failed"] if self.sweep.planned else [])) for state in states):
             lines.append(f"The same command with {shlex.quote(f'sweep={where}')} runs what is left.")
         loggers = self.config.logger.use
         if "tensorboard" in loggers:
@@ -255,12 +293,13 @@ def launching(config: DictConfig, context: HydraContext, launcher: Launcher) -> 
                     yield launch
             except Stopped as stopped:
                 code = 128 + stopped.signal
+                launch.wait_for_others(stopped)
             except SystemExit as ended:  # a job that was stopped in this process
                 code = int(ended.code or 0)
             finally:
                 if hasattr(launcher, "close"):
                     launcher.close()
-            left = launch.report()
+            left = launch.report() if launch.sweep.jobs else False
     finally:
         # Refused before anything began it holds nothing.
         if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK, STUDY}:
@@ -274,7 +313,7 @@ def search(launch: Launch, study: Search, fixed: Sequence[str], *, n_trials: int
     sweep = launch.sweep
     open_ = study.unfinished()
     sweep.planned = n_trials
-    log.info("search: %d trials, %d of them begun, in %s", n_trials, study.count(), relative(sweep.folder))
+    log.info("search: up to %d trials, %d so far, in %s", n_trials, study.count(), relative(sweep.folder))
     batch = [(sweep.jobs[number], trial) for number, trial in open_.items() if number in sweep.jobs]
     while batch or study.count() < n_trials:
         while len(batch) < at_once and study.count() < n_trials:
@@ -287,7 +326,10 @@ def search(launch: Launch, study: Search, fixed: Sequence[str], *, n_trials: int
                 if not launch.jobs:  # with the very first it is no matter of the values
                     raise
                 error = str(refused)
-            job = launch.add(overrides, asked)
+            # What has been trained already is not trained once more: to Optuna it is another trial with that outcome.
+            same = (job for job in sweep.jobs.values() if asked and job.asked == asked)
+            done = next((job for job in same if sweep.status(job) == "completed"), None)
+            job = done or launch.add(overrides, asked)
             sweep.save()
             trial.set_user_attr("job", job.number)
             if error is None:

@@ -152,6 +152,7 @@ def _own(cfg: RunConfig, folder: RunFolder, text: Text, overrides: list[str]) ->
         log.warning("changed: the text, its SHA-256 is %s, it was %s", text.sha256[:12], before[:12])
     for name, was, now in differences(to_dict(saved), to_dict(cfg)):
         log.info("changed: %s=%s, it was %s", name, now, was)
+        folder.summary["asked"] = None  # a sweep that it is a job of has not asked for this
     return own
 
 

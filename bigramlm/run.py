@@ -141,6 +141,12 @@ def status(folder: Path, summary: dict[str, Any]) -> str:
     return "killed" if said == "running" and not is_held(folder) else said
 
 
+def holder(folder: Path) -> int | None:
+    """The process on this machine that trains in the folder, None where there is none."""
+    found = _read_json(folder / HOLDER) or {}
+    return int(found["pid"]) if found.get("host") == platform.node() and is_held(folder) else None
+
+
 def is_held(folder: Path) -> bool:
     """Whether a process trains in the folder right now."""
     from filelock import FileLock, Timeout

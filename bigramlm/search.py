@@ -108,16 +108,21 @@ class Search:
         require_choice("hydra.sweeper.pruner", pruner, tuple(PRUNERS))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space = space
+        require("seed" not in space, "seed: is not searched; sweep the best values over seeds to know the noise")
+        require(
+            (folder / STUDY).exists() or not any(folder.glob("*/summary.json")),
+            f"{relative(folder)}: holds a sweep that is no search; search in a new one",
+        )
         self.study = _open(folder, pruner=_make_pruner(pruner, pruner_options))
-        described = {name: optuna.distributions.distribution_to_json(part) for name, part in space.items()}
-        about = {"space": described, "fixed": sorted(fixed), "pruner": [pruner, pruner_options]}
+        described = [f"{name}={part}" for name, part in sorted(space.items())]
+        about = {"space": described, "fields": sorted(fixed), "pruner": [pruner, pruner_options]}
         for name, now in about.items():
             before = self.study.user_attrs.get(name)
             if before is None:
                 self.study.set_user_attr(name, now)
             elif name != "pruner" and json.dumps(before, sort_keys=True) != json.dumps(now, sort_keys=True):
                 raise UserError(
-                    f"{relative(folder)}: holds a study with another {name}: {_brief(before)}, and now {_brief(now)}; "
+                    f"{relative(folder)}: holds a search with other {name}: {_brief(before)}; now {_brief(now)}: "
                     "search that in a new sweep"
                 )
         # Begun with the same seed again, a sampler would suggest what it has suggested already.

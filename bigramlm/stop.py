@@ -46,7 +46,8 @@ class StopSignals:
         if self._trainer is None or self._trainer.stop_signal is not None:
             raise Stopped(number)
         self._trainer.stop_signal = number
-        log.warning("%s: saving after this step; once more to stop at once", signal.Signals(number).name)
+        level = logging.WARNING if len(_STOP_SIGNALS) > 1 else logging.INFO  # of workers the parent tells
+        log.log(level, "%s: saving after this step; once more to stop at once", signal.Signals(number).name)
 
 
 def leave_to_parent() -> None:

@@ -17,8 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from bigramlm import files
 from bigramlm.cli import relative, table
+from bigramlm.config import flat
 from bigramlm.errors import UserError
 from bigramlm.run import read_summary, status
 
@@ -111,6 +114,11 @@ class Row:
     text: str | None
     """The SHA-256 of the text it was trained on."""
 
+    @property
+    def typed(self) -> str:
+        """Its values as they are typed."""
+        return " ".join(f"{field}={short(value)}" for field, value in self.values.items())
+
 
 class Results:
     """The jobs of a sweep with what came of them, the best first."""
@@ -119,16 +127,20 @@ class Results:
         self.folder = sweep.folder
         self.planned = sweep.planned
         jobs = list(sweep.jobs.values()) or _jobs_of_a_stranger(sweep.folder)
-        self.fields = sweep.fields or _varying(jobs)
-        self.rows = sorted((self._row(sweep, job) for job in jobs), key=_rank)
+        values = _values(sweep, jobs)
+        # What was swept, and what else they differ in, such as what was typed only when the sweep was gone on with.
+        names = dict.fromkeys([*sweep.fields, *(name for job in jobs for name in job.values)])
+        varying = [name for name in names if len({found[name] for found in values.values()}) > 1]
+        self.fields = [name for name in names if name in sweep.fields or name in varying]
+        self.rows = sorted((self._row(sweep, job, values[job.number]) for job in jobs), key=_rank)
 
-    def _row(self, sweep: Sweep, job: Job) -> Row:
+    def _row(self, sweep: Sweep, job: Job, values: dict[str, str]) -> Row:
         folder = sweep.path(job)
         summary = read_summary(folder) or {}
         state = sweep.status(job)
         return Row(
             name=str(job.number),
-            values={field: job.values.get(field, "") for field in self.fields},
+            values={field: values[field] for field in self.fields},
             status=state,
             final=summary.get("final", {}).get("val/loss"),
             best=summary.get("best", {}).get("val/loss"),
@@ -159,8 +171,8 @@ class Results:
         if row.seconds is not None:
             parts.append(f"{row.seconds:.1f} s")
         ended = sum(row.status not in ("pending", "running") for row in self.rows)
-        values = " ".join(f"{field}={short(value)}" for field, value in row.values.items())
-        told = f"job {row.name}: {', '.join(parts)} ({ended} of {max(self.planned, len(self.rows))}): {values}"
+        told = f"job {row.name}: {', '.join(parts)} ({ended} of {max(self.planned, len(self.rows))})"
+        told += f": {row.typed}" if row.values else ""
         return told if row.status != "failed" else f"{told}\n  {one_line(str(error) or repr(error))}"
 
     def write(self) -> None:
@@ -186,12 +198,24 @@ class Results:
     def text(self) -> str:
         """The tables for a terminal, with what they say."""
         shown, hidden = self.rows[:_SHOWN], self.rows[_SHOWN:]
-        parts = [table(self._head(), [self._cells(row) for row in shown])]
+        parts = [self._fitting(shown)]
         if hidden:
             parts[0] += f"\n... and {len(hidden)} more, in {relative(self.folder / 'results.md')}"
+        if self.best and len(self.rows) > 10:  # the first row may have left the screen
+            parts.append(f"Best: job {self.best.name}, val {self.best.final:.4f}: {self.best.typed}")
         if groups := self._groups():
             parts.append("Over seeds, final val loss:\n" + table(*_seed_table(groups)))
         return "\n\n".join([*parts, *(textwrap.fill(note, 80, subsequent_indent="  ") for note in self._notes())])
+
+    def _fitting(self, rows: list[Row], width: int = 80) -> str:
+        # What is least needed is left to the page, where the table would not fit.
+        head, cells = self._head(), [self._cells(row) for row in rows]
+        for name in ("tok/s", "best", "s", "step"):
+            if max(map(len, table(head, cells).splitlines())) <= width:
+                break
+            at = head.index(name)
+            head, cells = head[:at] + head[at + 1 :], [line[:at] + line[at + 1 :] for line in cells]
+        return table(head, cells)
 
     def markdown(self) -> str:
         """The same for a page."""
@@ -230,18 +254,26 @@ class Results:
         # Jobs that differ in the seed alone, the best mean first.
         if "seed" not in self.fields:
             return []
-        groups: dict[str, list[float]] = {}
+        groups: dict[tuple[str, ...], list[float]] = {}
         for row in self.rows:
             if row.status == "completed" and row.final is not None:
-                values = [f"{field}={short(value)}" for field, value in row.values.items() if field != "seed"]
-                groups.setdefault(" ".join(values), []).append(row.final)
-        return sorted((Group(name, losses) for name, losses in groups.items()), key=lambda group: group.mean)
+                values = tuple(value for field, value in row.values.items() if field != "seed")
+                groups.setdefault(values, []).append(row.final)
+        others = [field for field in self.fields if field != "seed"]
+        made = []
+        for values, losses in groups.items():
+            made.append(Group(" ".join(f"{f}={short(v)}" for f, v in zip(others, values, strict=True)), losses))
+        if len({group.name for group in made}) < len(made):  # what tells them apart was cut off
+            long = [" ".join(f"{f}={v}" for f, v in zip(others, values, strict=True)) for values in groups]
+            made = [Group(name, group.losses) for name, group in zip(long, made, strict=True)]
+        return sorted(made, key=lambda group: group.mean)
 
     def _notes(self) -> list[str]:
         notes = [verdict(groups)] if len(groups := self._groups()) > 1 else []
         completed = [row for row in self.rows if row.status == "completed"]
         if "seed" not in self.fields and len(completed) > 1:
-            notes.append("* is the best of one seed each: how much of it is chance, seed=1,2,3 besides would tell.")
+            how = "a sweep of the best values with seed=1,2,3" if self.planned else "seed=1,2,3 besides"
+            notes.append(f"Each has one seed: how much of the differences is chance, {how} would tell.")
         texts = {row.text for row in self.rows if row.text}
         if len(texts) > 1 and not any(re.match(r"data(\.path)?$|experiment$", field) for field in self.fields):
             notes.append(f"Not comparable: these jobs were trained on {len(texts)} different texts.")
@@ -299,8 +331,12 @@ _T_95 = (
 
 def t_95(freedom: float) -> float:
     """How many standard errors a difference must have to count at 95%, two-sided."""
-    # Beyond the table the excess over the normal distribution's falls as one over the degrees of freedom.
-    return _T_95[max(0, int(freedom) - 1)] if freedom < 31 else 1.960 + 2.46 / freedom
+    known = [*_T_95, 1.960]  # for 1, 2, ... 30 and infinitely many
+    below = max(1, min(int(freedom), len(_T_95)))
+    far, near = 1 / below, 1 / (below + 1) if below < len(_T_95) else 0.0
+    # Nearly linear in one over the degrees of freedom.
+    part = min(1.0, max(0.0, (far - 1 / freedom) / (far - near)))
+    return known[below - 1] + part * (known[below] - known[below - 1])
 
 
 def values_of(overrides: list[str]) -> dict[str, str]:
@@ -315,7 +351,7 @@ def values_of(overrides: list[str]) -> dict[str, str]:
 
 def short(value: str) -> str:
     """A value for a table: a long number to four digits, of a long text the end."""
-    if re.fullmatch(r"-?\d+\.\d{4,}(e-?\d+)?|-?\d+\.\d+e-?\d+", value):
+    if re.fullmatch(r"-?\d+\.\d{4,}(e[-+]?\d+)?|-?\d+\.\d+e[-+]?\d+|-?\d{7,}\.\d+", value):
         return f"{float(value):.4g}"
     return one_line(value) if len(value) <= 30 else f"…{one_line(value)[-29:]}"
 
@@ -332,9 +368,32 @@ def _rank(row: Row) -> tuple[int, float, int]:
     return (2, 0.0, int(row.name)) if row.best is None else (1, row.best, int(row.name))
 
 
-def _varying(jobs: list[Job]) -> list[str]:
-    names = dict.fromkeys(name for job in jobs for name in job.values)
-    return [name for name in names if len({job.values.get(name) for job in jobs}) > 1]
+def _values(sweep: Sweep, jobs: list[Job]) -> dict[int, dict[str, str]]:
+    # What each job has for every field that is typed for any of them; where it is not typed, its config tells.
+    names = {name for job in jobs for name in job.values} | set(sweep.fields)
+    found = {}
+    for job in jobs:
+        config = _config(sweep.path(job)) if names - set(job.values) else {}
+        found[job.number] = {name: _normal(job.values.get(name, config.get(name, ""))) for name in names}
+    return found
+
+
+def _config(folder: Path) -> dict[str, str]:
+    # A group's choice, such as `data`, is known by its name.
+    try:
+        config = flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))  # type: ignore[arg-type]
+    except Exception:  # refused before it had one, or damaged
+        return {}
+    named = {name.removesuffix(".name"): value for name, value in config.items() if name.endswith(".name")}
+    return {name: str(value) for name, value in {**named, **config}.items()}
+
+
+def _normal(value: str) -> str:
+    # 1e-2 and 0.01 are one value.
+    try:
+        return repr(float(value)) if re.search(r"[.e]", value) else str(int(value))
+    except ValueError:
+        return value
 
 
 def _jobs_of_a_stranger(folder: Path) -> list[Job]:

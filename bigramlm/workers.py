@@ -69,6 +69,8 @@ class Workers:
 
     def _stop(self, running: dict[Future[JobReturn], tuple[_Worker, int]], stopped: Stopped) -> None:
         # Each ends its job after the step and a save, or, told once more, at once.
+        name = signal.Signals(stopped.signal).name
+        log.warning("%s: jobs save after their step; once more to stop at once", name)
         while running:
             for worker, _ in running.values():
                 worker.stop()

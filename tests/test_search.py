@@ -161,6 +161,7 @@ def test_another_search_is_another_sweep(searched: Callable[..., Ended], folder:
     ("arguments", "words"),
     [
         (["seed=1"], "nothing to search"),
+        (["seed=1,2"], "not searched"),
         ([SPACE, "hydra.sweeper.sampler=best"], "tpe, random, cmaes"),
         ([SPACE, "hydra.sweeper.pruner=best"], "median, percentile"),
         ([SPACE, "hydra.sweeper.n_trials=0"], "n_trials=0"),
@@ -263,3 +264,24 @@ def test_a_search_refuses_a_wrong_field_at_once(searched: Callable[..., Ended], 
         assert ended.code in (1, 2)
         assert not any(folder.glob("*/summary.json"))
         assert "failed" not in ended.out
+
+
+def test_a_sweep_and_a_search_do_not_share_a_folder(searched: Callable[..., Ended], cli: Cli, folder: Path) -> None:
+    plain = [word for word in SEARCH if not word.startswith("hydra/")]
+    searched(SPACE, "hydra.sweeper.n_trials=1")
+    ended = cli("-m", *plain, "seed=1,2", f"hydra.sweep.dir={folder}", run_dir=False)
+    assert (ended.code, "holds a search" in ended.err) == (2, True)
+    other = folder.with_name("other")
+    cli("-m", *plain, "seed=1,2", f"hydra.sweep.dir={other}", run_dir=False)
+    ended = cli("-m", *SEARCH, SPACE, f"hydra.sweep.dir={other}", run_dir=False)
+    assert (ended.code, "no search" in ended.err) == (2, True)
+    assert not (other / "study.db").exists()
+
+
+def test_what_was_tried_already_is_not_trained_again(searched: Callable[..., Ended], folder: Path) -> None:
+    ended = searched("data.block_size=choice(4,8)", "hydra.sweeper.n_trials=7", "hydra.sweeper.pruner=none")
+    assert ended.code == 0, ended.err
+    assert len(table(folder)) == 2
+    found = [(t.params["data.block_size"], t.value) for t in trials(folder)]
+    assert len(found) == 7
+    assert len(set(found)) == 2

@@ -149,7 +149,7 @@ def test_each_job_is_a_complete_run_and_one_line(swept: Callable[..., Ended], fo
 
 
 def test_without_seeds_nothing_is_called_better_than_chance(swept: Callable[..., Ended]) -> None:
-    assert "how much of it is chance" in " ".join(swept(*SHORT, "optim.lr=1e-3,1e-1").out.split())
+    assert "how much of the differences is chance" in " ".join(swept(*SHORT, "optim.lr=1e-3,1e-1").out.split())
 
 
 def test_a_job_is_the_same_alone(swept: Callable[..., Ended], cli: Cli, folder: Path) -> None:
@@ -207,11 +207,57 @@ def test_the_verdict_in_numbers() -> None:
     assert "changes nothing" in verdict([Group("e", [1.0, 1.0]), Group("f", [2.0, 2.0])])
 
 
+def test_values_that_look_alike_are_not_one_group(swept: Callable[..., Ended], folder: Path) -> None:
+    ended = swept(*SHORT, "optim.lr=0.01000001,0.01000002", "seed=1,2")
+    groups = [line for line in ended.out.splitlines() if line.startswith("optim.lr=0.0100000")]
+    assert len({line.split()[0] for line in groups}) == 2
+    assert "  4" not in "".join(line[-3:] for line in groups)
+
+
+def test_what_differs_gets_a_column_also_where_it_was_not_swept(swept: Callable[..., Ended], folder: Path) -> None:
+    swept(*SHORT, "optim.lr=1e-2,1e-1", "seed=1,2")
+    ended = swept(*SHORT, "optim.lr=1e-2,1e-1", "seed=1,2", "data.batch_size=64")
+    rows = table(folder)
+    assert {(row["data.batch_size"], row["optim.lr"], row["seed"]) for row in rows} == {
+        (size, lr, seed) for size in ("32", "64") for lr in ("0.01", "0.1") for seed in ("1", "2")
+    }, "of those that it was not typed for, what their config says"
+    assert "optim.lr=0.1 data.batch_size=64" in ended.out
+    assert "data.batch_size=32" in ended.out
+
+
+def test_what_is_asked_for_twice_runs_once(swept: Callable[..., Ended], folder: Path) -> None:
+    ended = swept(*SHORT, "optim.lr=1e-2,0.01", "seed=1,1,2")
+    assert ended.code == 0, ended.err
+    assert sorted(row["seed"] for row in table(folder)) == ["1", "2"]
+    assert "asked for twice, and run once" in ended.err
+
+
+def test_a_job_that_was_resumed_with_a_change_is_none_of_the_sweeps(
+    swept: Callable[..., Ended], cli: Cli, folder: Path
+) -> None:
+    swept(*SHORT, "seed=1,2")
+    assert cli(f"resume={folder / '0'}", "trainer.steps=30", run_dir=False).code == 0
+    ended = swept(*SHORT, "seed=1,2")
+    assert ended.code == 0, ended.err
+    steps = {row["job"]: row["step"] for row in table(folder)}
+    assert steps == {"0": "30", "1": "20", "2": "20"}
+
+
+def test_a_wide_table_leaves_out_what_is_least_needed(swept: Callable[..., Ended], folder: Path) -> None:
+    ended = swept(*SHORT, "optim.lr=1e-2,1e-1", "seed=1", "data.batch_size=8,16", "optim.weight_decay=0.01,0.02")
+    head, *_ = (line for line in ended.out.splitlines() if "status" in line)
+    assert len(head) <= 80
+    assert "tok/s" not in head
+    assert "val" in head.split()
+    assert "tok/s" in (folder / "results.md").read_text("utf-8")
+
+
 def test_students_t() -> None:
-    values = [t_95(n / 2) for n in range(2, 200)]
+    values = [t_95(n / 8) for n in range(8, 800)]
     assert values == sorted(values, reverse=True), "no jump where the table ends"
     assert t_95(1) == 12.706
     assert t_95(1e9) == pytest.approx(1.960)
+    assert t_95(3.95) == pytest.approx(2.790, abs=0.01), "between 3.182 and 2.776"
     assert t_95(60) == pytest.approx(2.000, abs=0.002)
     assert t_95(120) == pytest.approx(1.980, abs=0.002)
 
