@@ -306,7 +306,7 @@ def run(
     except UserError as error:  # the tokenizer is of a run with another text
         raise UserError(f"{cfg.data.file()}: {error}") from None
     for name, ids in tokens.items():
-        check_length(len(ids), split=name, block_size=cfg.data.block_size, text=str(cfg.data.file()))
+        check_length(len(ids), split=name, block_size=cfg.data.block_size, text=str(relative(cfg.data.file())))
     torch.manual_seed(cfg.seed)
     model = cfg.model.build(vocab_size=vocab_size, block_size=cfg.data.block_size)
     cfg.device = decide(cfg.device, n_params=model.n_params(), tokens=cfg.data.batch_size * cfg.data.block_size)

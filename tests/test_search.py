@@ -255,7 +255,7 @@ def test_values_that_cannot_be_fail_their_trials_only(searched: Callable[..., En
     assert ended.code == 1, ended.err
     assert {row["optim.lr"]: row["status"] for row in table(folder)} == {"0.1": "completed", "-1": "failed"}
     assert "optim.lr=-1.0: must be a finite number above 0" in ended.out
-    assert len(table(folder)) == 6
+    assert len(trials(folder)) == 6
 
 
 def test_a_search_refuses_a_wrong_field_at_once(searched: Callable[..., Ended], folder: Path) -> None:
