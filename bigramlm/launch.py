@@ -91,6 +91,7 @@ class Launch:
         self.context = context
         self.launcher = launcher
         self.jobs: list[Job] = []  # of this command
+        self.has_launched = False
         self._texts: dict[str, str] = {}  # the text that stands in for one that could not be had, by data's fields
 
     def sweeps(self, fields: Sequence[str]) -> None:
@@ -147,19 +148,18 @@ class Launch:
         # The text is seen to once for the whole sweep: jobs at the same time would each download it, and one that
         # falls back to another text beside one that does not would make a table that compares nothing.
         cfg = self.compose(overrides)
-        kept = self.sweep.settled.get(cfg.data.name)
-        if kept is not None and kept not in self._texts.values():
-            log.warning("data=%s: as when the sweep began, data=%s stands in for it", cfg.data.name, kept)
-            self._texts[cfg.data.name] = kept
-        if kept is None:
-            own = {name: value for name, value in vars(cfg.data).items() if name not in vars(DataConfig(name=""))}
-            key = f"{cfg.data.name} {own}"
-            if key not in self._texts:
-                self._texts[key] = cfg.data.prepare().name
-            kept = self._texts[key]
-        if kept == cfg.data.name:
+        asked = cfg.data.name
+        before = self.sweep.settled.get(asked)
+        own = {name: value for name, value in vars(cfg.data).items() if name not in vars(DataConfig(name=""))}
+        key = f"{asked} {own}"
+        if key not in self._texts and before in (None, asked):
+            self._texts[key] = cfg.data.prepare(the_same=before is not None).name
+        elif key not in self._texts:
+            log.warning("data=%s: as when the sweep began, data=%s stands in for it", asked, before)
+            self._texts[key] = str(before)
+        kept = self.sweep.settled[asked] = self._texts[key]
+        if kept == asked:
             return overrides, cfg
-        self.sweep.settled[cfg.data.name] = kept
         shared = "|".join(name for name in vars(DataConfig(name="")) if name != "name")
         overrides = [typed for typed in overrides if not re.match(rf"\+*data(=|\.(?!({shared})=))", typed)]
         overrides.append(f"data={kept}")
@@ -223,6 +223,7 @@ class Launch:
         place = f"hydra.sweep.dir={quoted(str(self.sweep.folder))}"
         lines = [[*job.overrides, place, f"hydra.sweep.subdir={job.number}"] for job in jobs]
         self.sweep.save()
+        self.has_launched = True
         try:
             returns = self.launcher.launch(lines, initial_job_idx=jobs[0].number)
         except Exception as error:
@@ -249,7 +250,7 @@ class Launch:
                 return
             for pid in filter(None, (holder(self.sweep.path(job)) for job in running)):
                 if stopped.signal != signal.SIGINT and pid not in told:  # a Ctrl-C has reached them already
-                    os.kill(pid, signal.SIGTERM)
+                    os.kill(pid, signal.SIGINT)  # submitit has a handler of its own for SIGTERM
                     told.add(pid)
             time.sleep(0.1)
 
@@ -296,6 +297,10 @@ def launching(config: DictConfig, context: HydraContext, launcher: Launcher) -> 
                 launch.wait_for_others(stopped)
             except SystemExit as ended:  # a job that was stopped in this process
                 code = int(ended.code or 0)
+            except Exception:
+                if launch.has_launched:
+                    launch.report()
+                raise
             finally:
                 if hasattr(launcher, "close"):
                     launcher.close()
@@ -314,6 +319,9 @@ def search(launch: Launch, study: Search, fixed: Sequence[str], *, n_trials: int
     open_ = study.unfinished()
     sweep.planned = n_trials
     log.info("search: up to %d trials, %d so far, in %s", n_trials, study.count(), relative(sweep.folder))
+    for number, job in list(sweep.jobs.items()):
+        if sweep.status(job) == "pending" and number not in open_:  # killed before the study knew of it
+            del sweep.jobs[number]
     batch = [(sweep.jobs[number], trial) for number, trial in open_.items() if number in sweep.jobs]
     while batch or study.count() < n_trials:
         while len(batch) < at_once and study.count() < n_trials:

@@ -154,7 +154,7 @@ def is_held(folder: Path) -> bool:
     if not (folder / LOCK).exists():
         return False
     try:
-        with FileLock(folder / LOCK, blocking=False):
+        with FileLock(folder / LOCK, timeout=0.1, poll_interval=0.02):  # who else asks holds it for a moment
             return False
     except Timeout:
         return True

@@ -108,7 +108,7 @@ def find_sweep(where: str) -> Path:
     if where == "latest":
         found = [path for path in (outputs() / "sweeps").glob("*") if (path / PLAN).exists()]
         require(bool(found), f"{outputs() / 'sweeps'}: there is no sweep yet; python scripts/train.py -m makes one")
-        return max(found, key=lambda path: path.name)  # they are named by when they began
+        return max(found, key=lambda path: (path / PLAN).stat().st_mtime_ns)  # the one worked on last
     folder = _existing(where)
     is_sweep = (folder / PLAN).exists() or any(folder.glob("*/summary.json"))
     require(folder.is_dir() and is_sweep, f"{where}: holds no sweep, which would be a folder with a {PLAN}")

@@ -125,11 +125,11 @@ class Search:
                     f"{relative(folder)}: holds a search with other {name}: {_brief(before)}; now {_brief(now)}: "
                     "search that in a new sweep"
                 )
-        # Begun with the same seed again, a sampler would suggest what it has suggested already.
-        options = {"seed": seed + len(self.study.trials), **sampler_options}
+        options = {"seed": seed, **sampler_options}
         if sampler == "tpe" and at_once > 1:
             options.setdefault("constant_liar", True)  # trials that run count as bad ones: the next keep their distance
-        self.study.sampler = _make_sampler(sampler, options)
+        self._sampler = (sampler, options)
+        _make_sampler(*self._sampler)  # which refuses wrong options
 
     def unfinished(self) -> dict[int, Trial]:
         """The trials that have not been told an end, by their jobs' numbers; one that has no job yet is ended."""
@@ -149,6 +149,9 @@ class Search:
 
     def ask(self) -> tuple[Trial, list[str]]:
         """A new trial, with its overrides."""
+        # Seeded for each trial by its number: a search that is gone on with draws what one in one go would have drawn.
+        name, options = self._sampler
+        self.study.sampler = _make_sampler(name, {**options, "seed": options["seed"] + len(self.study.trials)})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what Optuna calls experimental
             trial = self.study.ask(self.space)
@@ -206,11 +209,11 @@ def _pruner_of(folder: Path) -> Callable[[int, float], bool] | None:
 
 def _open(folder: Path, pruner: BasePruner | None = None) -> Study:
     import optuna
+    from sqlalchemy.engine import URL
 
     # Jobs at the same time wait for each other's writes.
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{folder.absolute() / STUDY}", engine_kwargs={"connect_args": {"timeout": 60}}
-    )
+    url = URL.create("sqlite", database=str(folder.absolute() / STUDY)).render_as_string()
+    storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
     return optuna.create_study(
         study_name="sweep", storage=storage, pruner=pruner, direction="minimize", load_if_exists=True
     )

@@ -205,7 +205,15 @@ class Results:
             parts.append(f"Best: job {self.best.name}, val {self.best.final:.4f}: {self.best.typed}")
         if groups := self._groups():
             parts.append("Over seeds, final val loss:\n" + table(*_seed_table(groups)))
-        return "\n\n".join([*parts, *(textwrap.fill(note, 80, subsequent_indent="  ") for note in self._notes())])
+        return "\n\n".join(
+            [
+                *parts,
+                *(
+                    textwrap.fill(note, 80, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+                    for note in self._notes()
+                ),
+            ]
+        )
 
     def _fitting(self, rows: list[Row], width: int = 80) -> str:
         # What is least needed is left to the page, where the table would not fit.
@@ -256,7 +264,7 @@ class Results:
             return []
         groups: dict[tuple[str, ...], list[float]] = {}
         for row in self.rows:
-            if row.status == "completed" and row.final is not None:
+            if row.status == "completed" and row.final is not None and math.isfinite(row.final):
                 values = tuple(value for field, value in row.values.items() if field != "seed")
                 groups.setdefault(values, []).append(row.final)
         others = [field for field in self.fields if field != "seed"]

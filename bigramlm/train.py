@@ -34,7 +34,7 @@ from bigramlm.help import help_text
 from bigramlm.resume import find_start, is_saved_preset, saved_presets
 from bigramlm.run import RunFolder, git_state, versions
 from bigramlm.stop import Stopped, StopSignals, stop_signals
-from bigramlm.sweep import FINISHED, Results, Sweep
+from bigramlm.sweep import FINISHED, PLAN, Results, Sweep
 from bigramlm.sweep import log as sweep_log
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,10 @@ def _sweep_folder(arguments: list[str], *, sweeps: bool) -> list[str]:
                 raise UserError(f"{argument}: goes on with a sweep; add -m, and what was swept")
             if any(other.startswith("hydra.sweep.dir=") for other in arguments):
                 raise UserError(f"{argument}: contradicts hydra.sweep.dir; leave one out")
-            return [f"hydra.sweep.dir={quoted(str(runs.find_sweep(value)))}"]
+            folder = runs.find_sweep(value)
+            if not (folder / PLAN).exists():
+                raise UserError(f"{argument}: holds no sweep of ours, which would have a {PLAN}")
+            return [f"hydra.sweep.dir={quoted(str(folder))}"]
     return []
 
 
@@ -131,14 +134,14 @@ def _job_of_a_sweep(composed: DictConfig, folder: RunFolder, overrides: list[str
     row = results.row(folder.path.name)
     if row is not None:
         sweep_log.info("%s", results.line(row, failure))
+    # The traceback is in the job's log; with it, the exception would keep the job's model in memory.
+    message, stopped = str(failure) or repr(failure), failure.signal if isinstance(failure, Stopped) else None
+    failed = failure is not None
+    del failure
     _give_back_memory()
-    if isinstance(failure, Stopped):
-        sys.exit(128 + failure.signal)  # ends a sweep in this process too
-    if failure is not None:
-        # The traceback is in the job's log; with it, the exception would keep the job's model in memory for as long as
-        # the sweep lasts.
-        message = str(failure) or repr(failure)
-        del failure
+    if stopped is not None:
+        sys.exit(128 + stopped)  # ends a sweep in this process too
+    if failed:
         raise RuntimeError(message)
     if row is None:
         return None

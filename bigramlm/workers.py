@@ -38,29 +38,32 @@ class Workers:
         """n_jobs: how many at most; -1 is one for each GPU where the jobs run on GPUs, else one for each core."""
         from joblib.externals import loky
 
-        cores = loky.cpu_count(only_physical_cores=True)
-        gpus = visible_gpus() if config.device.name.startswith(("auto", "cuda")) else []
-        self.n = n_jobs if n_jobs > 0 else len(gpus) or cores
-        self._environments = environments(self.n, cores=loky.cpu_count(), gpus=gpus)
+        self._cores = loky.cpu_count()
+        self._gpus = visible_gpus() if config.device.name.startswith(("auto", "cuda")) else []
+        self.n = n_jobs if n_jobs > 0 else len(self._gpus) or loky.cpu_count(only_physical_cores=True)
         self._task = (context, config, task)
         self._workers: list[_Worker] = []
 
-    def run(self, lines: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-        """Run a job for each line of overrides; they are numbered from `first` on."""
+    def run(self, lines: Sequence[Sequence[str]], numbers: Sequence[int]) -> list[JobReturn]:
+        """Run a job for each line of overrides; numbers: the jobs'."""
         returns: list[JobReturn] = [failed(RuntimeError("was not begun"))] * len(lines)
         waiting = deque(range(len(lines)))
         running: dict[Future[JobReturn], tuple[_Worker, int]] = {}
-        while len(self._workers) < min(self.n, len(lines)):
-            self._workers.append(_Worker(self._environments[len(self._workers)]))
+        if not self._workers:
+            n = min(self.n, len(lines))
+            self._workers = [
+                _Worker(environment) for environment in environments(n, cores=self._cores, gpus=self._gpus)
+            ]
         free = deque(self._workers)
         try:
             while waiting or running:
                 while free and waiting:
                     worker, at = free.popleft(), waiting.popleft()
-                    running[worker.submit(first + at, list(lines[at]), *self._task)] = (worker, at)
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    running[worker.submit(numbers[at], list(lines[at]), *self._task)] = (worker, at)
+                # With a time-out, for on Windows nothing else lets a Ctrl-C through.
+                for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                     worker, at = running.pop(future)
-                    returns[at] = worker.result(future, first + at)
+                    returns[at] = worker.result(future, numbers[at])
                     free.append(worker)
         except Stopped as stopped:
             self._stop(running, stopped)
@@ -94,17 +97,30 @@ class _Worker:
         self._pool: Any = None
 
     def submit(self, number: int, overrides: list[str], *task: Any) -> Future[JobReturn]:
-        if self._pool is None:
-            from joblib.externals.loky import ProcessPoolExecutor
+        from joblib.externals.loky import BrokenProcessPool
 
+        try:
+            return self._submit(_run, number, overrides, *task)
+        except BrokenProcessPool:  # killed while it had nothing to do
+            self._pool = None
+            return self._submit(_run, number, overrides, *task)
+
+    def _submit(self, *call: Any) -> Future[JobReturn]:
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        if self._pool is None:
             self._pool = ProcessPoolExecutor(
                 max_workers=1,
                 env=self._environment,
                 initializer=_begin,
                 initargs=(os.getpid(), Singleton.get_state()),
             )
-            self._pid = self._pool.submit(os.getpid)
-        return self._pool.submit(_run, number, overrides, *task)  # type: ignore[no-any-return]
+        # A process inherits what is ignored: no Ctrl-C meets it while it starts.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            return self._pool.submit(*call)  # type: ignore[no-any-return]
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def result(self, future: Future[JobReturn], number: int) -> JobReturn:
         from joblib.externals.loky import BrokenProcessPool
@@ -120,11 +136,9 @@ class _Worker:
             return failed(error)
 
     def stop(self) -> None:
-        if self._pid.done() and self._pid.exception() is None:
+        for pid in list(self._pool._processes or ()):  # loky may have replaced the first one
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid.result(), signal.SIGTERM)
-        else:  # it is still starting, and has nothing to save
-            self._pool.shutdown(wait=False, kill_workers=True)
+                os.kill(pid, signal.SIGTERM)
 
     def close(self) -> None:
         if self._pool is not None:
@@ -145,7 +159,8 @@ def visible_gpus() -> list[str]:
     """The CUDA GPUs that this process may use, asked without importing torch, which takes longer than all the rest."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return [name.strip() for name in chosen.split(",") if name.strip()]
+        names = [name.strip() for name in chosen.split(",")]
+        return [name for name in names if name and not name.startswith("-")]  # -1 is none
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout

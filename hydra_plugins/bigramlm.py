@@ -17,7 +17,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from bigramlm.workers import Workers
@@ -35,6 +35,10 @@ def _require_whole(field: str, value: Any, *, least: int = 1, or_null: bool = Fa
     ok = (isinstance(value, int) and value >= least) or (value is None and or_null)
     null = ", or null" if or_null else ""
     require(ok, f"hydra.sweeper.{field}={value}: must be a whole number, {least} or more{null}")
+
+
+def _plain(options: Any) -> Any:
+    return {} if options is None else OmegaConf.to_container(options) if OmegaConf.is_config(options) else options
 
 
 class GridSweeper(BasicSweeper):
@@ -84,9 +88,9 @@ class OptunaSweeper(Sweeper):
         self.n_jobs = n_jobs
         self.options: dict[str, Any] = {
             "sampler": sampler,
-            "sampler_options": dict(sampler_options or {}),
+            "sampler_options": _plain(sampler_options),
             "pruner": pruner,
-            "pruner_options": dict(pruner_options or {}),
+            "pruner_options": _plain(pruner_options),
             "seed": seed,
         }
         self.params = params or {}
@@ -100,6 +104,7 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         from bigramlm.cli import exit_codes
+        from bigramlm.errors import require
         from bigramlm.launch import launching, search
         from bigramlm.search import Search, space_of
 
@@ -110,6 +115,11 @@ class OptunaSweeper(Sweeper):
             _require_whole("n_trials", self.n_trials)
             _require_whole("n_jobs", self.n_jobs, or_null=True)
             _require_whole("seed", self.options["seed"], least=0)
+            for name in ("sampler_options", "pruner_options"):
+                require(
+                    isinstance(self.options[name], dict),
+                    f"hydra.sweeper.{name}={self.options[name]}: must be {{NAME: VALUE}}",
+                )
             parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
             typed = [*(f"{name}={value}" for name, value in self.params.items()), *arguments]
             overrides = parser.parse_overrides([word for word in typed if not word.lstrip("+").startswith("sweep=")])
@@ -152,7 +162,9 @@ class JoblibLauncher(_Launcher):
         return self.workers.n
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        return self.workers.run(job_overrides, initial_job_idx)
+        subdirs = [line[-1].partition("hydra.sweep.subdir=")[2] for line in job_overrides]
+        numbers = [int(name) if name.isdecimal() else initial_job_idx + i for i, name in enumerate(subdirs)]
+        return self.workers.run(job_overrides, numbers)
 
     def check(self) -> None:
         """UserError where it cannot launch, before anything is launched."""

@@ -15,7 +15,7 @@ from bigramlm import runs, search
 from bigramlm.errors import UserError
 from bigramlm.run import read_summary
 from bigramlm.search import space_of
-from bigramlm.sweep import Results, Sweep
+from bigramlm.sweep import Job, Results, Sweep
 from tests.conftest import Cli, Ended
 from tests.test_sweep import came_to, started, table, wait_for
 
@@ -197,7 +197,7 @@ def test_a_trial_that_fails_is_named_and_the_search_goes_on(searched: Callable[.
     assert found == {"8": "completed", "1000000": "failed"}
     assert ended.code == 1
     assert {t.state.name for t in trials(folder)} == {"COMPLETE", "FAIL"}
-    assert len(table(folder)) == 4
+    assert len(trials(folder)) == 4
 
 
 def test_a_locked_study_is_no_end_of_a_run(searched: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,3 +285,39 @@ def test_what_was_tried_already_is_not_trained_again(searched: Callable[..., End
     found = [(t.params["data.block_size"], t.value) for t in trials(folder)]
     assert len(found) == 7
     assert len(set(found)) == 2
+
+
+def test_a_search_in_two_goes_is_the_search_in_one(searched: Callable[..., Ended], cli: Cli, folder: Path) -> None:
+    for n in (3, 6):
+        assert searched(SPACE, f"hydra.sweeper.n_trials={n}").code == 0
+    one = folder.with_name("one")
+    cli("-m", *SEARCH, SPACE, "hydra.sweeper.n_trials=6", f"hydra.sweep.dir={one}", run_dir=False)
+    assert [t.params for t in trials(folder)] == [t.params for t in trials(one)]
+
+
+def test_what_a_killed_command_left_half_done(searched: Callable[..., Ended], folder: Path) -> None:
+    """A trial without a job, and a job without a trial."""
+    searched(SPACE, "hydra.sweeper.n_trials=2")
+    study(folder).ask()
+    plan = Sweep(folder)
+    plan.jobs[9] = Job(9, ["optim.lr=0.5"])
+    plan.save()
+    assert searched(SPACE, "hydra.sweeper.n_trials=3").code == 0
+    assert [t.state.name for t in trials(folder)] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
+    assert len(table(folder)) == 3
+
+
+def test_options_that_are_ours(tmp_path: Path) -> None:
+    pruner = search._make_pruner("percentile", {})
+    assert isinstance(pruner, optuna.pruners.PercentilePruner)
+    assert pruner._percentile == 33.0
+    options: dict[str, Any] = {"sampler_options": {}, "pruner": "none", "pruner_options": {}, "seed": 1}
+    for at_once in (1, 2):
+        (tmp_path / str(at_once)).mkdir()
+        made = search.Search(
+            tmp_path / str(at_once), {"a": FloatDistribution(0, 1)}, [], sampler="tpe", at_once=at_once, **options
+        )
+        made.ask()
+        sampler = made.study.sampler
+        assert isinstance(sampler, optuna.samplers.TPESampler)
+        assert sampler._constant_liar == (at_once == 2)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gc
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -252,6 +254,83 @@ def test_a_wide_table_leaves_out_what_is_least_needed(swept: Callable[..., Ended
     assert "tok/s" in (folder / "results.md").read_text("utf-8")
 
 
+def test_the_verdict_with_unequal_spreads_and_numbers() -> None:
+    """By hand: Welch's degrees of freedom are 2.2 here, where as many as all losses would give 5."""
+    a, b = Group("a", [1.0, 1.01, 1.02, 1.03]), Group("b", [1.2, 1.6, 2.0])
+    errors = (a.std**2 / 4, b.std**2 / 3)
+    freedom = sum(errors) ** 2 / (errors[0] ** 2 / 3 + errors[1] ** 2 / 2)
+    assert freedom == pytest.approx(2.0, abs=0.05)
+    needed = t_95(freedom) * math.sqrt(sum(errors)) / math.sqrt((a.std**2 + b.std**2) / 2)
+    assert f"where {needed:.1f} would tell at 95%: inside the noise" in verdict([a, b])
+
+
+def forged(folder: Path, *summaries: dict[str, Any]) -> Results:
+    """The results of a sweep over seeds with these summaries."""
+    made = Sweep(folder)
+    made.fields = ["seed"]
+    for number, summary in enumerate(summaries):
+        made.jobs[number] = Job(number, [f"seed={number}"])
+        (folder / str(number)).mkdir(parents=True)
+        (folder / str(number) / "summary.json").write_text(json.dumps(summary))
+    made.save()
+    return Results(Sweep(folder))
+
+
+def test_the_order_is_by_final_loss_then_by_the_best_so_far(folder: Path) -> None:
+    results = forged(
+        folder,
+        {"status": "stopped", "best": {"val/loss": 1.0}, "error": "stopped by SIGINT"},
+        {"status": "completed", "final": {"val/loss": 3.0}, "best": {"val/loss": 1.5}},
+        {"status": "failed", "error": "early"},
+        {"status": "completed", "final": {"val/loss": 2.0}, "best": {"val/loss": 1.9}},
+        {"status": "pruned", "best": {"val/loss": 0.5}},
+        {"status": "failed", "final": {"val/loss": 0.1}, "best": {"val/loss": 4.0}, "error": "late"},
+    )
+    assert [row.name for row in results.rows] == ["3", "1", "4", "0", "5", "2"]
+    assert results.best is not None
+    assert results.best.name == "3"
+    assert "all  2.5000  0.7071      2" in results.text(), "of the completed ones"
+    results.write()
+    assert {row["job"]: row["error"] for row in table(folder) if row["error"]} == {"2": "early", "5": "late"}
+
+
+def test_a_folder_of_somebody_elses_is_not_taken(swept: Callable[..., Ended], folder: Path) -> None:
+    (folder / "7").mkdir(parents=True)
+    (folder / "7" / "mine.txt").write_text("mine")
+    assert swept(*SHORT, "seed=1,2").code == 0
+    assert sorted(row["job"] for row in table(folder)) == ["8", "9"]
+    assert [path.name for path in (folder / "7").iterdir()] == ["mine.txt"]
+
+
+def test_memory_is_given_back_when_nothing_holds_the_model(
+    swept: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[weakref.ref[Bigram]] = []
+    alive = []
+
+    def forward(self: Bigram, *_: Any) -> Any:
+        models.append(weakref.ref(self))
+        raise RuntimeError("the model broke")
+
+    def give_back() -> None:
+        gc.collect()
+        alive.append(any(model() is not None for model in models))
+
+    monkeypatch.setattr(Bigram, "forward", forward)
+    monkeypatch.setattr(train, "_give_back_memory", give_back)
+    assert swept(*SHORT, "seed=1,2").code == 1
+    assert alive == [False, False]
+
+
+def test_the_latest_sweep_is_the_one_worked_on_last(
+    cli: Cli, tool: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "outputs", lambda: tmp_path)
+    for name in ("by-name-the-last", "2026"):
+        cli("-m", *SHORT, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweeps' / name}", run_dir=False)
+    assert runs.find_sweep("latest").name == "2026"
+
+
 def test_students_t() -> None:
     values = [t_95(n / 8) for n in range(8, 800)]
     assert values == sorted(values, reverse=True), "no jump where the table ends"
@@ -342,7 +421,7 @@ def test_of_forty_jobs_ten_fail_and_thirty_complete(
     for numbers, words in said:
         for number in numbers:
             assert words in rows[number]["error"], number
-            assert f"job {number} failed: " in ended.out
+            assert f"job {number} failed:" in ended.out
             assert f"job {number} failed: " in (folder / "results.md").read_text("utf-8")
             if numbers is not blocked:
                 summary = read_summary(folder / str(number))
