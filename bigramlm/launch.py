@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ from bigramlm.sweep import FINISHED, Job, Results, Sweep, values_of
 
 log = logging.getLogger(__name__)
 
+_OF_EVERY_TEXT = {field.name for field in fields(DataConfig)}
+
 
 class Composer(ConfigLoaderImpl):
     """Hydra's composing, which takes long, done once for all jobs that choose the same groups.
@@ -59,12 +62,12 @@ class Composer(ConfigLoaderImpl):
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         parsed = OverridesParser.create(config_loader=self).parse_overrides(sweep_overrides)
-        fields = [override for override in parsed if re.match(r"\w+\.|seed=", str(override.input_line))]
-        groups = tuple(str(override.input_line) for override in parsed if override not in fields)
+        single = [override for override in parsed if re.match(r"\w+\.|seed=", str(override.input_line))]
+        groups = tuple(str(override.input_line) for override in parsed if override not in single)
         if groups not in self._bases:
             self._bases[groups] = super().load_sweep_config(master_config, list(groups))
         composed = copy.deepcopy(self._bases[groups])
-        self._apply_overrides_to_config(fields, composed)
+        self._apply_overrides_to_config(single, composed)
         hydra = composed.hydra
         hydra.overrides.hydra = list(master_config.hydra.overrides.hydra)
         hydra.overrides.task = []
@@ -92,11 +95,11 @@ class Launch:
         self.launcher = launcher
         self.jobs: list[Job] = []  # of this command
         self.has_launched = False
-        self._texts: dict[str, str] = {}  # the text that stands in for one that could not be had, by data's fields
+        self._texts: dict[str, str] = {}  # the text that is used, by the fields of the one that is asked for
 
-    def sweeps(self, fields: Sequence[str]) -> None:
-        """Say what is swept."""
-        self.sweep.fields = list(dict.fromkeys([*self.sweep.fields, *fields]))
+    def sweeps(self, names: Sequence[str]) -> None:
+        """Say which fields are swept."""
+        self.sweep.fields = list(dict.fromkeys([*self.sweep.fields, *names]))
 
     def plan(self, lines: Sequence[Sequence[str]]) -> None:
         """Settle the jobs that these lines of overrides make: one of the sweep so far where it is asked for again.
@@ -129,7 +132,7 @@ class Launch:
         n = len(self.jobs)
         before = f": {done} done already, {begun} begun, {n - done - begun} to begin" if known else ""
         log.info("sweep: %d %s, in %s%s", n, "job" if n == 1 else "jobs", relative(self.sweep.folder), before)
-        if known and not done and not begun:
+        if known and len(free) == known:
             log.warning("none of these jobs was in that sweep before: all are new in it")
         if not self.sweep.fields:
             log.warning("nothing is swept; FIELD=A,B would try both")
@@ -150,7 +153,7 @@ class Launch:
         cfg = self.compose(overrides)
         asked = cfg.data.name
         before = self.sweep.settled.get(asked)
-        own = {name: value for name, value in vars(cfg.data).items() if name not in vars(DataConfig(name=""))}
+        own = {name: value for name, value in vars(cfg.data).items() if name not in _OF_EVERY_TEXT}
         key = f"{asked} {own}"
         if key not in self._texts and before in (None, asked):
             self._texts[key] = cfg.data.prepare(the_same=before is not None).name
@@ -160,7 +163,7 @@ class Launch:
         kept = self.sweep.settled[asked] = self._texts[key]
         if kept == asked:
             return overrides, cfg
-        shared = "|".join(name for name in vars(DataConfig(name="")) if name != "name")
+        shared = "|".join(_OF_EVERY_TEXT - {"name"})
         overrides = [typed for typed in overrides if not re.match(rf"\+*data(=|\.(?!({shared})=))", typed)]
         overrides.append(f"data={kept}")
         return overrides, self.compose(overrides)

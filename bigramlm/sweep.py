@@ -87,10 +87,14 @@ class Sweep:
 
     def status(self, job: Job) -> str:
         """As in the job's summary; `killed` where it was, `failed` where it could not leave one, else `pending`."""
+        return self.outcome(job)[0]
+
+    def outcome(self, job: Job) -> tuple[str, dict[str, Any]]:
+        """The job's status, and its summary, empty where it has left none."""
         summary = read_summary(self.path(job))
         if summary is None:
-            return "failed" if job.error else "pending"
-        return status(self.path(job), summary)
+            return "failed" if job.error else "pending", {}
+        return status(self.path(job), summary), summary
 
 
 @dataclass(frozen=True)
@@ -135,9 +139,7 @@ class Results:
         self.rows = sorted((self._row(sweep, job, values[job.number]) for job in jobs), key=_rank)
 
     def _row(self, sweep: Sweep, job: Job, values: dict[str, str]) -> Row:
-        folder = sweep.path(job)
-        summary = read_summary(folder) or {}
-        state = sweep.status(job)
+        state, summary = sweep.outcome(job)
         return Row(
             name=str(job.number),
             values={field: values[field] for field in self.fields},
@@ -147,7 +149,7 @@ class Results:
             step=summary.get("step"),
             tokens_per_second=summary.get("tokens_per_second"),
             seconds=summary.get("seconds"),
-            folder=folder,
+            folder=sweep.path(job),
             error=summary.get("error") or job.error if state == "failed" else None,
             text=summary.get("data", {}).get("sha256"),
         )

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 # Fields that hold free text: taken as typed, whatever Hydra's grammar would make of it.
 FREE_TEXT = ("sample.prompt", "data.path", "resume", "init_from", "sweep")
 
-# What runs sweeps and is not installed with the rest: the class by its extra, and the module it needs.
+# What runs sweeps and is not installed with the rest, by its class: how it is chosen, its extra, the module it needs.
 EXTRAS = {
     "JoblibLauncher": ("hydra/launcher=joblib", "joblib", "joblib"),
     "LocalLauncher": ("hydra/launcher=submitit_local", "submitit", "hydra_plugins.hydra_submitit_launcher"),

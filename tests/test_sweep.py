@@ -28,7 +28,7 @@ from bigramlm import launch, paths, runs, stop, sweep, train, trainer, workers
 from bigramlm.data import batches, shakespeare
 from bigramlm.errors import UserError
 from bigramlm.model.bigram import Bigram
-from bigramlm.run import RunFolder, read_summary
+from bigramlm.run import RunFolder, holder, read_summary
 from bigramlm.sweep import Group, Job, Results, Sweep, t_95, verdict
 from tests.conftest import Cli, Ended, composed
 
@@ -88,11 +88,12 @@ def wait_for(there: Callable[[], Any], seconds: float = 60) -> Any:
     return found
 
 
-def holder(job: Path) -> int | None:
-    """The process that trains in a folder."""
-    with contextlib.suppress(OSError, ValueError):
-        return int(json.loads((job / ".lock.json").read_text())["pid"])
-    return None
+def kill_when_it_came_to(job: Path, step: int) -> None:
+    """Kill the process that trains in a folder, without a warning."""
+    wait_for(lambda: came_to(job, step))
+    pid = holder(job)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
 
 
 def came_to(job: Path, step: int) -> bool:
@@ -195,7 +196,7 @@ def test_the_verdict_is_welchs_test() -> None:
 
 
 def test_the_verdict_in_numbers() -> None:
-    # By hand: means 1 and 2, both variances 1/3 (n - 1), so the spread is 0.57735; t = 1 / sqrt(2/9 * 1/2 * ...).
+    # By hand: means 1 and 2, both variances 1/6, so the spread is their root.
     a, b = Group("a", [0.5, 1.0, 1.0, 1.5]), Group("b", [1.5, 2.0, 2.0, 2.5])
     spread = math.sqrt(statistics.variance(a.losses))
     needed = 2.447 * math.sqrt(2 * spread**2 / 4) / spread  # 6 degrees of freedom
@@ -255,7 +256,7 @@ def test_a_wide_table_leaves_out_what_is_least_needed(swept: Callable[..., Ended
 
 
 def test_the_verdict_with_unequal_spreads_and_numbers() -> None:
-    """By hand: Welch's degrees of freedom are 2.2 here, where as many as all losses would give 5."""
+    """By hand: Welch's degrees of freedom are 2.0 here, where as many as all losses would give 5."""
     a, b = Group("a", [1.0, 1.01, 1.02, 1.03]), Group("b", [1.2, 1.6, 2.0])
     errors = (a.std**2 / 4, b.std**2 / 3)
     freedom = sum(errors) ** 2 / (errors[0] ** 2 / 3 + errors[1] ** 2 / 2)
@@ -342,16 +343,13 @@ def test_students_t() -> None:
 
 
 def test_a_long_table_shows_the_best_and_is_whole_on_the_page(folder: Path) -> None:
-    made = Sweep(folder)
-    made.fields = ["seed"]
-    for number in range(100):
-        made.jobs[number] = Job(number, [f"seed={number}"])
-        job = folder / str(number)
-        job.mkdir(parents=True)
-        summary = {"status": "completed", "final": {"val/loss": 2 + number / 1000}, "best": {"val/loss": 2.0}}
-        (job / "summary.json").write_text(json.dumps(summary))
-    made.save()
-    results = Results(Sweep(folder))
+    results = forged(
+        folder,
+        *(
+            {"status": "completed", "final": {"val/loss": 2 + number / 1000}, "best": {"val/loss": 2.0}}
+            for number in range(100)
+        ),
+    )
     results.write()
     assert "and 60 more" in results.text()
     assert len(table(folder)) == 100
@@ -620,6 +618,13 @@ def test_going_on_runs_what_is_left_and_touches_nothing_else(
     assert "sweep=" not in (folder / "4" / "summary.json").read_text()
 
 
+def test_a_sweep_that_knows_none_of_the_jobs_says_so(swept: Callable[..., Ended], folder: Path) -> None:
+    swept(*SHORT, "seed=1,2")
+    assert "all are new in it" in swept(*SHORT, "seed=3,4").err
+    shutil.rmtree(folder / "0")
+    assert "all are new in it" not in swept(*SHORT, "seed=1").err, "it is in the plan, and has not begun"
+
+
 def test_another_config_gets_a_folder_of_its_own(swept: Callable[..., Ended], folder: Path) -> None:
     swept(*SHORT, "seed=1,2")
     before = [state(folder / job) for job in ("0", "1")]
@@ -650,7 +655,6 @@ def test_a_job_whose_text_has_changed_runs_anew(
 
 def test_a_job_that_another_process_trains_in_is_left_to_it(swept: Callable[..., Ended], folder: Path) -> None:
     swept(*SHORT, "seed=1,2")
-    RunFolder(folder / "0")
     summary = json.loads((folder / "0" / "summary.json").read_text())
     (folder / "0" / "summary.json").write_text(json.dumps({**summary, "status": "running"}))
     before = state(folder / "0")
@@ -702,10 +706,7 @@ def test_a_worker_that_is_killed_costs_its_job_only(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     arguments = (*LONGER, "trainer.steps=12000", "seed=1,2,3,4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     with started(folder, *arguments) as process:
-        wait_for(lambda: came_to(folder / "0", 1000))
-        pid = holder(folder / "0")
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        kill_when_it_came_to(folder / "0", 1000)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 1
     assert "job 0: its process was killed" in err
@@ -819,10 +820,7 @@ def test_a_job_of_submitits_that_is_killed_costs_itself_only(tmp_path: Path) -> 
     folder = tmp_path / "sweep"
     arguments = (*LONGER, "trainer.steps=20000", "seed=1,2", "hydra/launcher=submitit_local")
     with started(folder, *arguments) as process:
-        wait_for(lambda: came_to(folder / "0", 500))
-        pid = holder(folder / "0")
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        kill_when_it_came_to(folder / "0", 500)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 1
     assert "2 jobs: 1 completed, 1 killed" in out, err
