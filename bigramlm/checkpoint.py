@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -216,6 +217,7 @@ class Checkpoint:
         """Put the weights into the model. UserError names what does not fit."""
         with self.reading(MODEL):
             tensors = load_file(self.path / MODEL)
+        _make_room(model, tensors)
         own = model.state_dict()
         for name in tensors.keys() & own.keys():
             there, here = tuple(tensors[name].shape), tuple(own[name].shape)
@@ -257,7 +259,7 @@ class Checkpoint:
                 }
             )
             torch.set_rng_state(random["rng/cpu"])
-            device = next(model.parameters()).device
+            device = _device_of(model)
             if device.type == "cuda" and "rng/cuda" in random:
                 torch.cuda.set_rng_state(random["rng/cuda"], device)
             if device.type == "mps" and "rng/mps" in random:
@@ -327,12 +329,24 @@ def _manifest_text(step: int, seals: dict[str, Any], written: int = _FORMAT) -> 
     return json.dumps({**content, "sha256": seal}, indent=1, sort_keys=True) + "\n"
 
 
+def _device_of(model: nn.Module) -> torch.device:
+    return next(itertools.chain(model.parameters(), model.buffers())).device
+
+
+def _make_room(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    # Tables that were counted are as long as their text made them: a model that has not counted has them empty.
+    for name, buffer in list(model.named_buffers()):
+        if buffer.numel() == 0 and name in tensors:
+            holder, _, last = name.rpartition(".")
+            setattr(model.get_submodule(holder), last, torch.empty_like(tensors[name], device=buffer.device))
+
+
 def _training_state(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     # By the parameters' names. What is a tensor goes into safetensors, the rest beside it as JSON.
     tensors = {"rng/cpu": torch.get_rng_state()}
-    device = next(model.parameters()).device
+    device = _device_of(model)
     if device.type == "cuda":
         tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
     if device.type == "mps":

@@ -124,6 +124,11 @@ class RunConfig:
     left as they are, those that were interrupted go on, the others run. In the saved config it is null."""
 
     def __post_init__(self) -> None:
+        require(
+            self.optim.warmup_steps <= self.trainer.steps or self.trainer.steps == 0,
+            f"optim.warmup_steps={self.optim.warmup_steps}: longer than the run, which has trainer.steps="
+            f"{self.trainer.steps}; take a shorter warmup, or more steps",
+        )
         require(0 <= self.seed < 2**63, f"seed={self.seed}: must be 0 or more, and below 2**63")
         for group, kinds in KINDS.items():
             part = getattr(self, group)

@@ -26,24 +26,34 @@ def stream(
     top_p: float = 1.0,
     seed: int,
     device: Device,
+    cached: bool = True,
 ) -> Iterator[Tensor]:
     """The tokens that follow idx (B, T), one by one, each (B, 1), as they are made.
 
     Each token is drawn from softmax(logits / temperature) of the last position, among those that top_k and top_p leave;
-    a temperature of 0 takes the likeliest. The context is the last block_size tokens. Draws come from a generator of
-    their own, so that sampling in the middle of a run changes nothing of the run. Dropout is off while it runs.
+    a temperature of 0 takes the likeliest. Draws come from a generator of their own, so that sampling in the middle of
+    a run changes nothing of the run. Dropout is off while it runs.
+
+    The context grows up to block_size tokens; then it starts again from its last half, since what a model keeps of its
+    context would be of no use with every token in another place. cached=False keeps nothing, and computes the same.
     """
     was_training = model.training
     model.eval()
     generator = torch.Generator(device.torch).manual_seed(seed)
+    context = new = idx[:, -model.block_size :]
+    cache = model.new_cache() if cached else None
     try:
         for _ in range(max_new_tokens):
             with torch.inference_mode(), device.autocast():
-                logits, _ = model(idx[:, -model.block_size :])  # (B, T, V)
+                logits, _ = model(context) if cache is None else model(new, cache=cache)  # (B, T, V)
                 following = draw(
                     logits[:, -1].float(), temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
                 )
-                idx = torch.cat((idx[:, -model.block_size :], following), dim=1)  # of no more than what it sees
+                if context.shape[1] < model.block_size:
+                    context, new = torch.cat((context, following), dim=1), following
+                else:
+                    context = new = torch.cat((context, following), dim=1)[:, -max(1, model.block_size // 2) :]
+                    cache = model.new_cache() if cached else None
             yield following
     finally:
         model.train(was_training)

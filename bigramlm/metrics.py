@@ -163,11 +163,11 @@ class TensorBoardLogger:
         # The Custom Scalars tab draws a split's loss and its references in one chart.
         charts = {}
         for split in ("train", "val"):
-            references = [name for name in metrics if name.startswith(f"{split}/best_")]
+            references = [name for name in metrics if name.startswith((f"{split}/best_", f"{split}/ngram_"))]
             if references:
                 charts[f"{split} loss"] = ["Multiline", [f"^{name}$" for name in (f"{split}/loss", *references)]]
         if charts:
-            self._writer.add_custom_scalars({"loss and the best possible": charts})
+            self._writer.add_custom_scalars({"loss and what counting gives": charts})
 
 
 class WandbLogger:

@@ -122,8 +122,7 @@ class CompiledStep(TrainStep):
         return first
 
     def _one(self, batch: Batch, lr: Tensor) -> Outcome:
-        for group in self.optimizer.param_groups:
-            group["lr"].copy_(lr)
+        set_learning_rate(self.optimizer, lr)
         # Gradients are added into tensors that stay where they are: the compiler follows what a tensor holds, and not
         # the exchange of `p.grad` for another.
         for p in self.params:

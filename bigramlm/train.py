@@ -312,16 +312,23 @@ def run(
         check_length(len(ids), split=name, block_size=cfg.data.block_size, text=str(relative(cfg.data.file())))
     torch.manual_seed(cfg.seed)
     model = cfg.model.build(vocab_size=vocab_size, block_size=cfg.data.block_size)
+    if not list(model.parameters()) and cfg.trainer.steps:
+        log.info("steps: none, a model that is counted has nothing to train")
+        cfg.trainer.steps = 0
     cfg.device = decide(cfg.device, n_params=model.n_params(), tokens=cfg.data.batch_size * cfg.data.block_size)
     device = set_up(cfg.device)
 
     log.info("data: %s, %s characters, vocabulary of %d", cfg.data.name, f"{len(text.text):,}", vocab_size)
     log.info("split: %s tokens train, %s val", *(f"{len(tokens[name]):,}" for name in ("train", "val")))
-    log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
     if start.source is not None:
         start.source.load_weights(model)
     model.to(device.torch)
     tokens = {name: ids.to(device.torch) for name, ids in tokens.items()}
+    began = time.perf_counter()
+    counted = start.source is None and start.own is None and model.count(tokens["train"])
+    if counted:
+        log.info("counted: the training text, in %.1f s", time.perf_counter() - began)
+    log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
     trainer = Trainer(
         cfg,
         model=model,
@@ -337,7 +344,7 @@ def run(
         trainer.resume(start.own)
     elif cfg.preflight:
         began = time.perf_counter()
-        preflight(model, tokenizer, texts, trainer.batches[0], fresh=start.source is None)
+        preflight(model, tokenizer, texts, trainer.batches[0], fresh=start.source is None and not counted)
         log.info("preflight: passed, in %.0f ms", 1e3 * (time.perf_counter() - began))
     # Nothing of a run that is resumed has changed up to here, and nothing is refused from here on.
     if start.resumed_at is not None:
@@ -402,6 +409,8 @@ def print_end(
             val_loss = references[f"val/best_{what}"] + 0.0  # no minus before a zero
             lines.append(f"By counting: {loss + 0.0:.4f} over the whole training text (the loss above: over a part")
             lines.append(f"as long as val), where no {what} can do better; {val_loss:.4f} on val.")
+    if ngrams := [loss for name, loss in references.items() if name.startswith("val/ngram_")]:
+        lines.append(f"By counting, on val, orders 1 to {len(ngrams)}: {' '.join(f'{loss:.3f}' for loss in ngrams)}")
     lines.append(f"Run: {relative(folder)}")
     if "tensorboard" in loggers:
         outputs = paths.home() / "outputs"

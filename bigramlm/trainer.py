@@ -176,9 +176,13 @@ class Trainer:
         if together > 1 and not self._undisturbed(first, together):
             together = 1
         steps = range(first, first + together)
-        outcome = self.train_step([self.batches[n] for n in steps], [learning_rate(self.optim, n) for n in steps])
+        outcome = self.train_step([self.batches[n] for n in steps], [self.rate(n) for n in steps])
         self.step += together
         return outcome
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return learning_rate(self.optim, step, self.cfg.steps)
 
     def _undisturbed(self, first: int, together: int) -> bool:
         looks = (self.cfg.eval_every, self.cfg.checkpoint_every, self.cfg.log_every, self.cfg.steps)
@@ -276,7 +280,7 @@ class Trainer:
 
     def _require_finite(self, step: int, name: str, value: float) -> None:
         if not math.isfinite(value):
-            rate, saved = learning_rate(self.optim, step), self.checkpoints.steps()
+            rate, saved = self.rate(step), self.checkpoints.steps()
             clip = "" if self.optim.grad_clip else ", or optim.grad_clip=1"
             before = f"; resume={relative(self.folder.path)} with it goes on from step {saved[-1]}" if saved else ""
             raise UserError(
@@ -303,7 +307,7 @@ class Trainer:
         record = {
             "train/batch_loss": loss.item(),
             "grad_norm": norm.item(),
-            "lr": learning_rate(self.optim, self.step - 1),
+            "lr": self.rate(self.step - 1),
         }
         self._require_finite(self.step - 1, "train/batch_loss", record["train/batch_loss"])
         if not self.scaler.is_enabled():  # which skips an update whose gradient overflows, and lowers its scale

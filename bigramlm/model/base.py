@@ -1,6 +1,9 @@
 """What the Trainer, evaluation and generation ask of a model."""
 
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bigramlm.model.cache import Cache
 
 
 class LanguageModel(nn.Module):
@@ -16,6 +19,21 @@ class LanguageModel(nn.Module):
         """Logits (B, T, V) for token ids idx (B, T); with targets (B, T) also their mean cross-entropy in nats."""
         raise NotImplementedError
 
+    def count(self, train: Tensor) -> bool:  # noqa: ARG002
+        """Take from the training tokens (N,) what is counted and not trained; False where there is nothing."""
+        return False
+
+    def new_cache(self) -> Cache | None:
+        """What `forward(idx, cache=cache)` keeps of the tokens it sees, to be given the new ones alone; None: nothing.
+
+        Such a call gives the logits of the new tokens, which follow those that it saw before.
+        """
+        return None
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices between the embedding and the head, which Muon is for."""
+        return []
+
     def reference_losses(self, train: Tensor, val: Tensor) -> dict[str, float]:  # noqa: ARG002
         """Losses in nats to measure this model against on these token ids, by name; drawn as lines by the loggers."""
         return {}
@@ -23,3 +41,10 @@ class LanguageModel(nn.Module):
     def n_params(self) -> int:
         """How many parameters are trained."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor | None) -> Tensor | None:
+    """The mean cross-entropy in nats of logits (B, T, V) for targets (B, T); None without targets."""
+    if targets is None:
+        return None
+    return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))  # (B*T, V), (B*T)

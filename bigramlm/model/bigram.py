@@ -5,9 +5,8 @@ Source: A. Karpathy, "Let's build GPT: from scratch, in code, spelled out", yout
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from bigramlm.model.base import LanguageModel
+from bigramlm.model.base import LanguageModel, cross_entropy
 
 
 class Bigram(LanguageModel):
@@ -22,10 +21,7 @@ class Bigram(LanguageModel):
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         logits = self.token_embedding_table(idx)  # (B, T, V)
-        if targets is None:
-            return logits, None
-        loss = F.cross_entropy(logits.view(-1, self.vocab_size), targets.reshape(-1))  # (B*T, V), (B*T)
-        return logits, loss
+        return logits, cross_entropy(logits, targets)
 
     def reference_losses(self, train: Tensor, val: Tensor) -> dict[str, float]:
         train_loss, val_loss = best_bigram_losses(train.cpu(), val.cpu(), self.vocab_size)

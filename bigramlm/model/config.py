@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
+from bigramlm.errors import require, require_choice
+
 if TYPE_CHECKING:
     from bigramlm.model.base import LanguageModel
 
@@ -35,4 +37,89 @@ class BigramConfig(ModelConfig):
         return Bigram(vocab_size=vocab_size, block_size=block_size)
 
 
-MODELS: dict[str, type[ModelConfig]] = {"bigram": BigramConfig}
+@dataclass
+class NgramConfig(ModelConfig):
+    """What follows the last tokens, by counting how often it did: fitted without a step of training."""
+
+    name: str = "ngram"
+    order: int = 5
+    """Tokens in a gram: the last `order - 1` tokens, and the one that follows."""
+
+    def __post_init__(self) -> None:
+        require(self.order >= 1, f"model.order={self.order}: must be 1 or more; 2 looks at one token, as a bigram does")
+
+    def build(self, *, vocab_size: int, block_size: int) -> LanguageModel:
+        from bigramlm.model.ngram import Ngram
+
+        return Ngram(vocab_size=vocab_size, block_size=block_size, order=self.order)
+
+
+@dataclass
+class GPTConfig(ModelConfig):
+    """A transformer, whose switches are the ideas that lead to it; the presets are the rungs of docs/ladder.md."""
+
+    name: str = "gpt"
+    n_layer: int = 4
+    """Blocks, one above the other."""
+    n_head: int = 4
+    """Heads of attention in a block, which share its width."""
+    n_embd: int = 128
+    """Width: channels that every position has between the embedding and the head."""
+    dropout: float = 0.0
+    """The share of activations that is set to zero in training, drawn anew at every step."""
+    position: str = "rotary"
+    """How attention knows where a token stands: learned (an embedding for each position) or rotary (queries and keys
+    turned by an angle that grows with it)."""
+    norm: str = "rms"
+    """What evens out the stream before each layer: none, layer or rms."""
+    qk_norm: bool = True
+    """Scale queries and keys to one length, so that attention cannot run away."""
+    feed_forward: bool = True
+    """A feed-forward layer, four times as wide inside, after the attention of each block."""
+    activation: str = "relu_squared"
+    """The non-linearity inside it: relu, gelu, gelu_tanh (GPT-2's) or relu_squared."""
+    residual: bool = True
+    """Layers add to the stream, instead of taking its place."""
+    bias: bool = False
+    """Linear layers and layer norms add a learned constant."""
+    tie_weights: bool = False
+    """One matrix for the embedding and the head."""
+    zero_init: bool = True
+    """What layers add starts at zero: a fresh block passes on what it gets."""
+    ngram_order: int = 0
+    """Stand on an n-gram of this order: its log-probabilities are added to the logits; 0 stands alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd"):
+            require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)}: must be 1 or more")
+        width, rest = divmod(self.n_embd, self.n_head)
+        require(
+            rest == 0,
+            f"model.n_embd={self.n_embd}: cannot be shared by model.n_head={self.n_head} heads; take a multiple, such "
+            f"as {self.n_head * max(1, round(self.n_embd / self.n_head))}",
+        )
+        require_choice("model.position", self.position, ("learned", "rotary"))
+        require_choice("model.norm", self.norm, ("none", "layer", "rms"))
+        require_choice("model.activation", self.activation, ("relu", "gelu", "gelu_tanh", "relu_squared"))
+        require(
+            self.position != "rotary" or width % 2 == 0,
+            f"model.n_embd={self.n_embd} model.n_head={self.n_head}: makes heads of {width} channels, and "
+            f"model.position=rotary turns pairs of them; take an even width, such as model.n_embd={self.n_head * (width + 1)}",
+        )
+        require(0 <= self.dropout < 1, f"model.dropout={self.dropout}: must be 0 or more, and below 1")
+        require(self.ngram_order >= 0, f"model.ngram_order={self.ngram_order}: must be 0 (none) or more")
+
+    def build(self, *, vocab_size: int, block_size: int) -> LanguageModel:
+        from bigramlm.model.gpt import GPT
+
+        return GPT(self, vocab_size=vocab_size, block_size=block_size)
+
+
+# Presets of one class, each with a name of its own: from one head of attention upwards.
+RUNGS = ("attention", "multihead", "feedforward", "residual", "transformer", "nanogpt", "gpt", "gpt2")
+
+MODELS: dict[str, type[ModelConfig]] = {
+    "ngram": NgramConfig,
+    "bigram": BigramConfig,
+    **dict.fromkeys(RUNGS, GPTConfig),
+}

@@ -2,24 +2,28 @@
 
 import torch
 
-from bigramlm.optim.base import without_wrappers
+from bigramlm.optim.base import groups, rate_for, trained, without_wrappers
 from bigramlm.optim.config import AdamWConfig
 
 
 def build_adamw(cfg: AdamWConfig, model: torch.nn.Module, *, compiled: bool) -> torch.optim.Optimizer:
-    """AdamW over the parameters that are trained.
+    """AdamW over the parameters that are trained."""
+    return adamw(cfg, trained(model), lr=cfg.lr, compiled=compiled)
 
-    Fused, all parameters are updated by one call. A compiled step fuses by itself and cannot trace the fused call; it
-    needs the learning rate as a tensor, since a number would be compiled in.
+
+def adamw(
+    cfg: AdamWConfig, params: list[torch.nn.Parameter], *, lr: float, compiled: bool
+) -> torch.optim.Optimizer:
+    """AdamW over these parameters.
+
+    Fused, all parameters of a group are updated by one call. A compiled step fuses by itself and cannot trace the
+    fused call.
     """
-    params = [p for p in model.parameters() if p.requires_grad]
-    lr = torch.tensor(cfg.lr, device=params[0].device) if compiled else cfg.lr
     return without_wrappers(torch.optim.AdamW)(
-        params,
-        lr=lr,
+        groups(params, weight_decay=cfg.weight_decay),
+        lr=rate_for(lr, params, compiled=compiled),
         betas=(cfg.betas[0], cfg.betas[1]),
         eps=cfg.eps,
-        weight_decay=cfg.weight_decay,
         fused=not compiled,
-        capturable=compiled and params[0].is_cuda,
+        capturable=compiled and bool(params) and params[0].is_cuda,
     )

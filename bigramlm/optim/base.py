@@ -1,7 +1,8 @@
-"""What all optimizers share: the learning rate, and a lighter start."""
+"""What all optimizers share: the learning rate, who is decayed, and a lighter start."""
 
 import inspect
-from typing import TypeVar
+import math
+from typing import Any, TypeVar
 
 import torch
 
@@ -10,18 +11,54 @@ from bigramlm.optim.config import OptimConfig
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
 
-def learning_rate(cfg: OptimConfig, step: int) -> float:
-    """The learning rate of a step, from nothing but the step and the config, so that a resumed run has the same."""
-    return cfg.lr * min(1.0, (step + 1) / (cfg.warmup_steps + 1))
+def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:
+    """The learning rate of a step, 0 to steps - 1, from nothing but the config, so that a resumed run has the same.
+
+    It rises in a line up to `cfg.lr`, and goes on as `cfg.schedule` says; the step after the last would have
+    `cfg.min_lr` where it falls.
+    """
+    if step < cfg.warmup_steps:
+        return cfg.lr * (step + 1) / (cfg.warmup_steps + 1)
+    if cfg.schedule == "constant":
+        return cfg.lr
+    began = steps * (1 - cfg.decay_fraction) if cfg.schedule == "wsd" else cfg.warmup_steps
+    done = min(1.0, max(0.0, (step - began) / max(1, steps - began)))
+    left = 0.5 * (1 + math.cos(math.pi * done)) if cfg.schedule == "cosine" else 1 - done
+    return cfg.min_lr + left * (cfg.lr - cfg.min_lr)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group; one that is a tensor is changed in place, for the compiled step."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float | torch.Tensor) -> None:
+    """Set the learning rate of every group; one that is a tensor is changed in place, for the compiled step.
+
+    A group with an `lr_ratio` gets that much of it.
+    """
     for group in optimizer.param_groups:
+        of_group = lr * group.get("lr_ratio", 1.0)
         if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(lr)
+            group["lr"].fill_(of_group)
         else:
-            group["lr"] = lr
+            group["lr"] = of_group
+
+
+def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters that are trained."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def groups(params: list[torch.nn.Parameter], *, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups of which only matrices decay: what multiplies activations, or is looked up for them.
+
+    Biases and the gains of norms do not: pulling them towards zero restrains nothing, and harms what they are for.
+    """
+    matrices, vectors = [p for p in params if p.ndim >= 2], [p for p in params if p.ndim < 2]
+    if not weight_decay or not vectors:
+        return [{"params": params, "weight_decay": weight_decay}]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def rate_for(lr: float, params: list[torch.nn.Parameter], *, compiled: bool) -> float | torch.Tensor:
+    """A learning rate as a step takes it: compiled it must be a tensor, since a number would be compiled in."""
+    return torch.tensor(lr, device=params[0].device) if compiled and params else lr
 
 
 def without_wrappers(cls: type[Optimizer]) -> type[Optimizer]:

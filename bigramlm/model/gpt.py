@@ -1,0 +1,215 @@
+"""One GPT, whose switches are the ideas on the way from a single head of attention to a transformer of today.
+
+Sources: Vaswani et al. 2017, "Attention Is All You Need"; Radford et al. 2019, "Language Models are Unsupervised
+Multitask Learners" (GPT-2), whose names the parameters have.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bigramlm.model.base import LanguageModel, cross_entropy
+from bigramlm.model.cache import Cache, KeyValues
+from bigramlm.model.config import GPTConfig
+from bigramlm.model.ngram import Ngram, ngram_losses
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    # GPT-2's approximation of it, from before there was a fast exact one.
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    # So et al. 2021, "Primer: Searching for Efficient Transformers for Language Modeling", section 4.
+    "relu_squared": lambda x: F.relu(x).square(),
+}
+
+
+class GPT(LanguageModel):
+    """Blocks of attention and feed-forward layers, between an embedding of tokens and a head that makes logits.
+
+    Shapes, here and below: B batch, T time, C channels (n_embd), H heads, D = C / H the width of a head, V vocabulary.
+    """
+
+    def __init__(self, cfg: GPTConfig, *, vocab_size: int, block_size: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.block_size = block_size
+        self.wte = nn.Embedding(vocab_size, cfg.n_embd)
+        self.wpe = nn.Embedding(block_size, cfg.n_embd) if cfg.position == "learned" else None
+        self.drop = nn.Dropout(cfg.dropout)
+        self.h = nn.ModuleList(Block(cfg, block_size) for _ in range(cfg.n_layer))
+        self.ln_f = build_norm(cfg, cfg.n_embd)
+        self.lm_head = nn.Linear(cfg.n_embd, vocab_size, bias=False)
+        self._draw_weights(cfg)
+        if cfg.tie_weights:
+            self.lm_head.weight = self.wte.weight
+        self.ngram = None
+        if cfg.ngram_order:
+            self.ngram = Ngram(vocab_size=vocab_size, block_size=block_size, order=cfg.ngram_order)
+
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, cache: Cache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """See LanguageModel; cache: what this kept of the tokens before idx, to which idx is added."""
+        start = 0 if cache is None else cache.length
+        x = self.wte(idx)  # (B, T, C)
+        if self.wpe is not None:
+            x = x + self.wpe.weight[start : start + idx.shape[1]]
+        x = self.drop(x)
+        seen = idx if cache is None else cache.see(idx)
+        for n, block in enumerate(self.h):
+            x = block(x, start, None if cache is None else cache.layers[n])
+        logits = self.lm_head(self.ln_f(x))  # (B, T, V)
+        if self.ngram is not None:
+            logits = logits + self._counted(self.ngram, seen, idx.shape[1], targets)
+        return logits, cross_entropy(logits, targets)
+
+    def count(self, train: Tensor) -> bool:
+        return self.ngram is not None and self.ngram.count(train)
+
+    def new_cache(self) -> Cache:
+        return Cache(n_layer=len(self.h), block_size=self.block_size)
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        return [p for p in self.h.parameters() if p.ndim == 2]
+
+    def reference_losses(self, train: Tensor, val: Tensor) -> dict[str, float]:
+        return ngram_losses(train, val, vocab_size=self.vocab_size, block_size=self.block_size)
+
+    def _counted(self, ngram: Ngram, seen: Tensor, n_new: int, targets: Tensor | None) -> Tensor:
+        # What counting says of the new tokens, the last of those seen, as (B, T, V): the n-gram's log-probabilities.
+        # In training every position's own occurrence is left out, or the GPT would learn to trust counts too far.
+        seen = seen[:, -(n_new + len(ngram.grams) - 1) :]
+        return ngram.log_probabilities(seen, targets if self.training else None)[:, -n_new:]
+
+    def _draw_weights(self, cfg: GPTConfig) -> None:
+        # GPT-2's: N(0, 0.02), and what is added to the residual stream 2 n_layer times is scaled down accordingly.
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                into_stream = cfg.residual and name.endswith("c_proj.weight")
+                if into_stream and cfg.zero_init:
+                    nn.init.zeros_(p)
+                else:
+                    nn.init.normal_(p, std=0.02 / math.sqrt(2 * cfg.n_layer) if into_stream else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+
+class Block(nn.Module):
+    """Attention, in which positions exchange what they know, and a feed-forward layer, in which each thinks it over."""
+
+    def __init__(self, cfg: GPTConfig, block_size: int) -> None:
+        super().__init__()
+        self.residual = cfg.residual
+        self.ln_1 = build_norm(cfg, cfg.n_embd)
+        self.attn = Attention(cfg, block_size)
+        self.ln_2 = build_norm(cfg, cfg.n_embd) if cfg.feed_forward else None
+        self.mlp = FeedForward(cfg) if cfg.feed_forward else None
+
+    def forward(self, x: Tensor, start: int, kept: KeyValues | None) -> Tensor:
+        """x (B, T, C) to the same shape; start: the position of its first token; kept: of the tokens before."""
+        # The norms stand before each layer, not after ("pre-norm"; Xiong et al. 2020, "On Layer Normalization in the
+        # Transformer Architecture"), and residual connections (He et al. 2016, "Deep Residual Learning for Image
+        # Recognition") let the gradient pass by.
+        y = self.attn(self.ln_1(x), start, kept)
+        x = x + y if self.residual else y
+        if self.mlp is None or self.ln_2 is None:
+            return x
+        y = self.mlp(self.ln_2(x))
+        return x + y if self.residual else y
+
+
+class Attention(nn.Module):
+    """Causal self-attention with H heads: every position takes from itself and those before it what it asks for."""
+
+    def __init__(self, cfg: GPTConfig, block_size: int) -> None:
+        super().__init__()
+        self.n_head = cfg.n_head
+        self.dropout = cfg.dropout
+        self.qk_norm = cfg.qk_norm
+        self.c_attn = nn.Linear(cfg.n_embd, 3 * cfg.n_embd, bias=cfg.bias)
+        self.c_proj = nn.Linear(cfg.n_embd, cfg.n_embd, bias=cfg.bias)
+        self.rotary = Rotary(cfg.n_embd // cfg.n_head, block_size) if cfg.position == "rotary" else None
+
+    def forward(self, x: Tensor, start: int, kept: KeyValues | None) -> Tensor:
+        """x (B, T, C) to the same shape; start: the position of its first token; kept: of the tokens before."""
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2).chunk(3, dim=1)
+        if self.qk_norm:  # (B, H, T, D) each; Henry et al. 2020, "Query-Key Normalization for Transformers"
+            q, k = rms_norm(q), rms_norm(k)
+        if self.rotary is not None:
+            q, k = self.rotary(q, start), self.rotary(k, start)
+        if kept is not None:
+            k, v = kept.extend(k, v)
+        y = F.scaled_dot_product_attention(
+            *(q, k, v),
+            attn_mask=causal_mask(T, start, x.device) if start and T > 1 else None,
+            is_causal=T > 1 and not start,
+            dropout_p=self.dropout if self.training else 0.0,
+        )  # softmax(q k^T / sqrt(D)) v: (B, H, T, D)
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return F.dropout(y, self.dropout, self.training)
+
+
+class FeedForward(nn.Module):
+    """What a position does by itself: up to four times the width, through a non-linearity, and back."""
+
+    def __init__(self, cfg: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(cfg.n_embd, 4 * cfg.n_embd, bias=cfg.bias)
+        self.c_proj = nn.Linear(4 * cfg.n_embd, cfg.n_embd, bias=cfg.bias)
+        self.activation = ACTIVATIONS[cfg.activation]
+        self.dropout = nn.Dropout(cfg.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))  # (B, T, 4 C) in between
+
+
+class Rotary(nn.Module):
+    """Turns queries and keys by an angle that grows with the position, so that their product goes by their distance.
+
+    Source: Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding", section 3.2.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, width: int, block_size: int) -> None:
+        super().__init__()
+        frequency = 10_000.0 ** -(torch.arange(0, width, 2) / width)  # (D/2,)
+        angle = torch.outer(torch.arange(block_size), frequency)  # (block_size, D/2)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def forward(self, x: Tensor, start: int) -> Tensor:
+        """x (B, H, T, D), of which channels i and i + D/2 make the pairs that are turned."""
+        cos, sin = (table[start : start + x.shape[2]].to(x.dtype) for table in (self.cos, self.sin))  # (T, D/2)
+        a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class RMSNorm(nn.Module):
+    """Scales each position's channels to a mean square of 1, and learns nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """x with a mean square of 1 over its last dimension (Zhang and Sennrich 2019, "Root Mean Square Layer
+    Normalization")."""
+    return F.rms_norm(x, x.shape[-1:])
+
+
+def build_norm(cfg: GPTConfig, width: int) -> nn.Module:
+    """The norm of a stream of this width."""
+    if cfg.norm == "layer":  # Ba et al. 2016, "Layer Normalization"
+        return nn.LayerNorm(width, bias=cfg.bias)
+    return RMSNorm() if cfg.norm == "rms" else nn.Identity()
+
+
+def causal_mask(n_new: int, start: int, device: torch.device) -> Tensor:
+    """Which of start + T positions the last T may look at, (T, start + T)."""
+    return torch.ones(n_new, start + n_new, dtype=torch.bool, device=device).tril(start)
