@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from bigramlm import paths, train
 from bigramlm.config import RunConfig, to_run_config
+from bigramlm.model.config import GPTConfig
 
 os.environ.pop("HYDRA_FULL_ERROR", None)
 
@@ -102,3 +103,11 @@ def text_file(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("A bird in the hand is worth two in the bush.\nStill waters run deep.\n" * 20, "utf-8")
     return path
+
+
+def small(preset: str) -> list[str]:
+    """Overrides that make a model of `model=PRESET` small: a test is about what it does, and not about how well."""
+    model = run_config(f"model={preset}").model
+    if not isinstance(model, GPTConfig):
+        return []
+    return [f"model.n_embd={4 * model.n_head}", f"model.n_layer={min(2, model.n_layer)}"]

@@ -1,7 +1,10 @@
 """Optimizers and the learning rate."""
 
+import copy
+import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +12,8 @@ import torch
 from bigramlm.errors import UserError
 from bigramlm.model.bigram import Bigram
 from bigramlm.optim.base import learning_rate, set_learning_rate
-from bigramlm.optim.config import AdamWConfig
+from bigramlm.optim.config import SCHEDULES, AdamWConfig, MuonConfig, OptimConfig, SGDConfig
+from tests.conftest import Cli, run_config, small
 
 
 def train(optimizer: torch.optim.Optimizer, model: Bigram) -> torch.Tensor:
@@ -46,25 +50,49 @@ def test_the_defaults_are_the_tutorials() -> None:
     assert AdamWConfig(eps=0.5).build(ours, compiled=False).param_groups[0]["eps"] == 0.5
 
 
-def test_an_uncompiled_step_does_not_import_the_compiler() -> None:
-    code = """
-import sys
-from bigramlm.optim.config import AdamWConfig
-from bigramlm.model.bigram import Bigram
-import torch
-model = Bigram(vocab_size=3, block_size=2)
-optimizer = AdamWConfig().build(model, compiled=False)
-model(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long))[1].backward()
-optimizer.step(); optimizer.zero_grad(); optimizer.load_state_dict(optimizer.state_dict())
-sys.exit("torch._dynamo" in sys.modules)
-"""
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def rates(steps: int, **fields: Any) -> list[float]:
+    return [learning_rate(AdamWConfig(**fields), step, steps) for step in range(steps)]
 
 
 def test_learning_rate_warms_up_in_a_line_and_stays() -> None:
-    cfg = AdamWConfig(lr=1.0, warmup_steps=4)
-    assert [learning_rate(cfg, step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
-    assert learning_rate(AdamWConfig(lr=0.5), 0) == 0.5
+    assert rates(6, lr=1.0, warmup_steps=4) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    assert rates(2, lr=0.5) == [0.5, 0.5]
+
+
+def test_each_schedule_falls_as_it_says() -> None:
+    assert rates(5, lr=1.0, schedule="linear") == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+    assert rates(6, lr=1.0, schedule="linear", min_lr=0.5, warmup_steps=1) == pytest.approx(
+        [0.5, 1.0, 0.9, 0.8, 0.7, 0.6]
+    )
+    assert rates(10, lr=1.0, schedule="wsd", decay_fraction=0.4) == pytest.approx([1.0] * 7 + [0.75, 0.5, 0.25])
+    assert rates(4, lr=1.0, schedule="wsd", decay_fraction=1.0) == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    assert rates(4, lr=1.0, schedule="cosine", min_lr=0.2) == pytest.approx(
+        [0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * done)) for done in (0, 0.25, 0.5, 0.75)]
+    )
+
+
+def test_cosine_is_nanogpts() -> None:
+    """As its train.py computes it, for 2,000 steps with 100 of warmup."""
+
+    def theirs(step: int) -> float:
+        if step < 100:
+            return 1e-3 * (step + 1) / 101
+        ratio = (step - 100) / 1900
+        return 1e-4 + 0.5 * (1.0 + math.cos(math.pi * ratio)) * 9e-4
+
+    cfg = run_config("experiment=nanogpt_cpu")
+    assert cfg.trainer.steps == 2000
+    assert [learning_rate(cfg.optim, n, 2000) for n in range(2000)] == pytest.approx([theirs(n) for n in range(2000)])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_no_schedule_leaves_its_bounds_wherever_it_is_asked(schedule: str) -> None:
+    for warmup in (0, 3, 20):
+        for steps in (1, 2, 19, 20):
+            found = rates(steps, lr=0.3, min_lr=0.1, schedule=schedule, warmup_steps=warmup)
+            after = [rate for step, rate in enumerate(found) if step >= warmup]
+            assert all(0.1 - 1e-12 <= rate <= 0.3 + 1e-12 for rate in after)
+            assert after == sorted(after, reverse=True)
 
 
 def test_setting_the_learning_rate_reaches_numbers_and_tensors() -> None:
@@ -72,6 +100,116 @@ def test_setting_the_learning_rate_reaches_numbers_and_tensors() -> None:
         optimizer = AdamWConfig().build(model(), compiled=compiled)
         set_learning_rate(optimizer, 0.25)
         assert float(optimizer.param_groups[0]["lr"]) == 0.25
+
+
+def gpt(**fields: Any) -> torch.nn.Module:
+    torch.manual_seed(0)
+    cfg = run_config("model=nanogpt", *small("nanogpt"), "model.bias=true").model
+    return cfg.build(vocab_size=7, block_size=8)
+
+
+def a_step(optimizer: torch.optim.Optimizer, of: torch.nn.Module) -> None:
+    ids = torch.randint(7, (4, 9), generator=torch.Generator().manual_seed(5))
+    _, loss = of(ids[:, :-1], ids[:, 1:])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("cfg", [AdamWConfig(weight_decay=0.5), SGDConfig(weight_decay=0.5)], ids=lambda c: c.name)
+def test_only_matrices_decay(cfg: OptimConfig) -> None:
+    decaying, still = gpt(), gpt()
+    for cfg_, of in ((cfg, decaying), (type(cfg)(weight_decay=0.0), still)):
+        a_step(cfg_.build(of, compiled=False), of)
+    for (name, a), (_, b) in zip(decaying.named_parameters(), still.named_parameters(), strict=True):
+        assert torch.equal(a, b) == (a.ndim < 2), name
+
+
+def test_sgd_is_pytorchs_to_the_bit() -> None:
+    ours, plain = model(), model()
+    found = train(SGDConfig(lr=0.5, momentum=0.8, weight_decay=0.1).build(ours, compiled=False), ours)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.5, momentum=0.8, weight_decay=0.1, nesterov=True, fused=True)
+    assert torch.equal(found, train(optimizer, plain))
+
+
+def test_muon_is_pytorchs_for_hidden_matrices_and_adamw_for_the_rest() -> None:
+    cfg = MuonConfig(lr=0.03, adamw_lr=0.004, weight_decay=0.1, betas=[0.8, 0.9])
+    ours, plain = gpt(), gpt()
+    optimizer = cfg.build(ours, compiled=False)
+    hidden = [p for name, p in plain.named_parameters() if name.startswith("h.") and p.ndim == 2]
+    rest = [p for name, p in plain.named_parameters() if not (name.startswith("h.") and p.ndim == 2)]
+    decay = [[p for p in rest if p.ndim == 2], [p for p in rest if p.ndim < 2]]
+    muon = torch.optim.Muon(hidden, lr=0.03, weight_decay=0.1)
+    groups = [{"params": decay[0], "weight_decay": 0.1}, {"params": decay[1], "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=0.004, betas=(0.8, 0.9), fused=True)
+    for share in (1.0, 0.5, 0.25):
+        set_learning_rate(optimizer, 0.03 * share)
+        a_step(optimizer, ours)
+        set_learning_rate(muon, 0.03 * share)
+        set_learning_rate(adamw, 0.004 * share)
+        ids = torch.randint(7, (4, 9), generator=torch.Generator().manual_seed(5))
+        plain.zero_grad()
+        plain(ids[:, :-1], ids[:, 1:])[1].backward()
+        muon.step()
+        adamw.step()
+    for (name, a), (_, b) in zip(ours.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+        assert not torch.equal(a, gpt().get_parameter(name)), name
+
+
+def test_muons_updates_have_singular_values_near_one() -> None:
+    of = gpt()
+    before = {id(p): p.detach().clone() for p in of.parameters()}
+    a_step(MuonConfig(lr=1.0).build(of, compiled=False), of)
+    for p in of.hidden_matrices():  # type: ignore[operator]
+        values = torch.linalg.svdvals(p.detach() - before[id(p)]) / math.sqrt(max(1, p.shape[0] / p.shape[1]))
+        assert values.max() < 1.3
+        assert values.median() > 0.5
+
+
+def test_muon_goes_on_from_its_saved_state() -> None:
+    """Both parts' state, where a plain loading would leave each part with its own old one."""
+    ours, other = gpt(), gpt()
+    optimizer, resumed = (MuonConfig().build(of, compiled=False) for of in (ours, other))
+    a_step(optimizer, ours)
+    other.load_state_dict(ours.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for of, its in ((ours, optimizer), (other, resumed)):
+        set_learning_rate(its, 0.01)
+        a_step(its, of)
+    for (name, a), (_, b) in zip(ours.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("chosen", ["model=bigram", "model=ngram"])
+def test_muon_is_refused_where_there_is_no_matrix_for_it(chosen: str, cli: Cli) -> None:
+    ended = cli("data=bundled", chosen, "optim=muon", "trainer.steps=5")
+    assert ended.code == 2
+    assert "optim=muon: is for the matrices between" in ended.err
+    assert "take optim=adamw" in ended.err
+
+
+def test_a_warmup_longer_than_the_run_is_refused(cli: Cli) -> None:
+    ended = cli("data=bundled", "optim.warmup_steps=11", "trainer.steps=10")
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "optim.warmup_steps=11: longer than the run, which has trainer.steps=10" in ended.err
+    run_config("optim.warmup_steps=10", "trainer.steps=10")
+    run_config("optim.warmup_steps=10", "trainer.steps=0")  # which trains nothing
+
+
+@pytest.mark.parametrize("optim", ["adamw", "sgd", "muon"])
+def test_an_uncompiled_run_does_not_import_the_compiler(optim: str) -> None:
+    code = f"""
+import sys
+from tests.conftest import run_config, small
+import torch
+of = run_config("model=nanogpt", *small("nanogpt")).model.build(vocab_size=5, block_size=4)
+optimizer = run_config("optim={optim}").optim.build(of, compiled=False)
+of(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long))[1].backward()
+optimizer.step(); optimizer.zero_grad(); optimizer.load_state_dict(optimizer.state_dict()); optimizer.step()
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -88,6 +226,12 @@ def test_setting_the_learning_rate_reaches_numbers_and_tensors() -> None:
         {"betas": [0.9, 1.0]},
         {"betas": [-0.1, 0.9]},
         {"eps": 0.0},
+        {"schedule": "cosin"},
+        {"min_lr": -1e-5},
+        {"min_lr": 1.0},
+        {"min_lr": float("nan")},
+        {"decay_fraction": 0.0},
+        {"decay_fraction": 1.5},
     ],
     ids=str,
 )
@@ -96,3 +240,23 @@ def test_bad_fields_are_refused_by_name_and_value(fields: dict[str, object]) -> 
     with pytest.raises(UserError) as error:
         AdamWConfig(**fields)  # type: ignore[arg-type]
     assert f"optim.{name}={value}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (SGDConfig, {"momentum": 1.0}),
+        (SGDConfig, {"momentum": -0.1}),
+        (SGDConfig, {"momentum": 0.0}),
+        (MuonConfig, {"momentum": 1.0}),
+        (MuonConfig, {"adamw_lr": 0.0}),
+        (MuonConfig, {"adamw_lr": float("inf")}),
+        (MuonConfig, {"ns_steps": 0}),
+        (MuonConfig, {"betas": [0.9]}),
+    ],
+    ids=str,
+)
+def test_bad_fields_of_the_others_are_refused_too(kind: type[OptimConfig], fields: dict[str, Any]) -> None:
+    ((name, value),) = fields.items()
+    with pytest.raises(UserError, match=f"optim.{name}={value}".replace(".0", "").replace("[", r"\[")):
+        kind(**fields)

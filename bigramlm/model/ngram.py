@@ -128,13 +128,13 @@ class Ngram(LanguageModel):
         V, last = self.vocab_size, len(self.grams) - 1
         contexts = [context.flatten() for context in self._contexts(idx)]  # (N,) each, where N is B*T
         position = torch.arange(idx.shape[1], device=idx.device).repeat(len(idx))  # (N,)
-        p = torch.full((idx.numel(), V), 1 / V, device=idx.device)  # (N, V)
+        p = torch.full((idx.numel(), V), 1 / V, device=idx.device, dtype=self._dtype)  # (N, V)
         if own is not None:
             own = own.flatten()
             found = [grams.find(context, own, V) for grams, context in zip(self._grams(), contexts, strict=True)]
         for n, grams in enumerate(self._grams()):  # after contexts of n tokens
             rows = (contexts[n] >= 0).nonzero().flatten()
-            if len(rows) == 0:
+            if len(rows) == 0 or len(grams.keys) == 0:
                 break
             context, longest = contexts[n][rows], (position[rows] == n - 1) | (n == last)
             kind = torch.where(longest, _OFTEN, _AFTER)
@@ -149,7 +149,7 @@ class Ngram(LanguageModel):
             weight = torch.where(total > 0, 1 / total, 0.0)
             p[rows] *= torch.where(total > 0, spare * weight, 1.0)[:, None]
             if n == 0:  # all rows have the same context, after which nearly every token stands
-                shares = torch.zeros(2, V, device=idx.device)
+                shares = torch.zeros(2, V, device=idx.device, dtype=p.dtype)
                 shares[:, grams.keys] = grams.counts - grams.taken_off(grams.both_kinds(), grams.counts)
                 p += shares[kind] * weight[:, None]
             else:
@@ -167,7 +167,7 @@ class Ngram(LanguageModel):
     def losses(self, idx: Tensor, targets: Tensor) -> Tensor:
         """The summed cross-entropies in nats, (order,), that n-grams of order 1, 2, ... have over targets (B, T)."""
         position = torch.arange(idx.shape[1], device=idx.device)
-        shorter = p = torch.full(idx.shape, 1 / self.vocab_size, device=idx.device)
+        shorter = p = torch.full(idx.shape, 1 / self.vocab_size, device=idx.device, dtype=self._dtype)
         sums = []
         for n, (grams, context) in enumerate(zip(self._grams(), self._contexts(idx), strict=True)):
             gram = grams.find(context, targets, self.vocab_size)
@@ -194,6 +194,10 @@ class Ngram(LanguageModel):
         for grams in self.grams:
             assert isinstance(grams, Grams)
             yield grams
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self._grams()).spare.dtype
 
     def _count(self, n: int, gram: Tensor) -> Tensor:
         grams = self.grams[n]
