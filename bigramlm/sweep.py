@@ -34,6 +34,9 @@ FINISHED = ("completed", "pruned")
 # Of a long table the terminal shows the best; results.md has it whole.
 _SHOWN = 40
 
+# How long a line of a sample in a table is.
+_SAMPLE_AT_LEAST, _SAMPLE_AT_MOST = 24, 60
+
 
 @dataclass
 class Job:
@@ -109,6 +112,10 @@ class Row:
     """The final val loss."""
     best: float | None
     """The lowest val loss of an evaluation."""
+    bpc: float | None
+    """The final val loss in bits a character."""
+    n_params: int | None
+    """Parameters that are trained, or were counted."""
     step: int | None
     """How far it came."""
     tokens_per_second: float | None
@@ -146,6 +153,8 @@ class Results:
             status=state,
             final=summary.get("final", {}).get("val/loss"),
             best=summary.get("best", {}).get("val/loss"),
+            bpc=summary.get("final", {}).get("val/bpc"),
+            n_params=summary.get("n_params"),
             step=summary.get("step"),
             tokens_per_second=summary.get("tokens_per_second"),
             seconds=summary.get("seconds"),
@@ -188,12 +197,12 @@ class Results:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(
             [
-                *("job", *self.fields, "status", "val/loss", "best val/loss"),
+                *("job", *self.fields, "status", "val/loss", "best val/loss", "val/bpc", "n_params"),
                 *("step", "tokens_per_second", "seconds", "folder", "error"),
             ]
         )
         for row in self.rows:
-            figures = (row.final, row.best, row.step, row.tokens_per_second, row.seconds)
+            figures = (row.final, row.best, row.bpc, row.n_params, row.step, row.tokens_per_second, row.seconds)
             writer.writerow([row.name, *row.values.values(), row.status, *figures, row.folder, row.error])
         return out.getvalue()
 
@@ -219,20 +228,25 @@ class Results:
 
     def _fitting(self, rows: list[Row], width: int = 80) -> str:
         # What is least needed is left to the page, where the table would not fit.
-        head, cells = self._head(), [self._cells(row) for row in rows]
-        for name in ("tok/s", "best", "s", "step"):
-            if max(map(len, table(head, cells).splitlines())) <= width:
+        columns = self._columns(rows)
+        samples = columns.pop("sample", None)
+        all_alike = len(set(columns["status"])) == 1
+        least = ("tok/s", "best", "step", *(["status"] if all_alike else [])) if samples else ("tok/s", "best", "s", "step")
+        for name in least:
+            if _width(columns) + (_SAMPLE_AT_LEAST if samples else 0) <= width:
                 break
-            at = head.index(name)
-            head, cells = head[:at] + head[at + 1 :], [line[:at] + line[at + 1 :] for line in cells]
-        return table(head, cells)
+            del columns[name]
+        room = width - _width(columns) - 2
+        if samples and room >= _SAMPLE_AT_LEAST // 2:
+            columns["sample"] = [sample[:room].rstrip() for sample in samples]
+        return table(*_transposed(columns))
 
     def markdown(self) -> str:
         """The same for a page."""
         parts = [
             f"# Sweep {self.folder.name}",
             self.count(),
-            _markdown(self._head(), [self._cells(r) for r in self.rows]),
+            _markdown(*_transposed(self._columns(self.rows))),
         ]
         if groups := self._groups():
             parts.append("## Over seeds, final val loss\n\n" + _markdown(*_seed_table(groups)))
@@ -244,21 +258,24 @@ class Results:
         known = ", ".join(f"{n} {state}" for state, n in counts if n)
         return f"{len(self.rows)} {'job' if len(self.rows) == 1 else 'jobs'}: {known or 'none'}"
 
-    def _head(self) -> list[str]:
-        return ["", "job", *self.fields, "status", "val", "best", "step", "tok/s", "s"]
-
-    def _cells(self, row: Row) -> list[str]:
-        return [
-            "*" if row is self.best else "",
-            row.name,
-            *(short(value) for value in row.values.values()),
-            row.status,
-            _figure(row.final, ".4f"),
-            _figure(row.best, ".4f"),
-            _figure(row.step, "d"),
-            _figure(row.tokens_per_second, ",.0f"),
-            _figure(row.seconds, ".1f"),
-        ]
+    def _columns(self, rows: list[Row]) -> dict[str, list[str]]:
+        # By their heads. Where the jobs' models differ, what tells them apart is shown too.
+        models_differ = len({row.n_params for row in self.rows if row.n_params is not None}) > 1
+        columns = {"": ["*" if row is self.best else "" for row in rows], "job": [row.name for row in rows]}
+        columns |= {field: [short(row.values[field]) for row in rows] for field in self.fields}
+        columns["status"] = [row.status for row in rows]
+        if models_differ:
+            columns["params"] = [_figure(row.n_params, ",d") for row in rows]
+        columns["val"] = [_figure(row.final, ".4f") for row in rows]
+        if models_differ:
+            columns["bpc"] = [_figure(row.bpc, ".3f") for row in rows]
+        columns["best"] = [_figure(row.best, ".4f") for row in rows]
+        columns["step"] = [_figure(row.step, "d") for row in rows]
+        columns["tok/s"] = [_figure(row.tokens_per_second, ",.0f") for row in rows]
+        columns["s"] = [_figure(row.seconds, ".1f") for row in rows]
+        if models_differ:
+            columns["sample"] = [_line_of_sample(row.folder) for row in rows]
+        return columns
 
     def _groups(self) -> list[Group]:
         # Jobs that differ in the seed alone, the best mean first.
@@ -422,6 +439,25 @@ def _seed_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
         std = "-" if math.isnan(group.std) else f"{group.std:.4f}"
         rows.append([group.name or "all", f"{group.mean:.4f}", std, str(len(group.losses))])
     return ["", "mean", "std", "seeds"], rows
+
+
+def _line_of_sample(folder: Path) -> str:
+    # The first line of the last sample that is long enough to tell something, else the longest.
+    try:
+        text = (folder / "samples.txt").read_text("utf-8", "replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in re.split(r"(?m)^---- step \d+$", text)[-1].splitlines()]
+    line = next((line for line in lines if len(line) >= _SAMPLE_AT_LEAST), max(lines, key=len, default=""))
+    return "".join(c if c.isprintable() else " " for c in line[:_SAMPLE_AT_MOST])
+
+
+def _width(columns: dict[str, list[str]]) -> int:
+    return max(map(len, table(*_transposed(columns)).splitlines()))
+
+
+def _transposed(columns: dict[str, list[str]]) -> tuple[list[str], list[list[str]]]:
+    return list(columns), [list(line) for line in zip(*columns.values(), strict=True)]
 
 
 def _figure(value: Any, form: str) -> str:
