@@ -230,8 +230,9 @@ class Results:
         # What is least needed is left to the page, where the table would not fit.
         columns = self._columns(rows)
         samples = columns.pop("sample", None)
-        all_alike = len(set(columns["status"])) == 1
-        least = ("tok/s", "best", "step", *(["status"] if all_alike else [])) if samples else ("tok/s", "best", "s", "step")
+        least = ["tok/s", "best", "s", "step"]
+        if samples:  # and what models are compared by
+            least = ["tok/s", "best", "step", *(["status"] if len(set(columns["status"])) == 1 else [])]
         for name in least:
             if _width(columns) + (_SAMPLE_AT_LEAST if samples else 0) <= width:
                 break

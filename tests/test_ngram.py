@@ -28,9 +28,7 @@ class Plainly:
 
     def __init__(self, text: list[int], order: int, vocab_size: int) -> None:
         self.order, self.vocab_size = order, vocab_size
-        self.often = {
-            n: Counter(tuple(text[i : i + n]) for i in range(len(text) - n + 1)) for n in range(1, order + 1)
-        }
+        self.often = {n: Counter(tuple(text[i : i + n]) for i in range(len(text) - n + 1)) for n in range(1, order + 1)}
         self.discounts = {
             (n, often): self._discounts(list((self.often[n] if often else self.after(n)).values()))
             for n in range(1, order + 1)
@@ -58,7 +56,8 @@ class Plainly:
         n = len(context) + 1
         shorter = self._p(context[1:], token, longest=False) if context else 1 / self.vocab_size
         counts = self.often[n] if longest else self.after(n)
-        following = [counts[(*context, t)] for t in range(self.vocab_size)]
+        grams = [(*context, t) for t in range(self.vocab_size)]
+        following = [counts[gram] for gram in grams]
         if sum(following) == 0:
             return shorter
         off = self.discounts[n, longest]

@@ -104,7 +104,8 @@ class GPTConfig(ModelConfig):
         require(
             self.position != "rotary" or width % 2 == 0,
             f"model.n_embd={self.n_embd} model.n_head={self.n_head}: makes heads of {width} channels, and "
-            f"model.position=rotary turns pairs of them; take an even width, such as model.n_embd={self.n_head * (width + 1)}",
+            f"model.position=rotary turns pairs of them; take an even number, with model.n_embd="
+            f"{self.n_head * (width + 1)} for instance",
         )
         require(0 <= self.dropout < 1, f"model.dropout={self.dropout}: must be 0 or more, and below 1")
         require(self.ngram_order >= 0, f"model.ngram_order={self.ngram_order}: must be 0 (none) or more")

@@ -113,7 +113,7 @@ class Block(nn.Module):
         # The norms stand before each layer, not after ("pre-norm"; Xiong et al. 2020, "On Layer Normalization in the
         # Transformer Architecture"), and residual connections (He et al. 2016, "Deep Residual Learning for Image
         # Recognition") let the gradient pass by.
-        y = self.attn(self.ln_1(x), start, kept)
+        y: Tensor = self.attn(self.ln_1(x), start, kept)
         x = x + y if self.residual else y
         if self.mlp is None or self.ln_2 is None:
             return x
@@ -149,8 +149,8 @@ class Attention(nn.Module):
             is_causal=T > 1 and not start,
             dropout_p=self.dropout if self.training else 0.0,
         )  # softmax(q k^T / sqrt(D)) v: (B, H, T, D)
-        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-        return F.dropout(y, self.dropout, self.training)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
 
 
 class FeedForward(nn.Module):
@@ -161,10 +161,11 @@ class FeedForward(nn.Module):
         self.c_fc = nn.Linear(cfg.n_embd, 4 * cfg.n_embd, bias=cfg.bias)
         self.c_proj = nn.Linear(4 * cfg.n_embd, cfg.n_embd, bias=cfg.bias)
         self.activation = ACTIVATIONS[cfg.activation]
-        self.dropout = nn.Dropout(cfg.dropout)
+        self.dropout = cfg.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(self.activation(self.c_fc(x))))  # (B, T, 4 C) in between
+        y: Tensor = self.c_proj(self.activation(self.c_fc(x)))  # (B, T, 4 C) in between
+        return F.dropout(y, self.dropout, self.training)
 
 
 class Rotary(nn.Module):

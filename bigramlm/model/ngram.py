@@ -97,7 +97,9 @@ class Ngram(LanguageModel):
     def count(self, train: Tensor) -> bool:
         """Count the grams of the training tokens (N,), of every length up to the order."""
         train = train.long()
-        ends = torch.zeros_like(train)  # the place of the gram that ends at each token; at first of length 0, the only one
+        ends = torch.zeros_like(
+            train
+        )  # the place of the gram that ends at each token; at first of length 0, the only one
         contexts = 1
         before: tuple[Grams, Tensor, Tensor, int] | None = None
         for length, grams in enumerate(self._grams(), start=1):

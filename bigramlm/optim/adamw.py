@@ -11,9 +11,7 @@ def build_adamw(cfg: AdamWConfig, model: torch.nn.Module, *, compiled: bool) -> 
     return adamw(cfg, trained(model), lr=cfg.lr, compiled=compiled)
 
 
-def adamw(
-    cfg: AdamWConfig, params: list[torch.nn.Parameter], *, lr: float, compiled: bool
-) -> torch.optim.Optimizer:
+def adamw(cfg: AdamWConfig, params: list[torch.nn.Parameter], *, lr: float, compiled: bool) -> torch.optim.Optimizer:
     """AdamW over these parameters.
 
     Fused, all parameters of a group are updated by one call. A compiled step fuses by itself and cannot trace the

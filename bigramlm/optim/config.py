@@ -111,8 +111,8 @@ class SGDConfig(OptimConfig):
 
 @dataclass
 class MuonConfig(AdamWConfig):
-    """Muon for the hidden matrices (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"), whose
-    updates have all their singular values near one; AdamW for embeddings, head, biases and norms."""
+    """Muon for the hidden matrices (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"):
+    updates whose singular values are all near one. AdamW for embeddings, head, biases and norms."""
 
     name: str = "muon"
     lr: float = 0.02

@@ -17,7 +17,7 @@ class HasHiddenMatrices(Protocol):
 
 
 def build_muon(cfg: MuonConfig, model: Any, *, compiled: bool) -> torch.optim.Optimizer:
-    """Muon over the model's hidden matrices and AdamW over its other parameters. UserError where it has no such matrix."""
+    """Muon over the model's hidden matrices, AdamW over its other parameters. UserError where it has no such matrix."""
     holder: HasHiddenMatrices = model
     matrices = [p for p in holder.hidden_matrices() if p.requires_grad]
     require(
