@@ -169,6 +169,31 @@ def search(pairs: int) -> Iterator[Comparison]:
     yield Comparison("val loss lost by pruning / standard deviation over 8 seeds", gained, [noise] * pairs, "std")
 
 
+def generate(pairs: int) -> Iterator[Comparison]:
+    """1,000 characters from a fresh GPT of 6 layers, 384 wide, block 256: with the key/value cache against without"""
+    import torch
+
+    from bigramlm.device.config import DeviceConfig
+    from bigramlm.device.device import decide, set_up
+    from bigramlm.generate import generate as write
+    from bigramlm.model.config import GPTConfig
+
+    cfg = GPTConfig(n_layer=6, n_head=6, n_embd=384)
+    model = cfg.build(vocab_size=65, block_size=256)
+    device = set_up(decide(DeviceConfig(), n_params=model.n_params(), tokens=model.block_size))
+    model.to(device.torch)
+    start = torch.zeros((1, 1), dtype=torch.long, device=device.torch)
+
+    def rate(*, cached: bool) -> Figures:
+        started = time.perf_counter()
+        write(model, start, 1000, temperature=1.0, seed=0, device=device, cached=cached)
+        device.synchronize()
+        return {"rate": 1000 / (time.perf_counter() - started)}
+
+    with_, without = _alternate(pairs, lambda: rate(cached=True), lambda: rate(cached=False))
+    yield Comparison("characters a second: with the cache / without", with_, without, "rate")
+
+
 def threads(pairs: int) -> Iterator[Comparison]:
     """one thread against all cores, for steps of several sizes, on a quiet and on a busy machine: steps a second"""
     import torch
@@ -195,6 +220,7 @@ BENCHMARKS: dict[str, Callable[[int], Iterator[Comparison]]] = {
     "compiled": compiled,
     "startup": startup,
     "checkpoint": checkpoint,
+    "generate": generate,
     "threads": threads,
     "sweep": sweep,
     "search": search,

@@ -5,9 +5,11 @@ import inspect
 import textwrap
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
+from hydra import compose, initialize_config_dir
+from omegaconf import MISSING, OmegaConf
 
 from bigramlm import paths
 from bigramlm.config import KINDS, RunConfig, SampleConfig, TrainerConfig
@@ -15,6 +17,7 @@ from bigramlm.device.config import DeviceConfig
 from bigramlm.help import choices_of_groups
 from bigramlm.metrics import LoggerConfig
 from bigramlm.sample import SampleCommand
+from bigramlm.train import set_up_hydra
 
 _HEAD = """\
 # Every field of the config
@@ -38,12 +41,17 @@ hydra/launcher=joblib hydra.launcher.n_jobs=2`."""
 
 def reference() -> str:
     """The text of docs/config.md."""
+    set_up_hydra()
     parts = [_HEAD]
     for group, choices in choices_of_groups().items():
         parts.append(f"## {group}\n\nChoices: {', '.join(f'`{group}={choice}`' for choice in choices)}\n")
         if group in KINDS:
-            for name, kind in KINDS[group].items():
-                parts.append(f"### {group}={name}\n\n{_paragraph(kind)}\n\n{_table(group, kind)}")
+            for kind in dict.fromkeys(KINDS[group].values()):
+                names = [name for name, its in KINDS[group].items() if its is kind]
+                head = ", ".join(f"{group}={name}" for name in names)
+                parts.append(f"### {head}\n\n{_paragraph(kind)}\n\n{_table(group, kind)}")
+                if len(names) > 1:
+                    parts.append(_presets(group, kind, names))
         elif group == "experiment":
             parts.append(_experiments())
         else:
@@ -63,13 +71,28 @@ def main() -> None:
     print(f"wrote {path}")
 
 
-def _experiments() -> str:
-    # A recipe's leading comment says what it is for.
+def _presets(group: str, kind: type[Any], names: list[str]) -> str:
+    # Presets of one class: what each of them sets.
     rows = []
-    for path in sorted((paths.conf_dir() / "experiment").glob("*.yaml")):
-        lines = path.read_text("utf-8").splitlines()[1:]
-        about = [line[2:] for line in lines if line.startswith("# ")]
-        rows.append(f"- `experiment={path.stem}`: {' '.join(about)}\n")
+    for name in names:
+        with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
+            preset = OmegaConf.to_container(compose("train", [f"{group}={name}"])[group])
+        assert isinstance(preset, dict)
+        sets = [f"`{f.name}={_yaml(preset[f.name])}`" for f in fields(kind) if preset[f.name] != f.default]
+        said = ", ".join(each for each in sets if not each.startswith("`name=")) or "the defaults"
+        rows.append(f"- `{group}={name}`: {_about(paths.conf_dir() / group / f'{name}.yaml')} Sets {said}.\n")
+    return "".join(rows)
+
+
+def _about(preset: Path) -> str:
+    # A preset's comments say what it is for.
+    lines = preset.read_text("utf-8").splitlines()
+    return " ".join(line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @"))
+
+
+def _experiments() -> str:
+    presets = sorted((paths.conf_dir() / "experiment").glob("*.yaml"))
+    rows = [f"- `experiment={path.stem}`: {_about(path)}\n" for path in presets]
     return "Named sets of overrides; what is typed goes above them.\n\n" + "".join(rows)
 
 

@@ -26,11 +26,13 @@ Examples:
   python scripts/train.py experiment=quick      a first look in five seconds
   python scripts/train.py optim.lr=1e-2 data.block_size=16 trainer.steps=2000
   python scripts/train.py data=text data.path=my.txt "sample.prompt=Once upon"
+  python scripts/train.py model=gpt optim=muon data.block_size=64
   python scripts/train.py resume=latest trainer.steps=20000
 
 Sweeps (docs/sweeps.md):
   python scripts/train.py -m optim.lr=1e-4,1e-3,1e-2 seed=1,2,3
   python scripts/train.py -m seed=1,2,3,4 hydra/launcher=joblib   several at a time
+  python scripts/train.py -m experiment=ladder                    bigram to GPT
   python scripts/train.py -m ... sweep=latest                     go on with one
   launchers: {launchers}; sweepers: {sweepers}
 

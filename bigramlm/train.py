@@ -326,8 +326,9 @@ def run(
     tokens = {name: ids.to(device.torch) for name, ids in tokens.items()}
     began = time.perf_counter()
     counted = start.source is None and start.own is None and model.count(tokens["train"])
+    counting = time.perf_counter() - began if counted else 0.0
     if counted:
-        log.info("counted: the training text, in %.1f s", time.perf_counter() - began)
+        log.info("counted: the training text, in %.1f s", counting)
     log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
     trainer = Trainer(
         cfg,
@@ -340,6 +341,7 @@ def run(
         folder=folder,
         is_hopeless=is_hopeless,
     )
+    trainer.seconds = counting
     if start.own is not None:
         trainer.resume(start.own)
     elif cfg.preflight:

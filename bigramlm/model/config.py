@@ -84,6 +84,9 @@ class GPTConfig(ModelConfig):
     """Linear layers and layer norms add a learned constant."""
     tie_weights: bool = False
     """One matrix for the embedding and the head."""
+    init: str = "pytorch"
+    """Where weights start: pytorch (each layer's own: embeddings from N(0, 1), matrices smaller the more they sum up) or
+    gpt2 (all from N(0, 0.02), what layers add smaller the more of them there are)."""
     zero_init: bool = True
     """What layers add starts at zero: a fresh block passes on what it gets."""
     ngram_order: int = 0
@@ -100,6 +103,7 @@ class GPTConfig(ModelConfig):
         )
         require_choice("model.position", self.position, ("learned", "rotary"))
         require_choice("model.norm", self.norm, ("none", "layer", "rms"))
+        require_choice("model.init", self.init, ("pytorch", "gpt2"))
         require_choice("model.activation", self.activation, ("relu", "gelu", "gelu_tanh", "relu_squared"))
         require(
             self.position != "rotary" or width % 2 == 0,

@@ -85,15 +85,13 @@ class GPT(LanguageModel):
         return ngram.log_probabilities(seen, targets if self.training else None)[:, -n_new:]
 
     def _draw_weights(self, cfg: GPTConfig) -> None:
-        # GPT-2's: N(0, 0.02), and what is added to the residual stream 2 n_layer times is scaled down accordingly.
         for name, p in self.named_parameters():
-            if p.ndim == 2:
-                into_stream = cfg.residual and name.endswith("c_proj.weight")
-                if into_stream and cfg.zero_init:
-                    nn.init.zeros_(p)
-                else:
-                    nn.init.normal_(p, std=0.02 / math.sqrt(2 * cfg.n_layer) if into_stream else 0.02)
-            elif name.endswith("bias"):
+            into_stream = cfg.residual and "c_proj" in name  # what is added to it, 2 n_layer times
+            if into_stream and cfg.zero_init:
+                nn.init.zeros_(p)
+            elif cfg.init == "gpt2" and p.ndim == 2:
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * cfg.n_layer) if into_stream else 0.02)
+            elif cfg.init == "gpt2" and name.endswith("bias"):
                 nn.init.zeros_(p)
 
 

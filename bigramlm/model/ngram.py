@@ -175,7 +175,7 @@ class Ngram(LanguageModel):
             gram = grams.find(context, targets, self.vocab_size)
             p = torch.where(position >= n - 1, grams.interpolated(_OFTEN, context, gram, shorter), p)
             shorter = grams.interpolated(_AFTER, context, gram, shorter)
-            sums.append(-p.log().sum(dtype=torch.double))
+            sums.append(-p.log().sum())
         return torch.stack(sums)
 
     def reference_losses(self, train: Tensor, val: Tensor) -> dict[str, float]:
