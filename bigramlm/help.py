@@ -4,11 +4,13 @@ Hydra's own --help walks every group of every plugin through copies of all confi
 is; this one only composes.
 """
 
+import textwrap
+
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from bigramlm import paths
-from bigramlm.config import GROUPS
+from bigramlm.config import GROUPS, KINDS
 
 _TEXT = """\
 bigramlm trains a small language model, evaluates it as it goes, saves
@@ -31,8 +33,8 @@ Examples:
 
 Sweeps (docs/sweeps.md):
   python scripts/train.py -m optim.lr=1e-4,1e-3,1e-2 seed=1,2,3
+  python scripts/train.py -m experiment=ladder      from a bigram to a GPT
   python scripts/train.py -m seed=1,2,3,4 hydra/launcher=joblib   several at a time
-  python scripts/train.py -m experiment=ladder                    bigram to GPT
   python scripts/train.py -m ... sweep=latest                     go on with one
   launchers: {launchers}; sweepers: {sweepers}
 
@@ -52,12 +54,20 @@ def help_text(overrides: list[str]) -> str:
 
 
 def _group_choices() -> str:
-    return "".join(f"  {group:<12}{' '.join(choices)}\n" for group, choices in choices_of_groups().items())
+    lines = [
+        textwrap.fill(" ".join(choices), 80, initial_indent=f"  {group:<12}", subsequent_indent=14 * " ")
+        for group, choices in choices_of_groups().items()
+    ]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def choices_of_groups() -> dict[str, list[str]]:
-    """The choices that each group has, which are its presets."""
-    return {group: _choices(group) for group in GROUPS}
+    """The choices that each group has, which are its presets; those of the kinds there are in the kinds' order."""
+    order = {group: list(kinds) for group, kinds in KINDS.items()}
+    return {
+        group: sorted(_choices(group), key=lambda choice: ([*order.get(group, []), choice].index(choice), choice))
+        for group in GROUPS
+    }
 
 
 def _choices(group: str) -> list[str]:

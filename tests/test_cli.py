@@ -423,14 +423,15 @@ def test_help_says_what_there_is() -> None:
     done = command("--help")
     assert done.returncode == 0
     for group, choices in {
-        "model": "bigram",
-        "data": "bundled shakespeare text",
+        "model": r"bigram attention multihead feedforward residual transformer\n +nanogpt gpt gpt2 ngram",
+        "optim": "adamw sgd muon",
+        "data": "shakespeare bundled text",
         "device": "auto cpu cuda mps",
         "logger": "all none tensorboard wandb",
-        "experiment": "quick",
+        "experiment": "ladder nanogpt_cpu quick",
     }.items():
         assert re.search(rf"^ *{group} +{choices}$", done.stdout, re.MULTILINE), group
-    assert done.stdout.count("  python scripts/train.py") == 8 + 1, "eight examples, and Hydra's flags"
+    assert done.stdout.count("  python scripts/train.py") == 10 + 1, "ten examples, and Hydra's flags"
     assert "schema" not in done.stdout
     for field in ("lr: 0.001", "block_size: 8", "max_new_tokens: 300", "steps: 10000"):
         assert field in done.stdout

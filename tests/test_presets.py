@@ -14,7 +14,7 @@ from tests.conftest import Cli, run_config
 PRESETS = sorted(
     (path.parent.name, path.stem) for path in paths.conf_dir().glob("*/*.yaml") if path.parent.name != "hydra"
 )
-# What a preset needs besides: a field without a default, a model that has matrices, one that is not for a laptop smaller.
+# What a preset needs besides: a field that has no default, a model with matrices, less of a model that is large.
 NEEDS = {
     ("data", "text"): ["data.path={text_file}"],
     ("optim", "muon"): ["model=gpt"],

@@ -85,8 +85,8 @@ class GPTConfig(ModelConfig):
     tie_weights: bool = False
     """One matrix for the embedding and the head."""
     init: str = "pytorch"
-    """Where weights start: pytorch (each layer's own: embeddings from N(0, 1), matrices smaller the more they sum up) or
-    gpt2 (all from N(0, 0.02), what layers add smaller the more of them there are)."""
+    """Where weights start: pytorch (as its layers do: embeddings from N(0, 1), matrices the smaller the more they sum
+    up) or gpt2 (all from N(0, 0.02), what layers add the smaller the more of them there are)."""
     zero_init: bool = True
     """What layers add starts at zero: a fresh block passes on what it gets."""
     ngram_order: int = 0
@@ -124,7 +124,7 @@ class GPTConfig(ModelConfig):
 RUNGS = ("attention", "multihead", "feedforward", "residual", "transformer", "nanogpt", "gpt", "gpt2")
 
 MODELS: dict[str, type[ModelConfig]] = {
-    "ngram": NgramConfig,
     "bigram": BigramConfig,
     **dict.fromkeys(RUNGS, GPTConfig),
+    "ngram": NgramConfig,
 }

@@ -70,6 +70,20 @@ class Grams(nn.Module):
         """What is taken off these counts, for the tokens that were not seen after the context."""
         return self.discounts[kind, count.clamp(max=3)]
 
+    def share_out(self, p: Tensor, rows: Tensor, kind: Tensor, context: Tensor, weight: Tensor) -> None:
+        """Add to p (N, V), in these rows, the share of each token that follows the row's context: count by weight."""
+        V = p.shape[1]
+        if len(self.first) == 2:  # one context for all rows, that of no tokens, and nearly every token follows it
+            counts = torch.zeros(2, V, device=p.device, dtype=p.dtype)
+            counts[:, self.keys] = self.counts - self.taken_off(self.both_kinds(), self.counts)
+            p[rows] += counts[kind] * weight[:, None]
+            return
+        first, n_grams = self.first[context], self.first[context + 1] - self.first[context]
+        row = torch.repeat_interleave(n_grams)  # (M,), of all grams that follow the rows' contexts
+        gram = torch.arange(len(row), device=p.device) + (first - n_grams.cumsum(0) + n_grams)[row]
+        count = self.counts[kind[row], gram]
+        p[rows[row], self.keys[gram] % V] += (count - self.taken_off(kind[row], count)) * weight[row]
+
     def interpolated(self, kind: int, context: Tensor, gram: Tensor, shorter: Tensor) -> Tensor:
         """The probabilities of grams after their contexts, from those that the shorter contexts give them."""
         if len(self.keys) == 0:
@@ -84,8 +98,8 @@ class Ngram(LanguageModel):
 
     Each probability is interpolated with that after a context that is one token shorter, down to no context at all, and
     there with all tokens alike. What counts for a shorter context is not how often a token follows it, but after how
-    many different tokens the two stand: how often is known to the longer contexts (Kneser and Ney 1995). The longest
-    context that a block has is no shorter one, even near its start.
+    many different tokens the two stand: how often is known to the longer contexts (Kneser and Ney 1995). At the start
+    of a block, where there are fewer tokens, all of them are the longest context.
     """
 
     def __init__(self, *, vocab_size: int, block_size: int, order: int) -> None:
@@ -97,9 +111,7 @@ class Ngram(LanguageModel):
     def count(self, train: Tensor) -> bool:
         """Count the grams of the training tokens (N,), of every length up to the order."""
         train = train.long()
-        ends = torch.zeros_like(
-            train
-        )  # the place of the gram that ends at each token; at first of length 0, the only one
+        ends = torch.zeros_like(train)  # the place of the gram that ends at each token; at first of length 0
         contexts = 1
         before: tuple[Grams, Tensor, Tensor, int] | None = None
         for length, grams in enumerate(self._grams(), start=1):
@@ -150,20 +162,12 @@ class Ngram(LanguageModel):
                 spare = spare - grams.taken_off(kind, its) + grams.taken_off(kind, left)
             weight = torch.where(total > 0, 1 / total, 0.0)
             p[rows] *= torch.where(total > 0, spare * weight, 1.0)[:, None]
-            if n == 0:  # all rows have the same context, after which nearly every token stands
-                shares = torch.zeros(2, V, device=idx.device, dtype=p.dtype)
-                shares[:, grams.keys] = grams.counts - grams.taken_off(grams.both_kinds(), grams.counts)
-                p += shares[kind] * weight[:, None]
-            else:
-                first, n_grams = grams.first[context], grams.first[context + 1] - grams.first[context]
-                row = torch.repeat_interleave(n_grams)
-                gram = torch.arange(len(row), device=idx.device) + (first - n_grams.cumsum(0) + n_grams)[row]
-                count = grams.counts[kind[row], gram]
-                share = (count - grams.taken_off(kind[row], count)) * weight[row]
-                p[rows[row], grams.keys[gram] % V] += share
-            if own is not None:
-                more = (left - grams.taken_off(kind, left)) - (its - grams.taken_off(kind, its))
-                p[rows, own[rows]] += more * weight
+            if own is None:
+                grams.share_out(p, rows, kind, context, weight)
+            else:  # put in place, not taken off what was added: rounding could leave less than nothing
+                own_share = p[rows, own[rows]] + (left - grams.taken_off(kind, left)) * weight
+                grams.share_out(p, rows, kind, context, weight)
+                p[rows, own[rows]] = own_share
         return p.log().view(*idx.shape, V)
 
     def losses(self, idx: Tensor, targets: Tensor) -> Tensor:
