@@ -109,7 +109,7 @@ def test_a_sweep_ends_with_a_table_the_best_first(swept: Callable[..., Ended], f
     assert ended.code == 0, ended.err
     rows = table(folder)
     assert list(rows[0]) == [
-        *("job", "optim.lr", "seed", "status", "val/loss", "best val/loss", "step"),
+        *("job", "optim.lr", "seed", "status", "val/loss", "best val/loss", "val/bpc", "n_params", "step"),
         *("tokens_per_second", "seconds", "folder", "error"),
     ]
     losses = [float(row["val/loss"]) for row in rows]
@@ -253,6 +253,39 @@ def test_a_wide_table_leaves_out_what_is_least_needed(swept: Callable[..., Ended
     assert "tok/s" not in head
     assert "val" in head.split()
     assert "tok/s" in (folder / "results.md").read_text("utf-8")
+
+
+def test_models_of_one_size_are_not_told_apart_by_it(swept: Callable[..., Ended], folder: Path) -> None:
+    ended = swept(*SHORT, "seed=1,2")
+    for text in (ended.out, (folder / "results.md").read_text("utf-8")):
+        assert "status" in text
+        assert "params" not in text
+        assert "sample" not in text
+
+
+SAMPLES = {
+    "the first line that is long enough": ("ROMEO:\nBut soft, what light is this?\nIt is the east of something.\n", "But"),
+    "else the longest": ("a\nabcdef\nabc\n", "abcdef"),
+    "of the last sample": ("of the first sample, a line\n---- step 9\nof the last one, another line\n", "of the last one"),
+    "what no terminal may get": ("a line with \x1b[31m a colour in it\n", "a line with  [31m"),
+    "nothing": ("", ""),
+}
+
+
+@pytest.mark.parametrize(("text", "shown"), SAMPLES.values(), ids=SAMPLES)
+def test_a_line_of_sample(text: str, shown: str, folder: Path) -> None:
+    done = {"status": "completed", "final": {"val/loss": 3.0, "val/bpc": 4.328}, "seconds": 1.0}
+    results = forged(folder, {**done, "n_params": 10_000_000}, {**done, "n_params": 4225})
+    for name in ("0", "1"):
+        (results.folder / name / "samples.txt").write_text(f"---- step 5\n{text}", "utf-8")
+    lines = results.text().splitlines()
+    head = next(line for line in lines if "params" in line)
+    assert head.split()[-1] == "sample"
+    assert max(map(len, lines)) <= 80
+    cell = next(line for line in lines if "10,000,000" in line)[head.index("sample") :]
+    assert cell.startswith(shown)
+    assert bool(cell) == bool(shown)
+    assert "4.328" in results.markdown()
 
 
 def test_the_verdict_with_unequal_spreads_and_numbers() -> None:
