@@ -40,13 +40,11 @@ class Grams(nn.Module):
         self.register_buffer("spare", torch.empty(0))  # (2, M): how much of it goes to the shorter context
         self.register_buffer("discounts", torch.empty(0))  # (2, 4): taken off a count of 0, 1, 2, and 3 or more
 
-    def fill(self, keys: Tensor, often: Tensor, contexts: int, *, after: Tensor, vocab_size: int) -> None:
-        """keys, often, after: (N,), sorted by keys; contexts: how many there are, M."""
-        self.keys = keys
-        self.counts = torch.stack((often, after)).int()
-        self.first = torch.searchsorted(keys, torch.arange(contexts + 1, device=keys.device) * vocab_size)
+    def sum_up(self, contexts: int, vocab_size: int) -> None:
+        """Derive all else from keys and counts; contexts: how many there are, M."""
+        self.first = torch.searchsorted(self.keys, torch.arange(contexts + 1, device=self.keys.device) * vocab_size)
         self.discounts = torch.stack([_discounts(counts) for counts in self.counts])
-        context, empty = keys // vocab_size, torch.zeros(2, contexts, device=keys.device)
+        context, empty = self.keys // vocab_size, torch.zeros(2, contexts, device=self.keys.device)
         self.totals = empty.int().index_add(1, context, self.counts)
         self.spare = empty.index_add(1, context, self.taken_off(self.both_kinds(), self.counts))
 
@@ -110,22 +108,23 @@ class Ngram(LanguageModel):
 
     def count(self, train: Tensor) -> bool:
         """Count the grams of the training tokens (N,), of every length up to the order."""
-        train = train.long()
+        train, shorter = train.long(), None
         ends = torch.zeros_like(train)  # the place of the gram that ends at each token; at first of length 0
-        contexts = 1
-        before: tuple[Grams, Tensor, Tensor, int] | None = None
         for length, grams in enumerate(self._grams(), start=1):
             context, less_first = (ends, ends) if length == 1 else (ends[:-1], ends[1:])
             keys, ends, often = (context * self.vocab_size + train[length - 1 :]).unique(
                 return_inverse=True, return_counts=True
             )
-            if before is not None:
+            grams.keys, grams.counts = keys, torch.stack((often, torch.zeros_like(often))).int()
+            if shorter is not None:
                 # Each gram here is one of the length before, which it is without its first token, after another token.
                 suffix = torch.empty_like(keys).index_copy_(0, ends, less_first)
-                before[0].fill(*before[1:], after=suffix.bincount(minlength=contexts), vocab_size=self.vocab_size)
-            before, contexts = (grams, keys, often, contexts), len(keys)
-        assert before is not None
-        before[0].fill(*before[1:], after=torch.zeros_like(before[2]), vocab_size=self.vocab_size)
+                shorter.counts[_AFTER] = suffix.bincount(minlength=len(shorter.keys))
+            shorter = grams
+        contexts = 1
+        for grams in self._grams():
+            grams.sum_up(contexts, self.vocab_size)
+            contexts = len(grams.keys)
         return True
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
