@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bigramlm import files
 from bigramlm.errors import UserError, require
+from bigramlm.model.base import is_counted
 from bigramlm.tokenizer.base import Tokenizer
 from bigramlm.tokenizer.config import TokenizerConfig
 
@@ -213,12 +214,15 @@ class Checkpoint:
                 raise ValueError(f"it is for tokenizer={saved['name']}, not {cfg.name}")
             return cfg.restore(saved)
 
-    def load_weights(self, model: nn.Module) -> None:
-        """Put the weights into the model. UserError names what does not fit."""
+    def load_weights(self, model: nn.Module, *, counted: bool = True) -> None:
+        """Put the weights into the model. UserError names what does not fit.
+
+        counted: whether also tables that were counted and not trained.
+        """
         with self.reading(MODEL):
-            tensors = load_file(self.path / MODEL)
+            tensors = {name: t for name, t in load_file(self.path / MODEL).items() if counted or not is_counted(name)}
         _make_room(model, tensors)
-        own = model.state_dict()
+        own = {name: tensor for name, tensor in model.state_dict().items() if counted or not is_counted(name)}
         for name in tensors.keys() & own.keys():
             there, here = tuple(tensors[name].shape), tuple(own[name].shape)
             require(
@@ -226,6 +230,7 @@ class Checkpoint:
             )
         with self.reading(MODEL):
             missing, unexpected = model.load_state_dict(tensors, strict=False)
+        missing = [name for name in missing if name in own]
         # Of tied weights one name is saved; the others got theirs by it.
         loaded = {own[name].data_ptr() for name in tensors.keys() & own.keys()}
         missing = [name for name in missing if own[name].data_ptr() not in loaded]
@@ -235,6 +240,7 @@ class Checkpoint:
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put weights, optimizer state and random state in place, so that training goes on as if it had never stopped.
 
+        Tables that were counted are left as they are: the run has counted them, in the text that it trains on.
         The optimizer's groups, with the learning rate and the like, stay those of the config.
         """
         require(
@@ -242,7 +248,7 @@ class Checkpoint:
             f"{self.path}: is stripped of what training needs to go on; init_from={self.path} starts a new run from "
             "its weights",
         )
-        self.load_weights(model)
+        self.load_weights(model, counted=False)
         with self.reading(TRAINING):
             with safe_open(self.path / TRAINING, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary

@@ -136,6 +136,10 @@ def _own(cfg: RunConfig, folder: RunFolder, text: Text, overrides: list[str]) ->
             f"resume={relative(folder.path)}: early stopping has ended the run at step {step}; "
             f"trainer.early_stopping_patience=0, or above {waited}, goes on"
         )
+    require(
+        cfg.model.trains or not completed,
+        f"resume={relative(folder.path)}: is complete: model={cfg.model.name} is counted, and takes no steps",
+    )
     if cfg.trainer.steps < step or (completed and cfg.trainer.steps == step):
         raise UserError(
             f"resume={relative(folder.path)} trainer.steps={cfg.trainer.steps}: the run is at step {step} already; "

@@ -261,7 +261,8 @@ class Results:
 
     def _columns(self, rows: list[Row]) -> dict[str, list[str]]:
         # By their heads. Where the jobs' models differ, what tells them apart is shown too.
-        models_differ = len({row.n_params for row in self.rows if row.n_params is not None}) > 1
+        sizes = {row.n_params for row in self.rows if row.n_params is not None}
+        models_differ = len(sizes) > 1 or any(re.match(r"model(\.|$)", field) for field in self.fields)
         columns = {"": ["*" if row is self.best else "" for row in rows], "job": [row.name for row in rows]}
         columns |= {field: [short(row.values[field]) for row in rows] for field in self.fields}
         columns["status"] = [row.status for row in rows]

@@ -312,7 +312,7 @@ def run(
         check_length(len(ids), split=name, block_size=cfg.data.block_size, text=str(relative(cfg.data.file())))
     torch.manual_seed(cfg.seed)
     model = cfg.model.build(vocab_size=vocab_size, block_size=cfg.data.block_size)
-    if not list(model.parameters()) and cfg.trainer.steps:
+    if not cfg.model.trains and cfg.trainer.steps:
         log.info("steps: none, a model that is counted has nothing to train")
         cfg.trainer.steps = 0
     cfg.device = decide(cfg.device, n_params=model.n_params(), tokens=cfg.data.batch_size * cfg.data.block_size)
@@ -321,11 +321,11 @@ def run(
     log.info("data: %s, %s characters, vocabulary of %d", cfg.data.name, f"{len(text.text):,}", vocab_size)
     log.info("split: %s tokens train, %s val", *(f"{len(tokens[name]):,}" for name in ("train", "val")))
     if start.source is not None:
-        start.source.load_weights(model)
+        start.source.load_weights(model, counted=False)
     model.to(device.torch)
     tokens = {name: ids.to(device.torch) for name, ids in tokens.items()}
     began = time.perf_counter()
-    counted = start.source is None and start.own is None and model.count(tokens["train"])
+    counted = model.count(tokens["train"])  # also where weights come from elsewhere: it is of the text at hand
     counting = time.perf_counter() - began if counted else 0.0
     if counted:
         log.info("counted: the training text, in %.1f s", counting)

@@ -285,7 +285,7 @@ class Trainer:
             before = f"; resume={relative(self.folder.path)} with it goes on from step {saved[-1]}" if saved else ""
             raise UserError(
                 f"step {step}: {name} is {value}, with a learning rate of {rate:.3g}; try a lower one, such as "
-                f"optim.lr={min(1e-3, rate / 10):.1g}{clip}{before}"
+                f"optim.lr={min(1e-3, self.optim.lr / 10):.1g}{clip}{before}"
             )
 
     def _require_finite_state(self) -> None:

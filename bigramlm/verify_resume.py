@@ -74,7 +74,9 @@ def verify(overrides: list[str], place: Path, *, kills: int, seed: int = 0) -> l
     config.append("trainer.keep_checkpoints=1000000")
     whole = place / "whole"
     seconds = _complete(whole, [*config, f"hydra.run.dir={whole}"])
-    steps = load(whole / "config.yaml").trainer.steps
+    cfg = load(whole / "config.yaml")
+    require(cfg.model.trains, f"model={cfg.model.name}: is counted, and takes no steps that could be interrupted")
+    steps = cfg.trainer.steps
     require(steps >= 2, f"trainer.steps={steps}: must be 2 or more, to be cut in two")
     moments, parted, in_a_save = random.Random(seed), [], 0
     for number in tqdm(range(max(kills, 1)), unit=" kills", disable=None, leave=False):

@@ -1,6 +1,8 @@
 """N-grams against a second implementation, and against what must hold of any distribution."""
 
+import json
 import math
+import time
 from collections import Counter
 
 import pytest
@@ -10,8 +12,8 @@ from bigramlm.config import to_run_config
 from bigramlm.errors import UserError
 from bigramlm.model.base import cross_entropy
 from bigramlm.model.config import GPTConfig
-from bigramlm.model.ngram import Grams, Ngram, ngram_losses
-from tests.conftest import composed
+from bigramlm.model.ngram import Grams, Ngram, _discounts, ngram_losses
+from tests.conftest import Cli, composed
 from tests.test_bigram import tokens
 
 V, BLOCK = 7, 6
@@ -118,17 +120,32 @@ def test_losses_of_all_orders_are_those_of_a_model_of_each() -> None:
         assert references[f"val/ngram_{order}"] == pytest.approx(total.item() / 202, abs=1e-5)
 
 
-def test_the_final_loss_of_a_run_is_its_reference(cli) -> None:
+@pytest.mark.parametrize("counts", [[1, 1, 2, 3, 4, 5], [1, 1, 1, 2, 2, 3], [2, 3, 4], [1, 2, 3, 9], [7]], ids=str)
+def test_discounts_are_estimated_where_there_is_enough_to_tell(counts: list[int]) -> None:
+    assert _discounts(torch.tensor(counts)).tolist() == pytest.approx(Plainly._discounts(counts))
+
+
+def test_the_final_loss_of_a_run_is_its_reference(cli: Cli) -> None:
     ended = cli("data=bundled", "model=ngram", "model.order=3", "data.block_size=16", "sample.max_new_tokens=5")
     assert ended.code == 0, ended.err
-    import json
-
     told = json.loads((ended.folder / "summary.json").read_text("utf-8"))
     assert told["step"] == 0
     assert told["final"]["val/loss"] == pytest.approx(told["references"]["val/ngram_3"], abs=1e-5)
     assert told["references"]["val/ngram_3"] < told["references"]["val/ngram_2"] < told["references"]["val/ngram_1"]
     assert "By counting, on val, orders 1 to 6:" in ended.out
     assert "steps: none" in (ended.folder / "train.log").read_text("utf-8")
+
+
+def test_counting_takes_part_in_the_seconds_of_a_run(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = Ngram.count
+
+    def slowly(self: Ngram, train: torch.Tensor) -> bool:
+        time.sleep(0.5)
+        return count(self, train)
+
+    monkeypatch.setattr(Ngram, "count", slowly)
+    ended = cli("data=bundled", "model=ngram", "logger=none", "sample.max_new_tokens=1")
+    assert json.loads((ended.folder / "summary.json").read_text("utf-8"))["seconds"] > 0.5
 
 
 def test_there_are_no_references_where_there_is_too_much_to_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,7 @@ def test_no_schedule_leaves_its_bounds_wherever_it_is_asked(schedule: str) -> No
         for steps in (1, 2, 19, 20):
             found = rates(steps, lr=0.3, min_lr=0.1, schedule=schedule, warmup_steps=warmup)
             after = [rate for step, rate in enumerate(found) if step >= warmup]
+            assert not after or after[0] == pytest.approx(0.3), "it falls from where the warmup has come to"
             assert all(0.1 - 1e-12 <= rate <= 0.3 + 1e-12 for rate in after)
             assert after == sorted(after, reverse=True)
 
@@ -102,7 +103,15 @@ def test_setting_the_learning_rate_reaches_numbers_and_tensors() -> None:
         assert float(optimizer.param_groups[0]["lr"]) == 0.25
 
 
-def gpt(**fields: Any) -> torch.nn.Module:
+def test_each_part_of_muon_gets_its_share_of_a_rate() -> None:
+    for compiled in (False, True):
+        optimizer = MuonConfig(lr=0.02, adamw_lr=0.005).build(gpt(), compiled=compiled)
+        set_learning_rate(optimizer, 0.01)
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        assert rates == pytest.approx([0.01, 0.0025])
+
+
+def gpt() -> torch.nn.Module:
     torch.manual_seed(0)
     cfg = run_config("model=nanogpt", *small("nanogpt"), "model.bias=true").model
     return cfg.build(vocab_size=7, block_size=8)
@@ -125,21 +134,25 @@ def test_only_matrices_decay(cfg: OptimConfig) -> None:
         assert torch.equal(a, b) == (a.ndim < 2), name
 
 
-def test_sgd_is_pytorchs_to_the_bit() -> None:
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_sgd_is_pytorchs_to_the_bit(nesterov: bool) -> None:
     ours, plain = model(), model()
-    found = train(SGDConfig(lr=0.5, momentum=0.8, weight_decay=0.1).build(ours, compiled=False), ours)
-    optimizer = torch.optim.SGD(plain.parameters(), lr=0.5, momentum=0.8, weight_decay=0.1, nesterov=True, fused=True)
-    assert torch.equal(found, train(optimizer, plain))
+    cfg = SGDConfig(lr=0.5, momentum=0.8, weight_decay=0.1, nesterov=nesterov)
+    optimizer = torch.optim.SGD(
+        plain.parameters(), lr=0.5, momentum=0.8, weight_decay=0.1, nesterov=nesterov, fused=True
+    )
+    assert torch.equal(train(cfg.build(ours, compiled=False), ours), train(optimizer, plain))
 
 
-def test_muon_is_pytorchs_for_hidden_matrices_and_adamw_for_the_rest() -> None:
-    cfg = MuonConfig(lr=0.03, adamw_lr=0.004, weight_decay=0.1, betas=[0.8, 0.9])
+@pytest.mark.parametrize("fields", [{}, {"momentum": 0.5}, {"nesterov": False}, {"ns_steps": 2}], ids=str)
+def test_muon_is_pytorchs_for_hidden_matrices_and_adamw_for_the_rest(fields: dict[str, Any]) -> None:
+    cfg = MuonConfig(lr=0.03, adamw_lr=0.004, weight_decay=0.1, betas=[0.8, 0.9], **fields)
     ours, plain = gpt(), gpt()
     optimizer = cfg.build(ours, compiled=False)
     hidden = [p for name, p in plain.named_parameters() if name.startswith("h.") and p.ndim == 2]
     rest = [p for name, p in plain.named_parameters() if not (name.startswith("h.") and p.ndim == 2)]
     decay = [[p for p in rest if p.ndim == 2], [p for p in rest if p.ndim < 2]]
-    muon = torch.optim.Muon(hidden, lr=0.03, weight_decay=0.1)
+    muon = torch.optim.Muon(hidden, lr=0.03, weight_decay=0.1, **fields)
     groups = [{"params": decay[0], "weight_decay": 0.1}, {"params": decay[1], "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=0.004, betas=(0.8, 0.9), fused=True)
     for share in (1.0, 0.5, 0.25):
@@ -165,6 +178,18 @@ def test_muons_updates_have_singular_values_near_one() -> None:
         values = torch.linalg.svdvals(p.detach() - before[id(p)]) / math.sqrt(max(1, p.shape[0] / p.shape[1]))
         assert values.max() < 1.3
         assert values.median() > 0.5
+
+
+def test_muon_leaves_alone_what_is_frozen() -> None:
+    of = gpt()
+    frozen, *others = of.hidden_matrices()  # type: ignore[operator]
+    frozen.requires_grad = False
+    held = [p for group in MuonConfig().build(of, compiled=False).param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in of.parameters()} - {id(frozen)}
+    for p in others:
+        p.requires_grad = False
+    with pytest.raises(UserError, match="none that is trained"):
+        MuonConfig().build(of, compiled=False)
 
 
 def test_muon_goes_on_from_its_saved_state() -> None:

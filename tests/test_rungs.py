@@ -2,14 +2,16 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from bigramlm import checkpoint_tool, sample
-from bigramlm.checkpoint import Checkpoint
+from bigramlm import checkpoint_tool, paths, sample
+from bigramlm.checkpoint import Checkpoint, Checkpoints
 from bigramlm.load import load_model
+from bigramlm.model.base import is_counted
 from bigramlm.verify_resume import compare
 from tests.conftest import Cli, run_config, small
 from tests.test_gpt import GPTS, PRESETS
@@ -82,6 +84,61 @@ def test_a_new_run_starts_from_its_weights(preset: str, cli: Cli) -> None:
     assert final[0] == final[1]
 
 
+ON_COUNTS = (*RUN, "model=gpt", *small("gpt"), "model.ngram_order=3")
+
+
+def tables(folder: Path) -> dict[str, torch.Tensor]:
+    """What the newest checkpoint of a run has counted."""
+    newest = Checkpoints(folder / "checkpoints").newest()
+    assert newest is not None
+    return {name: value for name, value in load_model(newest)[0].state_dict().items() if is_counted(name)}
+
+
+def test_what_is_counted_is_of_the_text_that_is_trained_on(cli: Cli, tmp_path: Path) -> None:
+    """With weights from elsewhere too; and a resumed run goes on with another text only where that is asked for."""
+    first = cli(*ON_COUNTS)
+    assert first.code == 0, first.err
+    text = tmp_path / "other.txt"
+    text.write_text(paths.bundled_text().read_text("utf-8")[::-1], "utf-8")
+    other = ("data=text", f"data.path={text}")
+    anew = cli(*ON_COUNTS, *other)
+    then = cli(*RUN, *other, f"init_from={first.folder}", "trainer.steps=1")
+    assert then.code == 0, then.err
+    assert tables(then.folder).keys() == tables(first.folder).keys()
+    assert all(torch.equal(value, tables(anew.folder)[name]) for name, value in tables(then.folder).items())
+    assert any(not torch.equal(value, tables(first.folder)[name]) for name, value in tables(then.folder).items())
+
+    text.write_text(paths.bundled_text().read_text("utf-8"), "utf-8")
+    ended = resumed(cli, anew.folder, f"data.path={text}", "trainer.steps=9")
+    assert ended.code == 0, ended.err
+    assert all(torch.equal(value, tables(first.folder)[name]) for name, value in tables(anew.folder).items())
+
+
+@pytest.mark.parametrize("order", [0, 2, 4])
+def test_weights_from_elsewhere_stand_on_any_order(order: int, cli: Cli) -> None:
+    first = cli(*ON_COUNTS, "trainer.steps=1")
+    then = cli(*RUN, f"init_from={first.folder}", f"model.ngram_order={order}", "trainer.steps=1")
+    assert then.code == 0, then.err
+
+
+def test_a_counted_run_says_that_there_is_nothing_to_go_on_with(cli: Cli) -> None:
+    run = cli(*RUN, "model=ngram")
+    ended = resumed(cli, run.folder, "trainer.steps=10")
+    assert ended.code == 2
+    assert "is complete: model=ngram is counted, and takes no steps" in ended.err
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_step_with_muon_is_the_same_step(cli: Cli) -> None:
+    one = (*RUN, "model=gpt", *small("gpt"), "optim=muon", "optim.warmup_steps=2", "trainer.steps=3")
+    runs = [cli(*one), cli(*one, "device.compile=true")]
+    assert "does not compile" not in runs[1].err
+    weights = [load_model(Checkpoint(run.folder / "checkpoints" / "step_3"))[0].state_dict() for run in runs]
+    for name, value in weights[0].items():
+        # Muon computes in bf16; an update of a matrix moves its numbers by some 0.005.
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-3, msg=name)
+
+
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "ngram"])
 def test_accumulation_is_the_update_of_the_whole_batch(preset: str, cli: Cli) -> None:
     one = [*RUN, f"model={preset}", *small(preset), "trainer.steps=1", "optim=sgd"]
@@ -109,6 +166,13 @@ def test_the_ladder_is_one_line(cli: Cli, tmp_path: Path) -> None:
         assert int(row["n_params"]) > 0, name
         assert float(row["val/bpc"]) == pytest.approx(float(row["val/loss"]) / 0.693147, rel=1e-4), name
         assert float(row["seconds"]) > 0, name
+    shown = [line.removeprefix("*").split() for line in ended.out.splitlines() if line.strip("* ")[:1].isdigit()]
+    for _, name, n_params, val, bpc, seconds, *_ in shown[1:]:
+        row = rows[name]
+        assert int(n_params.replace(",", "")) == int(row["n_params"])
+        assert val == f"{float(row['val/loss']):.4f}"
+        assert bpc == f"{float(row['val/bpc']):.3f}"
+        assert seconds == f"{float(row['seconds']):.1f}"
     head = next(line for line in ended.out.splitlines() if "params" in line)
     assert head.split() == ["job", "model", "params", "val", "bpc", "s", "sample"]
     assert max(map(len, ended.out.splitlines())) <= 80

@@ -264,9 +264,15 @@ def test_models_of_one_size_are_not_told_apart_by_it(swept: Callable[..., Ended]
 
 
 SAMPLES = {
-    "the first line that is long enough": ("ROMEO:\nBut soft, what light is this?\nIt is the east of something.\n", "But"),
+    "the first line that is long enough": (
+        "ROMEO:\nBut soft, what light is this?\nIt is the east of something.\n",
+        "But",
+    ),
     "else the longest": ("a\nabcdef\nabc\n", "abcdef"),
-    "of the last sample": ("of the first sample, a line\n---- step 9\nof the last one, another line\n", "of the last one"),
+    "of the last sample": (
+        "of the first sample, a line\n---- step 9\nof the last one, another line\n",
+        "of the last one",
+    ),
     "what no terminal may get": ("a line with \x1b[31m a colour in it\n", "a line with  [31m"),
     "nothing": ("", ""),
 }

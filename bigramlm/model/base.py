@@ -39,8 +39,13 @@ class LanguageModel(nn.Module):
         return {}
 
     def n_params(self) -> int:
-        """How many parameters are trained."""
+        """How many parameters are trained; of a model that is counted, how many counts it has."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+def is_counted(name: str) -> bool:
+    """Whether a tensor of a model's state, by its name, is of a table that was counted, and not trained."""
+    return "grams." in name
 
 
 def cross_entropy(logits: Tensor, targets: Tensor | None) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
@@ -19,6 +19,8 @@ class ModelConfig:
 
     name: str = MISSING
     """Which model this is; set by `model=NAME`."""
+
+    trains: ClassVar[bool] = True  # whether it takes steps
 
     def build(self, *, vocab_size: int, block_size: int) -> LanguageModel:
         """The model with fresh weights, drawn from torch's global random state, on the CPU."""
@@ -44,6 +46,8 @@ class NgramConfig(ModelConfig):
     name: str = "ngram"
     order: int = 5
     """Tokens in a gram: the last `order - 1` tokens, and the one that follows."""
+
+    trains: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(self.order >= 1, f"model.order={self.order}: must be 1 or more; 2 looks at one token, as a bigram does")
@@ -96,10 +100,12 @@ class GPTConfig(ModelConfig):
         for name in ("n_layer", "n_head", "n_embd"):
             require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)}: must be 1 or more")
         width, rest = divmod(self.n_embd, self.n_head)
+        unit = self.n_head * (2 if self.position == "rotary" else 1)
+        near = unit * max(1, round(self.n_embd / unit))
         require(
             rest == 0,
             f"model.n_embd={self.n_embd}: cannot be shared by model.n_head={self.n_head} heads; take a multiple, such "
-            f"as {self.n_head * max(1, round(self.n_embd / self.n_head))}",
+            f"as {near}",
         )
         require_choice("model.position", self.position, ("learned", "rotary"))
         require_choice("model.norm", self.norm, ("none", "layer", "rms"))
@@ -108,8 +114,7 @@ class GPTConfig(ModelConfig):
         require(
             self.position != "rotary" or width % 2 == 0,
             f"model.n_embd={self.n_embd} model.n_head={self.n_head}: makes heads of {width} channels, and "
-            f"model.position=rotary turns pairs of them; take an even number, with model.n_embd="
-            f"{self.n_head * (width + 1)} for instance",
+            f"model.position=rotary turns pairs of them; take an even number, with model.n_embd={near} for instance",
         )
         require(0 <= self.dropout < 1, f"model.dropout={self.dropout}: must be 0 or more, and below 1")
         require(self.ngram_order >= 0, f"model.ngram_order={self.ngram_order}: must be 0 (none) or more")

@@ -63,7 +63,8 @@ class GPT(LanguageModel):
             x = block(x, start, None if cache is None else cache.layers[n])
         logits = self.lm_head(self.ln_f(x))  # (B, T, V)
         if self.ngram is not None:
-            logits = logits + self._counted(self.ngram, seen, idx.shape[1], targets)
+            # In training every position's own occurrence is left out, or the GPT would learn to trust counts too far.
+            logits = logits + self.ngram.following(seen, idx.shape[1], targets if self.training else None)
         return logits, cross_entropy(logits, targets)
 
     def count(self, train: Tensor) -> bool:
@@ -78,18 +79,14 @@ class GPT(LanguageModel):
     def reference_losses(self, train: Tensor, val: Tensor) -> dict[str, float]:
         return ngram_losses(train, val, vocab_size=self.vocab_size, block_size=self.block_size)
 
-    def _counted(self, ngram: Ngram, seen: Tensor, n_new: int, targets: Tensor | None) -> Tensor:
-        # What counting says of the new tokens, the last of those seen, as (B, T, V): the n-gram's log-probabilities.
-        # In training every position's own occurrence is left out, or the GPT would learn to trust counts too far.
-        seen = seen[:, -(n_new + len(ngram.grams) - 1) :]
-        return ngram.log_probabilities(seen, targets if self.training else None)[:, -n_new:]
-
     def _draw_weights(self, cfg: GPTConfig) -> None:
         for name, p in self.named_parameters():
             into_stream = cfg.residual and "c_proj" in name  # what is added to it, 2 n_layer times
+            # A wide embedding would make wide logits where it is the head too.
+            small = cfg.init == "gpt2" or (cfg.tie_weights and name == "wte.weight")
             if into_stream and cfg.zero_init:
                 nn.init.zeros_(p)
-            elif cfg.init == "gpt2" and p.ndim == 2:
+            elif small and p.ndim == 2:
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * cfg.n_layer) if into_stream else 0.02)
             elif cfg.init == "gpt2" and name.endswith("bias"):
                 nn.init.zeros_(p)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bigramlm.model.base import LanguageModel, cross_entropy
+from bigramlm.model.cache import Cache
 
 # The two ways to count a gram: how often it occurs, and after how many different tokens.
 _OFTEN, _AFTER = 0, 1
@@ -127,9 +128,18 @@ class Ngram(LanguageModel):
             contexts = len(grams.keys)
         return True
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        logits = self.log_probabilities(idx)
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, cache: Cache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        logits = self.following(idx if cache is None else cache.see(idx), idx.shape[1])
         return logits, cross_entropy(logits, targets)
+
+    def new_cache(self) -> Cache:
+        return Cache(n_layer=0, block_size=self.block_size)
+
+    def following(self, seen: Tensor, n_new: int, own: Tensor | None = None) -> Tensor:
+        """`log_probabilities` after the last n_new of the tokens seen (B, S) alone, as (B, n_new, V)."""
+        return self.log_probabilities(seen[:, -(n_new + len(self.grams) - 1) :], own)[:, -n_new:]
 
     @torch.no_grad()
     def log_probabilities(self, idx: Tensor, own: Tensor | None = None) -> Tensor:

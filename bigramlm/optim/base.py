@@ -21,7 +21,7 @@ def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:
         return cfg.lr * (step + 1) / (cfg.warmup_steps + 1)
     if cfg.schedule == "constant":
         return cfg.lr
-    began = steps * (1 - cfg.decay_fraction) if cfg.schedule == "wsd" else cfg.warmup_steps
+    began = max(cfg.warmup_steps, steps * (1 - cfg.decay_fraction)) if cfg.schedule == "wsd" else cfg.warmup_steps
     done = min(1.0, max(0.0, (step - began) / max(1, steps - began)))
     left = 0.5 * (1 + math.cos(math.pi * done)) if cfg.schedule == "cosine" else 1 - done
     return cfg.min_lr + left * (cfg.lr - cfg.min_lr)
@@ -32,12 +32,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float | torch.Tensor
 
     A group with an `lr_ratio` gets that much of it.
     """
-    for group in optimizer.param_groups:
-        of_group = lr * group.get("lr_ratio", 1.0)
-        if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(of_group)
-        else:
-            group["lr"] = of_group
+    # By the parts of one that has any: the compiler knows a group by its place in its own optimizer.
+    for part in getattr(optimizer, "parts", (optimizer,)):
+        for group in part.param_groups:
+            of_group = lr * group.get("lr_ratio", 1.0)
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(of_group)
+            else:
+                group["lr"] = of_group
 
 
 def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:

@@ -116,9 +116,9 @@ class MuonConfig(AdamWConfig):
 
     name: str = "muon"
     lr: float = 0.02
-    """Muon's learning rate, once warmed up; AdamW's keeps its proportion to it."""
+    """Muon's learning rate, once warmed up."""
     adamw_lr: float = 3e-3
-    """AdamW's learning rate, once warmed up."""
+    """AdamW's learning rate, once warmed up; it rises and falls in step with Muon's, and `optim.min_lr` is Muon's."""
     weight_decay: float = 0.0
     momentum: float = 0.95
     """How much of the running mean of the gradients is kept at each step."""
