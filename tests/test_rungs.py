@@ -130,13 +130,13 @@ def test_a_counted_run_says_that_there_is_nothing_to_go_on_with(cli: Cli) -> Non
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_step_with_muon_is_the_same_step(cli: Cli) -> None:
-    one = (*RUN, "model=gpt", *small("gpt"), "optim=muon", "optim.warmup_steps=2", "trainer.steps=3")
+    one = (*RUN, "model=gpt", *small("gpt"), "model.zero_init=false", "optim=muon", "trainer.steps=2")
     runs = [cli(*one), cli(*one, "device.compile=true")]
     assert "does not compile" not in runs[1].err
-    weights = [load_model(Checkpoint(run.folder / "checkpoints" / "step_3"))[0].state_dict() for run in runs]
+    weights = [load_model(Checkpoint(run.folder / "checkpoints" / "step_2"))[0].state_dict() for run in runs]
     for name, value in weights[0].items():
         # Muon computes in bf16; an update of a matrix moves its numbers by some 0.005.
-        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-3, msg=name)
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=2e-3, msg=name)
 
 
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "ngram"])
