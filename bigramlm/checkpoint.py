@@ -220,7 +220,15 @@ class Checkpoint:
         counted: whether also tables that were counted and not trained.
         """
         with self.reading(MODEL):
-            tensors = {name: t for name, t in load_file(self.path / MODEL).items() if counted or not is_counted(name)}
+            tensors = load_file(self.path / MODEL)
+        if not counted:
+            had, has = ({name for name in names if is_counted(name)} for names in (tensors, model.state_dict()))
+            if had != has:
+                log.warning(
+                    "%s: its weights stood on other n-grams than this model does: is model.ngram_order as it was?",
+                    self.path,
+                )
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in had}
         _make_room(model, tensors)
         own = {name: tensor for name, tensor in model.state_dict().items() if counted or not is_counted(name)}
         for name in tensors.keys() & own.keys():

@@ -125,7 +125,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.optim.warmup_steps <= self.trainer.steps or self.trainer.steps == 0,
+            self.optim.warmup_steps <= self.trainer.steps or self.trainer.steps == 0 or not self.model.trains,
             f"optim.warmup_steps={self.optim.warmup_steps}: longer than the run, which has trainer.steps="
             f"{self.trainer.steps}; take a shorter warmup, or more steps",
         )

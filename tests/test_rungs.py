@@ -119,6 +119,11 @@ def test_weights_from_elsewhere_stand_on_any_order(order: int, cli: Cli) -> None
     first = cli(*ON_COUNTS, "trainer.steps=1")
     then = cli(*RUN, f"init_from={first.folder}", f"model.ngram_order={order}", "trainer.steps=1")
     assert then.code == 0, then.err
+    assert "is model.ngram_order as it was?" in then.err
+
+
+def test_a_counted_run_needs_no_warmup(cli: Cli) -> None:
+    assert cli(*RUN, "model=ngram", "optim.warmup_steps=100").code == 0
 
 
 def test_a_counted_run_says_that_there_is_nothing_to_go_on_with(cli: Cli) -> None:
