@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from bigramlm.device.device import Device
 from bigramlm.model.base import LanguageModel
-from bigramlm.optim.base import set_learning_rate
+from bigramlm.optim.base import set_learning_rate, trained
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class TrainStep:
     ) -> None:
         """grad_accumulation: the parts A that a batch is cut in; grad_clip: the largest norm of a gradient, 0 any."""
         self.model = model
-        self.params = [p for p in model.parameters() if p.requires_grad]
+        self.params = trained(model)
         self.optimizer = optimizer
         self.device = device
         self.scaler = scaler
