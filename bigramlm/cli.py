@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bigramlm.config import escape_references
 from bigramlm.errors import UserError
+from bigramlm.memory import is_out_of_memory
 
 # Failures of the disk and its permissions that are the user's to mend.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -119,8 +120,8 @@ def known(error: BaseException, folder: Path | None = None) -> BaseException:
             path = path.parent
         mend = "make room there" if error.errno in _FULL else "change its permissions"
         return UserError(f"{path}: cannot be written: {error.strerror}; {mend} or choose another folder")
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return UserError("out of memory: lower data.batch_size or data.block_size, or make the model smaller")
+    if is_out_of_memory(error):
+        return UserError(f"out of memory: {(str(error) or 'there was none left').splitlines()[0]}")
     return error
 
 

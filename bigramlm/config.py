@@ -51,6 +51,9 @@ class TrainerConfig:
     """How many of the newest checkpoints stay: with two there is another where one gets damaged. The best stays too."""
     grad_accumulation: int = 1
     """Batches whose mean gradient makes one update."""
+    activation_checkpointing: bool = False
+    """Keep of the activations only what enters each block, and compute the rest again when the gradient needs it: the
+    same result with far less memory, for about a third more arithmetic."""
     early_stopping_patience: int = 0
     """Evaluations in a row without a lower val loss after which the run ends, as completed; 0 never ends it so."""
 
@@ -128,6 +131,11 @@ class RunConfig:
             self.optim.warmup_steps <= self.trainer.steps or self.trainer.steps == 0 or not self.model.trains,
             f"optim.warmup_steps={self.optim.warmup_steps}: longer than the run, which has trainer.steps="
             f"{self.trainer.steps}; take a shorter warmup, or more steps",
+        )
+        require(
+            self.model.has_blocks or not self.trainer.activation_checkpointing,
+            f"trainer.activation_checkpointing=true: model={self.model.name} has no blocks to compute "
+            "again; leave it out",
         )
         require(0 <= self.seed < 2**63, f"seed={self.seed}: must be 0 or more, and below 2**63")
         for group, kinds in KINDS.items():

@@ -87,8 +87,11 @@ class CompiledStep(TrainStep):
         torch._dynamo.config.trace_autograd_ops = True
         self.together = together
         self._compiled_sizes: set[int] = set()
+        # On a GPU the graph's kernels are captured in a CUDA graph too, and started by one call: a small model's would
+        # be started more slowly than they run.
+        mode = "reduce-overhead" if self.device.torch.type == "cuda" else None
         self._compiled: Callable[[Tensor, Tensor, Tensor], Outcome] | None = torch.compile(
-            self._several, fullgraph=True, dynamic=False
+            self._several, fullgraph=True, dynamic=False, mode=mode
         )
 
     def __call__(self, batches: Sequence[Batch], lrs: Sequence[float]) -> Outcome:
@@ -96,7 +99,7 @@ class CompiledStep(TrainStep):
             return super().__call__(batches, lrs)
         x = torch.stack([x for x, _ in batches])  # (K, A * B, T)
         y = torch.stack([y for _, y in batches])
-        rates = torch.tensor(lrs, device=x.device)
+        rates = torch.tensor(lrs).to(x.device, non_blocking=True)
         if len(batches) in self._compiled_sizes:
             outcome: Outcome = self._compiled(x, y, rates)
             return outcome
@@ -104,6 +107,7 @@ class CompiledStep(TrainStep):
             log.info("compiling the training step, which takes a while the first time")
             for p in self.params:
                 p.grad = torch.zeros_like(p)
+            self._mark_static()
         try:
             outcome = self._compiled(x, y, rates)
         except torch.OutOfMemoryError:
@@ -116,6 +120,17 @@ class CompiledStep(TrainStep):
             return first
         self._compiled_sizes.add(len(batches))
         return outcome
+
+    def _mark_static(self) -> None:
+        # What a call changes where it stands: a CUDA graph of anything else would change copies.
+        tensors = [*self.params, *(p.grad for p in self.params)]
+        for group in self.optimizer.param_groups:
+            tensors.append(group["lr"])
+        for values in self.optimizer.state.values():
+            tensors += values.values()
+        for tensor in tensors:
+            if torch.is_tensor(tensor):
+                torch._dynamo.mark_static_address(tensor)
 
     def _several(self, x: Tensor, y: Tensor, lrs: Tensor) -> Outcome:
         first, *_ = [self._one((x[k], y[k]), lrs[k]) for k in range(len(x))]

@@ -31,6 +31,7 @@ from bigramlm.cli import exit_codes, known, quiet, quote_free_text, quoted, rela
 from bigramlm.config import RunConfig, identity, load, register_schemas, to_dict, to_run_config, to_yaml
 from bigramlm.errors import UserError
 from bigramlm.help import help_text
+from bigramlm.memory import is_out_of_memory, out_of_memory
 from bigramlm.resume import find_start, is_saved_preset, saved_presets
 from bigramlm.run import RunFolder, git_state, versions
 from bigramlm.stop import Stopped, StopSignals, stop_signals
@@ -233,6 +234,7 @@ def _train(
     in_sweep: bool,
     is_hopeless: Callable[[int, float], bool] | None,
 ) -> BaseException | None:
+    cfg: RunConfig | None = None
     try:
         with stop_signals() as stop:
             if again:  # as it was decided then: device, threads, the text
@@ -248,6 +250,8 @@ def _train(
         return None
     except (Exception, KeyboardInterrupt, Stopped) as raised:
         end = Stopped(signal.SIGINT) if isinstance(raised, KeyboardInterrupt) else known(raised, folder.path)
+        if cfg is not None and is_out_of_memory(raised):
+            end = UserError(out_of_memory(cfg, vocab_size=folder.summary["vocab_size"]))
         if isinstance(end, Stopped):
             can_go_on = (folder.path / "config.yaml").exists()
             how = (
@@ -283,6 +287,7 @@ def run(
     text = cfg.data.read()
     start = find_start(cfg, folder, text, overrides)
     tokenizer = start.tokenizer(cfg.tokenizer) or cfg.tokenizer.build(text.text)
+    folder.summary["vocab_size"] = tokenizer.vocab_size
     try:
         prompt = tokenizer.encode(cfg.sample.prompt).tolist() or [0]  # the tutorial starts from token 0
     except UserError as error:

@@ -18,6 +18,7 @@ from bigramlm.cli import relative
 from bigramlm.config import RunConfig, to_yaml
 from bigramlm.data.batches import Batches, blocks
 from bigramlm.device.device import Device, is_small
+from bigramlm.device.peak import peak
 from bigramlm.errors import UserError
 from bigramlm.evaluate import bits_per_character, mean_loss
 from bigramlm.metrics import Metrics
@@ -64,6 +65,8 @@ class Trainer:
         self.cfg = cfg.trainer
         self.optim = cfg.optim
         self.model = model
+        if self.cfg.activation_checkpointing:
+            model.checkpoint_activations()
         self.device = device
         self.tokenizer = tokenizer
         self.val_characters = val_characters
@@ -87,6 +90,10 @@ class Trainer:
         rows = cfg.data.batch_size * self.cfg.grad_accumulation
         self.batches = Batches(train, block_size=cfg.data.block_size, batch_size=rows, seed=cfg.seed)
         self.tokens_per_step = rows * cfg.data.block_size
+        self.flops_per_token = model.flops_per_token()
+        self.peak = peak(device) if self.flops_per_token else None
+        if self.peak:
+            log.info("peak, which MFU is a share of: %s GFLOP/s (%s)", f"{self.peak.flops / 1e9:,.0f}", self.peak.how)
         limit = None if self.cfg.eval_batches == "all" else int(self.cfg.eval_batches) * cfg.data.batch_size
         self.splits = {"train": train, "val": val}
         self.eval_blocks = {
@@ -108,6 +115,7 @@ class Trainer:
         self._started = 0.0
         self._first_step = 0
         self._marked = (0.0, 0)  # when the speed was last measured, and at which step
+        self._speed: dict[str, float] = {}  # what it was then
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Stand where the run stood when the checkpoint was saved. UserError where that cannot be."""
@@ -153,7 +161,7 @@ class Trainer:
                     loss, norm = self.update()
                     if step % self.cfg.log_every == 0:
                         record |= self.measure(loss, norm)
-                        bar.set_postfix_str(f"loss {record['train/batch_loss']:.3f}", refresh=False)
+                        bar.set_postfix_str(f"loss {record['train/batch_loss']:.3f}{self._pace()}", refresh=False)
                     bar.update(self.step - bar.n)
                 if record:
                     metrics.log(step, self.elapsed(), record)
@@ -206,7 +214,7 @@ class Trainer:
         log.info(
             "step %*d/%d  train %.4f  val %.4f%s",
             *(len(str(self.cfg.steps)), self.step, self.cfg.steps, record["train/loss"], record["val/loss"]),
-            self._pace(),
+            self._pace() + self._left(),
         )
         self._require_finite(self.step, "val/loss", record["val/loss"])
         if not self.best or record["val/loss"] < self.best["val/loss"]:
@@ -237,12 +245,20 @@ class Trainer:
         return True
 
     def _pace(self) -> str:
-        # Where there is no bar, the evaluations' lines say how fast it goes and how long it will take.
-        done, elapsed = self.step - self._first_step, self.elapsed() - self.seconds
+        pace = ""
+        if self._speed:
+            pace += f", {tqdm.format_sizeof(self._speed['tokens_per_second'])} tokens/s"
+        if "mfu" in self._speed:
+            pace += f", MFU {self._speed['mfu']:.0%}"
+        return pace
+
+    def _left(self) -> str:
+        # Where there is no bar, the evaluations' lines say how long it will take.
+        done = self.step - self._first_step
         if done == 0 or self.step == self.cfg.steps:
             return ""
-        left = (self.cfg.steps - self.step) * elapsed / done
-        return f"  {done / elapsed:,.0f} steps/s, {tqdm.format_interval(left)} left"
+        left = (self.cfg.steps - self.step) * (self.elapsed() - self.seconds) / done
+        return f", {tqdm.format_interval(left)} left"
 
     def save(self) -> None:
         """Save a checkpoint of the state at this step. UserError, and nothing saved, where it is not finite."""
@@ -273,10 +289,21 @@ class Trainer:
     def tell(self) -> None:
         """Say in the summary how far the run is."""
         seconds, steps = self.elapsed(), self.step - self._first_step
-        speed = (
-            {"tokens_per_second": round(steps * self.tokens_per_step / (seconds - self.seconds), 1)} if steps else {}
-        )
+        speed: dict[str, Any] = self.speed(steps, seconds - self.seconds) if steps else {}
+        if self.peak:
+            speed["peak"] = vars(self.peak)
         self.folder.update_summary(step=self.step, best=self.best, seconds=round(seconds, 3), **speed)
+
+    def speed(self, steps: int, seconds: float) -> dict[str, float]:
+        """Tokens a second, and the share of the device's peak that this is in matrix products (MFU), where it has any.
+
+        Model FLOPs utilisation: Chowdhery et al. 2022, "PaLM: Scaling Language Modeling with Pathways", section 4.1.
+        """
+        rate = steps * self.tokens_per_step / seconds
+        speed = {"tokens_per_second": round(rate, 1)}
+        if self.peak:
+            speed["mfu"] = round(rate * self.flops_per_token / self.peak.flops, 4)
+        return speed
 
     def _require_finite(self, step: int, name: str, value: float) -> None:
         if not math.isfinite(value):
@@ -314,9 +341,9 @@ class Trainer:
             self._require_finite(self.step - 1, "grad_norm", record["grad_norm"])
         now = time.perf_counter()
         since, at = self._marked
-        record["tokens_per_second"] = (self.step - at) * self.tokens_per_step / (now - since)
+        self._speed = self.speed(self.step - at, now - since)
         self._marked = (now, self.step)
-        return record
+        return record | self._speed
 
     def final_losses(self) -> dict[str, float]:
         """The losses that count: over the whole val split, and over as many tokens spread evenly over train.

@@ -34,7 +34,7 @@ _SHORT = {
     "sample.max_new_tokens": "50",
     "logger": "none",
 }
-_BY_THE_CLOCK = ("seconds", "tokens_per_second")
+_BY_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
 
 
 def main() -> None:

@@ -105,6 +105,19 @@ def text_file(tmp_path: Path) -> Path:
     return path
 
 
+def kept_for_the_gradient(forward: Callable[[], object]) -> int:
+    """How many numbers autograd keeps of what is computed here."""
+    sizes: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return sum(sizes)
+
+
 def small(preset: str) -> list[str]:
     """Overrides that make a model of `model=PRESET` small: a test is about what it does, and not about how well."""
     model = run_config(f"model={preset}").model

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from bigramlm.device import device as module
+from bigramlm.device import peak as peak_module
 from bigramlm.device.config import DeviceConfig
-from bigramlm.device.device import SMALL_BELOW, decide, set_up
+from bigramlm.device.device import SMALL_BELOW, Device, decide, set_up
 from bigramlm.errors import UserError
 
 
@@ -15,11 +16,13 @@ from bigramlm.errors import UserError
 def machine(monkeypatch: pytest.MonkeyPatch):
     """Makes the machine look as if it had these devices."""
 
-    def make(*, cuda: int = 0, mps: bool = False, bf16: bool = True) -> None:
+    def make(*, cuda: int = 0, mps: bool = False, bf16: bool = True, amx: bool = False, macos: int = 14) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: macos >= major)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
 
     make()
     return make
@@ -62,6 +65,72 @@ def test_precision(machine) -> None:
     assert decided(n_params=10_000_000).precision == "fp32"
     with pytest.raises(UserError, match=r"device.precision=bf16: this GPU"):
         decided(precision="bf16")
+    assert decided(precision="fp16").precision == "fp16"
+    machine(mps=True)
+    assert decided(n_params=10_000_000).precision == "fp32"
+    assert decided(precision="bf16").precision == "bf16"
+    machine(mps=True, macos=13)
+    with pytest.raises(UserError, match=r"device.precision=bf16: MPS has it from macOS 14 on"):
+        decided(precision="bf16")
+
+
+@pytest.mark.parametrize(
+    ("has", "n_params", "precision", "why"),
+    [
+        ({"amx": True}, 3_000_000, "bf16", "auto: 3,000,000 parameters are enough to gain from bf16"),
+        ({"amx": True}, 2_999_999, "fp32", "auto: 2,999,999 parameters are too few to gain from bf16"),
+        ({}, 10**9, "fp32", "auto: no AMX, without which bf16 is slower"),
+        ({"cuda": 1}, 1_000_000, "bf16", "auto: 1,000,000 parameters are enough"),
+        ({"cuda": 1, "bf16": False}, 10**9, "fp32", "auto: no bf16 in this GPU"),
+    ],
+)
+def test_precision_goes_by_device_and_size_and_says_why(
+    has: dict[str, int], n_params: int, precision: str, why: str, machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    machine(**has)
+    assert decided(n_params=n_params).precision == precision
+    assert f"precision: {precision} ({why}" in caplog.text
+
+
+def test_bf16_on_a_cpu_that_is_slow_in_it_is_told(machine, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    decided(precision="bf16")
+    assert "bf16 (as asked; without AMX this CPU is faster in fp32)" in caplog.text
+
+
+def test_the_peak_of_a_cpu_is_measured_once_for_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    product = torch.mm
+
+    def slow(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        made.append(len(a))
+        now[0] += 0.001 if len(made) == 7 else 0.004
+        return product(a[:1], b)
+
+    now = [0.0]
+    monkeypatch.setattr(torch, "mm", slow)
+    monkeypatch.setattr(peak_module.time, "perf_counter", lambda: now[0])
+    peak_module._measured.cache_clear()
+    for threads in ("1", "1", "2"):
+        device = set_up(decided(name="cpu", threads=threads))
+        found = peak_module.peak(device)
+        peak_module.peak(device)
+        if len(made) == 30:
+            assert found.flops == pytest.approx(2 * 512**3 / 0.001), "the best of them"
+            assert "measured" in found.how
+    peak_module._measured.cache_clear()
+    assert made == [512] * 60
+
+
+@pytest.mark.parametrize(
+    ("name", "tera"), [("NVIDIA H200", 989.4), ("NVIDIA H100 PCIe", 756), ("NVIDIA A100-SXM4-80GB", 312)]
+)
+def test_the_peak_of_a_known_gpu_is_its_makers(name: str, tera: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    found = peak_module.peak(Device(torch.device("cuda"), "bf16", compile=False))
+    assert found.flops == tera * 1e12
+    assert "data sheet" in found.how
 
 
 def test_threads_follow_the_size_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from bigramlm import paths
 from bigramlm.device.config import DeviceConfig
@@ -15,7 +17,7 @@ from bigramlm.generate import generate, stream
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.config import GPTConfig
 from bigramlm.model.gpt import GPT, Rotary
-from tests.conftest import Cli, run_config, small
+from tests.conftest import Cli, kept_for_the_gradient, run_config, small
 
 DEVICE = set_up(decide(DeviceConfig(name="cpu"), n_params=1, tokens=1))
 V, BLOCK = 11, 8
@@ -57,7 +59,7 @@ def plainly(model: GPT, cfg: GPTConfig, idx: torch.Tensor) -> torch.Tensor:
         if cfg.position != "rotary":
             return x
         pairs = torch.complex(x[: D // 2], x[D // 2 :])
-        angle = t * 10_000.0 ** (-2 * torch.arange(D // 2, dtype=torch.double) / D)
+        angle = t * cfg.rotary_base ** (-2 * torch.arange(D // 2, dtype=torch.double) / D)
         pairs = pairs * torch.polar(torch.ones_like(angle), angle)
         return torch.cat((pairs.real, pairs.imag))
 
@@ -92,7 +94,7 @@ def plainly(model: GPT, cfg: GPTConfig, idx: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("preset", GPTS)
 def test_logits_are_those_of_a_plain_second_implementation(preset: str) -> None:
-    overrides = [f"model={preset}", *small(preset)]
+    overrides = [f"model={preset}", *small(preset), "model.rotary_base=50"]
     cfg = run_config(*overrides).model
     assert isinstance(cfg, GPTConfig)
     model = build(*overrides).eval()
@@ -256,7 +258,7 @@ def test_nothing_that_follows_from_the_config_is_saved() -> None:
 
 
 def test_rotary_products_go_by_the_distance() -> None:
-    rotary = Rotary(6, 20).double()
+    rotary = Rotary(6, 20, 100.0).double()
     q, k = torch.randn(1, 1, 1, 6, dtype=torch.double), torch.randn(1, 1, 1, 6, dtype=torch.double)
     products = [(rotary(q, t + 3) * rotary(k, t)).sum().item() for t in range(17)]
     assert products == pytest.approx([products[0]] * 17)
@@ -321,6 +323,36 @@ def test_hidden_matrices_are_all_matrices_but_embeddings_and_head(preset: str) -
     assert hidden
     assert all(name.startswith("h.") for name in hidden)
     assert others <= {"wte.weight", "wpe.weight", "lm_head.weight"}
+
+
+@pytest.mark.parametrize("preset", GPTS)
+def test_flops_are_those_that_pytorch_counts(preset: str) -> None:
+    model = build(f"model={preset}", *small(preset)).float()
+    idx = torch.randint(V, (2, BLOCK))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        _, loss = model(idx, idx)
+        assert loss is not None
+        loss.backward()
+    assert model.flops_per_token() * idx.numel() == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("preset", GPTS)
+def test_what_a_config_says_of_its_size_is_about_right(preset: str) -> None:
+    """By which an error tells what to lower when memory runs out."""
+    overrides = [f"model={preset}", "model.n_embd=96", "model.n_layer=2"]
+    cfg = run_config(*overrides).model
+    model = build(*overrides).float()
+    n_params, kept = cfg.numbers(vocab_size=V, block_size=BLOCK)
+    assert n_params == pytest.approx(model.n_params(), rel=0.05)
+    idx = torch.randint(V, (4, BLOCK))
+    counted = kept_for_the_gradient(lambda: model(idx, idx)) - model.n_params()  # weights are kept too
+    assert kept * idx.numel() == pytest.approx(counted, rel=0.5)
+
+
+@pytest.mark.parametrize("base", [0.0, 1.0, -3.0, float("nan"), float("inf")])
+def test_a_rotary_base_that_turns_nothing_is_refused(base: float) -> None:
+    with pytest.raises(UserError, match=r"model.rotary_base="):
+        GPTConfig(rotary_base=base)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ FLOORS = (
     PARTS,
     ("metrics", "run", "checkpoint", "evaluate", "generate", "step"),
     ("config",),
+    ("memory",),
     ("cli", "help", "preflight"),
     ("trainer", "sweep"),
     ("runs", "stop", "search"),

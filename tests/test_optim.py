@@ -1,6 +1,7 @@
 """Optimizers and the learning rate."""
 
 import copy
+import itertools
 import math
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from bigramlm.errors import UserError
 from bigramlm.model.bigram import Bigram
 from bigramlm.optim.base import learning_rate, set_learning_rate
 from bigramlm.optim.config import SCHEDULES, AdamWConfig, MuonConfig, OptimConfig, SGDConfig
+from bigramlm.optim.muon import POLAR_EXPRESS, Muon, _and_so_on, orthogonal
 from tests.conftest import Cli, run_config, small
 
 
@@ -144,40 +146,88 @@ def test_sgd_is_pytorchs_to_the_bit(nesterov: bool) -> None:
     assert torch.equal(train(cfg.build(ours, compiled=False), ours), train(optimizer, plain))
 
 
+def plain_muon(name: str, mean: torch.Tensor, gradient: torch.Tensor, lr: float, cfg: MuonConfig) -> torch.Tensor:
+    """What Muon takes off a matrix: each of the matrices that it is made of by itself, in double precision."""
+    mean.lerp_(gradient, 1 - cfg.momentum)
+    ahead = gradient.lerp(mean, cfg.momentum) if cfg.nesterov else mean
+    taken = []
+    for one in ahead.double().chunk(3 if "c_attn" in name else 1):
+        x = one / (1.01 * one.norm())
+        for a, b, c in POLAR_EXPRESS[: cfg.ns_steps]:
+            x = a * x + b * x @ x.T @ x + c * x @ x.T @ x @ x.T @ x
+        taken.append(lr * max(1, one.shape[0] / one.shape[1]) ** 0.5 * x)
+    return torch.cat(taken).float()
+
+
 @pytest.mark.parametrize("fields", [{}, {"momentum": 0.5}, {"nesterov": False}, {"ns_steps": 2}], ids=str)
-def test_muon_is_pytorchs_for_hidden_matrices_and_adamw_for_the_rest(fields: dict[str, Any]) -> None:
+def test_muon_is_a_plain_second_implementation_for_hidden_matrices_and_adamw_for_the_rest(
+    fields: dict[str, Any],
+) -> None:
     cfg = MuonConfig(lr=0.03, adamw_lr=0.004, weight_decay=0.1, betas=[0.8, 0.9], **fields)
     ours, plain = gpt(), gpt()
     optimizer = cfg.build(ours, compiled=False)
-    hidden = [p for name, p in plain.named_parameters() if name.startswith("h.") and p.ndim == 2]
-    rest = [p for name, p in plain.named_parameters() if not (name.startswith("h.") and p.ndim == 2)]
+    hidden = {name: p for name, p in plain.named_parameters() if name.startswith("h.") and p.ndim == 2}
+    rest = [p for name, p in plain.named_parameters() if name not in hidden]
     decay = [[p for p in rest if p.ndim == 2], [p for p in rest if p.ndim < 2]]
-    muon = torch.optim.Muon(hidden, lr=0.03, weight_decay=0.1, **fields)
     groups = [{"params": decay[0], "weight_decay": 0.1}, {"params": decay[1], "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=0.004, betas=(0.8, 0.9), fused=True)
+    means = {name: torch.zeros_like(p) for name, p in hidden.items()}
     for share in (1.0, 0.5, 0.25):
         set_learning_rate(optimizer, 0.03 * share)
         a_step(optimizer, ours)
-        set_learning_rate(muon, 0.03 * share)
         set_learning_rate(adamw, 0.004 * share)
         ids = torch.randint(7, (4, 9), generator=torch.Generator().manual_seed(5))
         plain.zero_grad()
         plain(ids[:, :-1], ids[:, 1:])[1].backward()
-        muon.step()
+        with torch.no_grad():
+            for name, p in hidden.items():
+                assert p.grad is not None
+                update = plain_muon(name, means[name], p.grad, 0.03 * share, cfg)
+                p.mul_(1 - 0.03 * share * 0.1).sub_(update)
         adamw.step()
     for (name, a), (_, b) in zip(ours.named_parameters(), plain.named_parameters(), strict=True):
-        torch.testing.assert_close(a, b, msg=name)
+        if name.endswith("c_attn.bias"):  # a key's bias changes nothing; AdamW makes whole steps of its rounding errors
+            continue
+        torch.testing.assert_close(a, b, msg=name, rtol=1e-3, atol=1e-4)
         assert not torch.equal(a, gpt().get_parameter(name)), name
+
+
+def test_muon_is_pytorchs_where_it_iterates_like_it() -> None:
+    """With Jordan's polynomial at each iteration, and no matrix taken apart; PyTorch's rounds to bf16."""
+    torch.manual_seed(3)
+    ours = {torch.nn.Parameter(torch.randn(*shape)): 1 for shape in ((8, 8), (24, 8), (8, 24), (8, 8))}
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    fields: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.2, "momentum": 0.9, "nesterov": True}
+    optimizers = (Muon(ours, **fields, polynomials=[(3.4445, -4.7750, 2.0315)] * 5), torch.optim.Muon(theirs, **fields))
+    for _ in range(3):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("ns_steps", [3, 5, 9])
+def test_more_iterations_bring_singular_values_nearer_to_one(ns_steps: int) -> None:
+    of = [torch.randn(16, 40, generator=torch.Generator().manual_seed(n)) for n in range(3)]
+    got = orthogonal(torch.stack(of), list(itertools.islice(_and_so_on(POLAR_EXPRESS), ns_steps)))
+    for one, matrix in zip(of, got, strict=True):
+        u, _, v = torch.linalg.svd(one, full_matrices=False)
+        within = {3: 0.9, 5: 0.2, 9: 1e-4}[ns_steps]
+        torch.testing.assert_close(u.T @ matrix @ v.T, torch.eye(16), rtol=0, atol=within)
 
 
 def test_muons_updates_have_singular_values_near_one() -> None:
     of = gpt()
     before = {id(p): p.detach().clone() for p in of.parameters()}
     a_step(MuonConfig(lr=1.0).build(of, compiled=False), of)
-    for p in of.hidden_matrices():  # type: ignore[operator]
-        values = torch.linalg.svdvals(p.detach() - before[id(p)]) / math.sqrt(max(1, p.shape[0] / p.shape[1]))
-        assert values.max() < 1.3
-        assert values.median() > 0.5
+    for p, parts in of.hidden_matrices().items():  # type: ignore[operator]
+        for update in (p.detach() - before[id(p)]).chunk(parts):
+            values = torch.linalg.svdvals(update) / math.sqrt(max(1, update.shape[0] / update.shape[1]))
+            assert values.max() < 1.3
+            assert values.median() > 0.5
 
 
 def test_muon_leaves_alone_what_is_frozen() -> None:

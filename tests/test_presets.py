@@ -14,11 +14,13 @@ from tests.conftest import Cli, run_config
 PRESETS = sorted(
     (path.parent.name, path.stem) for path in paths.conf_dir().glob("*/*.yaml") if path.parent.name != "hydra"
 )
-# What a preset needs besides: a field that has no default, a model with matrices, less of a model that is large.
+# What a preset needs besides: a field that has no default, a model with matrices, less of what is large.
 NEEDS = {
     ("data", "text"): ["data.path={text_file}"],
     ("optim", "muon"): ["model=gpt"],
     ("model", "gpt2"): ["model.n_layer=1"],
+    ("experiment", "nanogpt_gpu"): ["model.n_layer=1", "data.batch_size=2", "device.compile=false"],
+    ("experiment", "gpt_gpu"): ["model.n_layer=1", "data.batch_size=2", "device.compile=false"],
 }
 
 

@@ -14,15 +14,17 @@ from torch.nn.utils import clip_grad_norm_
 from bigramlm.checkpoint import Checkpoint, _write_manifest
 from bigramlm.config import RunConfig
 from bigramlm.device.device import Device, decide, set_up
+from bigramlm.device.peak import Peak
 from bigramlm.errors import UserError
 from bigramlm.evaluate import bits_per_character, mean_loss
 from bigramlm.generate import generate
 from bigramlm.metrics import LoggerConfig, Metrics, Origin
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram, best_bigram_losses
+from bigramlm.model.config import GPTConfig
 from bigramlm.run import RunFolder
 from bigramlm.trainer import Trainer
-from tests.conftest import run_config
+from tests.conftest import kept_for_the_gradient, run_config
 
 TOKENS = torch.randint(11, (2000,), generator=torch.Generator().manual_seed(0)).int()
 
@@ -89,7 +91,7 @@ def weights(trainer: Trainer) -> torch.Tensor:
 def records(folder: Path) -> list[dict[str, Any]]:
     """The records without what a clock decides."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "mfu")} for line in lines]
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
@@ -422,6 +424,86 @@ def test_final_losses_of_a_long_split_take_a_fixed_part(tmp_path: Path, monkeypa
     part = trainer.final_losses()
     assert part == trainer.final_losses()
     assert part["val/loss"] != whole["val/loss"]
+
+
+def gpt(**fields: Any) -> Any:
+    cfg = GPTConfig(n_layer=2, n_head=2, n_embd=16, **fields)
+    return lambda *, vocab_size, block_size: cfg.build(vocab_size=vocab_size, block_size=block_size)
+
+
+def test_activation_checkpointing_keeps_less_and_changes_no_bit(tmp_path: Path) -> None:
+    """With dropout, whose draws have to be the same when they are made again."""
+    overrides = ("model=gpt", "data.block_size=16", "optim=muon", "optim.grad_clip=1")
+    kept: list[int] = []
+
+    def run(name: str, *more: str) -> Trainer:
+        trainer = build(tmp_path / name, *overrides, *more, kind=gpt(dropout=0.3))
+        kept.append(kept_for_the_gradient(lambda: list(trainer.train_step.losses(trainer.batches[0]))))
+        return fit(trainer)
+
+    whole, again = run("1"), run("2", "trainer.activation_checkpointing=true")
+    for (name, a), (_, b) in zip(whole.model.named_parameters(), again.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert records(tmp_path / "1") == records(tmp_path / "2")
+    assert kept[1] < kept[0] / 2
+
+
+def test_activation_checkpointing_needs_blocks() -> None:
+    with pytest.raises(UserError, match=r"trainer.activation_checkpointing=true: model=bigram has no blocks"):
+        run_config("trainer.activation_checkpointing=true")
+
+
+def test_mfu_is_the_share_of_the_peak_that_matrix_products_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that counts a second for a step."""
+    monkeypatch.setattr("bigramlm.trainer.peak", lambda device: Peak(1e9, "made up"))
+    trainer = build(tmp_path, "model=gpt", kind=gpt())
+    now, take = [0.0], trainer.train_step.__call__
+    monkeypatch.setattr("bigramlm.trainer.time.perf_counter", lambda: now[0])
+
+    def second(*arguments: Any) -> Any:
+        now[0] += 1
+        return take(*arguments)
+
+    trainer.train_step = second  # type: ignore[assignment]
+    trainer.train_step.together = 1
+    fit(trainer)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    expected = 256 * trainer.model.flops_per_token() / 1e9
+    assert [line["mfu"] for line in lines if "mfu" in line] == pytest.approx([expected] * 3, abs=1e-4)
+    told = json.loads((tmp_path / "summary.json").read_text())
+    assert told["peak"] == {"flops": 1e9, "how": "made up"}
+    assert told["mfu"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_model_without_matrix_products_has_no_mfu(tmp_path: Path) -> None:
+    fitted(tmp_path)
+    assert "mfu" not in (tmp_path / "metrics.jsonl").read_text()
+    assert "peak" not in json.loads((tmp_path / "summary.json").read_text())
+
+
+@pytest.mark.parametrize(("kind", "chosen"), [(Bigram, ()), (gpt(), ("model=gpt", "optim=muon"))], ids=str)
+def test_what_a_compiled_call_changes_stays_in_its_place(
+    kind: Any, chosen: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a CUDA graph asks for: of all tensors only the batch and the rates come from elsewhere at each call."""
+    compile_, loose = torch.compile, []
+
+    def graph(module: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        tensors = [x for x in inputs if torch.is_tensor(x)]
+        loose.append({x.dtype for x in tensors if not hasattr(x, "_dynamo_static_input_type")})
+        assert sum(not hasattr(x, "_dynamo_static_input_type") for x in tensors) == 3
+        return module.forward
+
+    def compiles(function: Any, *, mode: Any, **options: Any) -> Any:
+        assert mode is None, "CUDA graphs are for CUDA"
+        return compile_(function, **options, backend=graph)
+
+    monkeypatch.setattr(torch, "compile", compiles)
+    fitted(tmp_path, *chosen, "device.compile=true", kind=kind)
+    assert loose
+    assert all(dtypes == {torch.int64, torch.float32} for dtypes in loose)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")

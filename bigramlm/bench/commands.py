@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from pathlib import Path
 
 from bigramlm import paths
 from bigramlm.bench.measure import Comparison, Figures, alternate
+from bigramlm.bench.steps import composed_config
+from bigramlm.data.text import split
 from bigramlm.errors import require
+from bigramlm.metrics import read_records
 
 # The tutorial's program as its followers have it: slices stacked for a batch, unfused AdamW, no evaluation.
 TUTORIAL = """
@@ -101,7 +105,7 @@ def compiled(pairs: int) -> Iterator[Comparison]:
     )
     with _workplace() as place:
         ours, loop = alternate(pairs, lambda: _train(place, *options), lambda: _tutorial(place))
-    yield Comparison("steps a second: the compiled step, once compiled / the loop", ours, loop, "steady")
+    yield Comparison("steps a second: the compiled step, once compiled / the loop", ours, loop, "steady", "steps")
 
 
 def startup(pairs: int) -> Iterator[Comparison]:
@@ -109,6 +113,31 @@ def startup(pairs: int) -> Iterator[Comparison]:
     with _workplace() as place:
         ours, bare = alternate(pairs, lambda: _first_step(place), lambda: {"wall": _process("-c", "import torch")[0]})
     yield Comparison("seconds from the command to the first step / import torch", ours, bare, "wall")
+
+
+def gpt(pairs: int) -> Iterator[Comparison]:
+    """gpt_cpu against nanogpt_cpu (on CUDA gpt_gpu, nanogpt_gpu): seconds to the other's final val loss, and losses
+
+    Both evaluate 20 times, over the whole of val. Each pair has a seed of its own.
+    """
+    import torch
+
+    place = "gpu" if torch.cuda.is_available() else "cpu"
+    ours, theirs = f"gpt_{place}", f"nanogpt_{place}"
+    seeds, order = iter(range(1, 10**6)), list[int]()
+
+    def trained(recipe: str) -> Figures:
+        order.append(order[-1] if len(order) % 2 else next(seeds))  # two runs in a row have the same
+        chosen = f"experiment={recipe}"
+        return _train(folder, chosen, f"seed={order[-1]}", *_looking_alike(chosen, times=20))
+
+    with _workplace() as folder:
+        a, b = alternate(pairs, lambda: trained(ours), lambda: trained(theirs), warm=False)
+    for figures, other in zip(a, b, strict=True):
+        figures["reached"] = _seconds_to(other["val"], figures)
+    yield Comparison(f"seconds: {ours} to the final val loss of {theirs} / {theirs}", a, b, "reached", "seconds")
+    yield Comparison(f"seconds, all of it: {ours} / {theirs}", a, b, "seconds")
+    yield Comparison(f"final val loss: {ours} / {theirs}", a, b, "val")
 
 
 def checkpoint(pairs: int) -> Iterator[Comparison]:
@@ -128,7 +157,7 @@ def sweep(pairs: int) -> Iterator[Comparison]:
             lambda: _train(place, f"trainer.steps={200 * n}", "trainer.eval_every=100000"),
         )
         yield Comparison(
-            "seconds from the command to its end: 32 jobs of 200 steps / 6,400 steps", jobs, run, "wall", n
+            "seconds from the command to its end: 32 jobs of 200 steps / 6,400 steps", jobs, run, "wall", each=n
         )
         long = ("trainer.steps=90000", "trainer.eval_every=10000", "device.threads=1", "seed=1,2,3,4")
         one, two = alternate(
@@ -185,16 +214,36 @@ def _train(place: Path, *overrides: str, program: tuple[str, ...] = (str(SCRIPT)
     run = Path(tempfile.mkdtemp(dir=place)) / "run"
     wall, _ = _process(*program, f"hydra.run.dir={run}", *overrides)
     summary = json.loads((run / "summary.json").read_text("utf-8"))
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    per_step = 32 * 8
+    records = list(read_records(run / "metrics.jsonl"))
+    per_step = 32 * 8  # of the default run
     # Steady: the median record of the run's second half.
     rates = [r["tokens_per_second"] for r in records[len(records) // 2 :] if "tokens_per_second" in r]
-    return {
+    looked = {f"seconds to {r['val/loss']}": r["seconds"] for r in records if "val/loss" in r}
+    return looked | {
         "wall": wall,
         "seconds": summary["seconds"],
         "steps": summary["step"] / summary["seconds"],
         "steady": statistics.median(rates) / per_step,
+        "val": summary["final"]["val/loss"],
     }
+
+
+def _seconds_to(loss: float, figures: Figures) -> float:
+    # When an evaluation first had a val loss as low as this.
+    reached = (
+        seconds
+        for name, seconds in figures.items()
+        if name.startswith("seconds to ") and float(name.removeprefix("seconds to ")) <= loss
+    )
+    return min(reached, default=math.inf)
+
+
+def _looking_alike(*recipe: str, times: int) -> list[str]:
+    # Overrides that make a run evaluate so many times, over the whole of val, and over as much of train.
+    cfg = composed_config(*recipe)
+    n_val = len(split(cfg.data.prepare(the_same=False).read().text, cfg.data.train_fraction)[1]) - 1
+    batches = -(-n_val // (cfg.data.batch_size * cfg.data.block_size))
+    return [f"trainer.eval_every={-(-cfg.trainer.steps // times)}", f"trainer.eval_batches={batches}"]
 
 
 def _sweep(place: Path, *overrides: str) -> Figures:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import sys
 import textwrap
 from collections.abc import Callable, Iterator
 
 from bigramlm import bench
-from bigramlm.bench.commands import bigram, checkpoint, compiled, search, startup, sweep
-from bigramlm.bench.measure import Comparison
-from bigramlm.bench.steps import generate, threads
-from bigramlm.errors import UserError, require
+from bigramlm.bench.commands import bigram, checkpoint, compiled, gpt, search, startup, sweep
+from bigramlm.bench.measure import Report
+from bigramlm.bench.steps import generate, gpt2, nanogpt, profile, step, threads
+from bigramlm.cli import exit_codes, show
+from bigramlm.errors import require
 
-BENCHMARKS: dict[str, Callable[[int], Iterator[Comparison]]] = {
+BENCHMARKS: dict[str, Callable[..., Iterator[Report]]] = {
     "bigram": bigram,
+    "gpt": gpt,
+    "step": step,
+    "nanogpt": nanogpt,
+    "profile": profile,
     "compiled": compiled,
+    "gpt2": gpt2,
     "startup": startup,
     "checkpoint": checkpoint,
     "generate": generate,
@@ -39,13 +44,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=BENCHMARKS, help="what to compare")
+    parser.add_argument("overrides", nargs="*", help="of step and profile: the run to measure, as for train.py")
     parser.add_argument("--pairs", type=int, default=7, help="how many pairs to measure (7)")
     parser.add_argument("--json", action="store_true", help="print every figure as JSON, a line a comparison")
-    arguments = parser.parse_args()
-    try:
+    arguments = parser.parse_intermixed_args()
+    benchmark, overrides = BENCHMARKS[arguments.name], arguments.overrides
+    with exit_codes():
         require(arguments.pairs >= 1, f"--pairs={arguments.pairs}: must be 1 or more")
-        for comparison in BENCHMARKS[arguments.name](arguments.pairs):
-            print(json.dumps(comparison.to_dict()) if arguments.json else comparison, flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        takes = inspect.Parameter.VAR_POSITIONAL in {p.kind for p in inspect.signature(benchmark).parameters.values()}
+        require(takes or not overrides, f"{' '.join(overrides)}: bench {arguments.name} takes no overrides")
+        for report in benchmark(arguments.pairs, *overrides):
+            show(json.dumps(report.to_dict()) if arguments.json else str(report))

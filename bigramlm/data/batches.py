@@ -27,7 +27,7 @@ class Batches:
         self._batch_size = batch_size
         self._seed = seed
         self._group = max(1, min(_DRAWN_TOGETHER, _GATHERED_TOKENS // (batch_size * block_size)))
-        self._starts = np.empty((0, batch_size), dtype=np.int64)
+        self._starts = torch.empty((0, batch_size), dtype=torch.int64)
         self._drawn = -1
         # The group at hand: its first step, and the inputs and targets of each of its steps.
         self._first = 0
@@ -44,14 +44,20 @@ class Batches:
         draw, row = divmod(step, _DRAWN_TOGETHER)
         if draw != self._drawn:
             rng = np.random.default_rng((self._seed, draw))
-            self._starts = rng.integers(0, len(self._windows), size=(_DRAWN_TOGETHER, self._batch_size))
+            starts = rng.integers(0, len(self._windows), size=(_DRAWN_TOGETHER, self._batch_size))
+            self._starts = _to(self._windows.device, torch.from_numpy(starts))
             self._drawn = draw
         row -= row % self._group  # groups begin anew with each draw, whose last may be shorter
-        starts = torch.from_numpy(self._starts[row : row + self._group])
-        windows = self._windows[starts.to(self._windows.device)].long()  # (G, B, T + 1)
+        windows = self._windows[self._starts[row : row + self._group]].long()  # (G, B, T + 1)
         self._first = draw * _DRAWN_TOGETHER + row
         self._x = windows[..., :-1].contiguous().unbind(0)
         self._y = windows[..., 1:].contiguous().unbind(0)
+
+
+def _to(device: torch.device, starts: Tensor) -> Tensor:
+    # A GPU takes the draw from pinned memory while the program goes on, which is far ahead of it and gathers there: a
+    # batch lies ready before its step begins, and nothing waits.
+    return starts.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else starts.to(device)
 
 
 def compact(ids: NDArray[np.int32], *, vocab_size: int) -> Tensor:

@@ -30,9 +30,26 @@ class LanguageModel(nn.Module):
         """
         return None
 
-    def hidden_matrices(self) -> list[nn.Parameter]:
-        """The matrices between the embedding and the head, which Muon is for."""
-        return []
+    def hidden_matrices(self) -> dict[nn.Parameter, int]:
+        """The matrices between the embedding and the head, which Muon is for.
+
+        Each with how many it is made of, one above the other and as high, of which each is to be taken by itself.
+        """
+        return {}
+
+    def checkpoint_activations(self) -> None:
+        """From here on keep for the gradient only what enters each block, and compute the rest again (Chen et al. 2016,
+        "Training Deep Nets with Sublinear Memory Cost"). For a model whose config `has_blocks`."""
+        raise NotImplementedError
+
+    def flops_per_token(self) -> int:
+        """The floating point operations that a training step has to do in matrix products for a token; 0 where it does
+        none worth counting.
+
+        Two for each product and sum, and twice as many backward as forward (Chowdhery et al. 2022, "PaLM", appendix B).
+        What activation checkpointing computes again is not counted: it is nothing that has to be done.
+        """
+        return 0
 
     def reference_losses(self, train: Tensor, val: Tensor) -> dict[str, float]:  # noqa: ARG002
         """Losses in nats to measure this model against on these token ids, by name; drawn as lines by the loggers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,6 +22,15 @@ class ModelConfig:
     """Which model this is; set by `model=NAME`."""
 
     trains: ClassVar[bool] = True  # whether it takes steps
+    has_blocks: ClassVar[bool] = False  # whether it can compute activations again, a block at a time
+
+    def numbers(self, *, vocab_size: int, block_size: int) -> tuple[int, int]:  # noqa: ARG002
+        """Roughly how many weights it has, and how many activations it keeps for the gradient of a token."""
+        return vocab_size**2, 3 * vocab_size
+
+    def smaller(self) -> str:
+        """What to lower for fewer weights."""
+        return "take another"
 
     def build(self, *, vocab_size: int, block_size: int) -> LanguageModel:
         """The model with fresh weights, drawn from torch's global random state, on the CPU."""
@@ -74,6 +84,9 @@ class GPTConfig(ModelConfig):
     position: str = "rotary"
     """How attention knows where a token stands: learned (an embedding for each position) or rotary (queries and keys
     turned by an angle that grows with it)."""
+    rotary_base: float = 10_000.0
+    """How slowly the slowest pair of channels turns: it takes about 6 times as many tokens for a full turn. For a short
+    context lower ones, such as 200, tell near places apart better."""
     norm: str = "rms"
     """What evens out the stream before each layer: none, layer or rms."""
     qk_norm: bool = True
@@ -96,6 +109,18 @@ class GPTConfig(ModelConfig):
     ngram_order: int = 0
     """Stand on an n-gram of this order: its log-probabilities are added to the logits; 0 stands alone."""
 
+    has_blocks: ClassVar[bool] = True
+
+    def numbers(self, *, vocab_size: int, block_size: int) -> tuple[int, int]:
+        inside = 12 if self.feed_forward else 4  # matrices of width x width in a block
+        weights = self.n_layer * inside * self.n_embd**2 + (1 if self.tie_weights else 2) * vocab_size * self.n_embd
+        # Norms, queries, keys, values, what attention gives; and the widest ones before and behind the non-linearity.
+        kept = self.n_layer * self.n_embd * (18 if self.feed_forward else 8) + 3 * vocab_size
+        return weights + (block_size * self.n_embd if self.position == "learned" else 0), kept
+
+    def smaller(self) -> str:
+        return f"a model.n_embd below {self.n_embd}, or a model.n_layer below {self.n_layer}"
+
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd"):
             require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)}: must be 1 or more")
@@ -115,6 +140,10 @@ class GPTConfig(ModelConfig):
             self.position != "rotary" or width % 2 == 0,
             f"model.n_embd={self.n_embd} model.n_head={self.n_head}: makes heads of {width} channels, and "
             f"model.position=rotary turns pairs of them; take an even number, with model.n_embd={near} for instance",
+        )
+        require(
+            math.isfinite(self.rotary_base) and self.rotary_base > 1,
+            f"model.rotary_base={self.rotary_base}: must be a finite number above 1",
         )
         require(0 <= self.dropout < 1, f"model.dropout={self.dropout}: must be 0 or more, and below 1")
         require(self.ngram_order >= 0, f"model.ngram_order={self.ngram_order}: must be 0 (none) or more")

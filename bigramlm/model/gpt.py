@@ -6,23 +6,44 @@ Multitask Learners" (GPT-2), whose names the parameters have.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from bigramlm.model.base import LanguageModel, cross_entropy
 from bigramlm.model.cache import Cache, KeyValues
 from bigramlm.model.config import GPTConfig
 from bigramlm.model.ngram import Ngram, ngram_losses
 
+
+class ReluSquared(torch.autograd.Function):
+    """max(x, 0) squared (So et al. 2021, "Primer: Searching for Efficient Transformers for Language Modeling").
+
+    By hand, for what autograd makes of `relu(x).square()` reads and writes the widest activations twice as often.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        above = F.relu(x)
+        ctx.save_for_backward(above)
+        return above * above
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (above,) = ctx.saved_tensors
+        of_x: Tensor = (gradient * above).mul_(2)
+        return of_x
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     # GPT-2's approximation of it, from before there was a fast exact one.
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    # So et al. 2021, "Primer: Searching for Efficient Transformers for Language Modeling", section 4.
-    "relu_squared": lambda x: F.relu(x).square(),
+    "relu_squared": lambda x: ReluSquared.apply(x),
 }
 
 
@@ -42,6 +63,7 @@ class GPT(LanguageModel):
         self.h = nn.ModuleList(Block(cfg, block_size) for _ in range(cfg.n_layer))
         self.ln_f = build_norm(cfg, cfg.n_embd)
         self.lm_head = nn.Linear(cfg.n_embd, vocab_size, bias=False)
+        self._computes_again = False
         self._draw_weights(cfg)
         if cfg.tie_weights:
             self.lm_head.weight = self.wte.weight
@@ -59,8 +81,10 @@ class GPT(LanguageModel):
             x = x + self.wpe.weight[start : start + idx.shape[1]]
         x = self.drop(x)
         seen = idx if cache is None else cache.see(idx)
+        again = self._computes_again and torch.is_grad_enabled()
         for n, block in enumerate(self.h):
-            x = block(x, start, None if cache is None else cache.layers[n])
+            kept = None if cache is None else cache.layers[n]
+            x = checkpoint(block, x, start, kept, use_reentrant=False) if again else block(x, start, kept)
         logits = self.lm_head(self.ln_f(x))  # (B, T, V)
         if self.ngram is not None:
             # In training every position's own occurrence is left out, or the GPT would learn to trust counts too far.
@@ -73,8 +97,18 @@ class GPT(LanguageModel):
     def new_cache(self) -> Cache:
         return Cache(n_layer=len(self.h), block_size=self.block_size)
 
-    def hidden_matrices(self) -> list[nn.Parameter]:
-        return [p for p in self.h.parameters() if p.ndim == 2]
+    def checkpoint_activations(self) -> None:
+        self._computes_again = True
+
+    def flops_per_token(self) -> int:
+        # The head multiplies, the embeddings are looked up. Attention: two products of T queries with T keys or values,
+        # counted whole, as is the custom, though half of each is masked.
+        products = sum(p.numel() for p in self.hidden_matrices()) + self.lm_head.weight.numel()
+        return 6 * products + 12 * len(self.h) * self.wte.embedding_dim * self.block_size
+
+    def hidden_matrices(self) -> dict[nn.Parameter, int]:
+        # Queries, keys and values are made by three matrices, one above the other.
+        return {p: 3 if name.endswith("c_attn.weight") else 1 for name, p in self.h.named_parameters() if p.ndim == 2}
 
     def reference_losses(self, train: Tensor, val: Tensor) -> dict[str, float]:
         return ngram_losses(train, val, vocab_size=self.vocab_size, block_size=self.block_size)
@@ -126,16 +160,20 @@ class Attention(nn.Module):
         self.qk_norm = cfg.qk_norm
         self.c_attn = nn.Linear(cfg.n_embd, 3 * cfg.n_embd, bias=cfg.bias)
         self.c_proj = nn.Linear(cfg.n_embd, cfg.n_embd, bias=cfg.bias)
-        self.rotary = Rotary(cfg.n_embd // cfg.n_head, block_size) if cfg.position == "rotary" else None
+        self.rotary = None
+        if cfg.position == "rotary":
+            self.rotary = Rotary(cfg.n_embd // cfg.n_head, block_size, cfg.rotary_base)
 
     def forward(self, x: Tensor, start: int, kept: KeyValues | None) -> Tensor:
         """x (B, T, C) to the same shape; start: the position of its first token; kept: of the tokens before."""
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2).chunk(3, dim=1)
-        if self.qk_norm:  # (B, H, T, D) each; Henry et al. 2020, "Query-Key Normalization for Transformers"
-            q, k = rms_norm(q), rms_norm(k)
+        qkv = self.c_attn(x).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)
+        qk, v = qkv.split((2 * self.n_head, self.n_head), dim=1)  # queries and keys, on which all is done alike, as one
+        if self.qk_norm:  # (B, 2 H, T, D); Henry et al. 2020, "Query-Key Normalization for Transformers"
+            qk = rms_norm(qk)
         if self.rotary is not None:
-            q, k = self.rotary(q, start), self.rotary(k, start)
+            qk = self.rotary(qk, start)
+        q, k = qk.chunk(2, dim=1)  # (B, H, T, D) each
         if kept is not None:
             k, v = kept.extend(k, v)
         y = F.scaled_dot_product_attention(
@@ -172,18 +210,18 @@ class Rotary(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, width: int, block_size: int) -> None:
+    def __init__(self, width: int, block_size: int, base: float) -> None:
         super().__init__()
-        frequency = 10_000.0 ** -(torch.arange(0, width, 2) / width)  # (D/2,)
+        frequency = base ** -(torch.arange(0, width, 2) / width)  # (D/2,)
         angle = torch.outer(torch.arange(block_size), frequency)  # (block_size, D/2)
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        self.register_buffer("cos", torch.cat((angle.cos(), angle.cos()), dim=1), persistent=False)  # (block_size, D)
+        self.register_buffer("sin", torch.cat((-angle.sin(), angle.sin()), dim=1), persistent=False)
 
     def forward(self, x: Tensor, start: int) -> Tensor:
         """x (B, H, T, D), of which channels i and i + D/2 make the pairs that are turned."""
-        cos, sin = (table[start : start + x.shape[2]].to(x.dtype) for table in (self.cos, self.sin))  # (T, D/2)
+        cos, sin = (table[start : start + x.shape[2]].to(x.dtype) for table in (self.cos, self.sin))  # (T, D)
         a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2)
-        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+        return x * cos + torch.cat((b, a), dim=-1) * sin  # (a cos - b sin, b cos + a sin)
 
 
 class RMSNorm(nn.Module):

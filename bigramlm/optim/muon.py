@@ -1,44 +1,128 @@
-"""Muon by PyTorch for the hidden matrices, with AdamW for all else, as one optimizer."""
+"""Muon for the hidden matrices, with PyTorch's AdamW for all else, as one optimizer."""
 
+import itertools
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from bigramlm.errors import require
 from bigramlm.optim.adamw import adamw
 from bigramlm.optim.base import rate_for, trained, without_wrappers
 from bigramlm.optim.config import MuonConfig
 
+# The polynomials a x + b x^3 + c x^5 that, one after the other, bring all singular values from 0.001 to 1 as near to 1
+# as such polynomials can (Amsel et al. 2025, "The Polar Express: Optimal Matrix Sign Methods and Their Application to
+# the Muon Algorithm", section 4); from the last one on all are alike. Three of them do for Muon what five of Jordan's
+# do, which are the same at each iteration (docs/log.md).
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.875, -1.25, 0.375),
+)
+# Singular values are brought a little below 1 first, for above it the polynomials run away.
+_BELOW_ONE = 1.01
+
 
 class HasHiddenMatrices(Protocol):
-    """A model that tells which of its matrices stand between its embedding and its head."""
+    """A model that tells which matrices stand between its embedding and its head, and of how many each is made."""
 
-    def hidden_matrices(self) -> list[torch.nn.Parameter]: ...
+    def hidden_matrices(self) -> dict[torch.nn.Parameter, int]: ...
 
 
 def build_muon(cfg: MuonConfig, model: Any, *, compiled: bool) -> torch.optim.Optimizer:
     """Muon over the model's hidden matrices, AdamW over its other parameters. UserError where it has no such matrix."""
     holder: HasHiddenMatrices = model
-    matrices = [p for p in holder.hidden_matrices() if p.requires_grad]
+    matrices = {p: parts for p, parts in holder.hidden_matrices().items() if p.requires_grad}
     require(
         bool(matrices),
         "optim=muon: is for the matrices between a model's embedding and its head, and this model has none that is "
         "trained; take optim=adamw",
     )
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in trained(model) if id(p) not in chosen]
-    muon = without_wrappers(torch.optim.Muon)(
-        [{"params": matrices}],
-        lr=rate_for(cfg.lr, matrices, compiled=compiled),  # type: ignore[arg-type]
+    rest = [p for p in trained(model) if p not in matrices]
+    muon = without_wrappers(Muon)(
+        matrices,
+        lr=rate_for(cfg.lr, list(matrices), compiled=compiled),
         weight_decay=cfg.weight_decay,
         momentum=cfg.momentum,
         nesterov=cfg.nesterov,
-        ns_steps=cfg.ns_steps,
+        polynomials=list(itertools.islice(_and_so_on(POLAR_EXPRESS), cfg.ns_steps)),
     )
     others = adamw(cfg, rest, lr=cfg.adamw_lr, compiled=compiled)
     for group in others.param_groups:
         group["lr_ratio"] = cfg.adamw_lr / cfg.lr
     return without_wrappers(Together)(muon, others)
+
+
+def _and_so_on(polynomials: Sequence[tuple[float, float, float]]) -> Iterable[tuple[float, float, float]]:
+    return itertools.chain(polynomials, itertools.repeat(polynomials[-1]))
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose updates are made nearly orthogonal, so that all directions are learned at one speed.
+
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". PyTorch's own takes one
+    matrix after the other, always in bf16; this one takes all of a shape at once, and on a CPU, where bf16 is slow,
+    in fp32.
+    """
+
+    def __init__(
+        self,
+        matrices: dict[torch.nn.Parameter, int],
+        *,
+        lr: float | Tensor,
+        weight_decay: float,
+        momentum: float,
+        nesterov: bool,
+        polynomials: list[tuple[float, float, float]],
+    ) -> None:
+        """matrices: each with how many it is made of, one above the other; polynomials: a, b, c of each iteration."""
+        super().__init__(
+            list(matrices), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
+        )
+        self.matrices = matrices
+        self.polynomials = polynomials
+        for p in matrices:  # here, and not at the first step, which may be compiled
+            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert closure is None
+        for group in self.param_groups:
+            alike: dict[tuple[int, int, int], list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    parts = self.matrices[p]
+                    alike.setdefault((parts, p.shape[0] // parts, p.shape[1]), []).append(p)
+            for (parts, rows, columns), params in alike.items():
+                gradients: Any = [p.grad for p in params]
+                means = [self.state[p]["momentum_buffer"] for p in params]
+                torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+                ahead = torch._foreach_lerp(gradients, means, group["momentum"]) if group["nesterov"] else means
+                single = torch.stack(ahead).view(-1, rows, columns)  # (N, rows, columns)
+                updates = orthogonal(single, self.polynomials) * (group["lr"] * math.sqrt(max(1, rows / columns)))
+                if group["weight_decay"]:
+                    torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_sub_(params, list(updates.view(-1, parts * rows, columns).unbind()))
+
+
+def orthogonal(matrices: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
+    """Matrices (N, R, C) with the same singular vectors, and singular values near 1, by Newton-Schulz iterations."""
+    X = matrices.to(torch.bfloat16 if matrices.device.type != "cpu" else matrices.dtype)
+    tall = X.shape[1] > X.shape[2]
+    X = X.mT if tall else X  # the smaller products
+    # A matrix's Frobenius norm is at least its largest singular value.
+    X = X / (X.flatten(1).norm(dim=1)[:, None, None] * _BELOW_ONE).clamp(min=1e-7)
+    for a, b, c in polynomials:
+        gram = X @ X.mT
+        X = torch.baddbmm(X, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), X, beta=a)
+    return (X.mT if tall else X).to(matrices.dtype)
 
 
 class Together(torch.optim.Optimizer):
@@ -47,6 +131,8 @@ class Together(torch.optim.Optimizer):
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         super().__init__([group for part in parts for group in part.param_groups], {})
         self.parts = parts
+        for part in parts:
+            self.state.update(part.state)
         self._share()
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

@@ -1,0 +1,64 @@
+"""What a device can do at most, against which the model FLOPs utilisation (MFU) is told."""
+
+import functools
+import time
+from dataclasses import dataclass
+
+import torch
+
+from bigramlm.device.device import DTYPES, Device
+
+# Dense matrix products on tensor cores, in TFLOP/s, by a part of the name that CUDA gives the GPU: bf16 and fp16 as in
+# NVIDIA's data sheets, without sparsity. fp32 is not in the table: PyTorch computes it without tensor cores.
+TENSOR_CORES = {
+    "B200": 2250.0,
+    "H200": 989.4,
+    "H100 PCIe": 756.0,
+    "H100": 989.4,
+    "A100": 312.0,
+    "A10G": 70.0,
+    "A10": 125.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "V100": 125.0,
+    "T4": 65.0,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+}
+
+# A product of square matrices of this size keeps a CPU's cores, or a GPU, busy, and takes some milliseconds at most. Of
+# so many the best counts: on a busy machine most are slow.
+_SIZE = {"cpu": 512, "cuda": 4096, "mps": 2048}
+_TIMES = 30
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Floating point operations a second, and how that is known."""
+
+    flops: float
+    how: str
+
+
+def peak(device: Device) -> Peak:
+    """The device's peak in its precision: of a GPU in the table as its maker says, of any other as measured."""
+    if device.torch.type == "cuda" and device.precision != "fp32":
+        name = torch.cuda.get_device_name(device.torch)
+        for part, tera in TENSOR_CORES.items():
+            if part in name:
+                return Peak(tera * 1e12, f"the data sheet of {part}")
+    return _measured(device, torch.get_num_threads())
+
+
+@functools.cache
+def _measured(device: Device, threads: int) -> Peak:  # noqa: ARG001 - what is measured depends on the threads
+    n = _SIZE.get(device.torch.type, 1024)
+    a = torch.ones(n, n, dtype=DTYPES[device.precision], device=device.torch)
+    seconds = []
+    for _ in range(_TIMES):
+        device.synchronize()
+        started = time.perf_counter()
+        torch.mm(a, a)
+        device.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return Peak(2 * n**3 / min(seconds), f"measured: a product of matrices in {device.precision}")

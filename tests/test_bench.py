@@ -1,0 +1,91 @@
+"""The benchmarks measure what they say; how fast it is, is not for tests."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+from bigramlm.bench import commands, main, steps
+from bigramlm.bench.measure import Comparison, alternate
+from tests.conftest import Cli
+
+SMALL = ("data=bundled", "logger=none", "model=gpt", "model.n_embd=16", "model.n_layer=1", "device.threads=1")
+
+
+def test_pairs_alternate_and_the_first_warm_up() -> None:
+    made: list[str] = []
+
+    def measure(name: str) -> dict[str, float]:
+        made.append(name)
+        return {"x": float(len(made))}
+
+    a, b = alternate(3, lambda: measure("a"), lambda: measure("b"))
+    assert "".join(made) == "ababbaab"
+    assert [figures["x"] for figures in a] == [3, 6, 7]
+    assert [figures["x"] for figures in b] == [4, 5, 8]
+    made.clear()
+    alternate(1, lambda: measure("a"), lambda: measure("b"), warm=False)
+    assert "".join(made) == "ab"
+
+
+def test_ratios_are_within_the_pairs() -> None:
+    comparison = Comparison("of two", [{"x": 1}, {"x": 4}, {"x": 9}], [{"y": 1}, {"y": 2}, {"y": 3}], "x", "y")
+    assert comparison.ratios == [1, 2, 3]
+    assert str(comparison) == "of two\n  4 (1 to 9) / 2 (1 to 3)\n  ratio 2 (1 to 3), 3 pairs"
+
+
+def test_the_time_to_a_loss_is_that_of_the_first_evaluation_that_has_it() -> None:
+    figures = {"seconds": 9.0, "seconds to 4.0": 0.5, "seconds to 2.0": 3.0, "seconds to 1.5": 8.0}
+    assert commands._seconds_to(2.0, figures) == 3.0
+    assert commands._seconds_to(1.7, figures) == 8.0
+    assert commands._seconds_to(1.0, figures) == math.inf
+
+
+def test_runs_that_are_compared_evaluate_as_often_over_the_whole_of_val() -> None:
+    for block, batch, steps_ in ((64, 12, 1999), (16, 4, 40)):
+        shape = (f"data.block_size={block}", f"data.batch_size={batch}", f"trainer.steps={steps_}")
+        every, batches = commands._looking_alike("data=bundled", *shape, times=20)
+        assert math.ceil(steps_ / int(every.partition("=")[2])) == 20
+        covered = int(batches.partition("=")[2]) * block * batch
+        assert 0 <= covered - 6948 < block * batch
+
+
+def test_step_compares_slices_of_one_run(tool: Cli) -> None:
+    ended = tool(main.main, "step", *SMALL, "--pairs", "2", "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out.splitlines()[-1])
+    assert "the Trainer / a bare loop" in found["title"]
+    assert len(found["ratios"]) == 2
+    assert all(a > 0 and b > 0 for a, b in zip(found["a"], found["b"], strict=True))
+
+
+def test_profile_tells_phases_and_floors(tool: Cli) -> None:
+    ended = tool(main.main, "profile", *SMALL, "optim.grad_clip=1", "--pairs", "1")
+    assert ended.code == 0, ended.err
+    for phase in ("batch", "forward", "backward", "clip", "optimizer", "at least"):
+        assert f"\n  {phase}" in ended.out
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_gpt2_compares_the_compiled_step_with_the_step_as_it_stands() -> None:
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 2}
+    rate, mfu = steps.gpt2(1, **shape)
+    for a, b in ((rate.a, mfu.a), (rate.b, mfu.b)):
+        assert b[0] / a[0] == pytest.approx(mfu.a[0] / rate.a[0])
+        assert 0 < b[0] < 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("bigram", "--pairs", "0"), "--pairs=0: must be 1 or more"),
+        (("startup", "optim.lr=1"), "optim.lr=1: bench startup takes no overrides"),
+        (("step", "optim.lr=-1"), "optim.lr=-1.0: must be a finite number above 0"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_in_one_line(typed: tuple[str, ...], said: str, tool: Cli) -> None:
+    ended = tool(main.main, *typed)
+    assert ended.code == 2
+    assert ended.err == f"error: {said}\n"
