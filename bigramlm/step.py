@@ -113,7 +113,8 @@ class CompiledStep(TrainStep):
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a compiler fails in many ways, all of them before anything has run
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
+            reason = lines[0] if lines else type(error).__name__
             log.warning("device.compile: the step does not compile here (%s); going on uncompiled", reason)
             self._compiled, self.together = None, 1
             first, *_ = [super(CompiledStep, self).__call__([b], [lr]) for b, lr in zip(batches, lrs, strict=True)]

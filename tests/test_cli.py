@@ -428,7 +428,7 @@ def test_help_says_what_there_is() -> None:
         "data": "shakespeare bundled text",
         "device": "auto cpu cuda mps",
         "logger": "all none tensorboard wandb",
-        "experiment": "ladder nanogpt_cpu quick",
+        "experiment": r"gpt_cpu gpt_gpu gpt_ngram_cpu ladder nanogpt_cpu nanogpt_gpu quick\n +quick_gpt",
     }.items():
         assert re.search(rf"^ *{group} +{choices}$", done.stdout, re.MULTILINE), group
     assert done.stdout.count("  python scripts/train.py") == 10 + 1, "ten examples, and Hydra's flags"

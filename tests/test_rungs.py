@@ -36,6 +36,7 @@ CASES = [
     *((preset, "optim=adamw") for preset in PRESETS),
     *((preset, optim) for preset in ("gpt", "transformer") for optim in ("optim=sgd", "optim=muon")),
     ("gpt", "model.ngram_order=3"),
+    ("gpt", "trainer.activation_checkpointing=true"),
 ]
 
 
