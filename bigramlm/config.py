@@ -137,6 +137,11 @@ class RunConfig:
             f"trainer.activation_checkpointing=true: model={self.model.name} has no blocks to compute "
             "again; leave it out",
         )
+        require(
+            not (self.device.compile and self.trainer.activation_checkpointing),
+            "device.compile=true with trainer.activation_checkpointing=true: PyTorch does not compile what is "
+            "computed again; leave one out",
+        )
         require(0 <= self.seed < 2**63, f"seed={self.seed}: must be 0 or more, and below 2**63")
         for group, kinds in KINDS.items():
             part = getattr(self, group)

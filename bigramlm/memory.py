@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bigramlm.config import RunConfig
 
-# What allocators of PyTorch and NumPy say, on a CPU, on CUDA and on MPS.
-_SAID = ("can't allocate memory", "out of memory", "Unable to allocate")
+# What PyTorch says on a CPU, on CUDA and on MPS.
+_SAID = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -17,10 +17,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def out_of_memory(cfg: RunConfig, *, vocab_size: int) -> str:
     """What takes most of the memory, by a rough count, and what to lower."""
+    if not cfg.model.trains:
+        return f"out of memory: what is counted does not fit; take {cfg.model.smaller()}"
     batch, block, parts = cfg.data.batch_size, cfg.data.block_size, cfg.trainer.grad_accumulation
-    n_params, kept = cfg.model.numbers(vocab_size=vocab_size, block_size=block)
+    n_params, in_blocks, around = cfg.model.numbers(vocab_size=vocab_size, block_size=block)
     again = cfg.trainer.activation_checkpointing
-    activations = batch * block * (kept / 4 if again else kept)
+    activations = batch * block * ((in_blocks / 4 if again else in_blocks) + around)
     model = 4 * n_params  # weights, gradients, and the optimizer's two means
     needs = (
         f"out of memory: a step takes some {_size(activations)} for its data.batch_size={batch} x data.block_size="
@@ -28,7 +30,8 @@ def out_of_memory(cfg: RunConfig, *, vocab_size: int) -> str:
     )
     if model > activations:
         return f"{needs}; make the model smaller: {cfg.model.smaller()}"
-    less = [f"data.batch_size={batch // 2} with trainer.grad_accumulation={2 * parts} for the same update"]
+    nearly = "nearly " if batch % 2 else ""
+    less = [f"data.batch_size={batch // 2} with trainer.grad_accumulation={2 * parts} for {nearly}the same update"]
     if batch == 1:
         less = [f"data.block_size={max(1, block // 2)}"]
     if cfg.model.has_blocks and not again:

@@ -1,6 +1,7 @@
 """Updates of the weights: one at a time as the code stands, or several in one call of compiled code."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -86,7 +87,10 @@ class CompiledStep(TrainStep):
         torch._dynamo.reset()  # jobs of a sweep share a process: none may meet what another compiled
         torch._dynamo.config.trace_autograd_ops = True
         self.together = together
-        self._compiled_sizes: set[int] = set()
+        # Calls that may still fail: the first of each number of steps, which compiles, and on CUDA the second, which
+        # captures.
+        self._first_calls = 2 if self.device.torch.type == "cuda" else 1
+        self._calls: Counter[int] = Counter()
         # On a GPU the graph's kernels are captured in a CUDA graph too, and started by one call: a small model's would
         # be started more slowly than they run.
         mode = "reduce-overhead" if self.device.torch.type == "cuda" else None
@@ -94,32 +98,37 @@ class CompiledStep(TrainStep):
             self._several, fullgraph=True, dynamic=False, mode=mode
         )
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it compiled, as far as it was tried."""
+        return self._compiled is not None
+
     def __call__(self, batches: Sequence[Batch], lrs: Sequence[float]) -> Outcome:
         if self._compiled is None:
             return super().__call__(batches, lrs)
         x = torch.stack([x for x, _ in batches])  # (K, A * B, T)
         y = torch.stack([y for _, y in batches])
-        rates = torch.tensor(lrs).to(x.device, non_blocking=True)
-        if len(batches) in self._compiled_sizes:
+        rates = torch.tensor(lrs).to(x.device, non_blocking=x.device.type == "cuda")
+        if self._calls[len(batches)] >= self._first_calls:
             outcome: Outcome = self._compiled(x, y, rates)
             return outcome
-        if not self._compiled_sizes:
+        if not self._calls:
             log.info("compiling the training step, which takes a while the first time")
             for p in self.params:
                 p.grad = torch.zeros_like(p)
             self._mark_static()
         try:
             outcome = self._compiled(x, y, rates)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
-        except Exception as error:  # a compiler fails in many ways, all of them before anything has run
+        except Exception as error:  # compiling and capturing fail in many ways, all of them before anything has run
             lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
             reason = lines[0] if lines else type(error).__name__
             log.warning("device.compile: the step does not compile here (%s); going on uncompiled", reason)
             self._compiled, self.together = None, 1
             first, *_ = [super(CompiledStep, self).__call__([b], [lr]) for b, lr in zip(batches, lrs, strict=True)]
             return first
-        self._compiled_sizes.add(len(batches))
+        self._calls[len(batches)] += 1
         return outcome
 
     def _mark_static(self) -> None:

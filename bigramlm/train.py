@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from bigramlm import paths, runs
 from bigramlm.cli import exit_codes, known, quiet, quote_free_text, quoted, relative, show
 from bigramlm.config import RunConfig, identity, load, register_schemas, to_dict, to_run_config, to_yaml
-from bigramlm.errors import UserError
+from bigramlm.errors import UserError, require
 from bigramlm.help import help_text
 from bigramlm.memory import is_out_of_memory, out_of_memory
 from bigramlm.resume import find_start, is_saved_preset, saved_presets
@@ -153,6 +153,8 @@ def _give_back_memory() -> None:
     # A GPU's memory is kept by PyTorch for the process; the next job of it may be another's.
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()  # its CUDA graphs hold memory too
         gc.collect()
         torch.cuda.empty_cache()
     elif torch is not None and torch.backends.mps.is_available():
@@ -250,7 +252,7 @@ def _train(
         return None
     except (Exception, KeyboardInterrupt, Stopped) as raised:
         end = Stopped(signal.SIGINT) if isinstance(raised, KeyboardInterrupt) else known(raised, folder.path)
-        if cfg is not None and is_out_of_memory(raised):
+        if cfg is not None and "vocab_size" in folder.summary and is_out_of_memory(raised):
             end = UserError(out_of_memory(cfg, vocab_size=folder.summary["vocab_size"]))
         if isinstance(end, Stopped):
             can_go_on = (folder.path / "config.yaml").exists()
@@ -321,6 +323,10 @@ def run(
         log.info("steps: none, a model that is counted has nothing to train")
         cfg.trainer.steps = 0
     cfg.device = decide(cfg.device, n_params=model.n_params(), tokens=cfg.data.batch_size * cfg.data.block_size)
+    require(
+        cfg.device.name != "mps" or not (cfg.trainer.activation_checkpointing and getattr(cfg.model, "dropout", 0)),
+        "trainer.activation_checkpointing=true with model.dropout: on MPS PyTorch draws others again; leave one out",
+    )
     device = set_up(cfg.device)
 
     log.info("data: %s, %s characters, vocabulary of %d", cfg.data.name, f"{len(text.text):,}", vocab_size)

@@ -1,8 +1,10 @@
 """The benchmarks measure what they say; how fast it is, is not for tests."""
 
+import contextlib
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -35,11 +37,35 @@ def test_ratios_are_within_the_pairs() -> None:
     assert str(comparison) == "of two\n  4 (1 to 9) / 2 (1 to 3)\n  ratio 2 (1 to 3), 3 pairs"
 
 
-def test_the_time_to_a_loss_is_that_of_the_first_evaluation_that_has_it() -> None:
-    figures = {"seconds": 9.0, "seconds to 4.0": 0.5, "seconds to 2.0": 3.0, "seconds to 1.5": 8.0}
-    assert commands._seconds_to(2.0, figures) == 3.0
-    assert commands._seconds_to(1.7, figures) == 8.0
-    assert commands._seconds_to(1.0, figures) == math.inf
+def test_the_time_to_a_loss_is_that_of_the_first_evaluation_that_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of made-up runs: ours has 2.0 at 3 s and 1.5 at 8 s, of 9; theirs ends with 1.7 after 20 s."""
+    seeds: list[str] = []
+
+    def run(place: Path, chosen: str, seed: str, *looking: str) -> tuple[float, Path]:
+        seeds.append(seed)
+        ours = chosen.startswith("experiment=gpt")
+        losses = {0.5: 4.0, 3.0: 2.0, 8.0: 1.5} if ours else {1.0: 4.0, 20.0: 1.7}
+        folder = tmp_path / str(len(seeds))
+        folder.mkdir()
+        lines = [
+            {"step": n, "seconds": seconds, "val/loss": loss, "tokens_per_second": 1.0}
+            for n, (seconds, loss) in enumerate(losses.items())
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        summary = {"seconds": 9.0 if ours else 20.0, "step": 9, "final": {"val/loss": 1.5 if ours else 1.7}}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return 0.0, folder
+
+    monkeypatch.setattr(commands, "_run", run)
+    monkeypatch.setattr(commands, "_workplace", lambda: contextlib.nullcontext(tmp_path))
+    monkeypatch.setattr(commands, "_looking_alike", lambda *recipe, times: [])
+    reached, whole, losses = commands.gpt(2)
+    assert reached.ratios == [8 / 20] * 2
+    assert whole.ratios == [9 / 20] * 2
+    assert losses.ratios == [1.5 / 1.7] * 2
+    assert seeds == ["seed=1", "seed=1", "seed=2", "seed=2"]
 
 
 def test_runs_that_are_compared_evaluate_as_often_over_the_whole_of_val() -> None:

@@ -22,6 +22,7 @@ GPT = ("model=gpt", "model.n_embd=512", "data.block_size=128")
             "take data.batch_size=256 with trainer.grad_accumulation=6 for the same update",
         ),
         (("data.batch_size=1", "data.block_size=20000"), "take data.block_size=10000, or trainer.activation"),
+        (("data.batch_size=301",), "take data.batch_size=150 with trainer.grad_accumulation=2 for nearly the same"),
         (("data.batch_size=1",), "make the model smaller: a model.n_embd below 512, or a model.n_layer below 4"),
     ],
     ids=str,
@@ -30,6 +31,23 @@ def test_what_takes_most_is_what_to_lower(typed: tuple[str, ...], said: str) -> 
     told = out_of_memory(run_config(*GPT, *typed), vocab_size=65)
     assert said in told
     assert "\n" not in told
+
+
+def test_what_is_counted_has_no_batch() -> None:
+    assert out_of_memory(run_config("model=ngram"), vocab_size=65).endswith("take a model.order below 5")
+
+
+def test_memory_that_runs_out_before_there_is_a_vocabulary_is_one_line_too(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def runs_out(self: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("bigramlm.data.config.DataConfig.read", runs_out)
+    ended = cli("data=bundled", "logger=none")
+    assert ended.code == 2
+    assert "error: out of memory: there was none left" in ended.err
+    assert "Traceback" not in ended.err
 
 
 def test_sizes_are_told() -> None:

@@ -256,6 +256,34 @@ def test_muon_goes_on_from_its_saved_state() -> None:
         assert torch.equal(a, b), name
 
 
+def test_muon_goes_on_from_a_state_without_momentum() -> None:
+    """As PyTorch's Muon left it before its first step."""
+    ours, other = gpt(), gpt()
+    optimizer, resumed = (MuonConfig().build(of, compiled=False) for of in (ours, other))
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"] = {}
+    a_step(resumed, other)
+    other.load_state_dict(ours.state_dict())
+    resumed.load_state_dict(state)
+    for of, its in ((ours, optimizer), (other, resumed)):
+        a_step(its, of)
+    for (name, a), (_, b) in zip(ours.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_rounding_to_bf16_lets_nothing_run_away() -> None:
+    """As on a GPU, where a singular value that is rounded up to where a polynomial ends would explode in the next."""
+    u, _ = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(1)))
+    v, _ = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(2)))
+    for value in (0.09, 0.36, 0.37, 0.376, 0.38, 0.39):
+        rest = math.sqrt((1 - 6 * value**2) / 58) if 6 * value**2 < 1 else 0.01
+        matrix = u @ torch.diag(torch.tensor([value] * 6 + [rest] * 58)) @ v
+        for n in (3, 5, 7):
+            polynomials = list(itertools.islice(_and_so_on(POLAR_EXPRESS), n))
+            got = orthogonal(matrix.bfloat16()[None], polynomials)[0].float()
+            assert torch.linalg.svdvals(got).max() < 2.1, (value, n)
+
+
 @pytest.mark.parametrize("chosen", ["model=bigram", "model=ngram"])
 def test_muon_is_refused_where_there_is_no_matrix_for_it(chosen: str, cli: Cli) -> None:
     ended = cli("data=bundled", chosen, "optim=muon", "trainer.steps=5")

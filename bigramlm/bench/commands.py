@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from bigramlm import paths
 from bigramlm.bench.measure import Comparison, Figures, alternate
@@ -84,6 +85,8 @@ Checkpoints.save = lambda *arguments, **keywords: None
 main()
 """
 
+Curve = list[tuple[float, float]]  # val losses, each with the seconds at which an evaluation found it
+
 SCRIPT = paths.home() / "scripts" / "train.py"
 
 
@@ -124,17 +127,19 @@ def gpt(pairs: int) -> Iterator[Comparison]:
 
     place = "gpu" if torch.cuda.is_available() else "cpu"
     ours, theirs = f"gpt_{place}", f"nanogpt_{place}"
-    seeds, order = iter(range(1, 10**6)), list[int]()
+    seed_of = _in_pairs(range(1, 10**6))
+    curves: dict[str, list[Curve]] = {ours: [], theirs: []}
 
     def trained(recipe: str) -> Figures:
-        order.append(order[-1] if len(order) % 2 else next(seeds))  # two runs in a row have the same
         chosen = f"experiment={recipe}"
-        return _train(folder, chosen, f"seed={order[-1]}", *_looking_alike(chosen, times=20))
+        wall, run = _run(folder, chosen, f"seed={seed_of()}", *_looking_alike(chosen, times=20))
+        curves[recipe].append([(r["val/loss"], r["seconds"]) for r in _records(run) if "val/loss" in r])
+        return _figures(wall, run)
 
     with _workplace() as folder:
         a, b = alternate(pairs, lambda: trained(ours), lambda: trained(theirs), warm=False)
-    for figures, other in zip(a, b, strict=True):
-        figures["reached"] = _seconds_to(other["val"], figures)
+    for figures, curve, other in zip(a, curves[ours], b, strict=True):
+        figures["reached"] = min((seconds for loss, seconds in curve if loss <= other["val"]), default=math.inf)
     yield Comparison(f"seconds: {ours} to the final val loss of {theirs} / {theirs}", a, b, "reached", "seconds")
     yield Comparison(f"seconds, all of it: {ours} / {theirs}", a, b, "seconds")
     yield Comparison(f"final val loss: {ours} / {theirs}", a, b, "val")
@@ -172,14 +177,11 @@ def sweep(pairs: int) -> Iterator[Comparison]:
 
 def search(pairs: int) -> Iterator[Comparison]:
     """30 trials over optim.lr with pruning against the same search without, each pair with a seed of its own"""
-    steps, seeds = ("trainer.steps=2000", "trainer.eval_every=100"), iter(range(100, 10**6))
+    steps, seed_of = ("trainer.steps=2000", "trainer.eval_every=100"), _in_pairs(range(100, 10**6))
     space = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=30", "optim.lr=tag(log, interval(1e-4, 1))")
-    order: list[int] = []
 
     def trials(place: Path, pruner: str) -> Figures:
-        # Two searches in a row have the same seed.
-        order.append(order[-1] if len(order) % 2 else next(seeds))
-        return _sweep(place, *space, *steps, f"hydra.sweeper.pruner={pruner}", f"hydra.sweeper.seed={order[-1]}")
+        return _sweep(place, *space, *steps, f"hydra.sweeper.pruner={pruner}", f"hydra.sweeper.seed={seed_of()}")
 
     with _workplace() as place:
         pruned, whole = alternate(pairs, lambda: trials(place, "percentile"), lambda: trials(place, "none"))
@@ -211,15 +213,25 @@ def _process(*arguments: str) -> tuple[float, str]:
 
 
 def _train(place: Path, *overrides: str, program: tuple[str, ...] = (str(SCRIPT),)) -> Figures:
+    return _figures(*_run(place, *overrides, program=program))
+
+
+def _run(place: Path, *overrides: str, program: tuple[str, ...] = (str(SCRIPT),)) -> tuple[float, Path]:
+    # (seconds from start to end, the run's folder)
     run = Path(tempfile.mkdtemp(dir=place)) / "run"
-    wall, _ = _process(*program, f"hydra.run.dir={run}", *overrides)
-    summary = json.loads((run / "summary.json").read_text("utf-8"))
-    records = list(read_records(run / "metrics.jsonl"))
+    return _process(*program, f"hydra.run.dir={run}", *overrides)[0], run
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    return list(read_records(run / "metrics.jsonl"))
+
+
+def _figures(wall: float, run: Path) -> Figures:
+    summary, records = json.loads((run / "summary.json").read_text("utf-8")), _records(run)
     per_step = 32 * 8  # of the default run
     # Steady: the median record of the run's second half.
     rates = [r["tokens_per_second"] for r in records[len(records) // 2 :] if "tokens_per_second" in r]
-    looked = {f"seconds to {r['val/loss']}": r["seconds"] for r in records if "val/loss" in r}
-    return looked | {
+    return {
         "wall": wall,
         "seconds": summary["seconds"],
         "steps": summary["step"] / summary["seconds"],
@@ -228,14 +240,10 @@ def _train(place: Path, *overrides: str, program: tuple[str, ...] = (str(SCRIPT)
     }
 
 
-def _seconds_to(loss: float, figures: Figures) -> float:
-    # When an evaluation first had a val loss as low as this.
-    reached = (
-        seconds
-        for name, seconds in figures.items()
-        if name.startswith("seconds to ") and float(name.removeprefix("seconds to ")) <= loss
-    )
-    return min(reached, default=math.inf)
+def _in_pairs(seeds: Iterable[int]) -> Callable[[], int]:
+    # What gives each seed twice: two runs in a row are a pair.
+    twice = (seed for seed in seeds for _ in range(2))
+    return lambda: next(twice)
 
 
 def _looking_alike(*recipe: str, times: int) -> list[str]:

@@ -46,7 +46,7 @@ def nanogpt(pairs: int) -> Iterator[Comparison]:
     """the Trainer's step of experiment=nanogpt_cpu against nanoGPT's loop, rewritten here: seconds"""
     from bigramlm.bench.nanogpt import loop
 
-    ours, theirs = _slices(pairs, ("experiment=nanogpt_cpu",), loop)
+    ours, theirs = _slices(pairs, ("experiment=nanogpt_cpu", "device.name=cpu"), loop)
     yield Comparison(
         f"seconds for {_SLICE} steps: experiment=nanogpt_cpu / nanoGPT's loop, rewritten", ours, theirs, "seconds"
     )
@@ -70,7 +70,7 @@ def gpt2(
     from bigramlm.step import CompiledStep, TrainStep
 
     cuda = torch.cuda.is_available()
-    batch_size = batch_size or (32 if cuda else 1)
+    batch_size = batch_size or (16 if cuda else 1)
     shape = (f"model.n_layer={n_layer}", f"model.n_head={n_head}", f"model.n_embd={n_embd}", "model.dropout=0")
     cfg = composed_config("model=gpt2", *shape)
     torch.manual_seed(0)
@@ -88,6 +88,8 @@ def gpt2(
         take = kind(of, optimizer, device, scaler, grad_accumulation=1, grad_clip=1.0)
         if isinstance(take, CompiledStep):
             take.compile(together=1)
+            take([batch], [1e-4])
+            require(take.is_compiled, "bench gpt2: the step does not compile here, and there is nothing to compare")
         return partial(measure, take, of.flops_per_token())
 
     def measure(take: TrainStep, flops_per_token: int) -> Figures:

@@ -105,7 +105,7 @@ def _decide_precision(precision: str, name: str, n_params: int) -> tuple[str, st
     if precision == "auto":
         if kind == "mps":
             return "fp32", "auto: what bf16 gains on MPS has not been measured"
-        lacks = {"cuda": "no bf16 in this GPU", "cpu": "no AMX, without which bf16 is slower"}[kind]
+        lacks = {"cuda": "no bf16 in this GPU", "cpu": "no AMX, and without it bf16 has gained nothing yet"}[kind]
         if not _has_fast_bf16(kind):
             return "fp32", f"auto: {lacks}"
         enough = n_params >= BF16_FROM_PARAMS[kind]
@@ -118,7 +118,7 @@ def _decide_precision(precision: str, name: str, n_params: int) -> tuple[str, st
     if precision == "bf16" and kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
         raise UserError("device.precision=bf16: MPS has it from macOS 14 on; use fp32 or fp16")
     slow = precision == "bf16" and kind == "cpu" and not _has_fast_bf16(kind)
-    return precision, "as asked" + "; without AMX this CPU is faster in fp32" * slow
+    return precision, "as asked" + "; without AMX it may be slower than fp32" * slow
 
 
 def _has_fast_bf16(kind: str) -> bool:

@@ -1,6 +1,7 @@
 """What a device can do at most, against which the model FLOPs utilisation (MFU) is told."""
 
 import functools
+import re
 import time
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ TENSOR_CORES = {
     "B200": 2250.0,
     "H200": 989.4,
     "H100 PCIe": 756.0,
+    "H100 NVL": 835.5,
     "H100": 989.4,
     "A100": 312.0,
     "A10G": 70.0,
@@ -45,14 +47,14 @@ def peak(device: Device) -> Peak:
     if device.torch.type == "cuda" and device.precision != "fp32":
         name = torch.cuda.get_device_name(device.torch)
         for part, tera in TENSOR_CORES.items():
-            if part in name:
+            if re.search(rf"\b{part}\b", name) and "MIG" not in name:  # which is a slice of one
                 return Peak(tera * 1e12, f"the data sheet of {part}")
     return _measured(device, torch.get_num_threads())
 
 
 @functools.cache
 def _measured(device: Device, threads: int) -> Peak:  # noqa: ARG001 - what is measured depends on the threads
-    n = _SIZE.get(device.torch.type, 1024)
+    n = _SIZE[device.torch.type]
     a = torch.ones(n, n, dtype=DTYPES[device.precision], device=device.torch)
     seconds = []
     for _ in range(_TIMES):

@@ -15,7 +15,7 @@ from bigramlm.optim.config import MuonConfig
 
 # The polynomials a x + b x^3 + c x^5 that, one after the other, bring all singular values from 0.001 to 1 as near to 1
 # as such polynomials can (Amsel et al. 2025, "The Polar Express: Optimal Matrix Sign Methods and Their Application to
-# the Muon Algorithm", section 4); from the last one on all are alike. Three of them do for Muon what five of Jordan's
+# the Muon Algorithm"); from the last one on all are alike. Three of them do for Muon what five of Jordan's
 # do, which are the same at each iteration (docs/log.md).
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
@@ -26,7 +26,8 @@ POLAR_EXPRESS = (
     (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
     (1.875, -1.25, 0.375),
 )
-# Singular values are brought a little below 1 first, for above it the polynomials run away.
+# Singular values are brought a little below 1 first, for above it the polynomials run away; and in bf16, whose rounding
+# alone can bring them above, before each iteration again, as the paper does.
 _BELOW_ONE = 1.01
 
 
@@ -88,8 +89,12 @@ class Muon(torch.optim.Optimizer):
         )
         self.matrices = matrices
         self.polynomials = polynomials
-        for p in matrices:  # here, and not at the first step, which may be compiled
-            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        self.begin()
+
+    def begin(self) -> None:
+        """Give a momentum of zero to what has none: here, and not at the first step, which may be compiled."""
+        for p in self.matrices:
+            self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -119,6 +124,11 @@ def orthogonal(matrices: Tensor, polynomials: Sequence[tuple[float, float, float
     X = X.mT if tall else X  # the smaller products
     # A matrix's Frobenius norm is at least its largest singular value.
     X = X / (X.flatten(1).norm(dim=1)[:, None, None] * _BELOW_ONE).clamp(min=1e-7)
+    if X.dtype == torch.bfloat16:
+        polynomials = [
+            p if p == POLAR_EXPRESS[-1] else (p[0] / _BELOW_ONE, p[1] / _BELOW_ONE**3, p[2] / _BELOW_ONE**5)
+            for p in polynomials
+        ]
     for a, b, c in polynomials:
         gram = X @ X.mT
         X = torch.baddbmm(X, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), X, beta=a)
@@ -143,6 +153,9 @@ class Together(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._share()
+        for part in self.parts:
+            if isinstance(part, Muon):  # PyTorch's, which we had before, had no momentum before its first step
+                part.begin()
 
     def _share(self) -> None:
         groups = iter(self.param_groups)
