@@ -8,7 +8,7 @@ from torch import Tensor
 from bigramlm.device.device import Device
 from bigramlm.model.base import LanguageModel
 
-# Logits computed at once in an evaluation: on a CPU 1 MiB of them in fp32, so that a GPT's activations stay in its cache.
+# Logits computed at once in an evaluation: on a CPU 1 MiB of them in fp32, so that activations stay in its cache.
 _LOGITS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 20, "mps": 1 << 20}
 
 
