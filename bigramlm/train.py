@@ -324,7 +324,8 @@ def run(
         cfg.trainer.steps = 0
     cfg.device = decide(cfg.device, n_params=model.n_params(), tokens=cfg.data.batch_size * cfg.data.block_size)
     require(
-        cfg.device.name != "mps" or not (cfg.trainer.activation_checkpointing and getattr(cfg.model, "dropout", 0)),
+        cfg.device.name != "mps"
+        or not (cfg.trainer.activation_checkpointing and getattr(cfg.model, "dropout", 0.0) > 0),
         "trainer.activation_checkpointing=true with model.dropout: on MPS PyTorch draws others again; leave one out",
     )
     device = set_up(cfg.device)

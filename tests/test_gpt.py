@@ -16,7 +16,7 @@ from bigramlm.errors import UserError
 from bigramlm.generate import generate, stream
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.config import GPTConfig
-from bigramlm.model.gpt import GPT, Rotary
+from bigramlm.model.gpt import GPT, ReluSquared, Rotary
 from tests.conftest import Cli, kept_for_the_gradient, run_config, small
 
 DEVICE = set_up(decide(DeviceConfig(name="cpu"), n_params=1, tokens=1))
@@ -323,6 +323,13 @@ def test_hidden_matrices_are_all_matrices_but_embeddings_and_head(preset: str) -
     assert hidden
     assert all(name.startswith("h.") for name in hidden)
     assert others <= {"wte.weight", "wpe.weight", "lm_head.weight"}
+
+
+def test_squared_relu_has_the_gradient_that_it_should() -> None:
+    x = torch.randn(3, 40, dtype=torch.double).requires_grad_()
+    assert torch.autograd.gradcheck(ReluSquared.apply, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ReluSquared.apply(x.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("preset", GPTS)

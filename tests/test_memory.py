@@ -1,13 +1,15 @@
 """What is said when memory runs out."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from bigramlm.device.config import DeviceConfig
 from bigramlm.memory import is_out_of_memory, out_of_memory
 from bigramlm.step import TrainStep
-from tests.conftest import Cli, run_config
+from tests.conftest import Cli, run_config, small
 
 GPT = ("model=gpt", "model.n_embd=512", "data.block_size=128")
 
@@ -93,6 +95,17 @@ def test_a_run_that_runs_out_of_memory_ends_with_a_line_that_says_what_to_lower(
     again = cli(f"resume={ended.folder}", run_dir=False)
     assert again.code == 0, again.err
     assert "resumed" in (ended.folder / "summary.json").read_text("utf-8")
+
+
+def test_dropout_that_mps_would_draw_anew_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decide(cfg: DeviceConfig, **_: object) -> DeviceConfig:
+        return replace(cfg, name="mps", precision="fp32", threads="1")
+
+    monkeypatch.setattr("bigramlm.device.device.decide", decide)
+    chosen = ("data=bundled", "logger=none", "model=transformer", *small("transformer"))
+    ended = cli(*chosen, "trainer.activation_checkpointing=true")
+    assert ended.code == 2
+    assert "trainer.activation_checkpointing=true with model.dropout: on MPS PyTorch draws others again" in ended.err
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no kernel image"), ValueError("out of memory"), OSError(12, "x")])
