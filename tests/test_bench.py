@@ -3,13 +3,14 @@
 import contextlib
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from bigramlm.bench import commands, main, steps
 from bigramlm.bench.measure import Comparison, alternate
+from bigramlm.errors import UserError
 from tests.conftest import Cli
 
 SMALL = ("data=bundled", "logger=none", "model=gpt", "model.n_embd=16", "model.n_layer=1", "device.threads=1")
@@ -93,13 +94,26 @@ def test_profile_tells_phases_and_floors(tool: Cli) -> None:
         assert f"\n  {phase}" in ended.out
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_gpt2_compares_the_compiled_step_with_the_step_as_it_stands() -> None:
+def test_gpt2_compares_the_compiled_step_with_the_step_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced, and not compiled: how fast it is, is not for tests."""
+    compile_ = torch.compile
+    monkeypatch.setattr(steps, "_REPEAT_FOR", 0.0)
+    monkeypatch.setattr(torch, "compile", lambda function, *, mode, **k: compile_(function, **k, backend="eager"))
     shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 2}
     rate, mfu = steps.gpt2(1, **shape)
     for a, b in ((rate.a, mfu.a), (rate.b, mfu.b)):
         assert b[0] / a[0] == pytest.approx(mfu.a[0] / rate.a[0])
         assert 0 < b[0] < 1
+
+
+def test_gpt2_has_nothing_to_compare_where_nothing_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> object:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 2}
+    with pytest.raises(UserError, match="bench gpt2: the step does not compile here"):
+        next(steps.gpt2(1, **shape))
 
 
 @pytest.mark.parametrize(
