@@ -93,7 +93,7 @@ class Trainer:
         self.flops_per_token = model.flops_per_token()
         self.peak = peak(device) if self.flops_per_token else None
         if self.peak:
-            log.info("peak, which MFU is a share of: %s GFLOP/s (%s)", f"{self.peak.flops / 1e9:,.0f}", self.peak.how)
+            log.info("peak, for MFU: %s GFLOP/s (%s)", f"{self.peak.flops / 1e9:,.0f}", self.peak.how)
         limit = None if self.cfg.eval_batches == "all" else int(self.cfg.eval_batches) * cfg.data.batch_size
         self.splits = {"train": train, "val": val}
         self.eval_blocks = {
@@ -374,6 +374,8 @@ class Trainer:
 
 
 def progress_bar(step: int, steps: int) -> "tqdm[NoReturn]":
-    """The bar on standard error, where that is a terminal: the loss, steps a second, and the time that is left."""
+    """The bar on standard error, where that is a terminal: the time that is left, the loss, and the speed."""
     hidden = True if os.environ.get("TQDM_DISABLE") else None  # None: where standard error is no terminal
-    return tqdm(total=steps, initial=step, unit=" steps", disable=hidden, leave=False, dynamic_ncols=True)
+    # Without tqdm's own rate, in steps: tokens a second are what compares, and both do not fit.
+    shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+    return tqdm(total=steps, initial=step, bar_format=shown, disable=hidden, leave=False, dynamic_ncols=True)

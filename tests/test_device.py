@@ -79,7 +79,7 @@ def test_precision(machine) -> None:
     [
         ({"amx": True}, 3_000_000, "bf16", "auto: 3,000,000 parameters are enough to gain from bf16"),
         ({"amx": True}, 2_999_999, "fp32", "auto: 2,999,999 parameters are too few to gain from bf16"),
-        ({}, 10**9, "fp32", "auto: no AMX to speed up bf16"),
+        ({}, 10**9, "fp32", "auto: no AMX for bf16"),
         ({"cuda": 1}, 1_000_000, "bf16", "auto: 1,000,000 parameters are enough"),
         ({"cuda": 1, "bf16": False}, 10**9, "fp32", "auto: no bf16 in this GPU"),
     ],

@@ -105,7 +105,7 @@ def _decide_precision(precision: str, name: str, n_params: int) -> tuple[str, st
     if precision == "auto":
         if kind == "mps":
             return "fp32", "auto: what bf16 gains on MPS has not been measured"
-        lacks = {"cuda": "no bf16 in this GPU", "cpu": "no AMX to speed up bf16"}[kind]
+        lacks = {"cuda": "no bf16 in this GPU", "cpu": "no AMX for bf16"}[kind]
         if not _has_fast_bf16(kind):
             return "fp32", f"auto: {lacks}"
         enough = n_params >= BF16_FROM_PARAMS[kind]

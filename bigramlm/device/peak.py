@@ -63,4 +63,4 @@ def _measured(device: Device, threads: int) -> Peak:  # noqa: ARG001 - what is m
         torch.mm(a, a)
         device.synchronize()
         seconds.append(time.perf_counter() - started)
-    return Peak(2 * n**3 / min(seconds), f"measured: a product of matrices in {device.precision}")
+    return Peak(2 * n**3 / min(seconds), f"measured: a matrix product in {device.precision}")
