@@ -1,7 +1,6 @@
 """Optimizers and the learning rate."""
 
 import copy
-import itertools
 import math
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from bigramlm.errors import UserError
 from bigramlm.model.bigram import Bigram
 from bigramlm.optim.base import learning_rate, set_learning_rate
 from bigramlm.optim.config import SCHEDULES, AdamWConfig, MuonConfig, OptimConfig, SGDConfig
-from bigramlm.optim.muon import POLAR_EXPRESS, Muon, _and_so_on, orthogonal
+from bigramlm.optim.muon import POLAR_EXPRESS, Muon, orthogonal, polar_express
 from tests.conftest import Cli, run_config, small
 
 
@@ -212,7 +211,7 @@ def test_muon_is_pytorchs_where_it_iterates_like_it() -> None:
 @pytest.mark.parametrize("ns_steps", [3, 5, 9])
 def test_more_iterations_bring_singular_values_nearer_to_one(ns_steps: int) -> None:
     of = [torch.randn(16, 40, generator=torch.Generator().manual_seed(n)) for n in range(3)]
-    got = orthogonal(torch.stack(of), list(itertools.islice(_and_so_on(POLAR_EXPRESS), ns_steps)))
+    got = orthogonal(torch.stack(of), polar_express(ns_steps))
     for one, matrix in zip(of, got, strict=True):
         u, _, v = torch.linalg.svd(one, full_matrices=False)
         within = {3: 0.9, 5: 0.2, 9: 1e-4}[ns_steps]
@@ -279,7 +278,7 @@ def test_rounding_to_bf16_lets_nothing_run_away() -> None:
         rest = math.sqrt((1 - 6 * value**2) / 58) if 6 * value**2 < 1 else 0.01
         matrix = u @ torch.diag(torch.tensor([value] * 6 + [rest] * 58)) @ v
         for n in (3, 5, 7):
-            polynomials = list(itertools.islice(_and_so_on(POLAR_EXPRESS), n))
+            polynomials = polar_express(n)
             got = orthogonal(matrix.bfloat16()[None], polynomials)[0].float()
             assert torch.linalg.svdvals(got).max() < 2.1, (value, n)
 

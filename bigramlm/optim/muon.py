@@ -1,8 +1,7 @@
 """Muon for the hidden matrices, with PyTorch's AdamW for all else, as one optimizer."""
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -53,7 +52,7 @@ def build_muon(cfg: MuonConfig, model: Any, *, compiled: bool) -> torch.optim.Op
         weight_decay=cfg.weight_decay,
         momentum=cfg.momentum,
         nesterov=cfg.nesterov,
-        polynomials=list(itertools.islice(_and_so_on(POLAR_EXPRESS), cfg.ns_steps)),
+        polynomials=polar_express(cfg.ns_steps),
     )
     others = adamw(cfg, rest, lr=cfg.adamw_lr, compiled=compiled)
     for group in others.param_groups:
@@ -61,8 +60,9 @@ def build_muon(cfg: MuonConfig, model: Any, *, compiled: bool) -> torch.optim.Op
     return without_wrappers(Together)(muon, others)
 
 
-def _and_so_on(polynomials: Sequence[tuple[float, float, float]]) -> Iterable[tuple[float, float, float]]:
-    return itertools.chain(polynomials, itertools.repeat(polynomials[-1]))
+def polar_express(n: int) -> list[tuple[float, float, float]]:
+    """The polynomials of n iterations."""
+    return [POLAR_EXPRESS[min(k, len(POLAR_EXPRESS) - 1)] for k in range(n)]
 
 
 class Muon(torch.optim.Optimizer):
