@@ -85,6 +85,19 @@ def fit(trainer: Trainer) -> Trainer:
     return trainer
 
 
+def take_a_second_a_step(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, *, at: float) -> None:
+    """Give the Trainer a clock that stands still but in training steps, one by one, which take a second each."""
+    now, take = [at], trainer.train_step.__call__
+    monkeypatch.setattr("bigramlm.trainer.time.perf_counter", lambda: now[0])
+
+    def second(*arguments: Any) -> Any:
+        now[0] += 1
+        return take(*arguments)
+
+    trainer.train_step = second  # type: ignore[assignment]
+    trainer.train_step.together = 1
+
+
 def weights(trainer: Trainer) -> torch.Tensor:
     return next(trainer.model.parameters()).detach().clone()
 
@@ -341,15 +354,7 @@ def test_the_speed_of_a_resumed_run_is_that_of_its_own_steps(tmp_path: Path, mon
     fitted(tmp_path, "trainer.steps=14")
     going_on = build(tmp_path)
     going_on.resume(Checkpoint(going_on.checkpoints.path("last")))
-    now, take = [100.0], going_on.train_step.__call__
-    monkeypatch.setattr("bigramlm.trainer.time.perf_counter", lambda: now[0])
-
-    def second(*arguments: Any) -> Any:
-        now[0] += 1
-        return take(*arguments)
-
-    going_on.train_step = second  # type: ignore[assignment]
-    going_on.train_step.together = 1
+    take_a_second_a_step(going_on, monkeypatch, at=100.0)
     going_on.seconds = before = 7.0
     fit(going_on)
     told = json.loads((tmp_path / "summary.json").read_text())
@@ -465,15 +470,7 @@ def test_mfu_is_the_share_of_the_peak_that_matrix_products_take(
     """By a clock that counts a second for a step."""
     monkeypatch.setattr("bigramlm.trainer.peak", lambda device: Peak(1e9, "made up"))
     trainer = build(tmp_path, "model=gpt", kind=gpt())
-    now, take = [0.0], trainer.train_step.__call__
-    monkeypatch.setattr("bigramlm.trainer.time.perf_counter", lambda: now[0])
-
-    def second(*arguments: Any) -> Any:
-        now[0] += 1
-        return take(*arguments)
-
-    trainer.train_step = second  # type: ignore[assignment]
-    trainer.train_step.together = 1
+    take_a_second_a_step(trainer, monkeypatch, at=0.0)
     fit(trainer)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     expected = 256 * trainer.model.flops_per_token() / 1e9
