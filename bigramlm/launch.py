@@ -37,10 +37,11 @@ from bigramlm.cli import known, quoted, relative, show
 from bigramlm.config import RunConfig, identity, to_run_config
 from bigramlm.data.config import DataConfig
 from bigramlm.errors import UserError, require
+from bigramlm.results import Results
 from bigramlm.run import LOCK, RunFolder, holder, read_summary
 from bigramlm.search import STUDY, Search
 from bigramlm.stop import Stopped, stop_signals
-from bigramlm.sweep import FINISHED, Job, Results, Sweep, values_of
+from bigramlm.sweep import FINISHED, Job, Sweep, values_of
 
 log = logging.getLogger(__name__)
 

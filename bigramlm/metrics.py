@@ -28,9 +28,9 @@ class LoggerConfig:
     project: str = "bigramlm"
     """W&B: the project."""
     group: str | None = None
-    """W&B: the group that the run belongs to."""
+    """W&B: the group that the run belongs to; null is the sweep of a job, and no group for a run of no sweep."""
     name: str | None = None
-    """W&B: the run's name; W&B makes one up where there is none."""
+    """W&B: the run's name; null is its number and what was swept for a job of a sweep, else one that W&B makes up."""
     tags: list[str] = field(default_factory=list)
     """W&B: tags to filter by."""
     mode: str | None = None
@@ -64,6 +64,9 @@ class Origin:
     """Stays the same when the run is resumed."""
     resumed_at: int | None = None
     """The step that a resumed run goes on from; None for a new run."""
+    swept: dict[str, str] | None = None
+    """Of a job of a sweep, what was swept: its own value by field. Its folder is named by its number, and stands in the
+    sweep's. None for a run of no sweep."""
 
 
 class Metrics:
@@ -141,33 +144,38 @@ class TensorBoardLogger:
         self._summary = Summary
         # With a step to purge from, TensorBoard drops what earlier event files have from there on.
         self._writer = SummaryWriter(str(origin.folder), purge_step=origin.resumed_at)
-        self._layout_done = False
+        self._events: Any = self._writer.file_writer
+        # The Custom Scalars tab draws a split's loss and what counting gives in one chart. The same layout in all runs,
+        # whose models have other references: TensorBoard would draw a chart for each layout that differs.
+        charts = {
+            f"{split} loss": ["Multiline", [f"^{split}/loss$", f"^{split}/(best|ngram)_"]] for split in ("val", "train")
+        }
+        self._writer.add_custom_scalars({"loss and what counting gives": charts})
+        self._end_of_session = self._begin_session(origin.swept) if origin.swept else None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        if not self._layout_done:
-            self._draw_references(metrics)
-            self._layout_done = True
         # One event a record: add_scalar makes one a number, and each wakes the writer's thread.
-        assert self._writer.file_writer is not None
         values = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-        self._writer.file_writer.add_summary(self._summary(value=values), step)
+        self._events.add_summary(self._summary(value=values), step)
 
     def text(self, step: int, name: str, text: str) -> None:
         # Four spaces make it code in Markdown, which keeps its lines and marks as they are.
         self._writer.add_text(name, "\n".join("    " + line for line in text.split("\n")), step)
 
-    def close(self, *, completed: bool) -> None:  # noqa: ARG002 - TensorBoard knows no status
+    def close(self, *, completed: bool) -> None:
+        if self._end_of_session is not None and completed:  # the first end that is told stays; others may go on
+            self._events.add_summary(self._end_of_session)
         self._writer.close()
 
-    def _draw_references(self, metrics: dict[str, float]) -> None:
-        # The Custom Scalars tab draws a split's loss and its references in one chart.
-        charts = {}
-        for split in ("train", "val"):
-            references = [name for name in metrics if name.startswith((f"{split}/best_", f"{split}/ngram_"))]
-            if references:
-                charts[f"{split} loss"] = ["Multiline", [f"^{name}$" for name in (f"{split}/loss", *references)]]
-        if charts:
-            self._writer.add_custom_scalars({"loss and what counting gives": charts})
+    def _begin_session(self, swept: dict[str, str]) -> Any:
+        # A row of the HParams tab, in the run's own events, where add_hparams would make a run of its own for it. Of
+        # the three summaries that TensorBoard knows the first, which lists the columns, is left out: it takes the list
+        # of whichever run comes first, and without one all that any run has. Returns the one that says it has ended.
+        from torch.utils.tensorboard.summary import hparams
+
+        _, begin, end = hparams({field: _plain(value) for field, value in swept.items()}, {})
+        self._events.add_summary(begin)
+        return end
 
 
 class WandbLogger:
@@ -176,11 +184,17 @@ class WandbLogger:
     def __init__(self, cfg: LoggerConfig, origin: Origin) -> None:
         import wandb
 
+        group, name = cfg.group, cfg.name
+        if origin.swept is not None:
+            typed = " ".join(f"{field}={value}" for field, value in origin.swept.items())
+            group = group or origin.folder.parent.name
+            name = name or f"{origin.folder.name} {typed}".strip()[:128]  # W&B takes no longer one
+
         def start(mode: Any) -> Any:
             return wandb.init(
                 project=cfg.project,
-                group=cfg.group,
-                name=cfg.name,
+                group=group,
+                name=name,
                 tags=cfg.tags,
                 mode=mode,
                 dir=origin.folder,
@@ -224,6 +238,16 @@ class WandbLogger:
 
     def close(self, *, completed: bool) -> None:
         self._run.finish(exit_code=0 if completed else 1)
+
+
+def _plain(value: str) -> bool | float | str:
+    # A field's value as what it is: TensorBoard sorts and draws numbers as such.
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 LOGGERS: dict[str, Callable[[LoggerConfig, Origin], Logger]] = {

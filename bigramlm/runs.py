@@ -22,8 +22,9 @@ from bigramlm.cli import exit_codes, relative, show, table
 from bigramlm.config import differences, flat
 from bigramlm.errors import UserError, require
 from bigramlm.metrics import read_records
+from bigramlm.results import Results
 from bigramlm.run import read_summary, status
-from bigramlm.sweep import PLAN, Results, Sweep
+from bigramlm.sweep import PLAN, Sweep
 
 log = logging.getLogger(__name__)
 

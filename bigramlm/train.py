@@ -32,10 +32,11 @@ from bigramlm.config import RunConfig, identity, load, register_schemas, to_dict
 from bigramlm.errors import UserError, require
 from bigramlm.help import help_text
 from bigramlm.memory import is_out_of_memory, out_of_memory
+from bigramlm.results import Results, swept
 from bigramlm.resume import find_start, is_saved_preset, saved_presets
 from bigramlm.run import RunFolder, git_state, versions
 from bigramlm.stop import Stopped, StopSignals, stop_signals
-from bigramlm.sweep import FINISHED, PLAN, Results, Sweep
+from bigramlm.sweep import FINISHED, PLAN, Sweep
 from bigramlm.sweep import log as sweep_log
 
 log = logging.getLogger(__name__)
@@ -373,7 +374,8 @@ def run(
         git=git_state(),
     )
 
-    metrics = Metrics(cfg.logger, Origin(folder.path, to_dict(cfg), str(folder.summary["id"]), start.resumed_at))
+    origin = Origin(folder.path, to_dict(cfg), str(folder.summary["id"]), start.resumed_at, swept(folder.path))
+    metrics = Metrics(cfg.logger, origin)
     completed = False
     try:
         with stop.after_the_step(trainer):

@@ -20,6 +20,7 @@ FLOORS = (
     ("memory",),
     ("cli", "help", "preflight"),
     ("trainer", "sweep"),
+    ("results",),
     ("runs", "stop", "search"),
     ("load", "launch"),
     ("resume", "workers"),

@@ -51,7 +51,75 @@ def test_tensorboard_reads_what_jsonl_has(cli: Cli) -> None:
     assert "sample/text_summary" in events.Tags()["tensors"]
     layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     assert b"^val/loss$" in layout
-    assert b"^val/best_bigram$" in layout
+    assert b"^val/(best|ngram)_" in layout
+
+
+def hparams(folder: Path) -> tuple[Any, list[Any]]:
+    """What TensorBoard's HParams tab makes of a folder: the experiment, and its rows."""
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
+
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder))
+    multiplexer.Reload()
+    context = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(folder))))
+    request = api_pb2.GetExperimentRequest(include_metrics=True)
+    experiment = get_experiment.Handler(RequestContext(), context, "", request).run()
+    rows = api_pb2.ListSessionGroupsRequest(
+        start_index=0,
+        slice_size=100,
+        include_metrics=True,
+        allowed_statuses=[api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_SUCCESS, api_pb2.STATUS_RUNNING],
+        col_params=[api_pb2.ColParams(metric=info.name) for info in experiment.metric_infos],
+    )
+    found = list_session_groups.Handler(RequestContext(), context, "", rows).run().session_groups
+    return experiment, sorted(found, key=lambda group: str(group.name))
+
+
+def test_hparams_of_tensorboard_has_a_row_a_job_and_no_run_more(cli: Cli, tmp_path: Path) -> None:
+    sweep = ("-m", "data=bundled", "trainer.steps=4", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert cli(*sweep, "optim.lr=0.5,0.25", "model=bigram,attention", run_dir=False).code == 0
+    other = ("-m", "data=bundled", "trainer.steps=4", f"hydra.sweep.dir={tmp_path / 'other'}")
+    assert cli(*other, "trainer.eval_batches=all,1", run_dir=False).code == 0
+    experiment, rows = hparams(tmp_path)
+    assert sorted(info.name for info in experiment.hparam_infos) == ["model", "optim.lr", "trainer.eval_batches"]
+    (names,) = [[s.name for row in rows for s in row.sessions]]
+    assert names == ["other/0", "other/1", "sweep/0", "sweep/1", "sweep/2", "sweep/3"]
+    told = [{name: value.number_value or value.string_value for name, value in row.hparams.items()} for row in rows]
+    assert told[:2] == [{"trainer.eval_batches": "all"}, {"trainer.eval_batches": 1.0}]
+    assert [(row["optim.lr"], row["model"]) for row in told[2:]] == [
+        *((0.5, "bigram"), (0.5, "attention"), (0.25, "bigram"), (0.25, "attention")),
+    ]
+    for row in rows:
+        assert row.sessions[0].status == 1, "success"
+        final = {value.name.tag: value.value for value in row.metric_values}
+        folder = tmp_path / row.sessions[0].name
+        summary = json.loads((folder / "summary.json").read_text("utf-8"))
+        for name, value in summary["final"].items():
+            assert final[f"final/{name}"] == pytest.approx(value)
+        assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+        assert not [path for path in folder.iterdir() if path.is_dir() and path.name not in ("checkpoints", ".hydra")]
+
+
+def test_a_run_of_no_sweep_is_no_row_of_hparams(cli: Cli) -> None:
+    ended = cli("data=bundled", "trainer.steps=2")
+    experiment, rows = hparams(ended.folder)
+    assert (len(experiment.hparam_infos), len(rows)) == (0, 0)
+
+
+def test_a_job_that_was_stopped_and_goes_on_is_one_row_that_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep" / "3"
+    folder.mkdir(parents=True)
+    for resumed_at, completed in ((None, False), (2, True)):
+        metrics = Metrics(LoggerConfig(), Origin(folder, {}, "id", resumed_at, {"seed": "3"}))
+        for step in range(resumed_at or 0, 4):
+            metrics.log(step, 0.0, {"val/loss": 4.0 - step, **({"final/val/loss": 1.0} if step == 3 else {})})
+        metrics.close(completed=completed)
+    _, (row,) = hparams(tmp_path)
+    assert [(session.name, session.status) for session in row.sessions] == [("sweep/3", 1)]
+    assert {value.name.tag: value.value for value in row.metric_values} == {"val/loss": 1.0, "final/val/loss": 1.0}
 
 
 def test_bad_logger_fields_are_refused() -> None:
@@ -194,6 +262,42 @@ def test_what_wandb_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert ("*", "step") in stub.defined
     assert "https://example.org/p/runs/1" in caplog.text
     assert (stub.finished, stub.exit_code) == (1, 0)
+
+
+def test_jobs_of_a_sweep_are_a_group_of_wandb_named_and_finished_each(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = StubWandb(refuse_online=False)
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    sweep = ("-m", "data=bundled", "trainer.steps=2", "logger=wandb", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert cli(*sweep, "optim.lr=0.5,0.25", "seed=1,2", run_dir=False).code == 0
+    assert [init["group"] for init in stub.inits] == ["sweep"] * 4
+    assert [init["name"] for init in stub.inits] == [
+        *("0 optim.lr=0.5 seed=1", "1 optim.lr=0.5 seed=2", "2 optim.lr=0.25 seed=1", "3 optim.lr=0.25 seed=2")
+    ]
+    assert len({init["id"] for init in stub.inits}) == 4
+    assert stub.finished == 4
+    told = [{name for record in stub.logged[first : first + 3] for name in record} for first in (0, 3, 6, 9)]
+    assert {"val/loss", "final/val/loss", "sample", "step"} <= told[0]
+    assert told == [told[0]] * 4, "the same of each"
+    again = cli(*sweep, "logger.group=mine", "logger.name=own", "seed=5", run_dir=False)
+    assert again.code == 0, again.err
+    assert (stub.inits[-1]["group"], stub.inits[-1]["name"]) == ("mine", "own"), "what is typed goes first"
+
+
+def test_the_step_axis_of_wandb_is_right_after_a_resume(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = StubWandb(refuse_online=False)
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    typed = ("data=bundled", "logger=wandb", "trainer.log_every=1", "trainer.checkpoint_every=2")
+    ended = cli(*typed, "trainer.steps=3")
+    cli(f"resume={ended.folder}", "trainer.steps=5", run_dir=False)
+    first, again = ([init["id"], init["resume"]] for init in stub.inits)
+    assert first == [again[0], None]
+    assert again[1] == "allow"
+    assert [record["step"] for record in stub.logged if "sample" not in record] == [0, 1, 2, 3, 3, 4, 5]
+    assert stub.defined[-2:] == [("step", None), ("*", "step")], "an axis of our own, of which W&B drops nothing"
 
 
 def test_wandb_is_told_of_a_run_that_did_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

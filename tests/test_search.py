@@ -13,9 +13,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from bigramlm import runs, search
 from bigramlm.errors import UserError
+from bigramlm.results import Results
 from bigramlm.run import read_summary
 from bigramlm.search import space_of
-from bigramlm.sweep import Job, Results, Sweep
+from bigramlm.sweep import Job, Sweep
 from tests.conftest import Cli, Ended
 from tests.test_sweep import came_to, started, table, wait_for
 

@@ -28,8 +28,9 @@ from bigramlm import launch, paths, runs, stop, sweep, train, trainer, workers
 from bigramlm.data import batches, shakespeare
 from bigramlm.errors import UserError
 from bigramlm.model.bigram import Bigram
+from bigramlm.results import Group, Results, t_95, verdict
 from bigramlm.run import RunFolder, holder, read_summary
-from bigramlm.sweep import Group, Job, Results, Sweep, t_95, verdict
+from bigramlm.sweep import Job, Sweep
 from tests.conftest import Cli, Ended, composed
 
 SHORT = ("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5")
