@@ -98,9 +98,10 @@ class Launch:
         self.has_launched = False
         self._texts: dict[str, str] = {}  # the text that is used, by the fields of the one that is asked for
 
-    def sweeps(self, names: Sequence[str]) -> None:
-        """Say which fields are swept."""
+    def sweeps(self, names: Sequence[str], *, log_names: Sequence[str] = ()) -> None:
+        """Say which fields are swept; log_names: those of them that are searched on a logarithmic scale."""
         self.sweep.fields = list(dict.fromkeys([*self.sweep.fields, *names]))
+        self.sweep.log_fields = list(dict.fromkeys([*self.sweep.log_fields, *log_names]))
 
     def plan(self, lines: Sequence[Sequence[str]]) -> None:
         """Settle the jobs that these lines of overrides make: one of the sweep so far where it is asked for again.

@@ -16,13 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
-
 from bigramlm import files
 from bigramlm.cli import relative, table
-from bigramlm.config import flat
+from bigramlm.config import KINDS, flat
 from bigramlm.errors import UserError
-from bigramlm.run import read_summary, status
+from bigramlm.run import last_sample, read_config, read_summary, status
 from bigramlm.sweep import Sweep
 
 T = TypeVar("T")
@@ -115,7 +113,8 @@ class Outcomes:
 
     def __init__(self, entries: Sequence[Entry], swept: Sequence[str] = ()) -> None:
         """swept: the fields that are shown of each, besides those that were typed for any of them and differ."""
-        names = list(dict.fromkeys([*swept, *(name for entry in entries for name in entry.typed)]))
+        typed = (name for entry in entries for name in entry.typed if not name.startswith("logger"))
+        names = list(dict.fromkeys([*swept, *typed]))
         values = [_values(entry, names) for entry in entries]
         varying = [name for name in names if len({found[name] for found in values}) > 1]
         self.fields = [name for name in names if name in swept or name in varying]
@@ -150,7 +149,7 @@ class Outcomes:
         known = ", ".join(f"{n} {state}" for state, n in counts if n)
         return f"{len(self.rows)} {self.kind}{'' if len(self.rows) == 1 else 's'}: {known or 'none'}"
 
-    def _columns(self, rows: list[Row]) -> dict[str, list[str]]:
+    def columns(self, rows: list[Row]) -> dict[str, list[str]]:
         # By their heads. Where the models differ, what tells them apart is shown too.
         sizes = {row.n_params for row in self.rows if row.n_params is not None}
         models_differ = len(sizes) > 1 or any(re.match(r"model(\.|$)", field) for field in self.fields)
@@ -260,7 +259,7 @@ class Results(Outcomes):
         if self.best and len(self.rows) > 10:  # the first row may have left the screen
             parts.append(f"Best: job {self.best.name}, val {self.best.final:.4f}: {self.best.typed}")
         if groups := self.groups():
-            parts.append("Over seeds, final val loss:\n" + table(*_seed_table(groups)))
+            parts.append("Over seeds, final val loss:\n" + table(*seed_table(groups)))
         return "\n\n".join(
             [
                 *parts,
@@ -273,7 +272,7 @@ class Results(Outcomes):
 
     def _fitting(self, rows: list[Row], width: int = 80) -> str:
         # What is least needed is left to the page, where the table would not fit.
-        columns = self._columns(rows)
+        columns = self.columns(rows)
         samples = columns.pop("sample", None)
         least = ["tok/s", "best", "s", "step"]
         if samples:  # and what models are compared by
@@ -292,10 +291,10 @@ class Results(Outcomes):
         parts = [
             f"# Sweep {self.folder.name}",
             self.count(),
-            _markdown(*_transposed(self._columns(self.rows))),
+            _markdown(*_transposed(self.columns(self.rows))),
         ]
         if groups := self.groups():
-            parts.append("## Over seeds, final val loss\n\n" + _markdown(*_seed_table(groups)))
+            parts.append("## Over seeds, final val loss\n\n" + _markdown(*seed_table(groups)))
         return "\n\n".join([*parts, *self.notes()]) + "\n"
 
 
@@ -406,11 +405,8 @@ def _number(figures: Any, name: str, kind: Callable[[Any], T]) -> T | None:
 
 def _config(folder: Path) -> dict[str, str]:
     # A group's choice, such as `data`, is known by its name.
-    try:
-        config = flat(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))  # type: ignore[arg-type]
-    except Exception:  # refused before it had one, or damaged
-        return {}
-    named = {name.removesuffix(".name"): value for name, value in config.items() if name.endswith(".name")}
+    config = flat(read_config(folder))
+    named = {group: config[f"{group}.name"] for group in (*KINDS, "device") if f"{group}.name" in config}
     return {name: str(value) for name, value in {**named, **config}.items()}
 
 
@@ -422,7 +418,7 @@ def _normal(value: str) -> str:
         return value
 
 
-def _seed_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
+def seed_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for group in groups:
         std = "-" if math.isnan(group.std) else f"{group.std:.4f}"
@@ -432,11 +428,7 @@ def _seed_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
 
 def _line_of_sample(folder: Path) -> str:
     # The first line of the last sample that is long enough to tell something, else the longest.
-    try:
-        text = (folder / "samples.txt").read_text("utf-8", "replace")
-    except OSError:
-        return ""
-    lines = [line.strip() for line in re.split(r"(?m)^---- step \d+$", text)[-1].splitlines()]
+    lines = [line.strip() for line in (last_sample(folder) or "").splitlines()]
     line = next((line for line in lines if len(line) >= _SAMPLE_AT_LEAST), max(lines, key=len, default=""))
     return "".join(c if c.isprintable() else " " for c in line[:_SAMPLE_AT_MOST])
 

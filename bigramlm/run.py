@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -125,6 +126,26 @@ class RunFolder:
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """What the summary in a run's folder says, None where there is none to be read."""
     return _read_json(folder / "summary.json")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config that a run saved, as plain dictionaries; empty where there is none, or a damaged one."""
+    from omegaconf import OmegaConf
+
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
+    except Exception:  # refused before it had one, or damaged: what the summary says is still worth showing
+        return {}
+    return config if isinstance(config, dict) else {}  # type: ignore[return-value]
+
+
+def last_sample(folder: Path) -> str | None:
+    """The last text that the run wrote, None where there is none."""
+    try:
+        text = (folder / "samples.txt").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    return re.split(r"(?m)^---- step \d+\n", text)[-1].removesuffix("\n")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Runs on the disk: finding them, listing them, telling two of them apart, and what came of a sweep."""
+"""Runs on the disk: finding them, listing them, telling two apart, what came of a sweep, and a page of any of them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from bigramlm import paths
 from bigramlm.cli import exit_codes, relative, show, table
 from bigramlm.config import differences, flat
 from bigramlm.errors import UserError, require
 from bigramlm.metrics import read_records
-from bigramlm.results import Results
-from bigramlm.run import read_summary, status
-from bigramlm.sweep import PLAN, Sweep
+from bigramlm.results import Entry, Outcomes, Results, entries_of
+from bigramlm.run import read_config, read_summary, status
+from bigramlm.sweep import PLAN, Sweep, values_of
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +66,7 @@ def read_run(folder: Path) -> Run | None:
     summary = read_summary(folder)
     if summary is None:
         return None
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
-    except Exception:  # refused before it had one, or damaged: what the summary says is still worth showing
-        config = {}
-    return Run(folder, summary, config if isinstance(config, dict) else {})  # type: ignore[arg-type]
+    return Run(folder, summary, read_config(folder))
 
 
 def folders(below: Path) -> Iterator[Path]:
@@ -145,9 +139,11 @@ def saved_config(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Run the command line: python scripts/runs.py list|diff|results."""
+    """Run the command line: python scripts/runs.py list|diff|results|report."""
     parser = argparse.ArgumentParser(
-        "runs.py", description="Lists the runs below outputs/, compares two of them, and tells what came of a sweep."
+        "runs.py",
+        description="Lists the runs below outputs/, compares two of them, tells what came of a sweep, and makes a page "
+        "of any of them.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(
@@ -176,9 +172,24 @@ def main() -> None:
     )
     command.add_argument("sweep", help="a sweep's folder, or latest")
     command.add_argument("--csv", action="store_true", help="print what is in results.csv, with every digit")
+    command = commands.add_parser(
+        "report",
+        help="a page with curves, tables and samples",
+        description="Writes a page about runs that opens without a network: loss curves, final losses against what was "
+        "swept, results, samples, and what differs.",
+    )
+    command.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="a run's folder, a sweep's, or one with runs somewhere below; latest: the newest run, with all its sweep",
+    )
+    command.add_argument("-o", "--output", type=Path, help="the file; else report.html in the folder, or in outputs/")
     arguments = parser.parse_args()
     with exit_codes():
-        if arguments.command == "results":
+        if arguments.command == "report":
+            print_report(arguments.paths, arguments.output)
+        elif arguments.command == "results":
             print_results(find_sweep(arguments.sweep), as_csv=arguments.csv)
         elif arguments.command == "list":
             print_list(arguments.filters, arguments.sort, reverse=arguments.reverse, as_json=arguments.json)
@@ -237,12 +248,59 @@ def print_results(folder: Path, *, as_csv: bool) -> None:
         show(f"{results.count()}, in {relative(folder)}\n\n{results.text()}")
 
 
+def print_report(wheres: list[str], output: Path | None) -> None:
+    """Write a page about the runs in these folders, and say where it is."""
+    from bigramlm.report import page
+
+    folders = [_run_or_sweep(where) for where in wheres]
+    entries = {entry.folder.resolve(): entry for folder in folders for entry in _entries(folder)}
+    require(bool(entries), f"{' '.join(wheres)}: holds no run; python scripts/runs.py list shows those there are")
+    sweeps = {entry.folder.parent for entry in entries.values()}
+    of_sweeps = [Sweep(folder) for folder in sweeps if (folder / PLAN).exists()]
+    outcomes: Outcomes
+    if len(sweeps) == len(of_sweeps) == 1:
+        outcomes, title = Results(of_sweeps[0]), f"Sweep {of_sweeps[0].folder.name}"
+    else:
+        above = Path(os.path.commonpath(list(entries))) if len(entries) > 1 else None
+        named = [
+            replace(entry, name=str(path.relative_to(above)) if above else _short(path))
+            for path, entry in entries.items()
+        ]
+        swept = [field for sweep in of_sweeps for field in sweep.fields]
+        outcomes = Outcomes(named, list(dict.fromkeys(swept)))
+        title = f"Run {named[0].name}" if len(named) == 1 else f"{len(named)} runs"
+    path = output or (folders[0] if len(folders) == 1 else outputs()) / "report.html"
+    page.write(outcomes, path, title=title, log_fields=[field for sweep in of_sweeps for field in sweep.log_fields])
+    show(f"{outcomes.count()}\nReport: {relative(path)} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def _run_or_sweep(where: str) -> Path:
+    folder = find(where)
+    if where == "latest" and (folder.parent / PLAN).exists():
+        return folder.parent
+    require(folder.is_dir(), f"{where}: is no folder")
+    return folder
+
+
+def _entries(below: Path) -> Iterator[Entry]:
+    # Of a sweep also the jobs that left no summary.
+    for folder, inner, names in os.walk(below):
+        inner.sort()
+        path = Path(folder)
+        if PLAN in names:
+            inner.clear()
+            yield from entries_of(Sweep(path))
+        elif "summary.json" in names:
+            inner.clear()
+            yield Entry(path.name, path, values_of((read_summary(path) or {}).get("overrides", [])))
+
+
 def print_diff(a: Run, b: Run) -> None:
     """Print what differs between two runs, and the first step at which their losses part."""
     show(
         table(
             ("", "run", "status", "step"),
-            [(n, _short(r), r.status, str(r.summary.get("step"))) for n, r in (("A", a), ("B", b))],
+            [(n, _short(r.folder), r.status, str(r.summary.get("step"))) for n, r in (("A", a), ("B", b))],
         )
     )
     parts = {
@@ -298,12 +356,12 @@ def _run_in(where: str) -> Run:
     return run
 
 
-def _short(run: Run) -> str:
+def _short(folder: Path) -> str:
     # As `find` takes it.
     for parent in _parents():
-        if parent in run.folder.parents:
-            return str(run.folder.relative_to(parent))
-    return str(relative(run.folder))
+        if parent in folder.parents:
+            return str(folder.relative_to(parent))
+    return str(relative(folder))
 
 
 def _value(run: Run, name: str) -> Any:
@@ -329,7 +387,7 @@ def _cell(name: str, value: Any) -> str:
     if name == "when":
         return _when(value)
     if name == "folder":
-        return _short(Run(Path(value), {}, {}))
+        return _short(Path(value))
     return f"{value:.4f}" if name == "val" else str(value)
 
 

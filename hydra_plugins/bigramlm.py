@@ -125,7 +125,7 @@ class OptunaSweeper(Sweeper):
             overrides = parser.parse_overrides([word for word in typed if not word.lstrip("+").startswith("sweep=")])
             fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
             space = space_of(overrides)
-            launch.sweeps(list(space))
+            launch.sweeps(list(space), log_names=[name for name, part in space.items() if getattr(part, "log", False)])
             at_once = self.n_jobs or int(getattr(self.launcher, "at_once", 1))
             study = Search(launch.sweep.folder, space, fixed, at_once=at_once, **self.options)
             search(launch, study, fixed, n_trials=self.n_trials, at_once=at_once)

@@ -21,6 +21,7 @@ FLOORS = (
     ("cli", "help", "preflight"),
     ("trainer", "sweep"),
     ("results",),
+    ("report", "browser"),
     ("runs", "stop", "search"),
     ("load", "launch"),
     ("resume", "workers"),

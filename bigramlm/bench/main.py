@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from bigramlm import bench
 from bigramlm.bench.commands import bigram, checkpoint, compiled, gpt, search, startup, sweep
 from bigramlm.bench.measure import Report
+from bigramlm.bench.report import report
 from bigramlm.bench.steps import generate, gpt2, nanogpt, profile, step, threads
 from bigramlm.cli import exit_codes, show
 from bigramlm.errors import require
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Report]]] = {
     "threads": threads,
     "sweep": sweep,
     "search": search,
+    "report": report,
 }
 
 
@@ -53,5 +55,5 @@ def main() -> None:
         require(arguments.pairs >= 1, f"--pairs={arguments.pairs}: must be 1 or more")
         takes = inspect.Parameter.VAR_POSITIONAL in {p.kind for p in inspect.signature(benchmark).parameters.values()}
         require(takes or not overrides, f"{' '.join(overrides)}: bench {arguments.name} takes no overrides")
-        for report in benchmark(arguments.pairs, *overrides):
-            show(json.dumps(report.to_dict()) if arguments.json else str(report))
+        for found in benchmark(arguments.pairs, *overrides):
+            show(json.dumps(found.to_dict()) if arguments.json else str(found))

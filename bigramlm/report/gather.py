@@ -1,0 +1,221 @@
+"""What a report tells of runs, read from their folders: as plain values for its page."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bigramlm.config import flat
+from bigramlm.metrics import read_records
+from bigramlm.results import Outcomes, Row
+from bigramlm.run import last_sample, read_config
+
+# The losses that are drawn: what they are called on the page, and in the records.
+LOSSES = {"val": "val/loss", "train": "train/loss", "batch": "train/batch_loss"}
+
+# Of a longer series its lows and highs are drawn, so that what stands out stays.
+POINTS_AT_MOST = 1000
+
+# Of a longer sample only so much is shown.
+SAMPLE_AT_MOST = 4000
+
+Series = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Told:
+    """A run with all that the page shows of it."""
+
+    row: Row
+    config: dict[str, Any]
+    """As saved, by the fields' full names."""
+    series: dict[str, Series]
+    """By `LOSSES`: step, seconds and loss of each point."""
+    references: dict[str, float]
+    """What counting gives, by the metrics' names."""
+    sample: str | None
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        try:
+            return math.prod(
+                int(self.config[field]) for field in ("data.batch_size", "data.block_size", "trainer.grad_accumulation")
+            )
+        except (KeyError, TypeError, ValueError):
+            return None
+
+
+def told(row: Row) -> Told:
+    """All that a run's folder has to tell; what it lacks is left out."""
+    series: dict[str, Series] = {name: {"step": [], "seconds": [], "loss": []} for name in LOSSES}
+    references: dict[str, float] = {}
+    metrics = row.folder / "metrics.jsonl"
+    for record in read_records(metrics) if metrics.exists() else ():
+        for name, metric in LOSSES.items():
+            loss = record.get(metric)
+            if isinstance(loss, (int, float)):
+                point = {"step": record["step"], "seconds": record.get("seconds", 0), "loss": loss}
+                for part, value in point.items():
+                    series[name][part].append(value)
+        references |= {name: loss for name, loss in record.items() if _is_reference(name) and loss is not None}
+    return Told(
+        row=row,
+        config=flat(read_config(row.folder)),
+        series={name: thinned(points) for name, points in series.items()},
+        references=references,
+        sample=last_sample(row.folder),
+    )
+
+
+def _is_reference(name: str) -> bool:
+    return name.partition("/")[2].startswith(("best_", "ngram_"))
+
+
+def thinned(series: Series, most: int = POINTS_AT_MOST) -> Series:
+    """The series with at most so many points: of each stretch the lowest and the highest, and both ends."""
+    n = len(series["loss"])
+    if n <= most:
+        return series
+    stretches = max(1, (most - 2) // 2)
+    kept = {0, n - 1}
+    for number in range(stretches):
+        stretch = range(number * n // stretches, (number + 1) * n // stretches)
+        kept |= {min(stretch, key=series["loss"].__getitem__), max(stretch, key=series["loss"].__getitem__)}
+    return {part: [values[at] for at in sorted(kept)] for part, values in series.items()}
+
+
+def data(outcomes: Outcomes, runs: Sequence[Told], log_fields: Sequence[str]) -> dict[str, Any]:
+    """What the page's charts are drawn from, as JSON takes it. runs: in the order of the rows."""
+    at = {run.row.number: index for index, run in enumerate(runs)}
+    return {
+        "kind": outcomes.kind,
+        "runs": [
+            {
+                "name": run.row.name,
+                "typed": run.row.typed,
+                "status": run.row.status,
+                "values": run.row.values,
+                "final": _digits(run.row.final),
+                "tokensPerStep": run.tokens_per_step,
+                "series": {
+                    name: {part: [_digits(value) for value in values] for part, values in series.items()}
+                    for name, series in run.series.items()
+                },
+            }
+            for run in runs
+        ],
+        "fields": [_field(name, [run.row.values[name] for run in runs], log_fields) for name in outcomes.fields],
+        "groups": [
+            {
+                "runs": [at[row.number] for row in group.rows],
+                "mean": group.mean,
+                "std": None if math.isnan(group.std) else group.std,
+            }
+            for group in outcomes.groups()
+        ],
+        "references": references(runs),
+    }
+
+
+def _digits(value: float | None) -> float | None:
+    # Six figures are more than a chart shows; all of them would double the page.
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+
+
+def _field(name: str, values: Sequence[str], log_fields: Sequence[str]) -> dict[str, Any]:
+    numbers = [number for value in values if (number := _number(value)) is not None]
+    numeric = bool(values) and len(numbers) == len(values)
+    log = numeric and min(numbers) > 0 and (name in log_fields or is_geometric(numbers))
+    return {"name": name, "numeric": numeric, "log": log}
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def is_geometric(values: Sequence[float]) -> bool:
+    """Whether numbers lie more evenly on a logarithmic scale than on a linear one; of two, if tenfold apart."""
+    distinct = sorted(set(values))
+    if len(distinct) < 2 or distinct[0] <= 0:
+        return False
+    if len(distinct) == 2:
+        return distinct[1] >= 10 * distinct[0]
+
+    def unevenness(points: Sequence[float]) -> float:
+        gaps = [b - a for a, b in itertools.pairwise(points)]
+        return statistics.pstdev(gaps) / statistics.fmean(gaps)
+
+    return unevenness([math.log(value) for value in distinct]) < unevenness(distinct)
+
+
+def references(runs: Sequence[Told]) -> list[dict[str, Any]]:
+    """What counting gives, as level lines: split, name, loss, and the runs that it is of; the most common first."""
+    found: dict[tuple[str, str, float], list[int]] = {}
+    for index, run in enumerate(runs):
+        for metric, loss in run.references.items():
+            split, _, name = metric.partition("/")
+            found.setdefault((split, name, round(loss, 3)), []).append(index)
+    lines = [
+        {"split": split, "name": _spoken(name), "loss": loss, "runs": of} for (split, name, loss), of in found.items()
+    ]
+    return sorted(lines, key=lambda line: -len(line["runs"]))
+
+
+def _spoken(name: str) -> str:
+    kind, _, what = name.partition("_")
+    return f"{what}-gram" if kind == "ngram" else f"best {what}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field in which runs differ, and what each has: its values, by how often."""
+
+    field: str
+    values: list[str]
+    """Of each run, in the order of the rows; empty where it has none."""
+
+    @property
+    def counts(self) -> list[tuple[str, int]]:
+        """Each value with how many runs have it; numbers by size, others in the order of the rows."""
+        counted = {value: self.values.count(value) for value in dict.fromkeys(self.values)}
+        if all(_number(value) is not None for value in counted):
+            return sorted(counted.items(), key=lambda item: float(item[0]))
+        return list(counted.items())
+
+
+def differences(runs: Sequence[Told]) -> list[Difference]:
+    """Where configs, text, code and environment differ."""
+    facts = []
+    for run in runs:
+        summary = run.row.summary
+        git = summary.get("git") or {}
+        about = {
+            "text": summary.get("data", {}).get("sha256", "")[:12],
+            "code": git.get("commit", "")[:10] + (" and changes" if git.get("dirty") else ""),
+            **{f"version of {name}": version for name, version in summary.get("versions", {}).items()},
+            "host": summary.get("host", ""),
+        }
+        facts.append({name: _shown(value) for name, value in {**run.config, **about}.items()})
+    names = dict.fromkeys(name for fact in facts for name in fact)
+    found = [Difference(name, [fact.get(name, "") for fact in facts]) for name in names]
+    return [difference for difference in found if len(set(difference.values)) > 1]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
+def sample_of(run: Told) -> str:
+    """The run's sample, cut where it is very long."""
+    text = run.sample or ""
+    return text if len(text) <= SAMPLE_AT_MOST else f"{text[:SAMPLE_AT_MOST]} …"

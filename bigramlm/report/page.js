@@ -1,0 +1,564 @@
+"use strict";
+// What is on the page is there without this script; it draws the charts with Plotly, and makes them answer.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const runs = data.runs;
+const byId = (id) => document.getElementById(id);
+
+// Names are shown by Plotly, which reads a few tags of HTML in them; here they are to be what they are.
+const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const short = (text, most) => (text.length <= most ? text : text.slice(0, most - 1) + "…");
+const label = (run) => plain(short(data.kind + " " + run.name, 60)) + (run.typed ? "<br>" + plain(short(run.typed, 90)) : "");
+const number = (value) => Number(value).toLocaleString("en", { maximumSignificantDigits: 4 });
+
+const CATEGORIES = ["#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f", "#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#bab0ac"];
+const LIGHT_SCALE = ["#440154", "#482878", "#443983", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#44bf70", "#6ccd5a", "#9bbb2a"];
+const DARK_SCALE = ["#5a68c0", "#4b7cc4", "#3c8fbe", "#2ea0ad", "#28ae98", "#35b779", "#5ec962", "#8fd744", "#c2df30", "#fde725"];
+const DASHES = { val: "solid", train: "dot", batch: "solid" };
+const WIDTHS = { val: 2, train: 1.5, batch: 1 };
+const UNITS = { step: "step", tokens: "tokens", seconds: "seconds" };
+
+const state = { x: "step", y: "linear", val: true, train: runs.length <= CATEGORIES.length, batch: false, colour: "", picked: null, words: "", brushes: {} };
+state.colour = coloursThereAre()[0].key;
+
+// ---- what is shown, and in which colour
+
+function coloursThereAre() {
+  const found = data.fields.filter((field) => field.name !== "seed" && distinct(field.name).length > 1);
+  const choices = found.map((field) => ({ key: "field " + field.name, text: field.name }));
+  const each = { key: "run", text: "each its own" };
+  const loss = { key: "final", text: "final val loss" };
+  const isFew = runs.length <= CATEGORIES.length;
+  if (data.groups.length > 0 && choices.length > 0) return [...choices, ...(isFew ? [each] : []), loss];
+  return isFew ? [each, ...choices, loss] : [...choices, loss];
+}
+
+function distinct(field) {
+  return [...new Set(runs.map((run) => run.values[field]))];
+}
+
+function isShown(run) {
+  const text = (run.name + " " + run.typed + " " + run.status).toLowerCase();
+  return state.words.split(/\s+/).every((word) => text.includes(word)) && passes(run);
+}
+
+function passes(run) {
+  return Object.entries(state.brushes).every(([at, ranges]) => {
+    const value = dimensions()[at].of(run);
+    return value !== null && ranges.some(([low, high]) => low <= value && value <= high);
+  });
+}
+
+// Groups of one colour: each with its name, colour and runs. Many numbers share a colour with those next to them.
+function groups(shown) {
+  const scale = isDark() ? DARK_SCALE : LIGHT_SCALE;
+  if (state.colour === "run") {
+    return shown.map((run) => ({ name: data.kind + " " + run.name, colour: CATEGORIES[runs.indexOf(run)], runs: [run] }));
+  }
+  const field = data.fields.find((one) => "field " + one.name === state.colour);
+  const valueOf = field ? (run) => run.values[field.name] : (run) => run.final;
+  const isNumeric = field ? field.numeric : true;
+  const values = [...new Set(shown.map(valueOf))];
+  const known = values.filter((value) => value !== null);
+  const title = field ? field.name + " " : "final ";
+  let found;
+  if (isNumeric && known.length > scale.length) {
+    const sorted = known.map(Number).sort((a, b) => a - b);
+    const bin = (value) => Math.min(scale.length - 1, Math.floor((sorted.indexOf(Number(value)) * scale.length) / sorted.length));
+    found = scale.map((colour, at) => {
+      const inside = sorted.filter((value) => bin(value) === at);
+      return {
+        name: title + [...new Set([inside[0], inside[inside.length - 1]])].map(number).join(" to "),
+        colour,
+        runs: shown.filter((run) => valueOf(run) !== null && bin(valueOf(run)) === at),
+      };
+    });
+  } else if (isNumeric) {
+    const sorted = known.sort((a, b) => a - b);
+    found = sorted.map((value, at) => ({
+      name: title + (field ? value : number(value)),
+      colour: scale[Math.round((at * (scale.length - 1)) / Math.max(1, sorted.length - 1))],
+      runs: shown.filter((run) => valueOf(run) === value),
+    }));
+  } else {
+    const all = distinct(field.name);
+    const first = all.slice(0, CATEGORIES.length - 1);
+    found = values.filter((value) => first.includes(value)).map((value) => ({
+      name: title + value,
+      colour: CATEGORIES[all.indexOf(value)],
+      runs: shown.filter((run) => valueOf(run) === value),
+    }));
+    found.push({ name: "others", colour: CATEGORIES[9], runs: shown.filter((run) => !first.includes(valueOf(run))) });
+  }
+  found.push({ name: "without a final loss", colour: CATEGORIES[9], runs: shown.filter((run) => valueOf(run) === null) });
+  return found.filter((group) => group.runs.length > 0);
+}
+
+// ---- how it looks
+
+function isDark() {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+function colours() {
+  const text = getComputedStyle(document.body).color;
+  return { text, line: isDark() ? "#343b44" : "#d8dee4", ground: getComputedStyle(document.body).backgroundColor };
+}
+
+function axis(more) {
+  const { text, line } = colours();
+  return { gridcolor: line, zerolinecolor: line, tickfont: { color: text }, automargin: true, exponentformat: "e", ...more };
+}
+
+function draw(id, traces, more, buttons = ["zoom2d", "pan2d", "resetScale2d", "toImage"]) {
+  const { text, ground, line } = colours();
+  const element = byId(id);
+  const layout = {
+    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: text },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    hoverlabel: { bgcolor: ground, bordercolor: line, font: { color: text }, align: "left", namelength: -1 },
+    margin: { l: 55, r: 15, t: 15, b: 45 },
+    hovermode: "closest",
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: line, activecolor: text },
+    ...more,
+  };
+  // Of Plotly's buttons those for looking; one of the others would send the data away.
+  const config = { responsive: true, displaylogo: false, modeBarButtons: [buttons] };
+  const isFirst = !element.on;
+  Plotly.react(element, traces, layout, config);
+  if (isFirst) {
+    element.on("plotly_click", ({ points }) => points[0].customdata !== undefined && pick(points[0].customdata));
+    element.on("plotly_restyle", () => element === byId("parallel") && brush(element.data[0].dimensions));
+  }
+}
+
+// ---- the charts
+
+function along(run, series) {
+  if (state.x === "tokens") return series.step.map((step) => step * (run.tokensPerStep ?? 0));
+  return state.x === "seconds" ? series.seconds : series.step;
+}
+
+// One trace for all curves of a colour, with gaps between them: that stays fast with hundreds of runs.
+function joined(group, loss, look) {
+  const trace = { x: [], y: [], text: [], customdata: [], ...look };
+  for (const run of group.runs) {
+    const series = run.series[loss];
+    const at = runs.indexOf(run);
+    along(run, series).forEach((x, point) => {
+      trace.x.push(x);
+      trace.y.push(series.loss[point]);
+      trace.text.push(label(run));
+      trace.customdata.push(at);
+    });
+    trace.x.push(null);
+    trace.y.push(null);
+    trace.text.push("");
+    trace.customdata.push(at);
+  }
+  return trace;
+}
+
+function hover(loss) {
+  const where = state.x === "seconds" ? "%{x:.1f} s" : UNITS[state.x] + " %{x:,d}";
+  return "%{text}<br>" + (loss === "batch" ? "training batch" : loss) + " %{y:.4f}, " + where + "<extra></extra>";
+}
+
+function drawCurves() {
+  const shown = runs.filter(isShown);
+  const losses = ["batch", "train", "val"].filter((loss) => state[loss]);
+  const all = groups(shown);
+  const traces = [];
+  const named = new Set();
+  const hasPoints = (group, loss) => group.runs.some((run) => run.series[loss].loss.length > 0);
+  const add = (group, loss, look) => {
+    const few = group.runs.every((run) => run.series[loss].loss.length <= 1);
+    const trace = joined(group, loss, {
+      type: "scatter",
+      mode: few ? "markers" : "lines",
+      line: { color: group.colour, width: WIDTHS[loss], dash: DASHES[loss] },
+      marker: { color: group.colour, size: 8 },
+      hovertemplate: hover(loss),
+      name: plain(short(group.name, 40)),
+      legendgroup: group.name,
+      showlegend: loss === losses.filter((one) => hasPoints(group, one)).pop(),
+      ...look,
+    });
+    if (!hasPoints(group, loss)) return;
+    named.add(group.name);
+    traces.push(trace);
+  };
+  for (const loss of losses) {
+    for (const group of all) {
+      add(group, loss, { opacity: (loss === "batch" ? 0.45 : 1) * (state.picked === null ? 1 : 0.2) });
+    }
+  }
+  const picked = runs[state.picked];
+  if (picked && shown.includes(picked)) {
+    const group = all.find((one) => one.runs.includes(picked));
+    for (const loss of losses) {
+      add({ name: data.kind + " " + picked.name, colour: group.colour, runs: [picked] }, loss, {
+        line: { color: group.colour, width: WIDTHS[loss] + 1.5, dash: DASHES[loss] },
+      });
+    }
+  }
+  const { shapes, annotations } = references(shown, losses);
+  const { range, isClipped } = heights(shown, losses);
+  byId("clipped").hidden = !isClipped;
+  const isCrowded = named.size > 12;
+  draw("curves", traces, {
+    xaxis: axis({ title: { text: UNITS[state.x] }, rangemode: "tozero", exponentformat: "SI" }),
+    yaxis: axis({ title: { text: "loss, nats a token" }, type: state.y, ...(range ? { range } : {}) }),
+    showlegend: named.size > 1 && !isCrowded,
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", itemsizing: "constant" },
+    shapes,
+    annotations,
+  });
+}
+
+// What counting gives, as level lines; of the split that is drawn.
+function references(shown, losses) {
+  const { text, ground } = colours();
+  const split = losses.includes("val") ? "val" : "train";
+  const lines = data.references
+    .map((line) => ({ ...line, of: line.runs.filter((at) => shown.includes(runs[at])).length }))
+    .filter((line) => line.split === split && line.of > 0 && losses.some((loss) => loss !== "batch"))
+    .slice(0, 10);
+  const shapes = lines.map((line) => ({
+    type: "line", xref: "paper", x0: 0, x1: 1, y0: line.loss, y1: line.loss, line: { color: text, width: 1, dash: "dash" }, opacity: 0.6,
+  }));
+  // Names of lines that lie close together stand beside each other.
+  const near = 0.04 * extent(shown, losses).height;
+  let above = Infinity;
+  let place = 0;
+  const annotations = lines.sort((a, b) => b.loss - a.loss).map((line) => {
+    place = above - line.loss < near ? place + 1 : 0;
+    if (place === 0) above = line.loss;
+    return {
+      xref: "paper", x: 1 - 0.17 * place, xanchor: "right", y: state.y === "log" ? Math.log10(line.loss) : line.loss, yanchor: "bottom",
+      showarrow: false, bgcolor: ground, opacity: 0.85, font: { size: 11, color: text }, borderpad: 0,
+      text: plain(line.name) + " " + line.loss.toFixed(3) + (line.of < shown.length ? " (of " + line.of + ")" : ""),
+    };
+  });
+  return { shapes, annotations };
+}
+
+// A run that flies off must not flatten the others. The most that is drawn of final losses: where runs begin, if any
+// ends far above.
+const ceiling = (() => {
+  const first = runs.map((run) => run.series.val.loss[0]).filter((loss) => typeof loss === "number");
+  const highest = Math.max(...runs.map((run) => run.final ?? -Infinity));
+  return first.length > 0 && highest > 1.5 * Math.max(...first) ? Math.max(...first) : Infinity;
+})();
+const flies = (run) => run.final > ceiling;
+
+// The lowest and the highest of these losses, the highest first one, and how high the chart is in the end.
+function extent(shown, losses) {
+  const found = { low: Infinity, high: -Infinity, first: -Infinity };
+  for (const run of shown) {
+    for (const loss of losses) {
+      const values = run.series[loss].loss;
+      if (values.length > 0) found.first = Math.max(found.first, values[0]);
+      for (const value of values) {
+        if (value < found.low) found.low = value;
+        if (value > found.high) found.high = value;
+      }
+    }
+  }
+  return { ...found, height: Math.min(found.high, found.first) - found.low };
+}
+
+// Of curves, what is above where they begin is left to a double click.
+function heights(shown, losses) {
+  const { low, high, first, height } = extent(shown, losses);
+  if (!(high > 1.5 * first)) return { range: null, isClipped: false };
+  const range = state.y === "log" ? [Math.log10(low) - 0.02, Math.log10(first) + 0.02] : [low - 0.05 * height, first + 0.05 * height];
+  return { range, isClipped: true };
+}
+
+function drawFields() {
+  const shown = runs.filter((run) => isShown(run) && run.final !== null);
+  data.fields.forEach((field, at) => drawField("field-" + at, field, shown));
+}
+
+function drawField(id, field, shown) {
+  const valueOf = (run) => (field.numeric ? Number(run.values[field.name]) : short(run.values[field.name], 30) || "–");
+  const traces = [lowestAtEach(field, shown, valueOf)].filter(Boolean);
+  for (const group of groups(shown)) {
+    traces.push({
+      type: "scatter",
+      mode: "markers",
+      x: group.runs.map(valueOf).map((x) => (field.numeric ? x : plain(x))),
+      y: group.runs.map((run) => Math.min(run.final, ceiling)),
+      text: group.runs.map((run) => label(run) + "<br>final val " + run.final.toFixed(4)),
+      customdata: group.runs.map((run) => runs.indexOf(run)),
+      marker: {
+        color: group.colour,
+        symbol: group.runs.map((run) => (flies(run) ? "triangle-up" : "circle")),
+        size: group.runs.map((run) => (runs.indexOf(run) === state.picked ? 14 : 8)),
+        opacity: group.runs.map((run) => (state.picked === null || runs.indexOf(run) === state.picked ? 0.85 : 0.3)),
+      },
+      hovertemplate: "%{text}<extra></extra>",
+    });
+  }
+  const ticks = field.numeric && new Set(shown.map(valueOf)).size <= 8;
+  const values = [...new Set(shown.map(valueOf))].sort((a, b) => a - b);
+  draw(id, traces, {
+    xaxis: axis({
+      title: { text: plain(field.name) + (field.log ? " (log)" : "") },
+      type: field.numeric ? (field.log ? "log" : "linear") : "category",
+      ...(field.log ? {} : { exponentformat: "SI" }),
+      ...(ticks ? { tickmode: "array", tickvals: values, ticktext: values.map(String) } : {}),
+    }),
+    yaxis: axis({ title: { text: "final val loss" }, type: state.y }),
+    showlegend: false,
+  });
+}
+
+// The lowest at each value, as a mean over seeds where there are several; left out where there are many values.
+function lowestAtEach(field, shown, valueOf) {
+  const best = new Map();
+  const meet = (x, y, std) => {
+    if (!best.has(x) || y < best.get(x).y) best.set(x, { y, std });
+  };
+  if (data.groups.length > 0 && field.name !== "seed") {
+    for (const group of data.groups) {
+      const of = group.runs.map((at) => runs[at]).filter((run) => shown.includes(run));
+      if (of.length === group.runs.length && !of.some(flies)) meet(valueOf(of[0]), group.mean, group.std ?? 0);
+    }
+  } else {
+    for (const run of shown) if (!flies(run)) meet(valueOf(run), run.final, 0);
+  }
+  if (best.size < 2 || best.size > 10) return null;
+  const points = [...best].sort(([a], [b]) => (field.numeric ? a - b : 0));
+  const { text } = colours();
+  return {
+    type: "scatter",
+    mode: "lines",
+    x: points.map(([x]) => (field.numeric ? x : plain(x))),
+    y: points.map(([, point]) => point.y),
+    error_y: { type: "data", array: points.map(([, point]) => point.std), visible: data.groups.length > 0, color: text, thickness: 1 },
+    line: { color: text, width: 1 },
+    opacity: 0.6,
+    hoverinfo: "skip",
+  };
+}
+
+let allDimensions = null;
+
+// The axes of the parallel coordinates: what was swept, and the loss; a category by its place in the list of all.
+function dimensions() {
+  if (allDimensions) return allDimensions;
+  allDimensions = data.fields.map((field) => {
+    if (!field.numeric) {
+      const all = distinct(field.name);
+      const few = all.length <= 20;
+      return {
+        label: field.name,
+        of: (run) => all.indexOf(run.values[field.name]),
+        tickvals: all.map((_, at) => at).filter((at) => few || at % Math.ceil(all.length / 20) === 0),
+        textOf: (at) => short(all[at], 20) || "–",
+      };
+    }
+    const of = (run) => (field.log ? Math.log10(Number(run.values[field.name])) : Number(run.values[field.name]));
+    const values = [...new Set(runs.map(of))].sort((a, b) => a - b);
+    const back = (value) => number(field.log ? 10 ** value : value);
+    const ticks = values.length <= 8 ? values : evenly(values[0], values[values.length - 1]);
+    const tens = ticks.length === values.length ? [] : decades(values[0], values[values.length - 1]);
+    return { label: field.name, of, tickvals: field.log && tens.length > 1 ? tens : ticks, textOf: back };
+  });
+  const finals = runs.filter((run) => run.final !== null).map((run) => Math.min(run.final, ceiling));
+  allDimensions.push({
+    label: "final val loss",
+    of: (run) => (run.final === null ? null : Math.min(run.final, ceiling)),
+    tickvals: evenly(Math.min(...finals), Math.max(...finals)),
+    textOf: (value) => (value < ceiling ? "" : "≥ ") + value.toFixed(3),
+  });
+  return allDimensions;
+}
+
+const evenly = (low, high) => [0, 1, 2, 3, 4, 5].map((part) => low + ((high - low) * part) / 5);
+
+function decades(low, high) {
+  const found = [];
+  for (let ten = Math.ceil(low); ten <= high; ten += 1) found.push(ten);
+  return found;
+}
+
+function drawParallel() {
+  const element = byId("parallel");
+  const completed = runs.filter((run) => run.final !== null);
+  if (completed.length === 0) return element.closest("section").remove();
+  if (!document.createElement("canvas").getContext("webgl")) {
+    element.textContent = "This chart needs WebGL, which this browser lacks or has switched off.";
+    element.style.height = "auto";
+    return;
+  }
+  const finals = completed.map((run) => run.final).sort((a, b) => a - b);
+  const scale = isDark() ? [...DARK_SCALE].reverse() : LIGHT_SCALE;
+  const { text } = colours();
+  element.style.minWidth = dimensions().length * 7 + "rem";
+  const trace = {
+    type: "parcoords",
+    dimensions: dimensions().map((one, at) => ({
+      label: plain(short(one.label, 30)),
+      values: completed.map(one.of),
+      tickvals: one.tickvals,
+      ticktext: one.tickvals.map((value) => plain(one.textOf(value))),
+      ...(state.brushes[at] ? { constraintrange: state.brushes[at] } : {}),
+    })),
+    line: {
+      color: completed.map((run) => run.final),
+      colorscale: scale.map((colour, at) => [at / (scale.length - 1), colour]),
+      cmin: finals[0],
+      cmax: Math.max(finals[Math.floor(0.9 * (finals.length - 1))], finals[0] + 1e-6),
+    },
+    unselected: { line: { color: isDark() ? "#343b44" : "#d8dee4", opacity: 0.4 } },
+    labelfont: { color: text, size: 12 },
+    tickfont: { color: text, size: 11 },
+    rangefont: { color: "rgba(0,0,0,0)" },
+  };
+  draw("parallel", [trace], { margin: { l: 70, r: 75, t: 50, b: 20 } }, ["toImage"]);
+}
+
+function brush(axes) {
+  state.brushes = {};
+  axes.forEach(({ constraintrange: ranges }, at) => {
+    if (ranges && ranges.length) state.brushes[at] = Array.isArray(ranges[0]) ? ranges : [ranges];
+  });
+  show();
+}
+
+// ---- the page
+
+// Charts are drawn when they are on the screen, or nearly: with hundreds of runs a click should not wait for the others.
+const DRAWN = { curves: drawCurves, fields: drawFields, parallel: drawParallel };
+const stale = new Set();
+const onScreen = new Set();
+const watcher = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting } of entries) isIntersecting ? onScreen.add(target.id) : onScreen.delete(target.id);
+    refresh();
+  },
+  { rootMargin: "150px" },
+);
+
+function redraw(...names) {
+  for (const name of names) stale.add(name);
+  refresh();
+}
+
+function refresh(isAll) {
+  for (const name of [...stale]) {
+    if (!isAll && !onScreen.has(name)) continue;
+    stale.delete(name);
+    DRAWN[name]();
+  }
+}
+
+const tableRows = [...document.querySelectorAll("#results tbody tr")];
+const samples = [...document.querySelectorAll("#samples figure")];
+let samplesAtMost = 6;
+
+// What is shown has changed, or what is picked.
+function show() {
+  const isIn = runs.map(isShown);
+  const n = isIn.filter(Boolean).length;
+  for (const row of tableRows) {
+    row.hidden = !isIn[row.dataset.run];
+    row.classList.toggle("picked", Number(row.dataset.run) === state.picked);
+  }
+  let left = samplesAtMost;
+  const fitting = samples.filter((figure) => isIn[figure.dataset.run]);
+  for (const figure of samples) {
+    const isPicked = Number(figure.dataset.run) === state.picked;
+    figure.hidden = !fitting.includes(figure) || (left <= 0 && !isPicked);
+    figure.classList.toggle("picked", isPicked);
+    if (!figure.hidden) left -= 1;
+  }
+  const more = byId("more");
+  more.hidden = fitting.length <= 6;
+  more.textContent = samplesAtMost === 6 ? "Show all " + fitting.length + " samples" : "Show the first 6";
+  if (byId("count")) {
+    byId("count").textContent = n === runs.length ? "all " + n : n + " of " + runs.length;
+    byId("all").hidden = n === runs.length && state.picked === null;
+  }
+  redraw("curves", "fields");
+}
+
+function pick(at) {
+  state.picked = state.picked === at ? null : at;
+  show();
+}
+
+function sortBy(table, column, header) {
+  const descending = header.getAttribute("aria-sort") === "ascending";
+  for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
+  header.setAttribute("aria-sort", descending ? "descending" : "ascending");
+  const body = table.tBodies[0];
+  const keyed = [...body.rows].map((row) => ({ row, text: row.cells[column].innerText.trim() }));
+  const isNumeric = keyed.every(({ text }) => text === "-" || text === "" || isFinite(text.replace(/,/g, "")));
+  const missing = ({ text }) => text === "-" || text === "";
+  keyed.sort((a, b) => {
+    if (missing(a) || missing(b)) return missing(a) - missing(b); // what there is none of comes last, either way
+    const order = isNumeric
+      ? Number(a.text.replace(/,/g, "")) - Number(b.text.replace(/,/g, ""))
+      : a.text.localeCompare(b.text, "en", { numeric: true });
+    return descending ? -order : order;
+  });
+  body.append(...keyed.map(({ row }) => row));
+}
+
+function listen() {
+  for (const form of document.querySelectorAll("form")) {
+    form.hidden = false;
+    form.addEventListener("submit", (event) => event.preventDefault());
+  }
+  for (const input of document.querySelectorAll("#bar input[name=y]")) {
+    input.addEventListener("change", () => { state.y = input.value; redraw("curves", "fields"); });
+  }
+  for (const input of document.querySelectorAll("#curve-switches input")) {
+    if (input.type === "checkbox") input.checked = state[input.name];
+    input.addEventListener("change", () => {
+      if (input.type === "checkbox") state[input.name] = input.checked;
+      else state.x = input.value;
+      redraw("curves");
+    });
+  }
+  byId("theme").addEventListener("click", () => {
+    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+    drawAll();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  byId("more").addEventListener("click", () => {
+    samplesAtMost = samplesAtMost === 6 ? Infinity : 6;
+    show();
+  });
+  for (const table of document.querySelectorAll("table.sortable")) {
+    table.querySelectorAll("thead th").forEach((header, column) =>
+      header.addEventListener("click", () => sortBy(table, column, header)));
+  }
+  for (const row of tableRows) row.querySelector(".pick").addEventListener("click", () => pick(Number(row.dataset.run)));
+  if (!byId("words")) return;
+  for (const choice of coloursThereAre()) byId("colour").add(new Option(choice.text, choice.key));
+  byId("colour").addEventListener("change", () => { state.colour = byId("colour").value; redraw("curves", "fields"); });
+  byId("words").addEventListener("input", () => { state.words = byId("words").value.trim().toLowerCase(); show(); });
+  byId("all").addEventListener("click", () => {
+    Object.assign(state, { words: "", brushes: {}, picked: null });
+    byId("words").value = "";
+    show();
+    redraw("parallel");
+  });
+}
+
+function drawAll() {
+  show();
+  redraw("parallel");
+}
+
+listen();
+drawAll();
+for (const name of Object.keys(DRAWN)) if (byId(name)) watcher.observe(byId(name));
+addEventListener("beforeprint", () => refresh(true));

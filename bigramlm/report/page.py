@@ -1,0 +1,110 @@
+"""The page of a report: one file that needs nothing else, and in which nothing of a run's own can run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import Any
+
+from bigramlm import files
+from bigramlm.errors import require
+from bigramlm.report.gather import Told, data, differences, sample_of, told
+from bigramlm.results import Outcomes, seed_table
+from bigramlm.run import versions
+
+GENERATOR = "bigramlm report"
+"""What a page says that it was made by: one that does not is somebody else's, and is not written over."""
+
+
+def write(outcomes: Outcomes, path: Path, *, title: str, log_fields: Sequence[str] = ()) -> None:
+    """Write a report of these runs. UserError where the file is there and is no report.
+
+    log_fields: what was searched on a logarithmic scale; of other fields their values tell.
+    """
+    require(not path.is_dir(), f"{path}: is a folder; name a file, such as {path / 'report.html'}")
+    if path.exists():
+        with path.open("rb") as file:
+            is_ours = f'<meta name="generator" content="{GENERATOR}">'.encode() in file.read(4096)
+        require(is_ours, f"{path}: is no report, and is not written over; name another file")
+    files.write(path, [page(outcomes, title=title, log_fields=log_fields).encode()])
+
+
+def page(outcomes: Outcomes, *, title: str, log_fields: Sequence[str] = ()) -> str:
+    """The page as HTML."""
+    # Read here alone, for the other commands answer faster without.
+    from jinja2 import Environment
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs, get_plotlyjs_version
+
+    runs = [told(row) for row in outcomes.rows]
+    columns = outcomes.columns(outcomes.rows)
+    del columns[""]
+    columns.pop("sample", None)
+    # A parser of HTML would make one of other ends of lines, and the scripts' hashes would not fit.
+    scripts = [_normal(text) for text in (get_plotlyjs(), _asset("page.js"))]
+    plotly, script = (Markup(text) for text in scripts)
+    return (
+        Environment(autoescape=True, trim_blocks=True)
+        .from_string(_asset("page.html"))
+        .render(
+            title=title,
+            generator=GENERATOR,
+            outcomes=outcomes,
+            runs=[_facts(run, at) for at, run in enumerate(runs)],
+            columns=columns,
+            numeric={head for head, cells in columns.items() if all(_is_number(cell) for cell in cells)},
+            titles={field: [row.values[field] for row in outcomes.rows] for field in outcomes.fields},
+            seeds=seed_table(groups) if (groups := outcomes.groups()) else None,
+            differences=differences(runs),
+            made=f"{datetime.now():%Y-%m-%d %H:%M}",
+            version=versions()["bigramlm"],
+            plotly_version=get_plotlyjs_version(),
+            policy=Markup(" ".join(_hash(text) for text in scripts)),
+            css=Markup(_asset("page.css")),
+            data=_json(data(outcomes, runs, log_fields)),
+            plotly=plotly,
+            script=script,
+        )
+    )
+
+
+def _facts(run: Told, at: int) -> dict[str, Any]:
+    return {
+        "at": at,
+        "row": run.row,
+        "sample": sample_of(run),
+        "prompt": run.config.get("sample.prompt"),
+        "config": run.config,
+        "folder": run.row.folder.absolute(),
+        "typed": " ".join(run.row.summary.get("overrides", [])),
+    }
+
+
+def _asset(name: str) -> str:
+    return (resources("bigramlm.report") / name).read_text("utf-8")
+
+
+def _normal(script: str) -> str:
+    return script.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _json(values: Any) -> Any:
+    from markupsafe import Markup
+
+    # With no < in it nothing ends the element that holds it, or begins another.
+    return Markup(
+        json.dumps(values, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    )
+
+
+def _is_number(cell: str) -> bool:
+    return cell == "-" or cell.lstrip("-").replace(",", "").replace(".", "").replace("e-", "").isdecimal()
