@@ -97,6 +97,7 @@ def test_a_search_leaves_its_trials_as_jobs(searched: Callable[..., Ended], fold
     assert study(folder).best_trial.user_attrs["job"] == int(table(folder)[0]["job"])
     assert "(8 of 8)" in ended.err
     assert "(1 of 8)" in ended.err
+    assert Sweep(folder).log_fields == ["optim.lr"], "which the report draws so"
 
 
 def test_hopeless_trials_end_early_as_pruned(searched: Callable[..., Ended], folder: Path) -> None:

@@ -406,7 +406,7 @@ function drawParallel() {
       label: plain(short(one.label, 30)),
       values: completed.map(one.of),
       tickvals: one.tickvals,
-      ticktext: one.tickvals.map((value) => plain(one.textOf(value))),
+      ticktext: one.tickvals.map(one.textOf), // which Plotly shows as it is, here alone
       ...(state.brushes[at] ? { constraintrange: state.brushes[at] } : {}),
     })),
     line: {

@@ -27,6 +27,7 @@ def write(outcomes: Outcomes, path: Path, *, title: str, log_fields: Sequence[st
     log_fields: what was searched on a logarithmic scale; of other fields their values tell.
     """
     require(not path.is_dir(), f"{path}: is a folder; name a file, such as {path / 'report.html'}")
+    require(path.parent.is_dir(), f"{path.parent}: there is no such folder to write to; make it, or name another")
     if path.exists():
         with path.open("rb") as file:
             is_ours = f'<meta name="generator" content="{GENERATOR}">'.encode() in file.read(4096)

@@ -1,0 +1,263 @@
+"""The report: what it is made from, the command, and that no name of anything gets out of its place."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from bigramlm import runs
+from bigramlm.bench.report import made_up_sweep
+from bigramlm.report.gather import Told, data, differences, is_geometric, references, thinned, told
+from bigramlm.report.page import page
+from bigramlm.results import Entry, Outcomes, Results
+from bigramlm.sweep import Sweep
+from tests.conftest import Cli
+
+HOSTILE = (
+    "<script>window.hacked = 1</script>\"'&amp;<b>bold</b></pre></script>--><img src=x onerror=hacked=1>${x}%{y}\u2028"
+)
+FILES = {"config": "config.yaml", "metrics": "metrics.jsonl", "summary": "summary.json", "samples": "samples.txt"}
+
+
+def told_of(folder: Path, **fields: object) -> Told:
+    """A run that left only these files: config, metrics, summary, samples."""
+    folder.mkdir(parents=True)
+    for name, content in fields.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / FILES[name]).write_text(text, "utf-8")
+    return told(Outcomes([Entry(folder.name, folder, {})]).rows[0])
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made-up sweep of 80 jobs: ten learning rates, four block sizes, two seeds."""
+    folder = tmp_path_factory.mktemp("sweeps") / "made-up"
+    folder.mkdir()
+    made_up_sweep(folder, records=20, seeds=2)
+    return folder
+
+
+def test_a_long_series_keeps_its_ends_and_whatever_stands_out() -> None:
+    losses = [2.0] * 10_000
+    losses[4321], losses[7000], losses[0], losses[-1] = 9.0, 0.5, 3.0, 1.0
+    series = {"step": [float(n) for n in range(10_000)], "seconds": [n / 10 for n in range(10_000)], "loss": losses}
+    kept = thinned(series, 100)
+    assert len(kept["step"]) <= 100
+    points = dict(zip(kept["step"], kept["loss"], strict=True))
+    assert {step: points.get(step) for step in (0, 4321, 7000, 9999)} == {0: 3.0, 4321: 9.0, 7000: 0.5, 9999: 1.0}
+    assert kept["step"] == sorted(kept["step"])
+    assert kept["seconds"] == [step / 10 for step in kept["step"]]
+    assert thinned(series, 10_000) is series
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1e-3, 1e-2, 1e-1], True),
+        ([8, 16, 32, 64], True),
+        ([1e-3, 3e-3, 1e-2, 3e-2], True),
+        ([1, 2, 3], False),
+        ([0.1, 0.2, 0.3, 0.4], False),
+        ([8, 16], False),
+        ([0.01, 0.1], True),
+        ([0, 0.1, 1], False),
+        ([-1, 1, 10], False),
+        ([5], False),
+        ([0.01] * 9, False),
+    ],
+)
+def test_a_field_that_was_swept_by_factors_has_a_logarithmic_axis(values: list[float], expected: bool) -> None:
+    assert is_geometric(values) is expected
+
+
+def test_what_a_search_was_given_on_a_logarithmic_scale_is_so_whatever_it_tried(sweep: Path) -> None:
+    entries = [Entry(str(lr), sweep / "0", {"optim.lr": lr}) for lr in ("0.1", "0.2", "0.3")]
+    outcomes = Outcomes(entries)
+    runs = [told(row) for row in outcomes.rows]
+    for fields, log in (([], False), (["optim.lr"], True)):
+        (field,) = data(outcomes, runs, fields)["fields"]
+        assert field == {"name": "optim.lr", "numeric": True, "log": log}
+
+
+def test_a_run_tells_what_it_can(tmp_path: Path) -> None:
+    records = [
+        {"step": 0, "seconds": 0.0, "val/loss": 4.0, "train/batch_loss": 4.1, "val/best_bigram": 2.5},
+        {"step": 10, "seconds": 1.0, "train/batch_loss": None},
+        {"step": 20, "seconds": 2.0, "val/loss": 3.0, "val/best_bigram": 2.5},
+    ]
+    metrics = "\n".join([*map(json.dumps, records), '{"step": 30, "val/l'])
+    run = told_of(
+        tmp_path / "a",
+        config="data: {batch_size: 4, block_size: 8}\ntrainer: {grad_accumulation: 2}",
+        metrics=metrics,
+        summary={"status": "stopped"},
+        samples="---- step 10\nearly\n---- step 20\n\nlate\n",
+    )
+    assert run.series["val"] == {"step": [0, 20], "seconds": [0.0, 2.0], "loss": [4.0, 3.0]}
+    assert run.series["batch"]["loss"] == [4.1], "JSON has null for what was not finite"
+    assert (run.references, run.tokens_per_step, run.sample) == ({"val/best_bigram": 2.5}, 64, "\nlate")
+    bare = told_of(tmp_path / "b")
+    assert (bare.row.status, bare.config, bare.tokens_per_step, bare.sample) == ("pending", {}, None, None)
+    broken = told_of(tmp_path / "c", config="{", summary="[]", metrics="no")
+    assert (broken.config, broken.series["val"]["step"]) == ({}, [])
+    page(Outcomes([Entry(name, tmp_path / name, {}) for name in "abc"]), title="of what there is")
+
+
+def test_references_are_told_once_for_all_runs_that_share_them(tmp_path: Path) -> None:
+    told = [
+        told_of(tmp_path / str(n), metrics={"step": 0, "val/best_bigram": bigram, "val/ngram_2": 2.25})
+        for n, bigram in enumerate((2.4801, 2.4802, 2.6))
+    ]
+    assert references(told) == [
+        {"split": "val", "name": "2-gram", "loss": 2.25, "runs": [0, 1, 2]},
+        {"split": "val", "name": "best bigram", "loss": 2.48, "runs": [0, 1]},
+        {"split": "val", "name": "best bigram", "loss": 2.6, "runs": [2]},
+    ]
+
+
+def test_what_differs_is_told_of_config_text_and_code(tmp_path: Path) -> None:
+    told = [
+        told_of(
+            tmp_path / str(n),
+            config=f"optim: {{lr: {lr}, name: adamw}}\npreflight: true\nsample: {{prompt: null}}",
+            summary={
+                "data": {"sha256": sha},
+                "git": {"commit": "abc", "dirty": n == 2},
+                "versions": {"torch": "2.13.0"},
+            },
+        )
+        for n, (lr, sha) in enumerate(((0.1, "f" * 64), (0.01, "f" * 64), (0.1, "0" * 64)))
+    ]
+    found = {difference.field: difference for difference in differences(told)}
+    assert set(found) == {"optim.lr", "text", "code"}
+    assert found["optim.lr"].values == ["0.1", "0.01", "0.1"]
+    assert found["optim.lr"].counts == [("0.01", 1), ("0.1", 2)], "numbers by size"
+    assert found["text"].counts == [("f" * 12, 2), ("0" * 12, 1)]
+    assert found["code"].values == ["abc", "abc", "abc and changes"]
+
+
+def test_the_data_is_in_the_order_of_the_table_and_knows_its_seeds(sweep: Path) -> None:
+    outcomes = Results(Sweep(sweep))
+    made = data(outcomes, [told(row) for row in outcomes.rows], [])
+    finals = [run["final"] for run in made["runs"]]
+    assert finals == sorted(finals)
+    assert {field["name"]: field["log"] for field in made["fields"]} == {
+        "optim.lr": True,
+        "data.block_size": True,
+        "seed": False,
+    }
+    assert len(made["groups"]) == 40
+    for group in made["groups"]:
+        of = [made["runs"][at] for at in group["runs"]]
+        assert len({(run["values"]["optim.lr"], run["values"]["data.block_size"]) for run in of}) == 1
+        assert group["mean"] == pytest.approx(sum(run["final"] for run in of) / len(of), rel=1e-5)
+    assert made["runs"][0]["tokensPerStep"] == 32 * int(made["runs"][0]["values"]["data.block_size"])
+
+
+class Elements(HTMLParser):
+    """The elements of a page, and what tries to run in it or to fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.scripts = self.images = 0
+        self.handlers: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        self.images += tag in ("img", "iframe", "object", "link", "base")
+        self.handlers += [name for name, _ in attributes if name.startswith("on")]
+        self.addresses += [str(value) for name, value in attributes if name in ("src", "href", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_nothing_of_a_runs_own_becomes_part_of_the_page(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    told_of(
+        folder,
+        config=json.dumps({"sample": {"prompt": HOSTILE}, "data": {"path": HOSTILE}}),
+        summary={
+            "status": "failed",
+            "error": HOSTILE,
+            "overrides": [f"sample.prompt={HOSTILE}"],
+            "git": {"commit": HOSTILE},
+        },
+        samples=f"---- step 1\n{HOSTILE}\n",
+    )
+    entries = [Entry(HOSTILE, folder, {HOSTILE: HOSTILE}, HOSTILE), Entry("other", tmp_path / "none", {HOSTILE: "1"})]
+    found = Elements(page(Outcomes(entries, [HOSTILE]), title=HOSTILE))
+    assert (found.scripts, found.images, found.handlers, found.addresses) == (3, 0, [], [])
+    assert found.text.count("<img src=x onerror=hacked=1>") >= 8, "title, head, table, sample, prompt, what differs"
+
+
+def test_a_page_is_complete_in_itself_and_says_what_may_run_in_it(sweep: Path) -> None:
+    text = page(Results(Sweep(sweep)), title="A sweep")
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy is not None
+    assert policy[1].startswith("default-src 'none'; script-src 'sha256-")
+    assert policy[1].count("sha256-") == 2
+    assert "unsafe-inline'; img" in policy[1], "of styles only"
+    assert "script-src 'unsafe-inline'" not in policy[1]
+    assert not re.search(r"<(link|img|iframe|script src)", text[: text.index("plotly.js v")])
+
+
+def test_the_command_makes_a_page_of_a_run_a_sweep_or_many(
+    sweep: Path, tool: Cli, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = tmp_path / "outputs"
+    monkeypatch.setattr(runs, "outputs", lambda: outputs)
+    done = tool(runs.main, "report", str(sweep))
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[0] == "80 jobs: 80 completed"
+    assert re.fullmatch(r"Report: .*/made-up/report.html \(\d\.\d MB\)", done.out.splitlines()[1])
+    assert "<title>Sweep made-up</title>" in (sweep / "report.html").read_text("utf-8")
+    again = tool(runs.main, "report", str(sweep))
+    assert again.code == 0, "its own page is made anew"
+
+    folder = outputs / "runs" / "day" / "time"
+    assert cli("data=bundled", "trainer.steps=4", "logger=none", f"hydra.run.dir={folder}", run_dir=False).code == 0
+    alone = tool(runs.main, "report", "latest")
+    assert alone.out.startswith("1 run: 1 completed\n")
+    assert "<title>Run day/time</title>" in (folder / "report.html").read_text("utf-8")
+
+    both = tool(runs.main, "report", "day/time", str(sweep), "day", "-o", str(tmp_path / "both.html"))
+    assert both.out.startswith("81 runs: 81 completed\n"), "each once"
+    text = (tmp_path / "both.html").read_text("utf-8")
+    assert "made-up/79" in text
+    assert "day/time" in text
+
+
+def test_the_newest_run_of_a_sweep_brings_the_others(
+    tool: Cli, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "outputs", lambda: tmp_path)
+    folder = tmp_path / "sweeps" / "new"
+    typed = ("-m", "data=bundled", "trainer.steps=2", "logger=none", f"hydra.sweep.dir={folder}")
+    cli(*typed, "seed=1,2", "data.block_size=8,99999999", run_dir=False)
+    done = tool(runs.main, "report", "latest")
+    assert done.out.startswith("4 jobs: 2 completed, 2 failed\n")
+    text = (folder / "report.html").read_text("utf-8")
+    assert "job 1 failed: data.block_size=99999999: the train split" in text
+
+
+def test_what_cannot_be_reported_is_one_line(sweep: Path, tool: Cli, tmp_path: Path) -> None:
+    (tmp_path / "notes.html").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        (["nowhere"], "nowhere: there is no such folder; python scripts/runs.py list shows the runs"),
+        ([str(tmp_path / "empty")], "empty: holds no run; python scripts/runs.py list shows those there are"),
+        ([str(tmp_path / "notes.html")], "notes.html: is no folder"),
+        ([str(sweep), "-o", str(tmp_path / "notes.html")], "notes.html: is no report, and is not written over"),
+        ([str(sweep), "-o", str(tmp_path / "empty")], "empty: is a folder; name a file, such as"),
+        ([str(sweep), "-o", str(tmp_path / "no" / "page.html")], "no: there is no such folder to write to"),
+    ):
+        done = tool(runs.main, "report", *arguments)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), arguments
+        assert message in done.err
+    assert (tmp_path / "notes.html").read_text() == "mine"
