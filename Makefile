@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint docs clean
+.PHONY: train test lint docs pictures clean
 
 train: .venv/installed  ## Train and print a sample; overrides: make train ARGS="optim.lr=1e-2"
 	@$(BIN)/python scripts/train.py $(ARGS)
@@ -18,6 +18,9 @@ lint: .venv/installed-dev  ## Check style and types
 
 docs: .venv/installed  ## Write docs/config.md again, from the dataclasses
 	@$(BIN)/python scripts/config_reference.py
+
+pictures: .venv/installed-dev  ## Take the pictures in docs/pictures again; needs Chromium
+	@$(BIN)/python scripts/pictures.py
 
 clean:  ## Remove the environment and the caches; texts and runs stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

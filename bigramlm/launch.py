@@ -32,7 +32,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from bigramlm import paths
 from bigramlm.cli import known, quoted, relative, show
 from bigramlm.config import RunConfig, identity, to_run_config
 from bigramlm.data.config import DataConfig
@@ -275,9 +274,8 @@ class Launch:
             lines.append(f"The same command with {shlex.quote(f'sweep={where}')} runs what is left.")
         loggers = self.config.logger.use
         if "tensorboard" in loggers:
-            outputs = paths.home() / "outputs"
-            folder = relative(outputs if outputs in self.sweep.folder.parents else self.sweep.folder)
-            lines.append(f"Look at it: tensorboard --logdir {shlex.quote(str(folder))}")
+            lines.append(f"Look at it: tensorboard --logdir {shlex.quote(str(where))}")
+        lines.append(f"A page: python scripts/runs.py report {shlex.quote(str(where))}")
         show("\n".join(lines))
         return left
 

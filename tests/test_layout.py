@@ -27,7 +27,7 @@ FLOORS = (
     ("resume", "workers"),
     ("train",),
     ("sample", "checkpoint_tool", "verify_resume"),
-    ("bench", "config_reference"),
+    ("bench", "config_reference", "pictures"),
 )
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

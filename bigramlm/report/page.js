@@ -8,14 +8,21 @@ const byId = (id) => document.getElementById(id);
 // Names are shown by Plotly, which reads a few tags of HTML in them; here they are to be what they are.
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const short = (text, most) => (text.length <= most ? text : text.slice(0, most - 1) + "…");
-const label = (run) => plain(short(data.kind + " " + run.name, 60)) + (run.typed ? "<br>" + plain(short(run.typed, 90)) : "");
+for (const run of runs) {
+  run.label = plain(short(data.kind + " " + run.name, 60)) + (run.typed ? "<br>" + plain(short(run.typed, 90)) : "");
+}
 const number = (value) => Number(value).toLocaleString("en", { maximumSignificantDigits: 4 });
 
 const CATEGORIES = ["#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f", "#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#bab0ac"];
 const LIGHT_SCALE = ["#440154", "#482878", "#443983", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#44bf70", "#6ccd5a", "#9bbb2a"];
 const DARK_SCALE = ["#5a68c0", "#4b7cc4", "#3c8fbe", "#2ea0ad", "#28ae98", "#35b779", "#5ec962", "#8fd744", "#c2df30", "#fde725"];
-const DASHES = { val: "solid", train: "dot", batch: "solid" };
-const WIDTHS = { val: 2, train: 1.5, batch: 1 };
+// Of many curves dots could not be told from each other, and take a browser long to draw.
+const MANY = 20;
+const LOOKS = {
+  val: () => ({ width: 2, opacity: 1 }),
+  train: (isMany) => (isMany ? { width: 1, opacity: 0.6 } : { width: 1.5, dash: "dot", opacity: 1 }),
+  batch: () => ({ width: 1, opacity: 0.45 }),
+};
 const UNITS = { step: "step", tokens: "tokens", seconds: "seconds" };
 
 const state = { x: "step", y: "linear", val: true, train: runs.length <= CATEGORIES.length, batch: false, colour: "", picked: null, words: "", brushes: {} };
@@ -150,7 +157,7 @@ function joined(group, loss, look) {
     along(run, series).forEach((x, point) => {
       trace.x.push(x);
       trace.y.push(series.loss[point]);
-      trace.text.push(label(run));
+      trace.text.push(run.label);
       trace.customdata.push(at);
     });
     trace.x.push(null);
@@ -173,35 +180,33 @@ function drawCurves() {
   const traces = [];
   const named = new Set();
   const hasPoints = (group, loss) => group.runs.some((run) => run.series[loss].loss.length > 0);
-  const add = (group, loss, look) => {
+  const isMany = shown.length > MANY;
+  const add = (group, loss, { isFaded = false, wider = 0 } = {}) => {
+    const { width, dash = "solid", opacity } = LOOKS[loss](isMany);
     const few = group.runs.every((run) => run.series[loss].loss.length <= 1);
     const trace = joined(group, loss, {
       type: "scatter",
       mode: few ? "markers" : "lines",
-      line: { color: group.colour, width: WIDTHS[loss], dash: DASHES[loss] },
+      line: { color: group.colour, width: width + wider, dash },
+      opacity: isFaded ? 0.2 * opacity : opacity,
       marker: { color: group.colour, size: 8 },
       hovertemplate: hover(loss),
       name: plain(short(group.name, 40)),
       legendgroup: group.name,
       showlegend: loss === losses.filter((one) => hasPoints(group, one)).pop(),
-      ...look,
     });
     if (!hasPoints(group, loss)) return;
     named.add(group.name);
     traces.push(trace);
   };
   for (const loss of losses) {
-    for (const group of all) {
-      add(group, loss, { opacity: (loss === "batch" ? 0.45 : 1) * (state.picked === null ? 1 : 0.2) });
-    }
+    for (const group of all) add(group, loss, { isFaded: state.picked !== null });
   }
   const picked = runs[state.picked];
   if (picked && shown.includes(picked)) {
     const group = all.find((one) => one.runs.includes(picked));
     for (const loss of losses) {
-      add({ name: data.kind + " " + picked.name, colour: group.colour, runs: [picked] }, loss, {
-        line: { color: group.colour, width: WIDTHS[loss] + 1.5, dash: DASHES[loss] },
-      });
+      add({ name: data.kind + " " + picked.name, colour: group.colour, runs: [picked] }, loss, { wider: 1.5 });
     }
   }
   const { shapes, annotations } = references(shown, losses);
@@ -279,6 +284,7 @@ function heights(shown, losses) {
 }
 
 function drawFields() {
+  byId("above").hidden = ceiling === Infinity;
   const shown = runs.filter((run) => isShown(run) && run.final !== null);
   data.fields.forEach((field, at) => drawField("field-" + at, field, shown));
 }
@@ -292,7 +298,7 @@ function drawField(id, field, shown) {
       mode: "markers",
       x: group.runs.map(valueOf).map((x) => (field.numeric ? x : plain(x))),
       y: group.runs.map((run) => Math.min(run.final, ceiling)),
-      text: group.runs.map((run) => label(run) + "<br>final val " + run.final.toFixed(4)),
+      text: group.runs.map((run) => run.label + "<br>final val " + run.final.toFixed(4)),
       customdata: group.runs.map((run) => runs.indexOf(run)),
       marker: {
         color: group.colour,
@@ -446,16 +452,22 @@ const watcher = new IntersectionObserver(
 );
 
 function redraw(...names) {
-  for (const name of names) stale.add(name);
+  for (const name of names) if (byId(name)) stale.add(name);
   refresh();
 }
 
-function refresh(isAll) {
-  for (const name of [...stale]) {
-    if (!isAll && !onScreen.has(name)) continue;
-    stale.delete(name);
-    DRAWN[name]();
-  }
+// One at a time, so that the first is seen before the others are made.
+let isWaiting = false;
+function refresh() {
+  const next = [...stale].find((name) => onScreen.has(name));
+  if (isWaiting || next === undefined) return;
+  stale.delete(next);
+  DRAWN[next]();
+  isWaiting = true;
+  requestAnimationFrame(() => requestAnimationFrame(() => {
+    isWaiting = false;
+    refresh();
+  }));
 }
 
 const tableRows = [...document.querySelectorAll("#results tbody tr")];
@@ -561,4 +573,7 @@ function drawAll() {
 listen();
 drawAll();
 for (const name of Object.keys(DRAWN)) if (byId(name)) watcher.observe(byId(name));
-addEventListener("beforeprint", () => refresh(true));
+addEventListener("beforeprint", () => {
+  for (const name of stale) DRAWN[name]();
+  stale.clear();
+});
