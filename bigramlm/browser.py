@@ -53,9 +53,13 @@ class Browser:
         self.driver.get(address.resolve().as_uri() if isinstance(address, Path) else address)
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What a function with this body returns in the page; a promise is waited for."""
-        code = "const done = arguments[arguments.length - 1]; (async (...args) => {%s})(...arguments).then(done)"
-        return self.driver.execute_async_script(code % script, *arguments)
+        """What a function with this body returns in the page; a promise is waited for. RuntimeError where it fails."""
+        code = "const done = arguments[arguments.length - 1]; (async (...args) => {%s})(...arguments)"
+        code += ".then((value) => done({value}), (error) => done({error: String(error)}))"
+        done = self.driver.execute_async_script(code % script, *arguments)
+        if "error" in done:
+            raise RuntimeError(f"{done['error']}, in: {script}")
+        return done.get("value")
 
     def complaints(self) -> list[str]:
         """The errors that the console was told of since it was last asked."""

@@ -21,7 +21,7 @@ from bigramlm.cli import relative, table
 from bigramlm.config import KINDS, flat
 from bigramlm.errors import UserError
 from bigramlm.run import last_sample, read_config, read_summary, status
-from bigramlm.sweep import Sweep
+from bigramlm.sweep import Sweep, values_of
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ class Row:
     @property
     def text(self) -> str | None:
         """The SHA-256 of the text it was trained on."""
-        found = self.summary.get("data", {}).get("sha256")
+        found = part(self.summary, "data").get("sha256")
         return None if found is None else str(found)
 
 
@@ -113,6 +113,7 @@ class Outcomes:
 
     def __init__(self, entries: Sequence[Entry], swept: Sequence[str] = ()) -> None:
         """swept: the fields that are shown of each, besides those that were typed for any of them and differ."""
+        entries = [_as_it_is(entry) for entry in entries]
         typed = (name for entry in entries for name in entry.typed if not name.startswith("logger"))
         names = list(dict.fromkeys([*swept, *typed]))
         values = [_values(entry, names) for entry in entries]
@@ -139,9 +140,14 @@ class Outcomes:
 
     @property
     def best(self) -> Row | None:
-        """The completed run with the lowest final val loss."""
+        """The completed run with the lowest final val loss; None where there is none, or they cannot be compared."""
         first = self.rows[0] if self.rows else None
-        return first if first and _rank(first)[0] == 0 else None
+        return first if first and _rank(first)[0] == 0 and self.n_texts == 1 else None
+
+    @property
+    def n_texts(self) -> int:
+        """How many different texts they were trained on: losses on different ones are not compared."""
+        return max(1, len({row.text for row in self.rows if row.text}))
 
     def count(self) -> str:
         """How many there are, and how they stand: `40 jobs: 30 completed, 10 failed`."""
@@ -149,8 +155,8 @@ class Outcomes:
         known = ", ".join(f"{n} {state}" for state, n in counts if n)
         return f"{len(self.rows)} {self.kind}{'' if len(self.rows) == 1 else 's'}: {known or 'none'}"
 
-    def columns(self, rows: list[Row]) -> dict[str, list[str]]:
-        # By their heads. Where the models differ, what tells them apart is shown too.
+    def columns(self, rows: list[Row], *, samples: bool = True) -> dict[str, list[str]]:
+        """A table's cells by its heads. Where the models differ, what tells them apart is shown too."""
         sizes = {row.n_params for row in self.rows if row.n_params is not None}
         models_differ = len(sizes) > 1 or any(re.match(r"model(\.|$)", field) for field in self.fields)
         columns = {"": ["*" if row is self.best else "" for row in rows], self.kind: [row.name for row in rows]}
@@ -165,7 +171,7 @@ class Outcomes:
         columns["step"] = [_figure(row.step, "d") for row in rows]
         columns["tok/s"] = [_figure(row.tokens_per_second, ",.0f") for row in rows]
         columns["s"] = [_figure(row.seconds, ".1f") for row in rows]
-        if models_differ:
+        if models_differ and samples:
             columns["sample"] = [_line_of_sample(row.folder) for row in rows]
         return columns
 
@@ -196,9 +202,8 @@ class Outcomes:
         if "seed" not in self.fields and len(completed) > 1:
             how = "a sweep of the best values with seed=1,2,3" if self.planned else "seed=1,2,3 besides"
             notes.append(f"Each has one seed: how much of the differences is chance, {how} would tell.")
-        texts = {row.text for row in self.rows if row.text}
-        if len(texts) > 1 and not any(re.match(r"data(\.path)?$|experiment$", field) for field in self.fields):
-            notes.append(f"Not comparable: these {self.kind}s were trained on {len(texts)} different texts.")
+        if self.n_texts > 1:
+            notes.append(f"Not comparable: these {self.kind}s were trained on {self.n_texts} different texts.")
         failed = sorted((row for row in self.rows if row.status == "failed"), key=lambda row: row.number)
         return notes + [f"{self.kind} {row.name} failed: {one_line(row.error)}" for row in failed]
 
@@ -212,6 +217,12 @@ class Results(Outcomes):
         self.folder = sweep.folder
         self.planned = sweep.planned
         super().__init__(entries_of(sweep), sweep.fields)
+
+    @property
+    def n_texts(self) -> int:
+        """As of any runs; but who sweeps the text means to compare, and it counts as one."""
+        is_swept = any(re.match(r"data(\.path)?$|experiment$", field) for field in self.fields)
+        return 1 if is_swept else super().n_texts
 
     def row(self, name: str) -> Row | None:
         """The job of this name, which is its folder's; None where it is none of ours."""
@@ -381,14 +392,31 @@ def swept(folder: Path) -> dict[str, str] | None:
     except UserError:  # what is said of a sweep must not cost a run
         return None
     job = sweep.jobs.get(int(folder.name)) if folder.name.isdecimal() else None
-    return None if job is None else _values(Entry(folder.name, folder, job.values), sweep.fields)
+    return None if job is None else _values(_as_it_is(Entry(folder.name, folder, job.values)), sweep.fields)
+
+
+def part(summary: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part of a summary, empty where there is none, or something else in its place."""
+    found = summary.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _rank(row: Row) -> tuple[int, float]:
     # Completed runs by what counts, others by what they came to, and those that came to nothing.
-    if row.status == "completed" and row.final is not None:
+    if row.status == "completed" and row.final is not None and math.isfinite(row.final):
         return 0, row.final
     return (2, 0.0) if row.best is None else (1, row.best)
+
+
+def _as_it_is(entry: Entry) -> Entry:
+    # With what was typed when it was resumed.
+    resumed = (read_summary(entry.folder) or {}).get("resumed")
+    typed = dict(entry.typed)
+    for time in resumed if isinstance(resumed, list) else ():
+        if isinstance(time, dict) and isinstance(time.get("overrides"), list):
+            later = values_of([str(override) for override in time["overrides"]])
+            typed |= {name: value for name, value in later.items() if name != "resume"}
+    return replace(entry, typed=typed)
 
 
 def _values(entry: Entry, names: Sequence[str]) -> dict[str, str]:
@@ -407,15 +435,21 @@ def _config(folder: Path) -> dict[str, str]:
     # A group's choice, such as `data`, is known by its name.
     config = flat(read_config(folder))
     named = {group: config[f"{group}.name"] for group in (*KINDS, "device") if f"{group}.name" in config}
-    return {name: str(value) for name, value in {**named, **config}.items()}
+    return {name: shown(value) for name, value in {**named, **config}.items()}
+
+
+def shown(value: Any) -> str:
+    """A value of a config as it is typed."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _normal(value: str) -> str:
-    # 1e-2 and 0.01 are one value.
+    # 1e-2 and 0.01 are one value, and so are 0 and 0.0.
     try:
-        return repr(float(value)) if re.search(r"[.e]", value) else str(int(value))
+        number = float(value)
     except ValueError:
-        return value
+        return value.lower() if value.lower() in ("true", "false") else value
+    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
 
 
 def seed_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:

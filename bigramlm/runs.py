@@ -255,23 +255,28 @@ def print_report(wheres: list[str], output: Path | None) -> None:
     folders = [_run_or_sweep(where) for where in wheres]
     entries = {entry.folder.resolve(): entry for folder in folders for entry in _entries(folder)}
     require(bool(entries), f"{' '.join(wheres)}: holds no run; python scripts/runs.py list shows those there are")
-    sweeps = {entry.folder.parent for entry in entries.values()}
+    sweeps = sorted({entry.folder.parent for entry in entries.values()})
     of_sweeps = [Sweep(folder) for folder in sweeps if (folder / PLAN).exists()]
     outcomes: Outcomes
-    if len(sweeps) == len(of_sweeps) == 1:
+    if len(folders) == 1 and (folders[0] / PLAN).exists():
         outcomes, title = Results(of_sweeps[0]), f"Sweep {of_sweeps[0].folder.name}"
     else:
-        above = Path(os.path.commonpath(list(entries))) if len(entries) > 1 else None
-        named = [
-            replace(entry, name=str(path.relative_to(above)) if above else _short(path))
-            for path, entry in entries.items()
-        ]
+        names = [_short(path) for path in entries] if len(entries) == 1 else _below_what_they_share(list(entries))
+        named = [replace(entry, name=name) for entry, name in zip(entries.values(), names, strict=True)]
         swept = [field for sweep in of_sweeps for field in sweep.fields]
         outcomes = Outcomes(named, list(dict.fromkeys(swept)))
         title = f"Run {named[0].name}" if len(named) == 1 else f"{len(named)} runs"
     path = output or (folders[0] if len(folders) == 1 else outputs()) / "report.html"
     page.write(outcomes, path, title=title, log_fields=[field for sweep in of_sweeps for field in sweep.log_fields])
     show(f"{outcomes.count()}\nReport: {relative(path)} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def _below_what_they_share(folders: list[Path]) -> list[str]:
+    try:
+        above = Path(os.path.commonpath([folder.parent for folder in folders]))
+    except ValueError:  # on several drives
+        return [str(folder) for folder in folders]
+    return [str(folder.relative_to(above)) for folder in folders]
 
 
 def _run_or_sweep(where: str) -> Path:

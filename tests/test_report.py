@@ -10,7 +10,7 @@ import pytest
 from bigramlm import runs
 from bigramlm.bench.report import made_up_sweep
 from bigramlm.report.gather import Told, data, differences, is_geometric, references, thinned, told
-from bigramlm.report.page import page
+from bigramlm.report.page import page, write
 from bigramlm.results import Entry, Outcomes, Results
 from bigramlm.sweep import Sweep
 from tests.conftest import Cli
@@ -103,6 +103,80 @@ def test_a_run_tells_what_it_can(tmp_path: Path) -> None:
     broken = told_of(tmp_path / "c", config="{", summary="[]", metrics="no")
     assert (broken.config, broken.series["val"]["step"]) == ({}, [])
     page(Outcomes([Entry(name, tmp_path / name, {}) for name in "abc"]), title="of what there is")
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"summary": {"status": "completed", "data": None, "versions": None, "git": 5, "final": [], "overrides": "x"}},
+        {"summary": {"status": "completed", "resumed": [None, {"overrides": None}], "final": {"val/loss": "low"}}},
+        {"metrics": {"step": 1, "seconds": "x", "val/loss": 2.0}},
+        {"metrics": '{"step": 1, "val/best_bigram": NaN, "val/loss": Infinity}\n{"step": 2, "val/ngram_2": "x"}'},
+        {"summary": {"status": "completed", "overrides": ["sample.prompt=\ud800"]}, "samples": "---- step 1\n\ud83d"},
+    ],
+)
+def test_a_damaged_folder_does_not_cost_the_page(tmp_path: Path, damaged: dict[str, object]) -> None:
+    files = {name: json.dumps(content) if isinstance(content, dict) else content for name, content in damaged.items()}
+    (tmp_path / "run").mkdir()
+    for name, content in files.items():
+        (tmp_path / "run" / FILES[name]).write_bytes(str(content).encode("utf-8", "surrogatepass"))
+    entries = [Entry("\udcff", tmp_path / "run", {"a": "\udcff"}), Entry("none", tmp_path / "none", {})]
+    write(Outcomes(entries), tmp_path / "report.html", title="\udcff")
+    assert "</html>" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_metrics_that_cannot_be_read_are_none(tmp_path: Path) -> None:
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    assert told(Outcomes([Entry("run", tmp_path / "run", {})]).rows[0]).series["val"]["loss"] == []
+
+
+def test_values_are_one_however_they_are_typed(tmp_path: Path) -> None:
+    """What is typed for one run and is the default of another is no difference."""
+    config = "device: {compile: false}\noptim: {grad_clip: null, weight_decay: 0.0, lr: 0.01}\ntrainer: {steps: 3}"
+    for name in "ab":
+        told_of(tmp_path / name, config=config)
+    typed = {
+        "device.compile": "false",
+        "optim.grad_clip": "null",
+        "optim.weight_decay": "0",
+        "optim.lr": "1e-2",
+        "trainer.steps": "4",
+        "logger": "none",
+    }
+    outcomes = Outcomes([Entry("a", tmp_path / "a", typed), Entry("b", tmp_path / "b", {})])
+    assert outcomes.fields == ["trainer.steps"]
+    assert {row.name: row.values["trainer.steps"] for row in outcomes.rows} == {"a": "4", "b": "3"}
+
+
+def test_a_run_that_was_resumed_has_what_it_has_now(tmp_path: Path) -> None:
+    resumed = [{"step": 3, "overrides": ["resume=x", "trainer.steps=5"]}, {"step": 5, "overrides": ["trainer.steps=9"]}]
+    told_of(tmp_path / "a", summary={"status": "completed", "resumed": resumed})
+    told_of(tmp_path / "b", summary={"status": "completed"})
+    outcomes = Outcomes([Entry(name, tmp_path / name, {"trainer.steps": "3"}) for name in "ab"])
+    assert outcomes.fields == ["trainer.steps"]
+    assert {row.name: row.values["trainer.steps"] for row in outcomes.rows} == {"a": "9", "b": "3"}
+
+
+def test_no_run_is_the_best_where_texts_or_losses_cannot_be_compared(tmp_path: Path) -> None:
+    for name, sha, loss in (("a", "0", 2.0), ("b", "1", 1.0), ("c", "1", float("nan"))):
+        told_of(
+            tmp_path / name,
+            summary={
+                "status": "completed",
+                "data": {"sha256": sha},
+                "final": {"val/loss": loss},
+                "git": {"dirty": True},
+            },
+        )
+    both = Outcomes([Entry(name, tmp_path / name, {"data": name}) for name in "ab"])
+    assert both.best is None
+    assert any("Not comparable: these runs were trained on 2 different texts." in note for note in both.notes())
+    text = page(both, title="t")
+    assert "the best" not in text
+    assert "with changes that were not committed, of which nothing is known" in text
+    same = Outcomes([Entry(name, tmp_path / name, {"seed": name}) for name in "cb"])
+    assert same.best is not None
+    assert same.best.name == "b", "and not what is no number"
 
 
 def test_references_are_told_once_for_all_runs_that_share_them(tmp_path: Path) -> None:
@@ -225,6 +299,10 @@ def test_the_command_makes_a_page_of_a_run_a_sweep_or_many(
     alone = tool(runs.main, "report", "latest")
     assert alone.out.startswith("1 run: 1 completed\n")
     assert "<title>Run day/time</title>" in (folder / "report.html").read_text("utf-8")
+
+    one = tool(runs.main, "report", str(sweep / "3"))
+    assert one.out.startswith("1 run: 1 completed\n"), "and not all of its sweep"
+    assert (sweep / "3" / "report.html").exists()
 
     both = tool(runs.main, "report", "day/time", str(sweep), "day", "-o", str(tmp_path / "both.html"))
     assert both.out.startswith("81 runs: 81 completed\n"), "each once"

@@ -40,6 +40,7 @@ def sweep(window: Browser, sweep_page: Path) -> Iterator[Browser]:
     window.looks(width=1280, height=2400)
     window.open(sweep_page)
     eventually(window, "return document.querySelectorAll('#curves .scatterlayer .trace').length > 0")
+    settled(window)
     yield window
     assert window.complaints() == []
     assert {address.partition(":")[0] for address in window.requests()} <= {"file", "data", "blob"}
@@ -51,6 +52,11 @@ def eventually(window: Browser, script: str, *arguments: Any) -> None:
     while not window.run(script, *arguments):
         assert time.monotonic() < until, script
         time.sleep(0.05)
+
+
+def settled(window: Browser) -> None:
+    """Wait until every chart on the screen is drawn as it is to be."""
+    eventually(window, "return !isWaiting && ![...stale].some((name) => onScreen.has(name))")
 
 
 def mouse(window: Browser, kind: str, x: float, y: float) -> None:
@@ -65,6 +71,7 @@ def click(window: Browser, selector: str) -> None:
     x, y = window.run(f"{box} return [x + width / 2, y + height / 2]", selector)
     for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
         mouse(window, kind, x, y)
+    settled(window)
 
 
 def column(window: Browser, head: str, table: str = "results") -> list[str]:
@@ -147,6 +154,7 @@ def test_what_there_is_none_of_is_sorted_to_the_end(window: Browser, tmp_path: P
         entries.append(Entry(name, tmp_path / name, {"data.block_size": name.replace(",", "")}))
     write(Outcomes(entries), tmp_path / "report.html", title="three")
     window.open(tmp_path / "report.html")
+    settled(window)
     for _ in ("up", "down"):
         click(window, "#results th:nth-child(4) button")
         assert column(window, "val")[-1] == "-"
@@ -208,9 +216,17 @@ def test_the_switches_change_what_is_drawn(sweep: Browser) -> None:
 def test_axes_are_logarithmic_where_a_field_was_swept_so(sweep: Browser) -> None:
     kinds = sweep.run("return [0, 1, 2].map((at) => document.getElementById('field-' + at).layout.xaxis.type)")
     assert kinds == ["log", "log", "linear"]
-    ticks = sweep.run("return document.getElementById('parallel').data[0].dimensions.map((one) => one.ticktext)")
-    assert ticks[0] == ["0.0001", "0.001", "0.01", "0.1", "1"]
-    assert ticks[1] == ["8", "16", "32", "64"]
+    axes = sweep.run(
+        "return document.getElementById('parallel').data[0].dimensions.map((d) => [d.tickvals, d.ticktext])"
+    )
+    places, texts = axes[0]
+    assert [10**place for place in places] == pytest.approx([float(text) for text in texts]), "half a decade apart"
+    assert axes[1][1] == ["8", "16", "32", "64"]
+    places, texts = axes[3]
+    assert len(set(texts)) == len(texts) == len(places), "one tick for each final loss, of which some are named"
+    named = [(place, text) for place, text in zip(places, texts, strict=True) if text.strip("\u200b")]
+    assert 5 <= len(named) <= 17
+    assert all(text == "≥ 4.200" or float(text) == pytest.approx(place, abs=1e-3) for place, text in named)
 
 
 def test_runs_that_fly_off_do_not_flatten_the_others(sweep: Browser) -> None:
@@ -226,11 +242,21 @@ def test_words_leave_the_runs_that_have_them_everywhere(sweep: Browser) -> None:
     from selenium.webdriver.common.by import By
 
     sweep.driver.find_element(By.ID, "words").send_keys("lr=0.01 seed=2")
+    settled(sweep)
     assert sweep.run("return document.getElementById('count').innerText") == "4 of 80"
     assert set(column(sweep, "optim.lr")) == {"0.01"}
     assert sum(len(trace["runs"]) for trace in traces(sweep)) == 4
     captions = "return [...document.querySelectorAll('figure:not([hidden]) figcaption')].map((f) => f.innerText)"
     assert ["lr=0.01" in caption and "seed=2" in caption for caption in sweep.run(captions)] == [True] * 4
+    for words, left in (
+        ("seed=2 lr=1e-2", 4),
+        ("block_size=6", 0),
+        ("block_size=8", 20),
+        ("data.block_size=8 seed=1", 10),
+    ):
+        sweep.run("words.value = args[0]; words.dispatchEvent(new Event('input'))", words)
+        settled(sweep)
+        assert len(column(sweep, "val")) == left, words
     click(sweep, "#all")
     assert len(column(sweep, "val")) == 80
 
@@ -249,6 +275,7 @@ def test_dragging_along_an_axis_leaves_the_runs_that_pass_there(sweep: Browser) 
         mouse(sweep, "mouseMoved", x, top + part * height)
     mouse(sweep, "mouseReleased", x, top + 0.45 * height)
     eventually(sweep, "return document.getElementById('count').innerText !== 'all 80'")
+    settled(sweep)
     low, high = sweep.run("return document.getElementById('parallel').data[0].dimensions[0].constraintrange")
     left = {rate for rate in map(float, column(sweep, "optim.lr")) if low <= math.log10(rate) <= high}
     assert left == {float(rate) for rate in column(sweep, "optim.lr")}
@@ -257,7 +284,52 @@ def test_dragging_along_an_axis_leaves_the_runs_that_pass_there(sweep: Browser) 
     assert sum(len(trace["runs"]) for trace in traces(sweep)) == 8 * len(left)
     click(sweep, "#all")
     assert len(column(sweep, "val")) == 80
+    sweep.run("document.getElementById('parallel').scrollIntoView()")
+    settled(sweep)
     assert sweep.run("return document.getElementById('parallel').data[0].dimensions.every((d) => !d.constraintrange)")
+
+
+def test_an_axis_that_was_moved_still_filters_its_own_field(sweep: Browser) -> None:
+    drag = """
+      const boxes = [...document.querySelectorAll(args[0])].map((found) => found.getBoundingClientRect());
+      const {x, y, width, height} = boxes.sort((a, b) => a.x - b.x)[args[1]];
+      return [x, y, width, height];
+    """
+    eventually(sweep, "return document.querySelectorAll('#parallel .axis-title').length === 4")
+    (x, y, width, height), (other, *_) = (sweep.run(drag, "#parallel .axis-title", at) for at in (0, 1))
+    mouse(sweep, "mouseMoved", x + width / 2, y + height / 2)
+    mouse(sweep, "mousePressed", x + width / 2, y + height / 2)
+    for part in (0.3, 0.7, 1.2):
+        mouse(sweep, "mouseMoved", x + width / 2 + part * (other - x), y + height / 2)
+    mouse(sweep, "mouseReleased", x + width / 2 + 1.2 * (other - x), y + height / 2)
+    eventually(sweep, "return document.getElementById('parallel').data[0].dimensions[0].label === 'data.block_size'")
+    time.sleep(1)  # while the axes glide to their places
+    # Above the middle of what is the first axis now: blocks of 32.
+    x, y, width, height = sweep.run(drag, "#parallel .axis-brush .background", 0)
+    for kind, part in (
+        *(("mouseMoved", 0.1), ("mousePressed", 0.1)),
+        *(("mouseMoved", part) for part in (0.2, 0.3, 0.45)),
+        ("mouseReleased", 0.45),
+    ):
+        mouse(sweep, kind, x + width / 2, y + part * height)
+    eventually(sweep, "return document.getElementById('count').innerText !== 'all 80'")
+    assert set(column(sweep, "data.block_size")) == {"32"}
+    sweep.looks(width=1280, height=2400, dark=True)
+    settled(sweep)
+    first = "return document.getElementById('parallel').data[0].dimensions[0]"
+    assert sweep.run(f"{first}.label") == "data.block_size", "it stays where it was put"
+    assert set(column(sweep, "data.block_size")) == {"32"}
+
+
+def test_a_zoom_stays_when_something_is_picked(sweep: Browser) -> None:
+    sweep.run("return Plotly.relayout('curves', {'xaxis.range': [0, 500]})")
+    click(sweep, "#results tbody tr:nth-child(1) .pick")
+    sweep.run("scrollTo(0, 0)")
+    settled(sweep)
+    shown = "return document.getElementById('curves')._fullLayout.xaxis.range"
+    assert sweep.run(shown) == [0, 500]
+    click(sweep, "[name=x][value=tokens]")
+    assert sweep.run(shown) != [0, 500], "of steps, and no tokens"
 
 
 def test_a_run_that_is_picked_stands_out(sweep: Browser) -> None:
@@ -329,6 +401,8 @@ def opened(window: Browser, path: Path, outcomes: Outcomes) -> None:
     path.write_text(page(outcomes, title="of few"), "utf-8")
     window.looks(width=1280, height=2400)
     window.open(path)
+    eventually(window, "return onScreen.size > 0")
+    settled(window)
     assert window.complaints() == []
 
 
@@ -357,6 +431,38 @@ def test_a_run_with_hardly_a_record_is_no_error(
     n = sum(loss is not None for loss in losses)
     assert [len(trace["y"]) - 1 for trace in traces(window)] == ([n, n] if n else [])
     assert all(trace["mode"] == "markers" for trace in traces(window))
+    assert window.complaints() == []
+
+
+def test_a_run_with_one_record_is_seen_beside_longer_ones(window: Browser, tmp_path: Path) -> None:
+    entries = []
+    for name, losses in (("counted", (1.5,)), ("trained", (4.0, 3.0, 2.0)), ("other", (4.0, 2.5))):
+        told_of(tmp_path / name, metrics=metrics(*losses), summary={"status": "completed", "final": {"val/loss": 2.0}})
+        entries.append(Entry(name, tmp_path / name, {"optim.lr": "0.1" if name != "other" else "0.2", "model": name}))
+    opened(window, tmp_path / "report.html", Outcomes(entries))
+    window.run("colour.value = 'field optim.lr'; colour.dispatchEvent(new Event('change'))")
+    settled(window)
+    assert [(trace["mode"], trace["name"], len(trace["y"]) - 1) for trace in traces(window)] == [
+        *(("lines", "optim.lr 0.1", 3), ("markers", "optim.lr 0.1", 1), ("lines", "optim.lr 0.2", 2))
+    ]
+
+
+def test_long_names_with_one_beginning_stay_apart(window: Browser, tmp_path: Path) -> None:
+    entries = []
+    for n, name in enumerate(("a.txt", "b.txt", "c.txt")):
+        told_of(
+            tmp_path / name, metrics=metrics(4.0, 2.0 + n), summary={"status": "completed", "final": {"val/loss": n}}
+        )
+        path = f"/somewhere/in/a/folder/that/is/deep/{name}"
+        entries.append(Entry(path, tmp_path / name, {"data.path": path, "seed": str(n), "optim.lr": f"0.{n + 1}"}))
+    opened(window, tmp_path / "report.html", Outcomes(entries))
+    axis = window.run("return document.getElementById('field-0').layout.xaxis")
+    assert axis["tickvals"] == [0, 1, 2]
+    assert [text[-5:] for text in axis["ticktext"]] == ["a.txt", "b.txt", "c.txt"]
+    eventually(window, "return document.querySelector('#parallel .axis-title') !== null")
+    texts = window.run("return document.getElementById('parallel').data[0].dimensions[0].ticktext")
+    assert [text[-5:] for text in texts] == ["a.txt", "b.txt", "c.txt"]
+    assert "b.txt" in hovered(window, "curves", 1, 3.0)
 
 
 def test_nothing_of_hostile_names_runs(window: Browser, tmp_path: Path) -> None:
@@ -373,10 +479,16 @@ def test_nothing_of_hostile_names_runs(window: Browser, tmp_path: Path) -> None:
         entries.append(Entry(f"{HOSTILE}{n}", tmp_path / str(n), typed))
     opened(window, tmp_path / "report.html", Outcomes(entries))
     said = hovered(window, "curves", 1, 3.0)
-    assert "<script>window.hacked" in said, "as it is, and no tag"
+    assert "<img src=x onerror=hacked" in said, "as it is, and no tag"
     eventually(window, "return document.querySelector('#parallel .axis-title') !== null")
     click(window, "#results .pick")
-    window.run("document.getElementById('colour').selectedIndex = 1; document.getElementById('colour').onchange?.()")
+    choose = "const choice = document.getElementById('colour'); choice.selectedIndex = args[0];"
+    for at in range(window.run("return document.getElementById('colour').length")):
+        window.run(f"{choose} choice.dispatchEvent(new Event('change'))", at)
+        settled(window)
+        legend = window.run("return document.querySelector('#curves .legend').textContent")
+        if window.run("return state.colour").endswith(HOSTILE):
+            assert legend.count("<img src=x onerror") >= 3
     found = "return [window.hacked, document.querySelectorAll('img, pre script, td script, b, i').length]"
     assert window.run(found) == [None, 0]
     shown = window.run("return document.querySelector('#results').innerText + document.querySelector('pre').innerText")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bigramlm.config import flat
 from bigramlm.metrics import read_records
-from bigramlm.results import Outcomes, Row
+from bigramlm.results import Outcomes, Row, part, shown
 from bigramlm.run import last_sample, read_config
 
 # The losses that are drawn: what they are called on the page, and in the records.
@@ -53,15 +54,14 @@ def told(row: Row) -> Told:
     """All that a run's folder has to tell; what it lacks is left out."""
     series: dict[str, Series] = {name: {"step": [], "seconds": [], "loss": []} for name in LOSSES}
     references: dict[str, float] = {}
-    metrics = row.folder / "metrics.jsonl"
-    for record in read_records(metrics) if metrics.exists() else ():
+    for record in _records(row.folder / "metrics.jsonl"):
         for name, metric in LOSSES.items():
-            loss = record.get(metric)
-            if isinstance(loss, (int, float)):
-                point = {"step": record["step"], "seconds": record.get("seconds", 0), "loss": loss}
-                for part, value in point.items():
-                    series[name][part].append(value)
-        references |= {name: loss for name, loss in record.items() if _is_reference(name) and loss is not None}
+            if _is_finite(record.get(metric)):
+                seconds = record.get("seconds")
+                point = {"step": record["step"], "seconds": seconds if _is_finite(seconds) else 0.0}
+                for which, value in {**point, "loss": record[metric]}.items():
+                    series[name][which].append(value)
+        references |= {name: loss for name, loss in record.items() if _is_reference(name) and _is_finite(loss)}
     return Told(
         row=row,
         config=flat(read_config(row.folder)),
@@ -69,6 +69,17 @@ def told(row: Row) -> Told:
         references=references,
         sample=last_sample(row.folder),
     )
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        yield from read_records(path)
+    except OSError:  # there is none, or it may not be read
+        return
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _is_reference(name: str) -> bool:
@@ -102,7 +113,7 @@ def data(outcomes: Outcomes, runs: Sequence[Told], log_fields: Sequence[str]) ->
                 "final": _digits(run.row.final),
                 "tokensPerStep": run.tokens_per_step,
                 "series": {
-                    name: {part: [_digits(value) for value in values] for part, values in series.items()}
+                    name: {**series, "loss": [_digits(loss) for loss in series["loss"]]}
                     for name, series in run.series.items()
                 },
             }
@@ -196,23 +207,17 @@ def differences(runs: Sequence[Told]) -> list[Difference]:
     facts = []
     for run in runs:
         summary = run.row.summary
-        git = summary.get("git") or {}
+        git = part(summary, "git")
         about = {
-            "text": summary.get("data", {}).get("sha256", "")[:12],
-            "code": git.get("commit", "")[:10] + (" and changes" if git.get("dirty") else ""),
-            **{f"version of {name}": version for name, version in summary.get("versions", {}).items()},
-            "host": summary.get("host", ""),
+            "text": str(run.row.text or "")[:12],
+            "code": str(git.get("commit", ""))[:10] + (" and changes" if git.get("dirty") else ""),
+            **{f"version of {name}": version for name, version in part(summary, "versions").items()},
+            **{name: summary.get(name, "") for name in ("host", "device")},
         }
-        facts.append({name: _shown(value) for name, value in {**run.config, **about}.items()})
+        facts.append({name: shown(value) for name, value in {**run.config, **about}.items()})
     names = dict.fromkeys(name for fact in facts for name in fact)
     found = [Difference(name, [fact.get(name, "") for fact in facts]) for name in names]
     return [difference for difference in found if len(set(difference.values)) > 1]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return "null" if value is None else str(value).lower()
-    return str(value)
 
 
 def sample_of(run: Told) -> str:

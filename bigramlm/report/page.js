@@ -7,7 +7,7 @@ const byId = (id) => document.getElementById(id);
 
 // Names are shown by Plotly, which reads a few tags of HTML in them; here they are to be what they are.
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-const short = (text, most) => (text.length <= most ? text : text.slice(0, most - 1) + "…");
+const short = (text, most) => (text.length <= most ? text : "…" + text.slice(1 - most)); // of a path the end tells
 for (const run of runs) {
   run.label = plain(short(data.kind + " " + run.name, 60)) + (run.typed ? "<br>" + plain(short(run.typed, 90)) : "");
 }
@@ -25,7 +25,7 @@ const LOOKS = {
 };
 const UNITS = { step: "step", tokens: "tokens", seconds: "seconds" };
 
-const state = { x: "step", y: "linear", val: true, train: runs.length <= CATEGORIES.length, batch: false, colour: "", picked: null, words: "", brushes: {} };
+const state = { x: "step", y: "linear", val: true, train: runs.length <= CATEGORIES.length, batch: false, colour: "", picked: null, words: "", brushes: {}, axes: null };
 state.colour = coloursThereAre()[0].key;
 
 // ---- what is shown, and in which colour
@@ -44,9 +44,27 @@ function distinct(field) {
   return [...new Set(runs.map((run) => run.values[field]))];
 }
 
+// Numbers by size, then texts, then what there is none of.
+function inOrder(texts) {
+  const rank = (text) => (text === "" || text === "-" ? 2 : isNumber(text) ? 0 : 1);
+  const order = (a, b) => (rank(a) === 0 ? toNumber(a) - toNumber(b) : a.localeCompare(b, "en", { numeric: true }));
+  return [...texts].sort((a, b) => rank(a) - rank(b) || order(a, b));
+}
+
+const toNumber = (text) => Number(text.replace(/,/g, ""));
+const isNumber = (text) => text !== "" && isFinite(toNumber(text));
+
 function isShown(run) {
-  const text = (run.name + " " + run.typed + " " + run.status).toLowerCase();
-  return state.words.split(/\s+/).every((word) => text.includes(word)) && passes(run);
+  return state.words.split(/\s+/).every((word) => has(run, word)) && passes(run);
+}
+
+// A word is a part of the run's name or status, or FIELD=VALUE, where the field may be its last part.
+function has(run, word) {
+  const [, name, value] = /^([^=]+)=(.*)$/.exec(word) ?? [];
+  if (name === undefined) return (run.name + " " + run.typed + " " + run.status).toLowerCase().includes(word);
+  const isSame = (text) => text.toLowerCase() === value || (text !== "" && Number(text) === Number(value));
+  return value === "" || Object.entries(run.values).some(
+    ([field, text]) => ("." + field.toLowerCase()).endsWith("." + name) && isSame(text));
 }
 
 function passes(run) {
@@ -144,14 +162,14 @@ function draw(id, traces, more, buttons = ["zoom2d", "pan2d", "resetScale2d", "t
 // ---- the charts
 
 function along(run, series) {
-  if (state.x === "tokens") return series.step.map((step) => step * (run.tokensPerStep ?? 0));
+  if (state.x === "tokens") return series.step.map((step) => (run.tokensPerStep === null ? null : step * run.tokensPerStep));
   return state.x === "seconds" ? series.seconds : series.step;
 }
 
 // One trace for all curves of a colour, with gaps between them: that stays fast with hundreds of runs.
-function joined(group, loss, look) {
+function joined(some, loss, look) {
   const trace = { x: [], y: [], text: [], customdata: [], ...look };
-  for (const run of group.runs) {
+  for (const run of some) {
     const series = run.series[loss];
     const at = runs.indexOf(run);
     along(run, series).forEach((x, point) => {
@@ -173,20 +191,23 @@ function hover(loss) {
   return "%{text}<br>" + (loss === "batch" ? "training batch" : loss) + " %{y:.4f}, " + where + "<extra></extra>";
 }
 
+const pickedOf = (shown) => shown.find((run) => runs.indexOf(run) === state.picked);
+
 function drawCurves() {
   const shown = runs.filter(isShown);
+  const picked = pickedOf(shown);
   const losses = ["batch", "train", "val"].filter((loss) => state[loss]);
   const all = groups(shown);
   const traces = [];
   const named = new Set();
   const hasPoints = (group, loss) => group.runs.some((run) => run.series[loss].loss.length > 0);
+  const isPoint = (run, loss) => run.series[loss].loss.length === 1;
   const isMany = shown.length > MANY;
   const add = (group, loss, { isFaded = false, wider = 0 } = {}) => {
     const { width, dash = "solid", opacity } = LOOKS[loss](isMany);
-    const few = group.runs.every((run) => run.series[loss].loss.length <= 1);
-    const trace = joined(group, loss, {
+    const look = {
       type: "scatter",
-      mode: few ? "markers" : "lines",
+      mode: "lines",
       line: { color: group.colour, width: width + wider, dash },
       opacity: isFaded ? 0.2 * opacity : opacity,
       marker: { color: group.colour, size: 8 },
@@ -194,16 +215,22 @@ function drawCurves() {
       name: plain(short(group.name, 40)),
       legendgroup: group.name,
       showlegend: loss === losses.filter((one) => hasPoints(group, one)).pop(),
-    });
+    };
     if (!hasPoints(group, loss)) return;
     named.add(group.name);
-    traces.push(trace);
+    // Of a single record there is no line.
+    const points = group.runs.filter((run) => isPoint(run, loss));
+    const curves = group.runs.filter((run) => !isPoint(run, loss));
+    if (hasPoints({ runs: curves }, loss)) traces.push(joined(curves, loss, look));
+    if (points.length > 0) {
+      const isNamed = look.showlegend && !hasPoints({ runs: curves }, loss);
+      traces.push(joined(points, loss, { ...look, mode: "markers", showlegend: isNamed }));
+    }
   };
   for (const loss of losses) {
-    for (const group of all) add(group, loss, { isFaded: state.picked !== null });
+    for (const group of all) add(group, loss, { isFaded: picked !== undefined });
   }
-  const picked = runs[state.picked];
-  if (picked && shown.includes(picked)) {
+  if (picked) {
     const group = all.find((one) => one.runs.includes(picked));
     for (const loss of losses) {
       add({ name: data.kind + " " + picked.name, colour: group.colour, runs: [picked] }, loss, { wider: 1.5 });
@@ -217,6 +244,7 @@ function drawCurves() {
     xaxis: axis({ title: { text: UNITS[state.x] }, rangemode: "tozero", exponentformat: "SI" }),
     yaxis: axis({ title: { text: "loss, nats a token" }, type: state.y, ...(range ? { range } : {}) }),
     showlegend: named.size > 1 && !isCrowded,
+    uirevision: state.x + state.y, // a zoom stays until what it is of is another axis
     legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", itemsizing: "constant" },
     shapes,
     annotations,
@@ -290,40 +318,45 @@ function drawFields() {
 }
 
 function drawField(id, field, shown) {
-  const valueOf = (run) => (field.numeric ? Number(run.values[field.name]) : short(run.values[field.name], 30) || "–");
+  const categories = inOrder(distinct(field.name));
+  const valueOf = (run) => (field.numeric ? Number(run.values[field.name]) : categories.indexOf(run.values[field.name]));
+  const picked = pickedOf(shown);
   const traces = [lowestAtEach(field, shown, valueOf)].filter(Boolean);
   for (const group of groups(shown)) {
     traces.push({
       type: "scatter",
       mode: "markers",
-      x: group.runs.map(valueOf).map((x) => (field.numeric ? x : plain(x))),
+      x: group.runs.map(valueOf),
       y: group.runs.map((run) => Math.min(run.final, ceiling)),
       text: group.runs.map((run) => run.label + "<br>final val " + run.final.toFixed(4)),
       customdata: group.runs.map((run) => runs.indexOf(run)),
       marker: {
         color: group.colour,
         symbol: group.runs.map((run) => (flies(run) ? "triangle-up" : "circle")),
-        size: group.runs.map((run) => (runs.indexOf(run) === state.picked ? 14 : 8)),
-        opacity: group.runs.map((run) => (state.picked === null || runs.indexOf(run) === state.picked ? 0.85 : 0.3)),
+        size: group.runs.map((run) => (run === picked ? 14 : 8)),
+        opacity: group.runs.map((run) => (picked === undefined || run === picked ? 0.85 : 0.3)),
       },
       hovertemplate: "%{text}<extra></extra>",
     });
   }
-  const ticks = field.numeric && new Set(shown.map(valueOf)).size <= 8;
   const values = [...new Set(shown.map(valueOf))].sort((a, b) => a - b);
+  const textOf = (value) => (field.numeric ? String(value) : plain(short(categories[value], 24) || "–"));
+  const hasTicks = !field.numeric || values.length <= 8;
   draw(id, traces, {
     xaxis: axis({
       title: { text: plain(field.name) + (field.log ? " (log)" : "") },
-      type: field.numeric ? (field.log ? "log" : "linear") : "category",
+      type: field.log ? "log" : "linear",
       ...(field.log ? {} : { exponentformat: "SI" }),
-      ...(ticks ? { tickmode: "array", tickvals: values, ticktext: values.map(String) } : {}),
+      ...(hasTicks ? { tickmode: "array", tickvals: values, ticktext: values.map(textOf) } : {}),
+      ...(field.numeric ? {} : { range: [-0.5, categories.length - 0.5] }),
     }),
     yaxis: axis({ title: { text: "final val loss" }, type: state.y }),
     showlegend: false,
+    uirevision: state.y,
   });
 }
 
-// The lowest at each value, as a mean over seeds where there are several; left out where there are many values.
+// The lowest at each value, as a mean over seeds where there are several; left out of categories and of many values.
 function lowestAtEach(field, shown, valueOf) {
   const best = new Map();
   const meet = (x, y, std) => {
@@ -337,13 +370,13 @@ function lowestAtEach(field, shown, valueOf) {
   } else {
     for (const run of shown) if (!flies(run)) meet(valueOf(run), run.final, 0);
   }
-  if (best.size < 2 || best.size > 10) return null;
-  const points = [...best].sort(([a], [b]) => (field.numeric ? a - b : 0));
+  if (!field.numeric || best.size < 2 || best.size > 10) return null;
+  const points = [...best].sort(([a], [b]) => a - b);
   const { text } = colours();
   return {
     type: "scatter",
     mode: "lines",
-    x: points.map(([x]) => (field.numeric ? x : plain(x))),
+    x: points.map(([x]) => x),
     y: points.map(([, point]) => point.y),
     error_y: { type: "data", array: points.map(([, point]) => point.std), visible: data.groups.length > 0, color: text, thickness: 1 },
     line: { color: text, width: 1 },
@@ -354,43 +387,39 @@ function lowestAtEach(field, shown, valueOf) {
 
 let allDimensions = null;
 
-// The axes of the parallel coordinates: what was swept, and the loss; a category by its place in the list of all.
+// The axes of the parallel coordinates: what was swept, and the loss; a category by its place among all of them.
 function dimensions() {
   if (allDimensions) return allDimensions;
+  const completed = runs.filter((run) => run.final !== null);
   allDimensions = data.fields.map((field) => {
-    if (!field.numeric) {
-      const all = distinct(field.name);
-      const few = all.length <= 20;
-      return {
-        label: field.name,
-        of: (run) => all.indexOf(run.values[field.name]),
-        tickvals: all.map((_, at) => at).filter((at) => few || at % Math.ceil(all.length / 20) === 0),
-        textOf: (at) => short(all[at], 20) || "–",
-      };
-    }
-    const of = (run) => (field.log ? Math.log10(Number(run.values[field.name])) : Number(run.values[field.name]));
-    const values = [...new Set(runs.map(of))].sort((a, b) => a - b);
-    const back = (value) => number(field.log ? 10 ** value : value);
-    const ticks = values.length <= 8 ? values : evenly(values[0], values[values.length - 1]);
-    const tens = ticks.length === values.length ? [] : decades(values[0], values[values.length - 1]);
-    return { label: field.name, of, tickvals: field.log && tens.length > 1 ? tens : ticks, textOf: back };
+    const categories = inOrder(distinct(field.name));
+    const ofNumber = (run) => (field.log ? Math.log10(Number(run.values[field.name])) : Number(run.values[field.name]));
+    const of = field.numeric ? ofNumber : (run) => categories.indexOf(run.values[field.name]);
+    const texts = new Map(completed.map((run) => [of(run), short(run.values[field.name], 20) || "–"]));
+    return { label: field.name, of, ...ticks(texts) };
   });
-  const finals = runs.filter((run) => run.final !== null).map((run) => Math.min(run.final, ceiling));
-  allDimensions.push({
-    label: "final val loss",
-    of: (run) => (run.final === null ? null : Math.min(run.final, ceiling)),
-    tickvals: evenly(Math.min(...finals), Math.max(...finals)),
-    textOf: (value) => (value < ceiling ? "" : "≥ ") + value.toFixed(3),
-  });
+  const finalOf = (run) => (run.final === null ? null : Math.min(run.final, ceiling));
+  const digits = [3, 4, 5, 6].find((n) => new Set(completed.map((run) => finalOf(run).toFixed(n))).size > 6) ?? 4;
+  const texts = new Map(completed.map((run) => [finalOf(run), (flies(run) ? "≥ " : "") + finalOf(run).toFixed(digits)]));
+  allDimensions.push({ label: "final val loss", of: finalOf, ...ticks(texts) });
   return allDimensions;
 }
 
-const evenly = (low, high) => [0, 1, 2, 3, 4, 5].map((part) => low + ((high - low) * part) / 5);
-
-function decades(low, high) {
-  const found = [];
-  for (let ten = Math.ceil(low); ten <= high; ten += 1) found.push(ten);
-  return found;
+// A tick for each value, since Plotly's brushes catch ticks; those too near to the one below are given no text that
+// is seen, but one of their own, for Plotly takes ticks of one text for one.
+function ticks(texts) {
+  const values = [...texts.keys()].sort((a, b) => a - b);
+  const room = (values[values.length - 1] - values[0]) / 16;
+  let last = -Infinity;
+  const taken = new Set();
+  const ticktext = values.map((value, at) => {
+    const text = texts.get(value);
+    if (value - last < room || taken.has(text)) return "\u200b".repeat(at + 1);
+    last = value;
+    taken.add(text);
+    return text;
+  });
+  return { tickvals: values, ticktext };
 }
 
 function drawParallel() {
@@ -405,14 +434,16 @@ function drawParallel() {
   const finals = completed.map((run) => run.final).sort((a, b) => a - b);
   const scale = isDark() ? [...DARK_SCALE].reverse() : LIGHT_SCALE;
   const { text } = colours();
-  element.style.minWidth = dimensions().length * 7 + "rem";
+  const order = state.axes ?? dimensions().map((_, at) => at);
+  element.style.minWidth = order.length * 7 + "rem";
   const trace = {
     type: "parcoords",
-    dimensions: dimensions().map((one, at) => ({
-      label: plain(short(one.label, 30)),
-      values: completed.map(one.of),
-      tickvals: one.tickvals,
-      ticktext: one.tickvals.map(one.textOf), // which Plotly shows as it is, here alone
+    dimensions: order.map((at) => ({
+      name: String(at), // axes can be dragged to other places
+      label: plain(short(dimensions()[at].label, 30)),
+      values: completed.map(dimensions()[at].of),
+      tickvals: dimensions()[at].tickvals,
+      ticktext: dimensions()[at].ticktext, // which Plotly shows as it is, here alone
       ...(state.brushes[at] ? { constraintrange: state.brushes[at] } : {}),
     })),
     line: {
@@ -430,10 +461,11 @@ function drawParallel() {
 }
 
 function brush(axes) {
+  state.axes = axes.map(({ name }) => Number(name));
   state.brushes = {};
-  axes.forEach(({ constraintrange: ranges }, at) => {
-    if (ranges && ranges.length) state.brushes[at] = Array.isArray(ranges[0]) ? ranges : [ranges];
-  });
+  for (const { name, constraintrange: ranges } of axes) {
+    if (ranges && ranges.length) state.brushes[name] = Array.isArray(ranges[0]) ? ranges : [ranges];
+  }
   show();
 }
 
@@ -511,13 +543,11 @@ function sortBy(table, column, header) {
   header.setAttribute("aria-sort", descending ? "descending" : "ascending");
   const body = table.tBodies[0];
   const keyed = [...body.rows].map((row) => ({ row, text: row.cells[column].innerText.trim() }));
-  const isNumeric = keyed.every(({ text }) => text === "-" || text === "" || isFinite(text.replace(/,/g, "")));
-  const missing = ({ text }) => text === "-" || text === "";
+  const places = inOrder(new Set(keyed.map(({ text }) => text)));
+  const isMissing = ({ text }) => text === "-" || text === "";
   keyed.sort((a, b) => {
-    if (missing(a) || missing(b)) return missing(a) - missing(b); // what there is none of comes last, either way
-    const order = isNumeric
-      ? Number(a.text.replace(/,/g, "")) - Number(b.text.replace(/,/g, ""))
-      : a.text.localeCompare(b.text, "en", { numeric: true });
+    if (isMissing(a) || isMissing(b)) return isMissing(a) - isMissing(b); // comes last, either way
+    const order = places.indexOf(a.text) - places.indexOf(b.text);
     return descending ? -order : order;
   });
   body.append(...keyed.map(({ row }) => row));

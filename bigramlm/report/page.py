@@ -14,7 +14,7 @@ from typing import Any
 from bigramlm import files
 from bigramlm.errors import require
 from bigramlm.report.gather import Told, data, differences, sample_of, told
-from bigramlm.results import Outcomes, seed_table
+from bigramlm.results import Outcomes, part, seed_table
 from bigramlm.run import versions
 
 GENERATOR = "bigramlm report"
@@ -32,7 +32,7 @@ def write(outcomes: Outcomes, path: Path, *, title: str, log_fields: Sequence[st
         with path.open("rb") as file:
             is_ours = f'<meta name="generator" content="{GENERATOR}">'.encode() in file.read(4096)
         require(is_ours, f"{path}: is no report, and is not written over; name another file")
-    files.write(path, [page(outcomes, title=title, log_fields=log_fields).encode()])
+    files.write(path, [page(outcomes, title=title, log_fields=log_fields).encode(errors="replace")])
 
 
 def page(outcomes: Outcomes, *, title: str, log_fields: Sequence[str] = ()) -> str:
@@ -43,9 +43,8 @@ def page(outcomes: Outcomes, *, title: str, log_fields: Sequence[str] = ()) -> s
     from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
     runs = [told(row) for row in outcomes.rows]
-    columns = outcomes.columns(outcomes.rows)
+    columns = outcomes.columns(outcomes.rows, samples=False)
     del columns[""]
-    columns.pop("sample", None)
     # A parser of HTML would make one of other ends of lines, and the scripts' hashes would not fit.
     scripts = [_normal(text) for text in (get_plotlyjs(), _asset("page.js"))]
     plotly, script = (Markup(text) for text in scripts)
@@ -62,6 +61,7 @@ def page(outcomes: Outcomes, *, title: str, log_fields: Sequence[str] = ()) -> s
             titles={field: [row.values[field] for row in outcomes.rows] for field in outcomes.fields},
             seeds=seed_table(groups) if (groups := outcomes.groups()) else None,
             differences=differences(runs),
+            dirty=any(part(run.row.summary, "git").get("dirty") for run in runs),
             made=f"{datetime.now():%Y-%m-%d %H:%M}",
             version=versions()["bigramlm"],
             plotly_version=get_plotlyjs_version(),
@@ -75,6 +75,7 @@ def page(outcomes: Outcomes, *, title: str, log_fields: Sequence[str] = ()) -> s
 
 
 def _facts(run: Told, at: int) -> dict[str, Any]:
+    overrides = run.row.summary.get("overrides")
     return {
         "at": at,
         "row": run.row,
@@ -82,7 +83,7 @@ def _facts(run: Told, at: int) -> dict[str, Any]:
         "prompt": run.config.get("sample.prompt"),
         "config": run.config,
         "folder": run.row.folder.absolute(),
-        "typed": " ".join(run.row.summary.get("overrides", [])),
+        "typed": " ".join(map(str, overrides)) if isinstance(overrides, list) else "",
     }
 
 
