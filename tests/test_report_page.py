@@ -454,12 +454,18 @@ def test_long_names_with_one_beginning_stay_apart(window: Browser, tmp_path: Pat
             tmp_path / name, metrics=metrics(4.0, 2.0 + n), summary={"status": "completed", "final": {"val/loss": n}}
         )
         path = f"/somewhere/in/a/folder/that/is/deep/{name}"
-        entries.append(Entry(path, tmp_path / name, {"data.path": path, "seed": str(n), "optim.lr": f"0.{n + 1}"}))
+        entries.append(
+            Entry(path, tmp_path / name, {"data.path": path, "seed": str(n), "optim.lr": f"{n % 2}.123456789"})
+        )
     opened(window, tmp_path / "report.html", Outcomes(entries))
     axis = window.run("return document.getElementById('field-0').layout.xaxis")
     assert axis["tickvals"] == [0, 1, 2]
     assert [text[-5:] for text in axis["ticktext"]] == ["a.txt", "b.txt", "c.txt"]
     eventually(window, "return document.querySelector('#parallel .axis-title') !== null")
+    assert window.run("return document.getElementById('parallel').data[0].dimensions[2].ticktext") == [
+        "0.1235",
+        "1.123",
+    ]
     texts = window.run("return document.getElementById('parallel').data[0].dimensions[0].ticktext")
     assert [text[-5:] for text in texts] == ["a.txt", "b.txt", "c.txt"]
     assert "b.txt" in hovered(window, "curves", 1, 3.0)

@@ -395,7 +395,8 @@ function dimensions() {
     const categories = inOrder(distinct(field.name));
     const ofNumber = (run) => (field.log ? Math.log10(Number(run.values[field.name])) : Number(run.values[field.name]));
     const of = field.numeric ? ofNumber : (run) => categories.indexOf(run.values[field.name]);
-    const texts = new Map(completed.map((run) => [of(run), short(run.values[field.name], 20) || "–"]));
+    const textOf = (value) => (field.numeric && !Number.isInteger(Number(value)) ? String(+Number(value).toPrecision(4)) : value);
+    const texts = new Map(completed.map((run) => [of(run), short(textOf(run.values[field.name]), 20) || "–"]));
     return { label: field.name, of, ...ticks(texts) };
   });
   const finalOf = (run) => (run.final === null ? null : Math.min(run.final, ceiling));
