@@ -125,7 +125,14 @@ def made_up_sweep(folder: Path, *, records: int = 100, seeds: int = 5) -> None:
             loss = floor + (4.2 - floor) * math.exp(-n * min(rate, 0.1) * 20) + (n**1.5 if flies_off else 0)
             noisy = {"train/loss": loss - 0.05, "val/loss": loss, "train/batch_loss": loss + rng.gauss(0, 0.1)}
             lines.append(
-                {"step": 100 * n, "seconds": 0.1 * n, **noisy, "val/best_bigram": 2.48, "lr": rate, "grad_norm": 1.0}
+                {
+                    "step": 100 * n,
+                    "seconds": round(0.1 * n, 4),
+                    **noisy,
+                    "val/best_bigram": 2.48,
+                    "lr": rate,
+                    "grad_norm": 1.0,
+                }
             )
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
         (run / "samples.txt").write_text(f"---- step {100 * records}\nTo be, or not to be: {overrides}\n" * 8, "utf-8")
