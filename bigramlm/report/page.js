@@ -25,7 +25,11 @@ const LOOKS = {
 };
 const UNITS = { step: "step", tokens: "tokens", seconds: "seconds" };
 
-const state = { x: "step", y: "linear", val: true, train: runs.length <= CATEGORIES.length, batch: false, colour: "", picked: null, words: "", brushes: {}, axes: null };
+const state = {
+  x: "step", y: "linear", val: true, train: runs.length <= CATEGORIES.length, batch: false, // what is drawn
+  colour: "", picked: null, // a run's number
+  words: "", brushes: {}, axes: null, // which runs are shown; of the parallel coordinates, by the number of the axis
+};
 state.colour = coloursThereAre()[0].key;
 
 // ---- what is shown, and in which colour
@@ -258,6 +262,7 @@ function references(shown, losses) {
   const lines = data.references
     .map((line) => ({ ...line, of: line.runs.filter((at) => shown.includes(runs[at])).length }))
     .filter((line) => line.split === split && line.of > 0 && losses.some((loss) => loss !== "batch"))
+    .filter((line) => state.y === "linear" || line.loss > 0)
     .slice(0, 10);
   const shapes = lines.map((line) => ({
     type: "line", xref: "paper", x0: 0, x1: 1, y0: line.loss, y1: line.loss, line: { color: text, width: 1, dash: "dash" }, opacity: 0.6,
