@@ -117,7 +117,8 @@ def test_a_job_that_was_stopped_and_goes_on_is_one_row_that_ends(tmp_path: Path)
         for step in range(resumed_at or 0, 4):
             metrics.log(step, 0.0, {"val/loss": 4.0 - step, **({"final/val/loss": 1.0} if step == 3 else {})})
         metrics.close(completed=completed)
-    _, (row,) = hparams(tmp_path)
+        _, (row,) = hparams(tmp_path)
+        assert row.sessions[0].status == int(completed), "unknown, then success"
     assert [(session.name, session.status) for session in row.sessions] == [("sweep/3", 1)]
     assert {value.name.tag: value.value for value in row.metric_values} == {"val/loss": 1.0, "final/val/loss": 1.0}
 

@@ -486,6 +486,7 @@ def test_nothing_of_hostile_names_runs(window: Browser, tmp_path: Path) -> None:
     opened(window, tmp_path / "report.html", Outcomes(entries))
     said = hovered(window, "curves", 1, 3.0)
     assert "<img src=x onerror=hacked" in said, "as it is, and no tag"
+    assert "model=<i>1</i>" in said, "nor one of those that Plotly reads"
     eventually(window, "return document.querySelector('#parallel .axis-title') !== null")
     click(window, "#results .pick")
     choose = "const choice = document.getElementById('colour'); choice.selectedIndex = args[0];"
