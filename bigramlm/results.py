@@ -113,17 +113,17 @@ class Outcomes:
 
     def __init__(self, entries: Sequence[Entry], swept: Sequence[str] = ()) -> None:
         """swept: the fields that are shown of each, besides those that were typed for any of them and differ."""
-        entries = [_as_it_is(entry) for entry in entries]
+        summaries = [read_summary(entry.folder) for entry in entries]
+        entries = [_as_it_is(entry, summary) for entry, summary in zip(entries, summaries, strict=True)]
         typed = (name for entry in entries for name in entry.typed if not name.startswith("logger"))
         names = list(dict.fromkeys([*swept, *typed]))
         values = [_values(entry, names) for entry in entries]
         varying = [name for name in names if len({found[name] for found in values}) > 1]
         self.fields = [name for name in names if name in swept or name in varying]
-        rows = [self._row(number, entry, values[number]) for number, entry in enumerate(entries)]
+        rows = [self._row(number, entry, summaries[number], values[number]) for number, entry in enumerate(entries)]
         self.rows = sorted(rows, key=_rank)
 
-    def _row(self, number: int, entry: Entry, values: dict[str, str]) -> Row:
-        summary = read_summary(entry.folder)
+    def _row(self, number: int, entry: Entry, summary: dict[str, Any] | None, values: dict[str, str]) -> Row:
         if summary is None:
             state, summary = "failed" if entry.error else "pending", {}
         else:
@@ -392,7 +392,14 @@ def swept(folder: Path) -> dict[str, str] | None:
     except UserError:  # what is said of a sweep must not cost a run
         return None
     job = sweep.jobs.get(int(folder.name)) if folder.name.isdecimal() else None
-    return None if job is None else _values(_as_it_is(Entry(folder.name, folder, job.values)), sweep.fields)
+    if job is None:
+        return None
+    return _values(_as_it_is(Entry(folder.name, folder, job.values), read_summary(folder)), sweep.fields)
+
+
+def typed_of(overrides: Any) -> dict[str, str]:
+    """What a summary says was typed, by field; nothing where it is damaged."""
+    return values_of([str(override) for override in overrides]) if isinstance(overrides, list) else {}
 
 
 def part(summary: dict[str, Any], name: str) -> dict[str, Any]:
@@ -408,14 +415,13 @@ def _rank(row: Row) -> tuple[int, float]:
     return (2, 0.0) if row.best is None else (1, row.best)
 
 
-def _as_it_is(entry: Entry) -> Entry:
+def _as_it_is(entry: Entry, summary: dict[str, Any] | None) -> Entry:
     # With what was typed when it was resumed.
-    resumed = (read_summary(entry.folder) or {}).get("resumed")
+    resumed = (summary or {}).get("resumed")
     typed = dict(entry.typed)
     for time in resumed if isinstance(resumed, list) else ():
-        if isinstance(time, dict) and isinstance(time.get("overrides"), list):
-            later = values_of([str(override) for override in time["overrides"]])
-            typed |= {name: value for name, value in later.items() if name != "resume"}
+        later = typed_of(time.get("overrides")) if isinstance(time, dict) else {}
+        typed |= {name: value for name, value in later.items() if name != "resume"}
     return replace(entry, typed=typed)
 
 

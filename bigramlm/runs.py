@@ -20,9 +20,9 @@ from bigramlm.cli import exit_codes, relative, show, table
 from bigramlm.config import differences, flat
 from bigramlm.errors import UserError, require
 from bigramlm.metrics import read_records
-from bigramlm.results import Entry, Outcomes, Results, entries_of
+from bigramlm.results import Entry, Outcomes, Results, entries_of, typed_of
 from bigramlm.run import read_config, read_summary, status
-from bigramlm.sweep import PLAN, Sweep, values_of
+from bigramlm.sweep import PLAN, Sweep
 
 log = logging.getLogger(__name__)
 
@@ -297,7 +297,7 @@ def _entries(below: Path) -> Iterator[Entry]:
             yield from entries_of(Sweep(path))
         elif "summary.json" in names:
             inner.clear()
-            yield Entry(path.name, path, values_of((read_summary(path) or {}).get("overrides", [])))
+            yield Entry(path.name, path, typed_of((read_summary(path) or {}).get("overrides")))
 
 
 def print_diff(a: Run, b: Run) -> None:

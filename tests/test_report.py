@@ -125,6 +125,13 @@ def test_a_damaged_folder_does_not_cost_the_page(tmp_path: Path, damaged: dict[s
     assert "</html>" in (tmp_path / "report.html").read_text("utf-8")
 
 
+@pytest.mark.parametrize("overrides", [None, "x", [None, 5]])
+def test_nor_does_it_cost_the_command(tmp_path: Path, tool: Cli, overrides: object) -> None:
+    told_of(tmp_path / "run", summary={"status": "completed", "overrides": overrides})
+    done = tool(runs.main, "report", str(tmp_path / "run"))
+    assert (done.code, done.out.splitlines()[0]) == (0, "1 run: 1 completed")
+
+
 def test_metrics_that_cannot_be_read_are_none(tmp_path: Path) -> None:
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
     assert told(Outcomes([Entry("run", tmp_path / "run", {})]).rows[0]).series["val"]["loss"] == []
