@@ -61,12 +61,12 @@ class Checkpoints:
         *,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        tokenizer: dict[str, Any],
+        tokenizer: str,
         config: str,
         state: dict[str, Any],
         best: int | None,
     ) -> None:
-        """Save a step as `last`; best: the step of the best one so far; config: the run's, as YAML.
+        """Save a step as `last`; best: the step of the best one so far; tokenizer: as JSON; config: the run's, as YAML.
 
         The folder is written aside, synced and renamed: a crash at any moment leaves it whole or absent.
         """
@@ -79,7 +79,7 @@ class Checkpoints:
             save_model(model, str(aside / MODEL))
             save_file(tensors, str(aside / TRAINING), metadata={"optimizer": json.dumps(plain)})
             _write_json(aside / STATE, {"step": step, **state})
-            _write_json(aside / TOKENIZER, tokenizer)
+            (aside / TOKENIZER).write_text(tokenizer + "\n", "utf-8")
             (aside / CONFIG).write_text(config, "utf-8")
             _write_manifest(aside, step)
             _sync_all(aside)
@@ -209,10 +209,7 @@ class Checkpoint:
     def tokenizer(self, cfg: TokenizerConfig) -> Tokenizer:
         """The tokenizer that was saved; cfg: its config."""
         with self.reading(TOKENIZER):
-            saved = json.loads((self.path / TOKENIZER).read_text("utf-8"))
-            if saved["name"] != cfg.name:
-                raise ValueError(f"it is for tokenizer={saved['name']}, not {cfg.name}")
-            return cfg.restore(saved)
+            return cfg.restore((self.path / TOKENIZER).read_text("utf-8"))
 
     def load_weights(self, model: nn.Module, *, counted: bool = True) -> None:
         """Put the weights into the model. UserError names what does not fit.
@@ -402,11 +399,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _seal(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
 
 
 def _sync_all(folder: Path) -> None:

@@ -11,13 +11,19 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bigramlm import paths
 from bigramlm.config import escape_references
-from bigramlm.errors import UserError
+from bigramlm.errors import UserError, require
 from bigramlm.memory import is_out_of_memory
+
+T = TypeVar("T")
 
 # Failures of the disk and its permissions that are the user's to mend.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -123,6 +129,36 @@ def known(error: BaseException, folder: Path | None = None) -> BaseException:
     if is_out_of_memory(error):
         return UserError(f"out of memory: {(str(error) or 'there was none left').splitlines()[0]}")
     return error
+
+
+def composed(config_name: str, typed: Sequence[str], free_text: Sequence[str]) -> DictConfig:
+    """What is typed, on top of conf/<config_name>.yaml; raises what Hydra raises for a wrong field or value."""
+    with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
+        return compose(config_name, [quote_free_text(argument, free_text) for argument in typed])
+
+
+def fields_command(config_name: str, schema: type[T], about: str, free_text: Sequence[str]) -> T | None:
+    """The fields of a command that has no groups of its own to run: conf/<config_name>.yaml with what is typed.
+
+    None where help was asked for, and printed: about, with the fields in the place of {fields}. UserError, and what
+    Hydra raises, for what is wrong.
+    """
+    flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
+    require(
+        set(flags) <= {"--help", "-h"},
+        f"{flags and flags[0]}: there is no such flag; fields are NAME=VALUE, see --help",
+    )
+    cfg = composed(config_name, [argument for argument in sys.argv[1:] if argument not in flags], free_text)
+    if flags:
+        text = about.format(fields="".join(f"  {line}\n" for line in OmegaConf.to_yaml(cfg).splitlines()))
+        script = f"python scripts/{config_name}.py"
+        show(text if paths.IN_CHECKOUT else text.replace(script, f"bigramlm-{config_name}"))
+        return None
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    require(not missing, f"{', '.join(missing)}: must be given a value, for instance {missing and missing[0]}=VALUE")
+    command = OmegaConf.to_object(cfg)
+    assert isinstance(command, schema)
+    return command
 
 
 @contextlib.contextmanager

@@ -197,6 +197,14 @@ def to_dict(cfg: RunConfig) -> dict[str, Any]:
     return asdict(cfg)
 
 
+def tokenizer_config(fields: dict[str, Any]) -> TokenizerConfig:
+    """A tokenizer's config from its fields. UserError where there is none such."""
+    try:
+        return TOKENIZERS[fields["name"]](**fields)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"tokenizer {fields}: not the config of one: {error}") from None
+
+
 def identity(cfg: RunConfig) -> str:
     """What tells a config, as it was asked for, from every other: a hash of all fields but how it came about."""
     fields = {name: value for name, value in to_dict(cfg).items() if name not in ("resume", "sweep")}

@@ -16,6 +16,7 @@ from bigramlm.config import KINDS, RunConfig, SampleConfig, TrainerConfig
 from bigramlm.device.config import DeviceConfig
 from bigramlm.help import choices_of_groups
 from bigramlm.metrics import LoggerConfig
+from bigramlm.prepare import PrepareCommand
 from bigramlm.sample import SampleCommand
 from bigramlm.train import set_up_hydra
 
@@ -33,6 +34,11 @@ Times are in seconds, losses in nats.
 _SAMPLE = """\
 `python scripts/sample.py` writes text with a trained model: `python scripts/sample.py prompt=ROMEO: top_k=20`.
 Its fields are its own, and belong to no run's config; the group `device` is the same as for training."""
+
+_PREPARE = """\
+`python scripts/prepare.py` makes token files of a text ([data.md](data.md)): `python scripts/prepare.py data=bundled
+tokenizer=byte`. Besides its own field it takes those of `data` (but for the shape of a batch) and of `tokenizer`;
+`data=text` is its default."""
 
 _SWEEPS = """\
 What `-m` runs its jobs with, and what chooses them ([sweeps.md](sweeps.md)): `python scripts/train.py -m seed=1,2
@@ -61,6 +67,7 @@ def reference() -> str:
     parts.append(f"## The run itself\n\n{_table('', RunConfig)}")
     parts.append(_sweeps())
     parts.append(f"## scripts/sample.py\n\n{_SAMPLE}\n\n{_table('', SampleCommand)}")
+    parts.append(f"## scripts/prepare.py\n\n{_PREPARE}\n\n{_table('', PrepareCommand)}")
     return "\n".join(parts)
 
 

@@ -16,7 +16,7 @@ _LOGITS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 20, "mps": 1 << 20}
 def mean_loss(model: LanguageModel, covered: list[tuple[Tensor, Tensor]], device: Device) -> float:
     """The mean cross-entropy in nats over all targets of these (inputs, targets), each (M, T). Waits for the device.
 
-    Dropout is off while it runs.
+    The ids may be of any type, and not yet on the device. Dropout is off while it runs.
     """
     was_training = model.training
     model.eval()
@@ -25,6 +25,7 @@ def mean_loss(model: LanguageModel, covered: list[tuple[Tensor, Tensor]], device
     for inputs, targets in covered:
         rows = max(1, _LOGITS_AT_ONCE[device.torch.type] // (model.vocab_size * inputs.shape[1]))
         for x, y in zip(inputs.split(rows), targets.split(rows), strict=True):
+            x, y = x.to(device.torch).long(), y.to(device.torch).long()
             with device.autocast():
                 _, loss = model(x, y)
             assert loss is not None

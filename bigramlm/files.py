@@ -1,5 +1,6 @@
 """Files that are whole or not there, whatever happens in the middle."""
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterable
@@ -39,3 +40,12 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

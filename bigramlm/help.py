@@ -29,6 +29,7 @@ Examples:
   python scripts/train.py optim.lr=1e-2 data.block_size=16 trainer.steps=2000
   python scripts/train.py data=text data.path=my.txt "sample.prompt=Once upon"
   python scripts/train.py model=gpt optim=muon data.block_size=64
+  python scripts/train.py model=gpt tokenizer=bpe tokenizer.vocab_size=512
   python scripts/train.py resume=latest trainer.steps=20000
 
 Sweeps (docs/sweeps.md):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
-import hashlib
 import logging
 import os
 import re
@@ -95,6 +93,7 @@ class Launch:
         self.launcher = launcher
         self.jobs: list[Job] = []  # of this command
         self.has_launched = False
+        self._hashes: dict[str, str] = {}  # of texts, SHA-256
         self._texts: dict[str, str] = {}  # the text that is used, by the fields of the one that is asked for
 
     def sweeps(self, names: Sequence[str], *, log_names: Sequence[str] = ()) -> None:
@@ -185,7 +184,16 @@ class Launch:
         if summary.get("asked", job.asked) != job.asked:  # it was resumed alone, with something changed
             return False
         before = summary.get("data", {}).get("sha256")
-        return before is None or before == _sha256(cfg.data.file())
+        return before is None or before == self._sha256(cfg.data)
+
+    def _sha256(self, data: DataConfig) -> str:
+        own = f"{data.name} {data.file()}"
+        if own not in self._hashes:
+            try:
+                self._hashes[own] = data.read().sha256
+            except UserError:  # the job will say so
+                self._hashes[own] = ""
+        return self._hashes[own]
 
     def run(self, jobs: Sequence[Job], at_once: int | None = None) -> None:
         """Run those of the jobs that are left; at_once: the most that the launcher is handed together, None for all."""
@@ -372,11 +380,3 @@ def _brief(error: BaseException | Any) -> str:
 def _numbers(folder: Path) -> list[int]:
     # Folders that are there already, whosesoever they are.
     return [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
-
-
-@functools.cache
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:  # the job will say so
-        return ""

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bigramlm.errors import require
+from bigramlm.errors import UserError, require
 from bigramlm.model.base import LanguageModel
-from bigramlm.tokenizer.base import Tokenizer
+from bigramlm.tokenizer.base import Tokenizer, not_given_back
 
 # About how many tokens of the first batch are looked at.
 _TOKENS = 1024
@@ -37,8 +37,8 @@ def preflight(
 ) -> None:
     """Raise UserError for the first check that fails, with what it means.
 
-    texts: the splits by name; batch: inputs and targets (B, T) of the first step, on the model's device; fresh: whether
-    the model knows nothing yet.
+    texts: the splits by name, where they are in memory and the tokenizer is to give them back; batch: inputs and
+    targets (B, T) of the first step, on the model's device; fresh: whether the model knows nothing yet.
     """
     x, y = batch
     check_targets(x, y)
@@ -67,16 +67,12 @@ def check_targets(x: Tensor, y: Tensor) -> None:
 def check_round_trip(tokenizer: Tokenizer, text: str, split: str) -> None:
     """decode(encode(text)) is the text."""
     for start in sorted({0, max(0, (len(text) - _CHARACTERS) // 2), max(0, len(text) - _CHARACTERS)}):
-        stretch = text[start : start + _CHARACTERS]
-        back = tokenizer.decode(tokenizer.encode(stretch).tolist())
-        at = next(
-            (i for i, (a, b) in enumerate(zip(stretch, back, strict=False)) if a != b), min(len(stretch), len(back))
-        )
-        require(
-            back == stretch,
-            f"preflight: the tokenizer does not give back the text of {split}: {stretch[at : at + 20]!r} at character "
-            f"{start + at:,} comes back as {back[at : at + 20]!r}, and the model would learn that; {_ANYWAY}",
-        )
+        if lost := not_given_back(tokenizer, text[start : start + _CHARACTERS]):
+            at, was, back = lost
+            raise UserError(
+                f"preflight: the tokenizer does not give back the text of {split}: {was!r} at character {start + at:,} "
+                f"comes back as {back!r}, and the model would learn that; {_ANYWAY}"
+            )
 
 
 @torch.inference_mode()

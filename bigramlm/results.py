@@ -21,7 +21,7 @@ from bigramlm.cli import relative, table
 from bigramlm.config import KINDS, flat
 from bigramlm.errors import UserError
 from bigramlm.run import last_sample, read_config, read_summary, status
-from bigramlm.sweep import Sweep, values_of
+from bigramlm.sweep import Sweep, compares_tokenizers, values_of
 
 T = TypeVar("T")
 
@@ -57,6 +57,8 @@ class Row:
     status: str
     summary: dict[str, Any]
     error: str | None
+    in_bits: bool = False
+    """Whether its losses are told in bits a character, which compares tokenizers, and not in nats a token."""
 
     @property
     def typed(self) -> str:
@@ -66,12 +68,29 @@ class Row:
     @property
     def final(self) -> float | None:
         """The final val loss."""
-        return _number(self.summary.get("final"), "val/loss", float)
+        return self.measured(self.final_loss)
 
     @property
     def best(self) -> float | None:
         """The lowest val loss of an evaluation."""
+        return self.measured(self.best_loss)
+
+    @property
+    def final_loss(self) -> float | None:
+        """The final val loss in nats a token."""
+        return _number(self.summary.get("final"), "val/loss", float)
+
+    @property
+    def best_loss(self) -> float | None:
+        """The lowest val loss of an evaluation in nats a token."""
         return _number(self.summary.get("best"), "val/loss", float)
+
+    def measured(self, loss: float | None) -> float | None:
+        """A loss in nats a token as it is compared; None where what that takes is not known."""
+        if loss is None or not self.in_bits:
+            return loss
+        each = _number(self.summary.get("tokenizer"), "characters_per_token", float)
+        return loss / math.log(2) / each if each else None
 
     @property
     def bpc(self) -> float | None:
@@ -102,6 +121,17 @@ class Row:
         found = part(self.summary, "data").get("sha256")
         return None if found is None else str(found)
 
+    @property
+    def tokenizer(self) -> str | None:
+        """The SHA-256 of its tokenizer."""
+        found = part(self.summary, "tokenizer").get("sha256")
+        return None if found is None else str(found)
+
+    @property
+    def counts(self) -> bool:
+        """Whether its figure can be compared: one in bits of a tokenizer that loses text is too low."""
+        return not self.in_bits or bool(part(self.summary, "tokenizer").get("lossless"))
+
 
 class Outcomes:
     """Runs with what came of them, the best first."""
@@ -121,7 +151,10 @@ class Outcomes:
         varying = [name for name in names if len({found[name] for found in values}) > 1]
         self.fields = [name for name in names if name in swept or name in varying]
         rows = [self._row(number, entry, summaries[number], values[number]) for number, entry in enumerate(entries)]
-        self.rows = sorted(rows, key=_rank)
+        differ = len({row.tokenizer for row in rows if row.tokenizer}) > 1
+        self.in_bits = differ or compares_tokenizers(self.fields)
+        """Whether they are compared in bits a character, since their tokenizers differ."""
+        self.rows = sorted((replace(row, in_bits=self.in_bits) for row in rows), key=_rank)
 
     def _row(self, number: int, entry: Entry, summary: dict[str, Any] | None, values: dict[str, str]) -> Row:
         if summary is None:
@@ -137,6 +170,11 @@ class Outcomes:
             summary=summary,
             error=summary.get("error") or entry.error if state == "failed" else None,
         )
+
+    @property
+    def measure(self) -> str:
+        """What they are compared by."""
+        return "val bpc" if self.in_bits else "val loss"
 
     @property
     def best(self) -> Row | None:
@@ -164,8 +202,8 @@ class Outcomes:
         columns["status"] = [row.status for row in rows]
         if models_differ:
             columns["params"] = [_figure(row.n_params, ",d") for row in rows]
-        columns["val"] = [_figure(row.final, ".4f") for row in rows]
-        if models_differ:
+        columns["bpc" if self.in_bits else "val"] = [_figure(row.final, ".4f") for row in rows]
+        if models_differ and not self.in_bits:
             columns["bpc"] = [_figure(row.bpc, ".3f") for row in rows]
         columns["best"] = [_figure(row.best, ".4f") for row in rows]
         columns["step"] = [_figure(row.step, "d") for row in rows]
@@ -181,7 +219,7 @@ class Outcomes:
             return []
         groups: dict[tuple[str, ...], list[Row]] = {}
         for row in self.rows:
-            if row.status == "completed" and row.final is not None and math.isfinite(row.final):
+            if _rank(row)[0] == 0:
                 values = tuple(value for field, value in row.values.items() if field != "seed")
                 groups.setdefault(values, []).append(row)
         others = [field for field in self.fields if field != "seed"]
@@ -202,6 +240,11 @@ class Outcomes:
         if "seed" not in self.fields and len(completed) > 1:
             how = "a sweep of the best values with seed=1,2,3" if self.planned else "seed=1,2,3 besides"
             notes.append(f"Each has one seed: how much of the differences is chance, {how} would tell.")
+        if self.in_bits:
+            notes.append("In bits a character (bpc): a loss is of a token, and their tokenizers differ.")
+        if lossy := [row.name for row in completed if not row.counts]:
+            whose = f"{self.kind} {lossy[0]}" if len(lossy) == 1 else f"{self.kind}s {', '.join(lossy[:8])}"
+            notes.append(f"Not comparable: {whose}, whose tokenizer loses part of the text: its bpc is too low.")
         if self.n_texts > 1:
             notes.append(f"Not comparable: these {self.kind}s were trained on {self.n_texts} different texts.")
         failed = sorted((row for row in self.rows if row.status == "failed"), key=lambda row: row.number)
@@ -230,7 +273,8 @@ class Results(Outcomes):
 
     def line(self, row: Row, error: BaseException | None) -> str:
         """What is said when a job ends: `job 3: completed, val 2.4858, 1.2 s (4 of 9): optim.lr=0.01 seed=2`."""
-        figure, what = (row.final, "val") if row.final is not None else (row.best, "best val")
+        what = "bpc" if self.in_bits else "val"
+        figure, what = (row.final, what) if row.final is not None else (row.best, f"best {what}")
         parts = [row.status]
         if figure is not None:
             parts.append(f"{what} {figure:.4f}")
@@ -257,7 +301,15 @@ class Results(Outcomes):
             ]
         )
         for row in self.rows:
-            figures = (row.final, row.best, row.bpc, row.n_params, row.step, row.tokens_per_second, row.seconds)
+            figures = (
+                row.final_loss,
+                row.best_loss,
+                row.bpc,
+                row.n_params,
+                row.step,
+                row.tokens_per_second,
+                row.seconds,
+            )
             writer.writerow([row.name, *row.values.values(), row.status, *figures, row.folder, row.error])
         return out.getvalue()
 
@@ -268,9 +320,9 @@ class Results(Outcomes):
         if hidden:
             parts[0] += f"\n... and {len(hidden)} more, in {relative(self.folder / 'results.md')}"
         if self.best and len(self.rows) > 10:  # the first row may have left the screen
-            parts.append(f"Best: job {self.best.name}, val {self.best.final:.4f}: {self.best.typed}")
+            parts.append(f"Best: job {self.best.name}, {self.measure} {self.best.final:.4f}: {self.best.typed}")
         if groups := self.groups():
-            parts.append("Over seeds, final val loss:\n" + table(*seed_table(groups)))
+            parts.append(f"Over seeds, final {self.measure}:\n" + table(*seed_table(groups)))
         return "\n\n".join(
             [
                 *parts,
@@ -305,7 +357,7 @@ class Results(Outcomes):
             _markdown(*_transposed(self.columns(self.rows))),
         ]
         if groups := self.groups():
-            parts.append("## Over seeds, final val loss\n\n" + _markdown(*seed_table(groups)))
+            parts.append(f"## Over seeds, final {self.measure}\n\n" + _markdown(*seed_table(groups)))
         return "\n\n".join([*parts, *self.notes()]) + "\n"
 
 
@@ -411,8 +463,8 @@ def part(summary: dict[str, Any], name: str) -> dict[str, Any]:
 def _rank(row: Row) -> tuple[int, float]:
     # Completed runs by what counts, others by what they came to, and those that came to nothing.
     if row.status == "completed" and row.final is not None and math.isfinite(row.final):
-        return 0, row.final
-    return (2, 0.0) if row.best is None else (1, row.best)
+        return 0 if row.counts else 1, row.final
+    return (3, 0.0) if row.best is None else (2, row.best)
 
 
 def _as_it_is(entry: Entry, summary: dict[str, Any] | None) -> Entry:

@@ -16,13 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from bigramlm import runs
 from bigramlm.cli import quoted, relative
-from bigramlm.config import GROUPS, RunConfig, differences, load, load_composed, to_dict
+from bigramlm.config import GROUPS, RunConfig, differences, load, load_composed, to_dict, tokenizer_config
 from bigramlm.errors import UserError, require
 from bigramlm.run import RunFolder
 
 if TYPE_CHECKING:
     from bigramlm.checkpoint import Checkpoint
     from bigramlm.data.text import Text
+    from bigramlm.data.tokens import TokenFiles
     from bigramlm.tokenizer.base import Tokenizer
     from bigramlm.tokenizer.config import TokenizerConfig
 
@@ -101,12 +102,54 @@ class Start:
     """The step that a resumed run goes on from."""
 
     def tokenizer(self, cfg: TokenizerConfig) -> Tokenizer | None:
-        """The tokenizer of these weights, without which they mean nothing; None where there are none."""
+        """The tokenizer of these weights, without which they mean nothing; None where there are none.
+
+        UserError where cfg asks for another.
+        """
         checkpoint = self.own or self.source
-        return checkpoint.tokenizer(cfg) if checkpoint else None
+        if checkpoint is None:
+            return None
+        from bigramlm.checkpoint import CONFIG
+
+        theirs = load(checkpoint.path / CONFIG).tokenizer
+        require(
+            theirs == cfg,
+            f"{_typed(cfg)}: the weights in {relative(checkpoint.path)} were trained with {_typed(theirs)}, and mean "
+            "nothing with another; leave the tokenizer out, which takes theirs, or train a new run",
+        )
+        return checkpoint.tokenizer(cfg)
 
 
-def find_start(cfg: RunConfig, folder: RunFolder, text: Text, overrides: list[str]) -> Start:
+def _typed(cfg: TokenizerConfig) -> str:
+    return " ".join(f"tokenizer{f'.{name}' if name != 'name' else ''}={value}" for name, value in vars(cfg).items())
+
+
+def settle_tokens(cfg: RunConfig, tokens: TokenFiles, overrides: list[str]) -> None:
+    """Take into cfg what token files bring: their tokenizer, and where they are split. UserError for another."""
+    theirs = tokenizer_config(tokens.about.tokenizer)
+    from_weights = cfg.init_from is not None or cfg.resume is not None  # whose tokenizer must be that of these files
+    if (
+        any(re.match(r"\+*tokenizer[.=]", override) for override in overrides)
+        and not from_weights
+        and cfg.tokenizer != theirs
+    ):
+        raise UserError(
+            f"{_typed(cfg.tokenizer)}: the token files in {relative(tokens.folder)} were made with {_typed(theirs)}; "
+            "leave the tokenizer out, or prepare the text with this one"
+        )
+    fraction = tokens.about.split / tokens.about.n_characters
+    if _is_typed("data.train_fraction", overrides) and abs(fraction - cfg.data.train_fraction) > 0.01:
+        raise UserError(
+            f"data.train_fraction={cfg.data.train_fraction}: the token files in {relative(tokens.folder)} are split at "
+            f"{fraction:.2g}; leave it out, or prepare the text with this one"
+        )
+    if not from_weights:
+        cfg.tokenizer = theirs
+    if abs(fraction - cfg.data.train_fraction) > 0.01:
+        cfg.data.train_fraction = fraction
+
+
+def find_start(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles, overrides: list[str]) -> Start:
     """What `cfg.resume` and `cfg.init_from` ask for; sets in cfg what follows from it. UserError where it cannot be.
 
     text: what the run trains on; overrides: what was typed.
@@ -120,7 +163,7 @@ def find_start(cfg: RunConfig, folder: RunFolder, text: Text, overrides: list[st
     return Start(own, source, own.step if own else 0)
 
 
-def _own(cfg: RunConfig, folder: RunFolder, text: Text, overrides: list[str]) -> Checkpoint | None:
+def _own(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles, overrides: list[str]) -> Checkpoint | None:
     from bigramlm.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(folder.path / "checkpoints")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -11,12 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
 
-from bigramlm import paths
-from bigramlm.cli import exit_codes, quote_free_text, relative, show
+from bigramlm.cli import exit_codes, fields_command, relative, show
 from bigramlm.config import SampleConfig, prefer_our_presets
 from bigramlm.device.config import DeviceConfig
 from bigramlm.errors import UserError, require
@@ -32,7 +30,10 @@ if TYPE_CHECKING:
 _ROWS = 64
 _PROMPTS = 256
 
-_FREE_TEXT = ("run", "checkpoint", "prompt", "prompts_file")
+# How many tokens before a new one decide what it reads as.
+_TOLD_BY = 4
+
+FREE_TEXT = ("run", "checkpoint", "prompt", "prompts_file")
 
 _HELP = """\
 Writes text with a trained model, which its run's folder or a checkpoint brings
@@ -87,33 +88,16 @@ def main() -> None:
     """Run the command line: python scripts/sample.py [FIELD=VALUE] ..."""
     register()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
     with exit_codes():
-        require(
-            set(flags) <= {"--help", "-h"},
-            f"{flags and flags[0]}: there is no such flag; fields are NAME=VALUE, see --help",
-        )
-        cfg = composed([argument for argument in sys.argv[1:] if argument not in flags])
-        if flags:
-            fields = "".join(f"  {line}\n" for line in OmegaConf.to_yaml(cfg).splitlines())
-            text = _HELP.format(fields=fields)
-            show(text if paths.IN_CHECKOUT else text.replace("python scripts/sample.py", "bigramlm-sample"))
-            return
-        command = OmegaConf.to_object(cfg)
-        assert isinstance(command, SampleCommand)
-        sample(command)
+        command = fields_command("sample", SampleCommand, _HELP, FREE_TEXT)
+        if command is not None:
+            sample(command)
 
 
 def register() -> None:
     """Make the fields known to Hydra."""
     ConfigStore.instance().store("sample_schema", SampleCommand)
     prefer_our_presets()
-
-
-def composed(typed: list[str]) -> DictConfig:
-    """What is typed, on top of conf/sample.yaml; raises what Hydra raises for a wrong field or value."""
-    with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
-        return compose("sample", [quote_free_text(argument, _FREE_TEXT) for argument in typed])
 
 
 def sample(cfg: SampleCommand) -> None:
@@ -148,18 +132,25 @@ def _print_as_it_comes(
 ) -> None:
     # At a terminal at once, else several times a second.
     every = 0.0 if sys.stdout.isatty() else 0.1
-    pending, text, shown = [], tokenizer.decode(prompt), 0.0
+    text, shown = tokenizer.decode(prompt), 0.0
+    # What a token adds is told by the tokens before it too: whether a space is in between, or half of a character.
+    told, pending = prompt[-_TOLD_BY:], []
     for token in _stream(cfg, model, [prompt], device, cfg.seed):
         pending.append(int(token))
-        new = tokenizer.decode(pending)
+        new = tokenizer.decode(told + pending)
         # A character of several tokens, four bytes at the most, is shown once it is whole.
         if not new.endswith("\N{REPLACEMENT CHARACTER}") or len(pending) > 4:
-            text, pending = text + new, []
+            text += _added(new, tokenizer.decode(told))
+            told, pending = (told + pending)[-_TOLD_BY:], []
         if text and time.perf_counter() - shown >= every:
             if not show(text, end=""):
                 return
             text, shown = "", time.perf_counter()
-    show(text + tokenizer.decode(pending))
+    show(text + _added(tokenizer.decode(told + pending), tokenizer.decode(told)))
+
+
+def _added(text: str, before: str) -> str:
+    return text[len(os.path.commonprefix([text, before])) :]  # noqa: RUF071 - they are no paths
 
 
 def _written(
@@ -208,12 +199,13 @@ def _stream(
 
 
 def _encode(tokenizer: Tokenizer, prompt: str, cfg: SampleCommand, line: int) -> list[int]:
+    from bigramlm.tokenizer.base import start_tokens
+
     try:
-        ids: list[int] = tokenizer.encode(prompt).tolist()
+        return start_tokens(tokenizer, prompt)
     except UserError as error:
         where = f"prompt={prompt!r}" if cfg.prompts_file is None else f"{cfg.prompts_file}, line {line}"
         raise UserError(f"{where}: {error}") from None
-    return ids or [0]  # without a prompt it starts from token 0, as the tutorial does
 
 
 def _read_prompts(path: Path) -> list[str]:

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from bigramlm.cli import relative
 from bigramlm.errors import UserError, require, require_choice
+from bigramlm.sweep import Sweep, compares_tokenizers
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -167,8 +168,8 @@ class Search:
             self.study.tell(trial, state=TrialState.PRUNED if status == "pruned" else TrialState.FAIL)
 
 
-def pruner_of(folder: Path) -> Callable[[int, float], bool] | None:
-    """What tells the job in this folder, by its val loss at a step, whether it is hopeless; None where nothing does."""
+def pruner_of(folder: Path) -> Callable[[int, Mapping[str, float]], bool] | None:
+    """What tells the job in this folder, by what an evaluation found, whether it is hopeless; None: nothing does."""
     path = folder.parent / STUDY
     if not path.exists():
         return None
@@ -179,7 +180,7 @@ def pruner_of(folder: Path) -> Callable[[int, float], bool] | None:
         return None
 
 
-def _pruner_of(folder: Path) -> Callable[[int, float], bool] | None:
+def _pruner_of(folder: Path) -> Callable[[int, Mapping[str, float]], bool] | None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -193,12 +194,14 @@ def _pruner_of(folder: Path) -> Callable[[int, float], bool] | None:
     trial = optuna.trial.Trial(study, frozen._trial_id)
     reported = set(frozen.intermediate_values)
 
-    def is_hopeless(step: int, val_loss: float) -> bool:
+    metric = "val/bpc" if compares_tokenizers(Sweep(folder.parent).fields) else "val/loss"
+
+    def is_hopeless(step: int, found: Mapping[str, float]) -> bool:
         if step == 0:  # before the first update there is nothing to tell the trials apart
             return False
         try:
             if step not in reported:  # a job that goes on evaluates again where it was
-                trial.report(val_loss, step)
+                trial.report(found[metric], step)
             return trial.should_prune()
         except Exception as error:  # such as a study that is locked for long: never the end of the run
             log.warning("the study cannot be asked at step %d (%s: %s)", step, type(error).__name__, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,8 @@ def _jobs_of_a_stranger(folder: Path) -> list[Job]:
         if summary is not None and path.name.isdecimal():
             found.append(Job(int(path.name), summary.get("overrides", [])))
     return sorted(found, key=lambda job: job.number)
+
+
+def compares_tokenizers(fields: Iterable[str]) -> bool:
+    """Whether these fields are of tokenizers, whose losses only bits a character compare."""
+    return any(re.match(r"tokenizer(\.|$)", name) for name in fields)

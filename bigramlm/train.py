@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from bigramlm.errors import UserError, require
 from bigramlm.help import help_text
 from bigramlm.memory import is_out_of_memory, out_of_memory
 from bigramlm.results import Results, swept
-from bigramlm.resume import find_start, is_saved_preset, saved_presets
+from bigramlm.resume import find_start, is_saved_preset, saved_presets, settle_tokens
 from bigramlm.run import RunFolder, git_state, versions
 from bigramlm.stop import Stopped, StopSignals, stop_signals
 from bigramlm.sweep import FINISHED, PLAN, Sweep
@@ -42,7 +42,7 @@ from bigramlm.sweep import log as sweep_log
 log = logging.getLogger(__name__)
 
 # Fields that hold free text: taken as typed, whatever Hydra's grammar would make of it.
-FREE_TEXT = ("sample.prompt", "data.path", "resume", "init_from", "sweep")
+FREE_TEXT = ("sample.prompt", "data.path", "tokenizer.path", "resume", "init_from", "sweep")
 
 # What runs sweeps and is not installed with the rest, by its class: how it is chosen, its extra, the module it needs.
 EXTRAS = {
@@ -203,12 +203,12 @@ def train(
     overrides: list[str],
     *,
     in_sweep: bool = False,
-    is_hopeless: Callable[[int, float], bool] | None = None,
+    is_hopeless: Callable[[int, Mapping[str, float]], bool] | None = None,
 ) -> BaseException | None:
     """Train what Hydra composed. However it ends, the folder's log and summary tell it.
 
     in_sweep: where the folder holds this run already, go on with it, or leave it if it is finished; print nothing at
-    the end. is_hopeless: asked at every evaluation, with the step and the val loss, whether to end the run as pruned.
+    the end. is_hopeless: asked at every evaluation, with the step and what was found, whether to end the run as pruned.
     Returns None for a run that completed, else what ended it: a UserError for what the user can mend, Stopped after a
     signal, or any other exception.
     """
@@ -235,7 +235,7 @@ def _train(
     *,
     again: bool,
     in_sweep: bool,
-    is_hopeless: Callable[[int, float], bool] | None,
+    is_hopeless: Callable[[int, Mapping[str, float]], bool] | None,
 ) -> BaseException | None:
     cfg: RunConfig | None = None
     try:
@@ -282,17 +282,27 @@ def run(
     stop: StopSignals,
     *,
     show_end: bool = True,
-    is_hopeless: Callable[[int, float], bool] | None = None,
+    is_hopeless: Callable[[int, Mapping[str, float]], bool] | None = None,
 ) -> None:
     """One run, from its config to its sample. Everything that can be refused is refused before training."""
+    from bigramlm.corpus import tokenized
+    from bigramlm.data.text import check_length
+    from bigramlm.data.tokens import TokenFiles
+    from bigramlm.tokenizer.base import start_tokens
+
     cfg.sweep = None  # the saved config says how the run is, and not how it came about
     cfg.data = cfg.data.prepare(the_same=cfg.resume is not None)
     text = cfg.data.read()
+    if isinstance(text, TokenFiles):
+        settle_tokens(cfg, text, overrides)
     start = find_start(cfg, folder, text, overrides)
-    tokenizer = start.tokenizer(cfg.tokenizer) or cfg.tokenizer.build(text.text)
-    folder.summary["vocab_size"] = tokenizer.vocab_size
+    corpus = tokenized(text, cfg.tokenizer, start.tokenizer(cfg.tokenizer), cfg.data.kept_in())
+    tokenizer, vocab_size = corpus.tokenizer, corpus.tokenizer.vocab_size
+    folder.summary["vocab_size"] = vocab_size
+    for name, found in corpus.ids.items():
+        check_length(len(found), split=name, block_size=cfg.data.block_size, text=str(relative(cfg.data.file())))
     try:
-        prompt = tokenizer.encode(cfg.sample.prompt).tolist() or [0]  # the tutorial starts from token 0
+        prompt = start_tokens(tokenizer, cfg.sample.prompt)
     except UserError as error:
         raise UserError(f"sample.prompt={cfg.sample.prompt!r}: {error}") from None
 
@@ -302,22 +312,13 @@ def run(
 
     import torch
 
-    from bigramlm.data.batches import check_length, compact
-    from bigramlm.data.text import split
+    from bigramlm.data.batches import on_device
     from bigramlm.device.device import decide, set_up
     from bigramlm.generate import generate
     from bigramlm.metrics import Metrics, Origin
     from bigramlm.preflight import preflight
     from bigramlm.trainer import Trainer
 
-    texts = dict(zip(("train", "val"), split(text.text, cfg.data.train_fraction), strict=True))
-    vocab_size = tokenizer.vocab_size
-    try:
-        tokens = {name: compact(tokenizer.encode(part), vocab_size=vocab_size) for name, part in texts.items()}
-    except UserError as error:  # the tokenizer is of a run with another text
-        raise UserError(f"{cfg.data.file()}: {error}") from None
-    for name, ids in tokens.items():
-        check_length(len(ids), split=name, block_size=cfg.data.block_size, text=str(relative(cfg.data.file())))
     torch.manual_seed(cfg.seed)
     model = cfg.model.build(vocab_size=vocab_size, block_size=cfg.data.block_size)
     if not cfg.model.trains and cfg.trainer.steps:
@@ -331,12 +332,18 @@ def run(
     )
     device = set_up(cfg.device)
 
-    log.info("data: %s, %s characters, vocabulary of %d", cfg.data.name, f"{len(text.text):,}", vocab_size)
-    log.info("split: %s tokens train, %s val", *(f"{len(tokens[name]):,}" for name in ("train", "val")))
+    documents = f" in {corpus.documents:,} documents" if corpus.documents > 1 else ""
+    log.info(
+        "data: %s, %s characters%s, vocabulary of %d",
+        *(corpus.name, f"{corpus.n_characters:,}", documents, vocab_size),
+    )
+    val_tokens, val_characters = len(corpus.ids["val"]), corpus.characters["val"]
+    each = f", of {val_characters / val_tokens:.2f} characters" if val_tokens != val_characters else ""
+    log.info("split: %s tokens train, %s val%s", *(f"{len(corpus.ids[name]):,}" for name in ("train", "val")), each)
     if start.source is not None:
         start.source.load_weights(model, counted=False)
     model.to(device.torch)
-    tokens = {name: ids.to(device.torch) for name, ids in tokens.items()}
+    tokens = {name: on_device(found, device.torch) for name, found in corpus.ids.items()}
     began = time.perf_counter()
     counted = model.count(tokens["train"])  # also where weights come from elsewhere: it is of the text at hand
     counting = time.perf_counter() - began if counted else 0.0
@@ -348,8 +355,8 @@ def run(
         model=model,
         train=tokens["train"],
         val=tokens["val"],
-        val_characters=len(texts["val"]),
-        tokenizer=tokenizer.to_dict(),
+        val_characters=corpus.characters["val"],
+        tokenizer=tokenizer.to_json(),
         device=device,
         folder=folder,
         is_hopeless=is_hopeless,
@@ -359,6 +366,7 @@ def run(
         trainer.resume(start.own)
     elif cfg.preflight:
         began = time.perf_counter()
+        texts = corpus.texts if tokenizer.lossless else {}
         preflight(model, tokenizer, texts, trainer.batches[0], fresh=start.source is None and not counted)
         log.info("preflight: passed, in %.0f ms", 1e3 * (time.perf_counter() - began))
     # Nothing of a run that is resumed has changed up to here, and nothing is refused from here on.
@@ -369,7 +377,14 @@ def run(
     folder.update_summary(
         device=cfg.device.name,
         n_params=model.n_params(),
-        data={"name": text.name, "sha256": text.sha256},
+        data={"name": corpus.name, "sha256": corpus.sha256},
+        tokenizer={
+            "name": cfg.tokenizer.name,
+            "sha256": corpus.tokenizer_sha256,
+            "vocab_size": vocab_size,
+            "lossless": tokenizer.lossless,
+            "characters_per_token": val_characters / val_tokens,
+        },
         versions=versions(),
         git=git_state(),
     )
@@ -409,16 +424,26 @@ def run(
     if not show_end:
         return
     try:
-        print_end(trainer.final, sample, trainer.references, folder.path, cfg.logger.use)
+        print_end(trainer.final, sample, trainer.references, folder.path, cfg.logger.use, in_bits=bool(each))
     except UserError as error:  # the run is complete all the same
         log.warning("%s", error)
 
 
 def print_end(
-    final: dict[str, float], sample: str, references: dict[str, float], folder: Path, loggers: list[str]
+    final: dict[str, float],
+    sample: str,
+    references: dict[str, float],
+    folder: Path,
+    loggers: list[str],
+    *,
+    in_bits: bool,
 ) -> None:
-    """What a run ends with on standard output."""
+    """What a run ends with on standard output; in_bits: also the loss in bits a character, where no token is one."""
     lines = ["----", f"End of training. Loss: {final['train/loss']:.4f} (val {final['val/loss']:.4f})", sample, ""]
+    if in_bits:
+        lines.append(
+            f"Bits a character: {final['val/bpc']:.4f} on val, which compares tokenizers; a loss is of a token"
+        )
     for name, loss in references.items():
         split, _, what = name.partition("/best_")
         if split == "train":

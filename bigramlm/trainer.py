@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -52,14 +52,14 @@ class Trainer:
         train: Tensor,
         val: Tensor,
         val_characters: int,
-        tokenizer: dict[str, Any],
+        tokenizer: str,
         device: Device,
         folder: RunFolder,
-        is_hopeless: Callable[[int, float], bool] | None = None,
+        is_hopeless: Callable[[int, Mapping[str, float]], bool] | None = None,
     ) -> None:
-        """model, and the token ids train and val, each (N,), are on the device; tokenizer: saved with checkpoints.
+        """model is on the device; train and val: token ids, each (N,); tokenizer: as JSON, saved with checkpoints.
 
-        is_hopeless: asked at every evaluation but the last, with the step and the val loss, whether to end the run.
+        is_hopeless: asked at every evaluation but the last, with the step and what was found, whether to end the run.
         """
         self.config_yaml = to_yaml(cfg)
         self.cfg = cfg.trainer
@@ -88,7 +88,9 @@ class Trainer:
 
         # One draw makes the whole update's batch, so that it is the same however it is cut for accumulation.
         rows = cfg.data.batch_size * self.cfg.grad_accumulation
-        self.batches = Batches(train, block_size=cfg.data.block_size, batch_size=rows, seed=cfg.seed)
+        self.batches = Batches(
+            train, block_size=cfg.data.block_size, batch_size=rows, seed=cfg.seed, device=device.torch
+        )
         self.tokens_per_step = rows * cfg.data.block_size
         self.flops_per_token = model.flops_per_token()
         self.peak = peak(device) if self.flops_per_token else None
@@ -151,7 +153,7 @@ class Trainer:
                     record |= self.evaluate()
                     self.early_stopped = not last and self.out_of_patience()
                     last = last or self.early_stopped
-                    self.pruned = not last and self.prune(record["val/loss"])
+                    self.pruned = not last and self.prune(record)
                 if last or self.pruned or step % self.cfg.checkpoint_every == 0 or self.best.get("step") == step:
                     self.save()
                 if last:
@@ -224,7 +226,11 @@ class Trainer:
             self.waited += 1
         self.evaluated = self.step
         self._leave_out(began)
-        return record | self.references
+        return record | {"val/bpc": self.bits(record["val/loss"])} | self.references
+
+    def bits(self, val_loss: float) -> float:
+        """A loss over val in nats a token as bits a character."""
+        return bits_per_character(val_loss, tokens=len(self.splits["val"]), characters=self.val_characters)
 
     def out_of_patience(self) -> bool:
         """Whether the val loss has not been lower than its best for as many evaluations as early stopping waits."""
@@ -237,9 +243,9 @@ class Trainer:
         )
         return True
 
-    def prune(self, val_loss: float) -> bool:
+    def prune(self, record: Mapping[str, float]) -> bool:
         """Whether the search that the run is part of gives it up."""
-        if self.is_hopeless is None or not self.is_hopeless(self.step, val_loss):
+        if self.is_hopeless is None or not self.is_hopeless(self.step, record):
             return False
         log.info("pruned: other trials were better at step %d", self.step)
         return True
@@ -360,7 +366,7 @@ class Trainer:
             f"{split}/loss": mean_loss(self.model, blocks(tokens, block_size=block_size, limit=limit), self.device)
             for (split, tokens), limit in zip(self.splits.items(), (train_limit, val_limit), strict=True)
         }
-        final["val/bpc"] = bits_per_character(final["val/loss"], tokens=n_val, characters=self.val_characters)
+        final["val/bpc"] = self.bits(final["val/loss"])
         return final
 
     def _clock(self) -> float:

@@ -425,13 +425,14 @@ def test_help_says_what_there_is() -> None:
     for group, choices in {
         "model": r"bigram attention multihead feedforward residual transformer\n +nanogpt gpt gpt2 ngram",
         "optim": "adamw sgd muon",
-        "data": "shakespeare bundled text",
+        "tokenizer": "char byte bpe wordpiece gpt2",
+        "data": "shakespeare bundled text tokens",
         "device": "auto cpu cuda mps",
         "logger": "all none tensorboard wandb",
         "experiment": r"gpt_cpu gpt_gpu gpt_ngram_cpu ladder nanogpt_cpu nanogpt_gpu quick\n +quick_gpt",
     }.items():
         assert re.search(rf"^ *{group} +{choices}$", done.stdout, re.MULTILINE), group
-    assert done.stdout.count("  python scripts/train.py") == 10 + 1, "ten examples, and Hydra's flags"
+    assert done.stdout.count("  python scripts/train.py") == 11 + 1, "eleven examples, and Hydra's flags"
     assert "schema" not in done.stdout
     for field in ("lr: 0.001", "block_size: 8", "max_new_tokens: 300", "steps: 10000"):
         assert field in done.stdout

@@ -9,7 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 
-from bigramlm import paths, sample
+from bigramlm import cli, paths, prepare, sample
 from bigramlm.config_reference import reference
 
 DOCS = sorted([*(paths.home() / "docs").rglob("*.md"), *paths.home().glob("*.md"), *paths.home().glob("*/README.md")])
@@ -70,7 +70,16 @@ def test_commands_that_sample_have_their_fields_right(path) -> None:
     for line in re.findall(r"python scripts/sample\.py([^`\n#|>]*)", path.read_text("utf-8")):
         arguments = [a for a in re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", line) if "=" in a]
         if not any(word in line for word in ("FIELD", "FOLDER")):
-            sample.composed([a.replace('"', "") for a in arguments])
+            cli.composed("sample", [a.replace('"', "") for a in arguments], sample.FREE_TEXT)
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
+def test_commands_that_prepare_have_their_fields_right(path) -> None:
+    prepare.register()
+    for line in re.findall(r"python scripts/prepare\.py([^`\n#|>]*)", path.read_text("utf-8")):
+        arguments = [a for a in shlex.split(line) if "=" in a]
+        if not any(word in line for word in ("FIELD", "FOLDER")):
+            cli.composed("prepare", arguments, prepare.FREE_TEXT)
 
 
 SNIPPETS = re.findall(

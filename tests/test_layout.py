@@ -19,14 +19,14 @@ FLOORS = (
     ("config",),
     ("memory",),
     ("cli", "help", "preflight"),
-    ("trainer", "sweep"),
+    ("trainer", "sweep", "corpus"),
     ("results",),
     ("report", "browser"),
     ("runs", "stop", "search"),
     ("load", "launch"),
     ("resume", "workers"),
     ("train",),
-    ("sample", "checkpoint_tool", "verify_resume"),
+    ("sample", "prepare", "checkpoint_tool", "verify_resume"),
     ("bench", "config_reference", "pictures"),
 )
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -66,7 +66,8 @@ def test_imports_go_down_the_floors_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["config", "train", "sample", "runs", "run", "metrics", "model.config", "data.config", "device.config"]
+    "module",
+    ["config", "train", "sample", "prepare", "runs", "run", "metrics", "model.config", "data.config", "device.config"],
 )
 def test_what_help_and_completion_import_is_free_of_torch(module: str) -> None:
     code = f"import sys, bigramlm.{module}; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'wandb')))"

@@ -40,7 +40,7 @@ def test_tensorboard_reads_what_jsonl_has(cli: Cli) -> None:
     lines = records(ended.folder)
     assert [line["step"] for line in lines] == [0, 10, 20, 30, 40]
     assert set(lines[0]) == {
-        *("step", "seconds", "train/loss", "val/loss", "train/best_bigram", "val/best_bigram"),
+        *("step", "seconds", "train/loss", "val/loss", "val/bpc", "train/best_bigram", "val/best_bigram"),
         *("train/batch_loss", "lr", "grad_norm", "tokens_per_second"),
     }
     assert {"final/train/loss", "final/val/loss", "final/val/bpc"} <= set(lines[-1])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigramlm import paths
+from bigramlm import paths, prepare
 from bigramlm.config import GROUPS, KINDS, to_yaml
 from bigramlm.help import choices_of_groups
 from tests.conftest import Cli, run_config
@@ -17,6 +17,10 @@ PRESETS = sorted(
 # What a preset needs besides: a field that has no default, a model with matrices, less of what is large.
 NEEDS = {
     ("data", "text"): ["data.path={text_file}"],
+    ("data", "tokens"): ["data.path={tokens}"],
+    ("tokenizer", "bpe"): ["tokenizer.vocab_size=300"],
+    ("tokenizer", "wordpiece"): ["tokenizer.vocab_size=300"],
+    ("tokenizer", "gpt2"): ["tokenizer.path={tokens}"],
     ("optim", "muon"): ["model=gpt"],
     ("model", "gpt2"): ["model.n_layer=1"],
     ("experiment", "nanogpt_gpu"): ["model.n_layer=1", "data.batch_size=2", "device.compile=false"],
@@ -36,9 +40,15 @@ def test_every_kind_has_its_preset() -> None:
 
 
 @pytest.mark.parametrize(("group", "name"), PRESETS, ids=[f"{group}={name}" for group, name in PRESETS])
-def test_preset_takes_a_step(group: str, name: str, cli: Cli, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preset_takes_a_step(
+    group: str, name: str, cli: Cli, text_file: Path, tool: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    overrides = [f"{group}={name}", *(o.format(text_file=text_file) for o in NEEDS.get((group, name), []))]
+    needs = NEEDS.get((group, name), [])
+    tokens = text_file.with_name("tokens")
+    if any("{tokens}" in need for need in needs):
+        tool(prepare.main, f"data.path={text_file}", "tokenizer=byte", f"output={tokens}")
+    overrides = [f"{group}={name}", *(need.format(text_file=text_file, tokens=tokens) for need in needs)]
     cfg = run_config(*overrides)
     assert to_yaml(cfg)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from bigramlm import launch, paths, runs, stop, sweep, train, trainer, workers
-from bigramlm.data import batches, shakespeare
+from bigramlm.data import shakespeare
+from bigramlm.data import text as data_text
 from bigramlm.errors import UserError
 from bigramlm.model.bigram import Bigram
 from bigramlm.results import Group, Results, t_95, verdict
@@ -426,7 +427,7 @@ def test_of_forty_jobs_ten_fail_and_thirty_complete(
     swept: Callable[..., Ended], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nan, late, broken, blocked = {3, 13, 23}, {5, 15}, {7, 27}, {9, 19, 39}
-    run, forward, check = train.run, Bigram.forward, batches.check_length
+    run, forward, check = train.run, Bigram.forward, data_text.check_length
 
     def run_(cfg: Any, *arguments: Any, **keywords: Any) -> None:
         if cfg.seed == 0:
@@ -444,7 +445,7 @@ def test_of_forty_jobs_ten_fail_and_thirty_complete(
             if cfg.seed in nan:
                 patch.setattr(trainer, "learning_rate", lambda *_: 1e38)
             if cfg.seed in late:
-                patch.setattr(batches, "check_length", lambda n, **words: check(n, **{**words, "block_size": 10**6}))
+                patch.setattr(data_text, "check_length", lambda n, **words: check(n, **{**words, "block_size": 10**6}))
             run(cfg, *arguments, **keywords)
 
     monkeypatch.setattr(train, "run", run_)
@@ -686,7 +687,6 @@ def test_a_job_whose_text_has_changed_runs_anew(
     assert swept(*arguments).code == 0
     assert len(table(folder)) == 2
     text_file.write_text(text_file.read_text("utf-8") + "Another line.\n", "utf-8")
-    launch._sha256.cache_clear()
     ended = swept(*arguments)
     assert ended.code == 0, ended.err
     assert len(table(folder)) == 4
@@ -936,12 +936,12 @@ def test_a_job_that_is_started_again_goes_on_or_is_done(tmp_path: Path) -> None:
     folder, config = tmp_path / "0", composed(*SHORT, "trainer.checkpoint_every=10", "seed=1")
     folder.mkdir()
 
-    def hopeless_at_10(step: int, _: float) -> bool:
+    def hopeless_at_10(step: int, _: Mapping[str, float]) -> bool:
         if step == 10:
             raise KeyboardInterrupt
         return False
 
-    def again(is_hopeless: Callable[[int, float], bool] | None = None) -> BaseException | None:
+    def again(is_hopeless: Callable[[int, Mapping[str, float]], bool] | None = None) -> BaseException | None:
         return train.train(config, RunFolder(folder), [], in_sweep=True, is_hopeless=is_hopeless)
 
     assert isinstance(again(hopeless_at_10), stop.Stopped)

@@ -1,31 +1,142 @@
-"""The character tokenizer: there and back, and what it says of characters it lacks."""
+"""Tokenizers: there and back, what they say of what they lack, and their files."""
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from bigramlm import paths
 from bigramlm.errors import UserError
+from bigramlm.tokenizer.base import END_OF_TEXT, Tokenizer, not_given_back, start_tokens
+from bigramlm.tokenizer.byte import byte_characters
 from bigramlm.tokenizer.char import CharTokenizer
-from bigramlm.tokenizer.config import CharConfig
+from bigramlm.tokenizer.config import (
+    BPEConfig,
+    ByteConfig,
+    CharConfig,
+    GPT2TokenizerConfig,
+    TokenizerConfig,
+    WordPieceConfig,
+)
+from bigramlm.tokenizer.subword import SubwordTokenizer
+
+TEXT = paths.bundled_text().read_text("utf-8")
+# Any text but for halves of surrogate pairs, which UTF-8 cannot hold; white space and joints more often than by chance.
+ANY = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \n\t\r\x1c\x85\u00a0'sat1.,!é")))
+
+
+def build(cfg: TokenizerConfig, text: str = TEXT, documents: int = 1) -> Tokenizer:
+    return cfg.build(characters="".join(sorted(set(text))), documents=documents, train=lambda most: iter([text]))
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Tokenizer:
+    return build(BPEConfig(vocab_size=600))
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """As the files of GPT-2 are: vocab.json and merges.txt, with the end of a text last."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    write_gpt2(folder)
+    return build(GPT2TokenizerConfig(path=str(folder)))
+
+
+def write_gpt2(folder: Path) -> None:
+    saved = json.loads(build(BPEConfig(vocab_size=400)).to_json())
+    merges = [" ".join(pair) for pair in saved["model"]["merges"]]
+    words = [*byte_characters(), *(pair.replace(" ", "") for pair in merges), END_OF_TEXT]
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}), "utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", "utf-8")
+
+
+# There and back
 
 
 @pytest.mark.parametrize("text", ["hello", "naïve café\n", "日本語 and \U0001f40d", "\x00\ttabs\r\n", "a"])
-def test_round_trip(text: str) -> None:
-    tokenizer = CharConfig().build(text)
+def test_round_trip_of_characters(text: str) -> None:
+    tokenizer = build(CharConfig(), text)
     ids = tokenizer.encode(text)
     assert ids.dtype == np.int32
     assert tokenizer.decode(ids.tolist()) == text
     assert tokenizer.vocab_size == len(set(text))
 
 
+@given(ANY)
+@settings(database=None, deadline=None, max_examples=300)
+def test_bytes_give_back_any_text(text: str) -> None:
+    tokenizer = build(ByteConfig())
+    ids = tokenizer.encode(text)
+    assert ids.tolist() == list(text.encode())
+    assert tokenizer.decode(ids.tolist()) == text
+
+
+@pytest.mark.parametrize("which", ["bpe", "gpt2"])
+def test_byte_level_bpe_gives_back_any_text_and_cuts_words_as_the_library_does(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    """Also characters never seen in training; and words that are looked up one by one are cut as in the whole text."""
+    tokenizer: SubwordTokenizer = request.getfixturevalue(which)
+    assert tokenizer._by_words, "or nothing is looked up"
+    library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    library.encode_special_tokens = True
+
+    @given(ANY)
+    @settings(database=None, deadline=None, max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+    def holds(text: str) -> None:
+        ids = tokenizer.encode(text)
+        assert ids.dtype == np.int32
+        assert tokenizer.decode(ids.tolist()) == text
+        assert ids.tolist() == library.encode(text, add_special_tokens=False).ids
+
+    holds()
+    assert tokenizer.lossless
+
+
+def test_the_name_of_the_end_of_a_text_is_text(bpe: Tokenizer, gpt2: Tokenizer) -> None:
+    for tokenizer in (bpe, gpt2, build(ByteConfig(), documents=2)):
+        assert tokenizer.end_of_text is not None
+        ids = tokenizer.encode(f"a{END_OF_TEXT}b").tolist()
+        assert tokenizer.end_of_text not in ids
+        assert tokenizer.decode(ids) == f"a{END_OF_TEXT}b"
+        assert tokenizer.decode([*ids[:1], tokenizer.end_of_text]) == f"a{END_OF_TEXT}"
+
+
+def test_words_are_forgotten_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigramlm.tokenizer.subword._KEPT", 50)
+    tokenizer = build(BPEConfig(vocab_size=300))
+    assert isinstance(tokenizer, SubwordTokenizer)
+    for start in range(0, 5000, 100):
+        tokenizer.encode(TEXT[start : start + 100])
+    assert 0 < len(tokenizer._words) < 100
+    tokenizer.encode("x" * 100_000)
+    assert max(map(len, tokenizer._words)) < 100
+
+
+# Characters and bytes
+
+
 def test_ids_are_places_among_the_sorted_characters() -> None:
     """The tutorial's own mapping, by dictionary."""
     text = "The quick brown fox\njumps"
     chars = sorted(set(text))
-    assert CharConfig().build(text).encode(text).tolist() == [chars.index(c) for c in text]
+    assert build(CharConfig(), text).encode(text).tolist() == [chars.index(c) for c in text]
 
 
-def test_empty_text_is_no_tokens() -> None:
-    assert CharTokenizer("abc").encode("").tolist() == []
+def test_empty_text_is_no_tokens(bpe: Tokenizer) -> None:
+    for tokenizer in (CharTokenizer("abc"), build(ByteConfig()), bpe):
+        assert tokenizer.encode("").tolist() == []
+        assert tokenizer.decode([]) == ""
 
 
 @pytest.mark.parametrize(
@@ -44,3 +155,230 @@ def test_long_vocabularies_are_not_listed() -> None:
     with pytest.raises(UserError) as error:
         CharTokenizer("".join(map(chr, range(0x4E00, 0x5E00)))).encode("x")
     assert len(str(error.value)) < 200
+
+
+def test_half_of_a_surrogate_pair_is_refused(bpe: Tokenizer) -> None:
+    for tokenizer in (build(ByteConfig()), bpe):
+        with pytest.raises(UserError, match=r"'\\udcff' is no character"):
+            tokenizer.encode("a\udcff")
+
+
+def test_several_documents_take_a_token_for_where_one_ends() -> None:
+    for cfg, size in ((CharConfig(), len(set(TEXT))), (ByteConfig(), 256)):
+        one, more = build(cfg), build(cfg, documents=2)
+        assert (one.vocab_size, one.end_of_text) == (size, None)
+        assert (more.vocab_size, more.end_of_text) == (size + 1, size)
+        assert more.decode([size]) == END_OF_TEXT
+        again = cfg.restore(more.to_json())
+        assert (again.vocab_size, again.end_of_text) == (size + 1, size)
+
+
+def test_a_text_without_a_prompt_starts_from_a_newline(bpe: Tokenizer) -> None:
+    assert start_tokens(CharTokenizer("\nab"), "") == [0], "the tutorial's token 0"
+    assert start_tokens(CharTokenizer("\t\nab"), "") == [1]
+    assert start_tokens(CharTokenizer("ab"), "") == [0], "for want of a newline"
+    assert start_tokens(build(ByteConfig()), "") == [10]
+    assert bpe.decode(start_tokens(bpe, "")) == "\n"
+    assert start_tokens(CharTokenizer("ab"), "ba") == [1, 0]
+    with pytest.raises(UserError):
+        start_tokens(CharTokenizer("ab"), "c")
+
+
+# WordPiece
+
+
+def test_wordpiece_says_that_it_loses_text() -> None:
+    tokenizer = build(WordPieceConfig(vocab_size=500))
+    assert not tokenizer.lossless
+    lost = not_given_back(tokenizer, "The king,\nand the queen")
+    assert lost is not None
+    at, was, back = lost
+    assert (at, was[0], back[0]) == (9, "\n", " ")
+    assert tokenizer.decode(tokenizer.encode("The king, and the queen").tolist()) == "The king, and the queen"
+    assert tokenizer.decode(tokenizer.encode("日").tolist()) == "[UNK]"
+
+
+def test_wordpiece_cuts_words_as_the_library_does() -> None:
+    tokenizer = build(WordPieceConfig(vocab_size=500))
+    library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+
+    @given(ANY)
+    @settings(database=None, deadline=None, max_examples=300)
+    def holds(text: str) -> None:
+        assert tokenizer.encode(text).tolist() == library.encode(text, add_special_tokens=False).ids
+
+    holds()
+
+
+# Vocabularies
+
+
+@pytest.mark.parametrize("kind", [BPEConfig, WordPieceConfig])
+def test_a_vocabulary_has_the_size_that_was_asked_for(kind: type[BPEConfig]) -> None:
+    assert build(kind(vocab_size=512)).vocab_size == 512
+
+
+@pytest.mark.parametrize("kind", [BPEConfig, WordPieceConfig])
+def test_a_vocabulary_larger_than_the_text_supports_is_refused(kind: type[BPEConfig]) -> None:
+    with pytest.raises(UserError) as error:
+        build(kind(vocab_size=50_000))
+    message = str(error.value)
+    assert "tokenizer.vocab_size=50000: the training text supports only" in message
+    most = int(message.partition("take ")[2].split()[0])
+    assert build(kind(vocab_size=most)).vocab_size == most, "what is advised works"
+
+
+def test_a_vocabulary_smaller_than_the_characters_is_refused() -> None:
+    with pytest.raises(UserError, match="must be 257 or more"):
+        BPEConfig(vocab_size=256)
+    with pytest.raises(UserError, match=r"tokenizer.vocab_size=20: the training text has so many characters"):
+        build(WordPieceConfig(vocab_size=20))
+
+
+def test_learning_is_deterministic() -> None:
+    """In other processes, with another number of threads, and whatever the hashes of strings."""
+    code = (
+        "from tests.test_tokenizer import build, BPEConfig, WordPieceConfig\n"
+        "for cfg in (BPEConfig(vocab_size=600), WordPieceConfig(vocab_size=400)): print(build(cfg).to_json())"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONPATH": str(paths.home()), "RAYON_NUM_THREADS": threads, "PATH": ""},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2", "2")
+    }
+    assert len(found) == 1
+
+
+# Files
+
+
+@pytest.mark.parametrize("cfg", [BPEConfig(vocab_size=400), WordPieceConfig(vocab_size=400), ByteConfig()])
+def test_what_is_saved_is_what_tokenizers_reads(cfg: TokenizerConfig) -> None:
+    tokenizer = build(cfg, documents=2)
+    library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    text = "To be, or not to be: that's the question.\nYes? 日本"
+    assert library.encode(text).ids == tokenizer.encode(text).tolist()
+    assert library.token_to_id(END_OF_TEXT) == tokenizer.end_of_text
+    again = cfg.restore(tokenizer.to_json())
+    assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
+    assert again.to_json() == tokenizer.to_json()
+
+
+def test_each_kind_refuses_the_files_of_the_others() -> None:
+    kinds: list[TokenizerConfig] = [CharConfig(), ByteConfig(), BPEConfig(vocab_size=300), WordPieceConfig()]
+    saved = {cfg.name: build(cfg).to_json() for cfg in kinds}
+    for cfg in kinds:
+        for name, text in saved.items():
+            if (cfg.name, name) == (name, name) or (cfg.name, name) == ("bpe", "byte"):
+                continue
+            with pytest.raises((ValueError, KeyError)):
+                cfg.restore(text)
+
+
+def test_a_gpt2_tokenizer_comes_from_a_folder_or_a_file(tmp_path: Path, gpt2: Tokenizer) -> None:
+    assert gpt2.vocab_size == 400
+    assert gpt2.end_of_text == 399
+    write_gpt2(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "tokenizer.json").write_text(gpt2.to_json(), "utf-8")
+    text = "Who's there?\n\nNay, answer me:  stand"
+    for path in (tmp_path, tmp_path / "vocab.json", tmp_path / "other", tmp_path / "other" / "tokenizer.json"):
+        cfg = GPT2TokenizerConfig(path=str(path))
+        assert build(cfg).encode(text).tolist() == gpt2.encode(text).tolist()
+        assert cfg.path == str(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "holds no tokenizer, which would be"),
+        (lambda folder: (folder / "vocab.json").write_text("{}"), "holds no tokenizer, which would be"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "holds no tokenizer"),
+        (lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff"), "tokenizer.path="),
+    ],
+)
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path, make: Callable[[Path], Any], message: str) -> None:
+    make(tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        build(GPT2TokenizerConfig(path=str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_path_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match="there is no such file or folder"):
+        build(GPT2TokenizerConfig(path="./no/such/folder"))
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hugging Face hub as it takes to download a file."""
+
+    content = b""
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        known = self.path in ("/", "/some/gpt2/resolve/main/tokenizer.json")
+        self.send_response(200 if known else 404)
+        if known:
+            self.send_header("Content-Length", str(len(self.content)))
+            self.send_header("ETag", '"0123456789abcdef0123456789abcdef01234567"')
+            self.send_header("X-Repo-Commit", "0123456789abcdef0123456789abcdef01234567")
+        else:
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+        self.end_headers()
+        if body and known:
+            self.wfile.write(self.content)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(gpt2: Tokenizer) -> Iterator[str]:
+    Hub.content = gpt2.to_json().encode()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def from_hub(name: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
+    code = (
+        "import sys\nfrom bigramlm.errors import UserError\n"
+        "from bigramlm.tokenizer.config import GPT2TokenizerConfig\n"
+        f"try: found = GPT2TokenizerConfig(path={name!r}).build(characters='', documents=1, train=None)\n"
+        "except UserError as error: sys.exit(f'error: {error}')\n"
+        "print(found.vocab_size, found.decode(found.encode('To be')))"
+    )
+    env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PATH": "", "PYTHONPATH": str(paths.home())}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+
+
+def test_a_tokenizer_comes_from_the_hub_and_then_without_it(hub: str, tmp_path: Path) -> None:
+    first = from_hub("some/gpt2", hub, tmp_path)
+    assert first.stdout == "400 To be\n", first.stderr
+    without = from_hub("some/gpt2", "http://127.0.0.1:9", tmp_path)
+    assert without.stdout == "400 To be\n", without.stderr
+
+
+def test_a_name_that_the_hub_does_not_have_or_no_network(hub: str, tmp_path: Path) -> None:
+    for name, endpoint, reason in (
+        ("some/other", hub, "404"),
+        ("some/gpt2", "http://127.0.0.1:9", "refused"),
+    ):
+        ended = from_hub(name, endpoint, tmp_path)
+        assert ended.returncode == 1
+        (line,) = ended.stderr.strip().splitlines()
+        assert f"tokenizer.path={name}: there is no such file or folder here, and the Hugging Face hub" in line
+        assert reason in line
+        assert "download the tokenizer.json of" in line

@@ -24,6 +24,7 @@ from bigramlm.model.bigram import Bigram, best_bigram_losses
 from bigramlm.model.config import GPTConfig
 from bigramlm.run import RunFolder
 from bigramlm.step import CompiledStep, TrainStep
+from bigramlm.tokenizer.char import CharTokenizer
 from bigramlm.trainer import Trainer
 from tests.conftest import kept_for_the_gradient, run_config
 
@@ -65,7 +66,7 @@ def build(folder: Path, *overrides: str, device: Device | None = None, kind: typ
         train=TOKENS[:1800],
         val=TOKENS[1800:],
         val_characters=200,
-        tokenizer={"name": "char", "chars": "abcdefghijk"},
+        tokenizer=CharTokenizer("abcdefghijk").to_json(),
         device=device or set_up(cfg.device),
         folder=RunFolder(folder),
     )

@@ -18,7 +18,7 @@ from typing import Any
 from bigramlm import paths
 from bigramlm.bench.measure import Comparison, Figures, alternate
 from bigramlm.bench.steps import composed_config
-from bigramlm.data.text import split
+from bigramlm.data.text import Text
 from bigramlm.errors import require
 from bigramlm.metrics import read_records
 
@@ -114,7 +114,7 @@ def compiled(pairs: int) -> Iterator[Comparison]:
 def startup(pairs: int) -> Iterator[Comparison]:
     """from the command to the first step, against importing torch: seconds"""
     with _workplace() as place:
-        ours, bare = alternate(pairs, lambda: _first_step(place), lambda: {"wall": _process("-c", "import torch")[0]})
+        ours, bare = alternate(pairs, lambda: first_step(place), lambda: {"wall": _process("-c", "import torch")[0]})
     yield Comparison("seconds from the command to the first step / import torch", ours, bare, "wall")
 
 
@@ -249,7 +249,9 @@ def _in_pairs(seeds: Iterable[int]) -> Callable[[], int]:
 def _looking_alike(*recipe: str, times: int) -> list[str]:
     # Overrides that make a run evaluate so many times, over the whole of val, and over as much of train.
     cfg = composed_config(*recipe)
-    n_val = len(split(cfg.data.prepare(the_same=False).read().text, cfg.data.train_fraction)[1]) - 1
+    text = cfg.data.prepare().read()
+    assert isinstance(text, Text)
+    n_val = text.n_characters - text.split - 1
     batches = -(-n_val // (cfg.data.batch_size * cfg.data.block_size))
     return [f"trainer.eval_every={-(-cfg.trainer.steps // times)}", f"trainer.eval_batches={batches}"]
 
@@ -269,10 +271,11 @@ def _tutorial(place: Path) -> Figures:
     return {"wall": wall, "steps": 10_000 / float(output.split()[1])}
 
 
-def _first_step(place: Path) -> Figures:
+def first_step(place: Path, *overrides: str) -> Figures:
+    """Seconds from the command to the first step; place: a folder for the run."""
     # The record of step 0 is written when the first update is done.
     run = Path(tempfile.mkdtemp(dir=place)) / "run"
-    command = [sys.executable, str(SCRIPT), f"hydra.run.dir={run}", "trainer.steps=1"]
+    command = [sys.executable, str(SCRIPT), f"hydra.run.dir={run}", "trainer.steps=1", *overrides]
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         metrics = run / "metrics.jsonl"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from bigramlm import bench
 from bigramlm.bench.commands import bigram, checkpoint, compiled, gpt, search, startup, sweep
+from bigramlm.bench.data import data
 from bigramlm.bench.measure import Report
 from bigramlm.bench.report import report
 from bigramlm.bench.steps import generate, gpt2, nanogpt, profile, step, threads
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Report]]] = {
     "sweep": sweep,
     "search": search,
     "report": report,
+    "data": data,
 }
 
 

@@ -1,11 +1,11 @@
 """Training batches, and the blocks that evaluation covers a split with."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from bigramlm.errors import require
 
 # How many steps' offsets are drawn with one call. Part of what a seed means: another number gives other batches.
 _DRAWN_TOGETHER = 1024
@@ -21,8 +21,11 @@ class Batches:
     one.
     """
 
-    def __init__(self, tokens: Tensor, *, block_size: int, batch_size: int, seed: int) -> None:
-        """tokens: (N,) ids on the device that trains; N must be above block_size."""
+    def __init__(
+        self, tokens: Tensor, *, block_size: int, batch_size: int, seed: int, device: torch.device | None = None
+    ) -> None:
+        """tokens: (N,) ids, N above block_size; device: where batches are wanted, if not where the tokens are."""
+        self._device = device or tokens.device
         self._windows = tokens.unfold(0, block_size + 1, 1)  # (N - T, T + 1), a view
         self._batch_size = batch_size
         self._seed = seed
@@ -48,45 +51,42 @@ class Batches:
             self._starts = _to(self._windows.device, torch.from_numpy(starts))
             self._drawn = draw
         row -= row % self._group  # groups begin anew with each draw, whose last may be shorter
-        windows = self._windows[self._starts[row : row + self._group]].long()  # (G, B, T + 1)
+        windows = _to(self._device, self._windows[self._starts[row : row + self._group]]).long()  # (G, B, T + 1)
         self._first = draw * _DRAWN_TOGETHER + row
         self._x = windows[..., :-1].contiguous().unbind(0)
         self._y = windows[..., 1:].contiguous().unbind(0)
 
 
-def _to(device: torch.device, starts: Tensor) -> Tensor:
+def _to(device: torch.device, drawn: Tensor) -> Tensor:
     # A GPU takes the draw from pinned memory while the program goes on, which is far ahead of it and gathers there: a
     # batch lies ready before its step begins, and nothing waits.
-    return starts.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else starts.to(device)
+    if device.type == "cuda" and drawn.device.type == "cpu":
+        return drawn.pin_memory().to(device, non_blocking=True)
+    return drawn.to(device)
 
 
-def compact(ids: NDArray[np.int32], *, vocab_size: int) -> Tensor:
-    """Token ids (N,) in the narrowest type that holds them: batches come from all over, and caches are small."""
-    fits = next(kind for kind in (np.uint8, np.int16, np.int32) if vocab_size - 1 <= np.iinfo(kind).max)
-    return torch.from_numpy(ids.astype(fits))
+def on_device(ids: NDArray[Any], device: torch.device) -> Tensor:
+    """Token ids (N,) as a tensor: on the device, or where they are mapped from a file, which is not loaded whole."""
+    tokens = torch.from_numpy(ids)
+    if isinstance(ids, np.memmap):
+        return tokens
+    # PyTorch's unsigned types of more than a byte are new, and not all devices can do all with them.
+    return (tokens.int() if tokens.dtype == torch.uint16 and device.type != "cpu" else tokens).to(device)
 
 
 def blocks(tokens: Tensor, *, block_size: int, limit: int | None = None) -> list[tuple[Tensor, Tensor]]:
     """A split as (inputs, targets) in blocks that don't overlap: [(M, T) each], and the shorter rest of the split.
 
-    With a limit, at most that many whole blocks, spread evenly over the split, always the same ones.
+    They are of the tokens' own type, and views where they can be: a split need not fit into memory. With a limit, at
+    most that many whole blocks, spread evenly over the split, always the same ones.
     """
     n = (len(tokens) - 1) // block_size
     if limit is not None and limit < n:
         starts = torch.arange(limit, device=tokens.device) * (len(tokens) - 1 - block_size) // max(limit - 1, 1)
-        windows = tokens.unfold(0, block_size + 1, 1)[starts].long()
-        return [(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())]
+        windows = tokens.unfold(0, block_size + 1, 1)[starts]
+        return [(windows[:, :-1], windows[:, 1:])]
     whole = n * block_size
-    covered = [(tokens[:whole].long().view(n, block_size), tokens[1 : whole + 1].long().view(n, block_size))]
+    covered = [(tokens[:whole].view(n, block_size), tokens[1 : whole + 1].view(n, block_size))]
     if whole + 1 < len(tokens):
-        covered.append((tokens[whole:-1].long()[None], tokens[whole + 1 :].long()[None]))
+        covered.append((tokens[whole:-1][None], tokens[whole + 1 :][None]))
     return covered
-
-
-def check_length(n_tokens: int, *, split: str, block_size: int, text: str) -> None:
-    """UserError where a split is too short for one block and the target of its last token."""
-    require(
-        n_tokens > block_size,
-        f"data.block_size={block_size}: the {split} split of {text} has only {n_tokens:,} of the {block_size + 1:,} "
-        "tokens that a block and its targets take; lower data.block_size or use a longer text",
-    )

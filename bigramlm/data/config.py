@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
+import json
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +17,7 @@ from bigramlm.errors import require
 
 if TYPE_CHECKING:
     from bigramlm.data.text import Text
+    from bigramlm.data.tokens import TokenFiles
 
 
 @dataclass
@@ -26,7 +31,8 @@ class DataConfig:
     batch_size: int = 32
     """Sequences in a batch (B)."""
     train_fraction: float = 0.9
-    """The first this much of the text trains, the rest validates."""
+    """The first this much of the text trains, the rest validates. Where a document ends within a hundredth of the text
+    behind that, the split is there."""
 
     def __post_init__(self) -> None:
         for name in ("block_size", "batch_size"):
@@ -43,28 +49,85 @@ class DataConfig:
         """
         return self
 
-    def read(self) -> Text:
-        """The text itself, once prepared."""
+    def read(self) -> Text | TokenFiles:
+        """The text itself, once it is there. A long one is not kept in memory. UserError says what is wrong with it."""
         from bigramlm.data.text import read_text
 
-        return read_text(self.file(), self.name)
+        return read_text(
+            self.files(),
+            name=self.name,
+            field=self.field(),
+            train_fraction=self.train_fraction,
+            kept_at=self.kept_in() / "text.json",
+        )
 
     def file(self) -> Path:
-        """The file that the text is in."""
+        """Where the text is: its file, or the glob of its files."""
         raise NotImplementedError
+
+    def files(self) -> list[Path]:
+        """Its files, in order."""
+        return [self.file()]
+
+    def field(self) -> str:
+        """The field that a line of JSONL has its text in."""
+        return "text"
+
+    def kept_in(self) -> Path:
+        """The folder for what is made of a long text once, and used again."""
+        about = [str(self.file()), self.field(), self.train_fraction]
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+        name = re.sub(r"[^\w.-]+", "_", self.file().name).strip("._") or "text"
+        return paths.home() / "outputs" / "prepared" / f"{name}-{key}"
 
 
 @dataclass
 class TextConfig(DataConfig):
-    """Any UTF-8 file: `data=text data.path=FILE`."""
+    """Any UTF-8 text, in a file or many: `data=text data.path=FILE`. A file is a document; a line of JSONL is one."""
 
     name: str = "text"
     path: str = MISSING
-    """The file, from the working folder or absolute."""
+    """The file, or a glob such as `texts/**/*.txt`, from the working folder or absolute. Also *.jsonl, and either
+    compressed, as *.gz or *.zst."""
+    text_field: str = "text"
+    """The field that a line of JSONL has its text in."""
 
     def prepare(self, *, the_same: bool = False) -> DataConfig:  # noqa: ARG002
         self.path = str(Path(self.path).expanduser().absolute())  # the saved config works from any folder
         return self
+
+    def file(self) -> Path:
+        return Path(self.path)
+
+    def files(self) -> list[Path]:
+        if not glob.has_magic(self.path) or self.file().exists():
+            return [self.file()]
+        matches = map(Path, glob.iglob(self.path, recursive=True))  # noqa: PTH207 - Path's own takes no absolute one
+        found = sorted(path for path in matches if path.is_file())
+        require(bool(found), f"data.path={self.path}: matches no file; give a file that exists, or a glob of several")
+        return found
+
+    def field(self) -> str:
+        return self.text_field
+
+
+@dataclass
+class TokensConfig(DataConfig):
+    """Token files that `prepare.py` made, and their tokenizer: `data=tokens data.path=FOLDER`. The text itself need not
+    be there. `data.train_fraction` is theirs."""
+
+    name: str = "tokens"
+    path: str = MISSING
+    """The folder, from the working folder or absolute."""
+
+    def prepare(self, *, the_same: bool = False) -> DataConfig:  # noqa: ARG002
+        self.path = str(Path(self.path).expanduser().absolute())
+        return self
+
+    def read(self) -> Text | TokenFiles:
+        from bigramlm.data.tokens import open_tokens
+
+        return open_tokens(self.file())
 
     def file(self) -> Path:
         return Path(self.path)
@@ -114,4 +177,5 @@ DATASETS: dict[str, type[DataConfig]] = {
     "shakespeare": ShakespeareConfig,
     "bundled": BundledConfig,
     "text": TextConfig,
+    "tokens": TokensConfig,
 }

@@ -1,44 +1,365 @@
-"""Reading a text from a file."""
+"""Reading texts: from one file or many, plain, compressed or JSONL, in memory or as a stream."""
 
+from __future__ import annotations
+
+import array
+import bisect
+import codecs
+import contextlib
+import gzip
 import hashlib
-from dataclasses import dataclass
+import io
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+from tqdm import tqdm
+
+from bigramlm import files
 from bigramlm.errors import UserError, require
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+# A text of up to so many characters is kept in memory; a longer one is read from its files whenever it is needed.
+IN_MEMORY_UP_TO = 16_000_000
+# How many characters a piece of a document has, about. Part of what a tokenizer makes of a text: a word that is cut in
+# two where a document has no spaces is two words.
+PIECE = 1 << 16
+# Where a document is cut, if it can be: before a space between two words, which no usual tokenizer joins.
+_CUT = re.compile(r"\w(?= \w)")
+
+_BLOCK = 1 << 20  # bytes read at once
+_COMPRESSED = {".gz", ".zst"}
+_JSONL = {".jsonl", ".ndjson"}
+
+Blocks = Iterable[str]
+"""A document, in parts that are strung together."""
+
+
+class Piece(NamedTuple):
+    """A part of a document, small enough to be worked on, all of it in one split."""
+
+    split: str
+    text: str
+    ends: bool
+    """Whether the document ends here."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a text, as it was when it was read."""
+
+    path: str
+    bytes: int
+    mtime_ns: int
+    sha256: str
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text with what identifies it."""
+    """A text, of one document or many, with what identifies it and where it is split."""
 
     name: str
-    text: str
-    sha256: str
-    """Of the file's bytes."""
+    files: tuple[File, ...]
+    jsonl_field: str
+    """Which field of a line of JSONL is read."""
+    n_characters: int
+    characters: str
+    """Those that it has, each once, sorted."""
+    documents: int
+    split: int
+    """How many of its characters, from the start, train; the others validate."""
+    kept: list[list[str]] | None = field(default=None, repr=False, compare=False)
+    """Its documents, where they are kept in memory."""
+
+    @property
+    def sha256(self) -> str:
+        """Of a single file, that of its bytes; of several, that of theirs."""
+        if len(self.files) == 1:
+            return self.files[0].sha256
+        return hashlib.sha256("".join(file.sha256 for file in self.files).encode()).hexdigest()
+
+    @property
+    def where(self) -> str:
+        """Its files, for people."""
+        return _named([file.path for file in self.files])
+
+    def pieces(self) -> Iterator[Piece]:
+        """All of it in order. UserError where a file is not any more what it was."""
+        at = 0
+        for document in self._documents() if self.kept is None else self.kept:
+            for text, ends in in_pieces(document):
+                cut = self.split - at
+                if 0 < cut < len(text):
+                    yield Piece("train", text[:cut], False)
+                    yield Piece("val", text[cut:], ends)
+                else:
+                    yield Piece("train" if cut > 0 else "val", text, ends)
+                at += len(text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` makes it from again, but for what is in memory."""
+        fields = {name: value for name, value in vars(self).items() if name != "kept"}
+        return {**fields, "files": [asdict(file) for file in self.files]}
+
+    def _documents(self) -> Iterator[Blocks]:
+        for file in self.files:
+            reader = Reader(Path(file.path), self.jsonl_field)
+            yield from reader.documents()
+            require(reader.sha256 == file.sha256, f"{file.path}: was changed while it was read; run this again")
 
 
-def read_text(path: Path, name: str) -> Text:
-    """The text in a UTF-8 file, exactly as it stands there. UserError says what is wrong with the file."""
-    require(not path.is_dir(), f"{path}: is a folder; give a text file in it (data.path=FILE)")
+def from_dict(about: dict[str, Any]) -> Text:
+    """The text that `to_dict` described so."""
+    return Text(**{**about, "files": tuple(File(**file) for file in about["files"])})
+
+
+def read_text(paths: Sequence[Path], *, name: str, field: str, train_fraction: float, kept_at: Path) -> Text:
+    """The text in these files, read through once; UserError says what is wrong with them, and where.
+
+    kept_at: where what was found out about a long text is kept, so that the next time it need not be read.
+    """
+    sizes = [_size(path) for path in paths]
+    # Compressed text is three or four times as long.
+    long = (size * (4 if path.suffix in _COMPRESSED else 1) for path, size in zip(paths, sizes, strict=True))
+    if sum(long) > IN_MEMORY_UP_TO:
+        known = _known(paths, name, kept_at)
+        if known is not None:
+            return known
+    text = _read(paths, sizes, name, field, train_fraction)
+    if text.kept is None:
+        _keep(text, kept_at)
+    return text
+
+
+def _read(paths: Sequence[Path], sizes: Sequence[int], name: str, field: str, train_fraction: float) -> Text:
+    found: list[File] = []
+    ends = array.array("q")  # of the documents, in characters
+    seen = np.zeros(sys.maxunicode + 1, dtype=bool)
+    kept: list[list[str]] | None = []
+    n = 0
+    hidden = True if sum(sizes) <= IN_MEMORY_UP_TO else None  # None: where standard error is no terminal
+    shown = {"unit": "B", "unit_scale": True, "dynamic_ncols": True, "leave": False, "disable": hidden}
+    with tqdm(total=sum(sizes), desc="reading", **shown) as bar:
+        for path in paths:
+            status = path.stat()
+            reader = Reader(path, field, bar)
+            for document in reader.documents():
+                before, blocks = n, []
+                for block in document:
+                    seen[np.frombuffer(block.encode("utf-32-le"), dtype=np.uint32)] = True
+                    n += len(block)
+                    if kept is not None:
+                        blocks.append(block)
+                    if n > IN_MEMORY_UP_TO:
+                        kept, blocks = None, []
+                if n > before:
+                    ends.append(n)
+                    if kept is not None:
+                        kept.append(blocks)
+            found.append(File(str(path), status.st_size, status.st_mtime_ns, reader.sha256))
+    require(n > 0, f"{_named(paths)}: is empty; there is nothing to train on")
+    characters = np.flatnonzero(seen).astype(np.uint32).tobytes().decode("utf-32-le")
+    return Text(name, tuple(found), field, n, characters, len(ends), _split(n, ends, train_fraction), kept)
+
+
+def _split(n: int, ends: Sequence[int], train_fraction: float) -> int:
+    # Where a document ends soon behind the place that is asked for, it is not cut.
+    cut = int(train_fraction * n)
+    end = ends[bisect.bisect_left(ends, cut)]
+    return end if end - cut <= n // 100 and end < n else cut
+
+
+def _named(paths: Sequence[Path] | Sequence[str]) -> str:
+    return str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+
+
+def _size(path: Path) -> int:
+    require(
+        not path.is_dir(),
+        f"{path}: is a folder; give a text file in it, or several (data.path='{path}/*.txt')",
+    )
     try:
-        raw = path.read_bytes()
+        return path.stat().st_size
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; give one that exists (data.path=FILE)") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _known(paths: Sequence[Path], name: str, kept_at: Path) -> Text | None:
+    # A file of the same size and time is taken for the same, as make and git do; one of another time is read again.
     try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}: not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start:,} (line {line:,}); "
-            "convert it first, for instance with iconv -f latin1 -t utf-8"
-        ) from None
-    require(text != "", f"{path}: is empty; there is nothing to train on")
-    return Text(name, text, hashlib.sha256(raw).hexdigest())
+        text = from_dict(json.loads(kept_at.read_text("utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if [file.path for file in text.files] != [str(path) for path in paths]:
+        return None
+    now = []
+    for path, file in zip(paths, text.files, strict=True):
+        status = path.stat()
+        if status.st_size != file.bytes or (status.st_mtime_ns != file.mtime_ns and files.sha256(path) != file.sha256):
+            return None
+        now.append(File(file.path, file.bytes, status.st_mtime_ns, file.sha256))
+    again = from_dict({**text.to_dict(), "name": name, "files": [asdict(file) for file in now]})
+    if again != text:
+        _keep(again, kept_at)
+    return again
 
 
-def split(text: str, train_fraction: float) -> tuple[str, str]:
-    """The first train_fraction of the characters, and the rest."""
-    n = int(train_fraction * len(text))
-    return text[:n], text[n:]
+def _keep(text: Text, kept_at: Path) -> None:
+    kept_at.parent.mkdir(parents=True, exist_ok=True)
+    files.write(kept_at, [json.dumps(text.to_dict(), indent=1, ensure_ascii=False).encode()])
+
+
+class Reader:
+    """Reads the documents of a file, one after the other, and the file's hash along the way.
+
+    A plain text is one document; of JSONL each line's field is one. Both may be compressed, by gzip or zstd.
+    """
+
+    def __init__(self, path: Path, field: str, bar: tqdm[Any] | None = None) -> None:
+        """field: what a line of JSONL has the text in; bar: told how many bytes are read."""
+        self.path = path
+        self.field = field
+        self.bar = bar
+        self.sha256 = ""
+        """Of the file's bytes, once all documents are read."""
+
+    def documents(self) -> Iterator[Blocks]:
+        """The documents; each is to be read to its end before the next."""
+        with self._reading(), self.path.open("rb") as file:
+            hashed = _Hashed(file, self.bar)
+            content = _decompressed(io.BufferedReader(hashed, _BLOCK), self.path)
+            if _is_jsonl(self.path):
+                yield from self._lines(content)
+            else:
+                yield self._blocks(content)
+            while hashed.read(_BLOCK):
+                pass
+            self.sha256 = hashed.digest.hexdigest()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:
+            cut = isinstance(error, EOFError)
+            what = "is cut short: the archive ends in the middle" if cut else f"is no whole archive: {error}"
+            raise UserError(f"{self.path}: {what}; get it again, or unpack it and give the text itself") from None
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read: {error.strerror or error}") from None
+
+    def _blocks(self, content: io.BufferedIOBase) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        offset = lines = 0  # of what is decoded
+        while True:
+            with self._reading():  # of who asks for it
+                block = content.read(_BLOCK)
+            pending = decoder.getstate()[0]
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raw = pending + block
+                line = lines + raw.count(b"\n", 0, error.start) + 1
+                raise UserError(
+                    f"{self.path}: not UTF-8: byte 0x{raw[error.start]:02x} at offset "
+                    f"{offset - len(pending) + error.start:,} (line {line:,}); "
+                    "convert it first, for instance with iconv -f latin1 -t utf-8"
+                ) from None
+            if text:
+                yield text
+            if not block:
+                return
+            offset += len(block)
+            lines += block.count(b"\n")
+
+    def _lines(self, content: io.BufferedIOBase) -> Iterator[Blocks]:
+        for number, line in enumerate(content, start=1):
+            if not line.strip():
+                continue
+            where = f"{self.path}, line {number:,}"
+            try:
+                found = json.loads(line)
+            except UnicodeDecodeError as error:
+                raise UserError(f"{where}: not UTF-8: byte 0x{line[error.start]:02x}") from None
+            except ValueError as error:
+                reason = f"{error.msg} at column {error.colno:,}" if isinstance(error, json.JSONDecodeError) else error
+                raise UserError(f"{where}: is not JSON: {reason}; mend the line, or take it out") from None
+            require(isinstance(found, dict), f'{where}: is not an object like {{"{self.field}": "To be"}}')
+            if self.field not in found:
+                has = ", ".join(list(found)[:10]) or "none"
+                raise UserError(f"{where}: has no field {self.field!r}; it has {has} (data.text_field=NAME)")
+            text = found[self.field]
+            require(isinstance(text, str), f"{where}: its field {self.field!r} is not a text")
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise UserError(f"{where}: holds half of a surrogate pair, which is no character") from None
+            yield (text,)
+
+
+class _Hashed(io.RawIOBase):
+    """A file whose bytes are hashed as they are read."""
+
+    def __init__(self, file: BinaryIO, bar: tqdm[Any] | None) -> None:
+        self._file = file
+        self._bar = bar
+        self.digest = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        n = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        self.digest.update(memoryview(buffer)[:n])
+        if self._bar is not None:
+            self._bar.update(n)
+        return int(n)
+
+
+def _decompressed(raw: io.BufferedReader, path: Path) -> io.BufferedIOBase:
+    if path.suffix == ".gz":
+        return gzip.GzipFile(fileobj=raw)
+    if path.suffix == ".zst":
+        return zstd.ZstdFile(raw)
+    return raw
+
+
+def _is_jsonl(path: Path) -> bool:
+    return (path.with_suffix("") if path.suffix in _COMPRESSED else path).suffix in _JSONL
+
+
+def in_pieces(document: Blocks) -> Iterator[tuple[str, bool]]:
+    """A document in pieces of some `PIECE` characters, and whether each is the last; cut between words where it can be.
+
+    Where it is cut depends on the document alone, and not on how it came in blocks. An empty one has no pieces.
+    """
+    held, at = "", 0
+    for block in document:
+        held, at = held[at:] + block, 0
+        while len(held) - at > 2 * PIECE:
+            found = _CUT.search(held, at + PIECE, at + 2 * PIECE)
+            end = found.end() if found else at + 2 * PIECE
+            yield held[at:end], False
+            at = end
+    if held:
+        yield held[at:], True
+
+
+def check_length(n_tokens: int, *, split: str, block_size: int, text: str) -> None:
+    """UserError where a split is too short for one block and the target of its last token."""
+    require(
+        n_tokens > block_size,
+        f"data.block_size={block_size}: the {split} split of {text} has only {n_tokens:,} of the {block_size + 1:,} "
+        "tokens that a block and its targets take; lower data.block_size or use a longer text",
+    )

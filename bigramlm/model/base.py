@@ -60,6 +60,10 @@ class LanguageModel(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
+# What counting can do, to measure against, is told of texts of up to so many tokens: that takes seconds.
+REFERENCES_UP_TO = 10_000_000
+
+
 def is_counted(name: str) -> bool:
     """Whether a tensor of a model's state, by its name, is of a table that was counted, and not trained."""
     return "grams." in name

@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bigramlm.model.base import LanguageModel, cross_entropy
+from bigramlm.errors import require
+from bigramlm.model.base import REFERENCES_UP_TO, LanguageModel, cross_entropy
 from bigramlm.model.cache import Cache
+
+# Counting takes some 100 bytes a token, the most for sorting.
+COUNTED_UP_TO = 50_000_000
 
 # The two ways to count a gram: how often it occurs, and after how many different tokens.
 _OFTEN, _AFTER = 0, 1
@@ -108,7 +112,12 @@ class Ngram(LanguageModel):
         self.grams = nn.ModuleList(Grams() for _ in range(order))  # of length 1 to order
 
     def count(self, train: Tensor) -> bool:
-        """Count the grams of the training tokens (N,), of every length up to the order."""
+        """Count the grams of the training tokens (N,), of every length up to the order. UserError for too many."""
+        require(
+            len(train) <= COUNTED_UP_TO,
+            f"an n-gram model counts its n-grams in memory, of {COUNTED_UP_TO:,} tokens of training text at the most, "
+            f"and this one has {len(train):,}; take a shorter text, or a model that is trained",
+        )
         train, shorter = train.long(), None
         ends = torch.zeros_like(train)  # the place of the gram that ends at each token; at first of length 0
         for length, grams in enumerate(self._grams(), start=1):
@@ -229,10 +238,6 @@ def _discounts(counts: Tensor) -> Tensor:
     y = n1 / (n1 + 2 * n2)
     estimated = (y, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
     return torch.tensor([0, *(max(d, 0.1) for d in estimated)], device=counts.device)
-
-
-# N-grams to measure a model against are counted in texts of up to so many tokens, which takes seconds.
-REFERENCES_UP_TO = 10_000_000
 
 
 @torch.no_grad()

@@ -56,12 +56,13 @@ def told(row: Row) -> Told:
     references: dict[str, float] = {}
     for record in _records(row.folder / "metrics.jsonl"):
         for name, metric in LOSSES.items():
-            if _is_finite(record.get(metric)):
+            if _is_finite(record.get(metric)) and (loss := row.measured(record[metric])) is not None:
                 seconds = record.get("seconds")
                 point = {"step": record["step"], "seconds": seconds if _is_finite(seconds) else 0.0}
-                for which, value in {**point, "loss": record[metric]}.items():
+                for which, value in {**point, "loss": loss}.items():
                     series[name][which].append(value)
-        references |= {name: loss for name, loss in record.items() if _is_reference(name) and _is_finite(loss)}
+        told = {name: row.measured(loss) for name, loss in record.items() if _is_reference(name) and _is_finite(loss)}
+        references |= {name: loss for name, loss in told.items() if loss is not None}
     return Told(
         row=row,
         config=flat(read_config(row.folder)),
@@ -104,6 +105,9 @@ def data(outcomes: Outcomes, runs: Sequence[Told], log_fields: Sequence[str]) ->
     at = {run.row.number: index for index, run in enumerate(runs)}
     return {
         "kind": outcomes.kind,
+        "measure": outcomes.measure,
+        "short": "bpc" if outcomes.in_bits else "val",
+        "unit": "bits a character" if outcomes.in_bits else "loss, nats a token",
         "runs": [
             {
                 "name": run.row.name,

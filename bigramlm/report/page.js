@@ -38,7 +38,7 @@ function coloursThereAre() {
   const found = data.fields.filter((field) => field.name !== "seed" && distinct(field.name).length > 1);
   const choices = found.map((field) => ({ key: "field " + field.name, text: field.name }));
   const each = { key: "run", text: "each its own" };
-  const loss = { key: "final", text: "final val loss" };
+  const loss = { key: "final", text: "final " + data.measure };
   const isFew = runs.length <= CATEGORIES.length;
   if (data.groups.length > 0 && choices.length > 0) return [...choices, ...(isFew ? [each] : []), loss];
   return isFew ? [each, ...choices, loss] : [...choices, loss];
@@ -246,7 +246,7 @@ function drawCurves() {
   const isCrowded = named.size > 12;
   draw("curves", traces, {
     xaxis: axis({ title: { text: UNITS[state.x] }, rangemode: "tozero", exponentformat: "SI" }),
-    yaxis: axis({ title: { text: "loss, nats a token" }, type: state.y, ...(range ? { range } : {}) }),
+    yaxis: axis({ title: { text: data.unit }, type: state.y, ...(range ? { range } : {}) }),
     showlegend: named.size > 1 && !isCrowded,
     uirevision: state.x + state.y, // a zoom stays until what it is of is another axis
     legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", itemsizing: "constant" },
@@ -333,7 +333,7 @@ function drawField(id, field, shown) {
       mode: "markers",
       x: group.runs.map(valueOf),
       y: group.runs.map((run) => Math.min(run.final, ceiling)),
-      text: group.runs.map((run) => run.label + "<br>final val " + run.final.toFixed(4)),
+      text: group.runs.map((run) => run.label + "<br>final " + data.short + " " + run.final.toFixed(4)),
       customdata: group.runs.map((run) => runs.indexOf(run)),
       marker: {
         color: group.colour,
@@ -355,7 +355,7 @@ function drawField(id, field, shown) {
       ...(hasTicks ? { tickmode: "array", tickvals: values, ticktext: values.map(textOf) } : {}),
       ...(field.numeric ? {} : { range: [-0.5, categories.length - 0.5] }),
     }),
-    yaxis: axis({ title: { text: "final val loss" }, type: state.y }),
+    yaxis: axis({ title: { text: "final " + data.measure }, type: state.y }),
     showlegend: false,
     uirevision: state.y,
   });
@@ -407,7 +407,7 @@ function dimensions() {
   const finalOf = (run) => (run.final === null ? null : Math.min(run.final, ceiling));
   const digits = [3, 4, 5, 6].find((n) => new Set(completed.map((run) => finalOf(run).toFixed(n))).size > 6) ?? 4;
   const texts = new Map(completed.map((run) => [finalOf(run), (flies(run) ? "≥ " : "") + finalOf(run).toFixed(digits)]));
-  allDimensions.push({ label: "final val loss", of: finalOf, ...ticks(texts) });
+  allDimensions.push({ label: "final " + data.measure, of: finalOf, ...ticks(texts) });
   return allDimensions;
 }
 

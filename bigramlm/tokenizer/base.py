@@ -1,10 +1,16 @@
 """What the rest of the program asks of a tokenizer."""
 
+import os
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bigramlm.errors import UserError
+
+# What the end of a document is called, as GPT-2 has it (Radford et al. 2019, section 2.1).
+END_OF_TEXT = "<|endoftext|>"
 
 
 class Tokenizer(Protocol):
@@ -13,12 +19,46 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
+    @property
+    def end_of_text(self) -> int | None:
+        """The token between documents; None where there is none. No text is encoded as it, not even its name."""
+        ...
+
+    @property
+    def lossless(self) -> bool:
+        """Whether decode(encode(text)) is the text, for all that it encodes."""
+        ...
+
     def encode(self, text: str) -> NDArray[np.int32]:
         """The token ids of the text, shape (N,). UserError names what the tokenizer has no token for."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
-    def to_dict(self) -> dict[str, Any]:
-        """All that it takes to make this tokenizer again, as plain JSON."""
+    def to_json(self) -> str:
+        """All that it takes to make this tokenizer again: what `tokenizer.json` holds."""
         ...
+
+
+def start_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The tokens that a text goes on from: the prompt's; without one a newline, or else token 0.
+
+    In the tutorial's text the newline is token 0, which it starts from. UserError as of `encode`.
+    """
+    if prompt:
+        ids: list[int] = tokenizer.encode(prompt).tolist()
+        return ids or [0]
+    try:
+        newline: list[int] = tokenizer.encode("\n").tolist()
+    except UserError:
+        newline = []
+    return newline if len(newline) == 1 else [0]
+
+
+def not_given_back(tokenizer: Tokenizer, text: str) -> tuple[int, str, str] | None:
+    """Where decode(encode(text)) first differs from the text, what is there and what comes back; None: nowhere."""
+    back = tokenizer.decode(tokenizer.encode(text).tolist())
+    if back == text:
+        return None
+    at = len(os.path.commonprefix([text, back]))  # noqa: RUF071 - they are no paths
+    return at, text[at : at + 20], back[at : at + 20]

@@ -1,27 +1,31 @@
 """The character tokenizer."""
 
+import json
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bigramlm.errors import UserError
+from bigramlm.tokenizer.base import END_OF_TEXT
 
 
 class CharTokenizer:
-    """A token is a character: its id is its place in `chars`."""
+    """A token is a character: its id is its place in `chars`. With end_of_text there is one more, the last."""
 
-    def __init__(self, chars: str) -> None:
+    lossless = True
+
+    def __init__(self, chars: str, *, end_of_text: bool = False) -> None:
         self.chars = chars
-        self._code_points = _code_points(chars)
+        self.end_of_text = len(chars) if end_of_text else None
         # Code point -> id, -1 where there is none: one look-up encodes a whole text at once.
         self._ids = np.full(max(map(ord, chars), default=0) + 2, -1, dtype=np.int32)
-        self._ids[self._code_points] = np.arange(len(chars), dtype=np.int32)
+        self._ids[_code_points(chars)] = np.arange(len(chars), dtype=np.int32)
+        self._spoken = [*chars, *([END_OF_TEXT] if end_of_text else [])]
 
     @property
     def vocab_size(self) -> int:
-        return len(self.chars)
+        return len(self._spoken)
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """The token ids of the text, shape (N,). UserError names the characters that the vocabulary lacks."""
@@ -31,16 +35,16 @@ class CharTokenizer:
             # ascii() shows what a terminal may not be able to.
             named = ", ".join(repr(c) if c.isprintable() else ascii(c) for c in missing[:10])
             more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-            has = f"; it has {self.chars!r}" if self.vocab_size <= 128 else ""
-            raise UserError(f"the vocabulary of {self.vocab_size} characters lacks {named}{more}{has}")
+            has = f"; it has {self.chars!r}" if len(self.chars) <= 128 else ""
+            raise UserError(f"the vocabulary of {len(self.chars)} characters lacks {named}{more}{has}")
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        found = self._code_points[np.fromiter(ids, dtype=np.int64)]
-        return found.tobytes().decode("utf-32-le", "surrogatepass")
+        return "".join([self._spoken[i] for i in ids])
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": "char", "chars": self.chars}
+    def to_json(self) -> str:
+        about = {"name": "char", "chars": self.chars}
+        return json.dumps(about if self.end_of_text is None else {**about, "end_of_text": True}, ensure_ascii=False)
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:

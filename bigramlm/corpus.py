@@ -1,0 +1,382 @@
+"""A text as a tokenizer sees it: its two splits as token ids, in memory or, of a long text, in files kept for the next
+time."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from bigramlm.cli import relative
+from bigramlm.data.text import Piece, Text
+from bigramlm.data.tokens import (
+    MANIFEST,
+    PROGRESS,
+    SPLITS,
+    TOKENIZER,
+    About,
+    Ids,
+    TokenFiles,
+    TokenWriter,
+    narrowest,
+    open_tokens,
+)
+from bigramlm.errors import UserError, require
+from bigramlm.tokenizer.base import Tokenizer, not_given_back
+from bigramlm.tokenizer.config import LearnedConfig, TokenizerConfig
+
+log = logging.getLogger(__name__)
+
+# How many characters a worker is handed at once, and after how many more what is written is put on the disk.
+_UNIT = 2_000_000
+_KEPT_EVERY = 16_000_000
+# Each has a tokenizer with its words in memory; the disk has enough of so many.
+_WORKERS_AT_MOST = 8
+_LOCK = "lock"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The token ids of a text, with the tokenizer that they are of."""
+
+    name: str
+    sha256: str
+    """Of the text."""
+    n_characters: int
+    documents: int
+    tokenizer: Tokenizer
+    tokenizer_sha256: str
+    ids: dict[str, Ids]
+    """Of the splits train and val, each (N,)."""
+    characters: dict[str, int]
+    """How many the splits have."""
+    texts: dict[str, str]
+    """The splits themselves, where they are in memory."""
+
+
+def tokenized(text: Text | TokenFiles, cfg: TokenizerConfig, given: Tokenizer | None, kept_in: Path) -> Corpus:
+    """The text as token ids; a long one's come from the files that were kept for it, or are made and kept.
+
+    given: the tokenizer where there is one already, else cfg says which. kept_in: the text's folder for what is made
+    of it. UserError where text and tokenizer do not go together.
+    """
+    if isinstance(text, TokenFiles):
+        if given is not None:
+            require(
+                _sha256(given) == text.about.tokenizer_sha256,
+                f"{text.folder}: these token files were made with another tokenizer ({text.about.tokenizer['name']}, "
+                f"{text.about.vocab_size:,} tokens) than the weights were trained with ({given.vocab_size:,} tokens); "
+                "prepare the text with theirs (init_from= with data=text does it), or leave init_from= out",
+            )
+        return _of_files(text, given or cfg.restore(text.tokenizer()))
+    if text.kept is None:
+        found = prepared(text, cfg, given, kept_in)
+        return _of_files(found, given or cfg.restore(found.tokenizer()))
+    tokenizer = given or build(text, cfg)
+    check(text, tokenizer, cfg.name)
+    ids: dict[str, list[Ids]] = {split: [] for split in SPLITS}
+    texts: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for piece in text.pieces():
+        ids[piece.split].append(_encode(tokenizer, piece, text.where, ends=text.documents > 1))
+        texts[piece.split].append(piece.text)
+    kind = narrowest(tokenizer.vocab_size)
+    none = [np.empty(0, dtype=np.int32)]
+    return Corpus(
+        name=text.name,
+        sha256=text.sha256,
+        n_characters=text.n_characters,
+        documents=text.documents,
+        tokenizer=tokenizer,
+        tokenizer_sha256=_sha256(tokenizer),
+        ids={split: np.concatenate(parts or none).astype(kind) for split, parts in ids.items()},
+        characters={split: sum(map(len, parts)) for split, parts in texts.items()},
+        texts={split: "".join(parts) for split, parts in texts.items()},
+    )
+
+
+def _of_files(found: TokenFiles, tokenizer: Tokenizer) -> Corpus:
+    about = found.about
+    return Corpus(
+        name=about.name,
+        sha256=about.sha256,
+        n_characters=about.n_characters,
+        documents=about.documents,
+        tokenizer=tokenizer,
+        tokenizer_sha256=_sha256(tokenizer),
+        ids={split: found.ids(split) for split in SPLITS},
+        characters={split: found.splits[split].characters for split in SPLITS},
+        texts={},
+    )
+
+
+def build(text: Text, cfg: TokenizerConfig) -> Tokenizer:
+    """The tokenizer for a text. UserError where the text does not suffice for it."""
+
+    def train(most: int) -> Iterator[str]:
+        share, taken = min(1.0, most / max(1, text.split)), 0.0
+        with _bar("learning", total=min(most, text.split), hidden=text.kept is not None) as bar:
+            for piece in text.pieces():
+                if piece.split == "val":
+                    return
+                # Every piece of a text that is not too long; else one whenever the next whole number is reached.
+                taken += share
+                if share == 1 or taken >= 1:
+                    taken -= 1
+                    yield piece.text
+                    bar.update(len(piece.text))
+
+    began = time.perf_counter()
+    if isinstance(cfg, LearnedConfig) and text.kept is None:
+        log.info("tokenizer: learning %s tokens from the training split", f"{cfg.vocab_size:,}")
+    tokenizer = cfg.build(characters=text.characters, documents=text.documents, train=train)
+    if isinstance(cfg, LearnedConfig):
+        log.info("tokenizer: %s, learned in %.1f s", cfg.name, time.perf_counter() - began)
+    return tokenizer
+
+
+def _bar(what: str, *, total: int, done: int = 0, hidden: bool = False) -> tqdm[NoReturn]:
+    # Of characters, on standard error where that is a terminal.
+    shown = {"unit": " chars", "unit_scale": True, "dynamic_ncols": True, "leave": False}
+    return tqdm(total=total, initial=done, desc=what, disable=True if hidden else None, **shown)
+
+
+def check(text: Text, tokenizer: Tokenizer, name: str) -> None:
+    """UserError where a text cannot be had in this tokenizer's tokens; a warning where not all of it can."""
+    require(
+        text.documents == 1 or tokenizer.end_of_text is not None,
+        f"the text has {text.documents:,} documents, and this tokenizer ({name}) no token for where one ends; give one "
+        "file of plain text, or a tokenizer that has <|endoftext|>",
+    )
+    if not tokenizer.lossless:
+        stretch = next(text.pieces()).text[:4096]
+        lost = not_given_back(tokenizer, stretch)
+        example = f": {lost[1]!r} comes back as {lost[2]!r}" if lost else ""
+        log.warning(
+            "tokenizer: %s loses part of the text%s. val/bpc counts what is left alone, and is too low to compare",
+            *(name, example),
+        )
+
+
+def _encode(tokenizer: Tokenizer, piece: Piece, where: str, *, ends: bool) -> Ids:
+    try:
+        ids = tokenizer.encode(piece.text)
+    except UserError as error:  # the tokenizer is of a run with another text
+        raise UserError(f"{where}: {error}") from None
+    return np.append(ids, [np.int32(tokenizer.end_of_text or 0)]) if ends and piece.ends else ids
+
+
+def prepared(text: Text, cfg: TokenizerConfig, given: Tokenizer | None, kept_in: Path) -> TokenFiles:
+    """The token files of a long text, made where they are not there yet; going on with what an interruption left.
+
+    UserError where that cannot be.
+    """
+    if given is None and not isinstance(cfg, LearnedConfig):
+        given = build(text, cfg)
+    key = json.dumps(asdict(cfg)) if given is None else _sha256(given)
+    folder = kept_in / f"{cfg.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    return prepare(text, cfg, given, folder, replace=True)
+
+
+def prepare(
+    text: Text, cfg: TokenizerConfig, given: Tokenizer | None, folder: Path, *, replace: bool = False
+) -> TokenFiles:
+    """The token files of a text in this folder: as `prepared`. With replace, those of another text give way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _held(folder):
+            about = _about(folder)
+            same = about is not None and _is_of(about, text, cfg, given)
+            others = about is not None or {path.name for path in folder.iterdir()} > {_LOCK}
+            require(
+                same or replace or not others,
+                f"{folder}: holds {'token files of another text or tokenizer' if about else 'something else'}; name "
+                "another folder, or delete it",
+            )
+            if same and (folder / MANIFEST).exists():
+                found = open_tokens(folder)
+                log.info("tokens: %s", relative(folder))
+                return found
+            if given is None and same:  # learned before the interruption
+                given = _restored(folder, cfg)
+            tokenizer = given or build(text, cfg)
+            check(text, tokenizer, cfg.name)
+            return _write(text, cfg, tokenizer, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written: {error.strerror or error}; what is done is kept: make room or mend it, and "
+            "the same command goes on"
+        ) from error
+    except BrokenProcessPool:
+        raise UserError(
+            f"{folder}: a process that encodes was ended from outside, perhaps for lack of memory; what is done is "
+            "kept, and the same command goes on"
+        ) from None
+
+
+def _write(text: Text, cfg: TokenizerConfig, tokenizer: Tokenizer, folder: Path) -> TokenFiles:
+    kind = narrowest(tokenizer.vocab_size)
+    about = About(
+        name=text.name,
+        sha256=text.sha256,
+        n_characters=text.n_characters,
+        documents=text.documents,
+        split=text.split,
+        tokenizer=asdict(cfg),
+        tokenizer_sha256=_sha256(tokenizer),
+        vocab_size=tokenizer.vocab_size,
+        dtype=np.dtype(kind).name,
+    )
+    began = time.perf_counter()
+    with TokenWriter(folder, about, tokenizer.to_json()) as writer:
+        before = sum(counts.characters for counts in writer.counts.values())
+        if before:
+            log.info("tokens: going on after %s characters, in %s", f"{before:,}", relative(folder))
+        else:
+            writer.keep()
+        kept, done = before, before
+        with _bar("encoding", total=text.n_characters, done=before) as bar:
+            for encoded in _encoded(text, cfg, tokenizer, kind, skip=writer.pieces):
+                writer.write(encoded.ids, encoded.characters, encoded.pieces)
+                done += sum(encoded.characters.values())
+                bar.update(sum(encoded.characters.values()))
+                if done - kept >= _KEPT_EVERY:
+                    writer.keep()
+                    kept = done
+        found = writer.finish()
+    seconds = time.perf_counter() - began
+    log.info(
+        "tokens: %s train, %s val, made in %.1f s (%.1f million characters a second), kept in %s",
+        *(f"{found.splits[split].tokens:,}" for split in SPLITS),
+        *(seconds, (text.n_characters - before) / 1e6 / seconds, relative(folder)),
+    )
+    return found
+
+
+def _about(folder: Path) -> About | None:
+    for name in (MANIFEST, PROGRESS):
+        try:
+            return About(**json.loads((folder / name).read_text("utf-8"))["about"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _is_of(about: About, text: Text, cfg: TokenizerConfig, given: Tokenizer | None) -> bool:
+    of_text = (about.sha256, about.split, about.documents) == (text.sha256, text.split, text.documents)
+    return of_text and (about.tokenizer == asdict(cfg) if given is None else about.tokenizer_sha256 == _sha256(given))
+
+
+def _restored(folder: Path, cfg: TokenizerConfig) -> Tokenizer | None:
+    try:
+        return cfg.restore((folder / TOKENIZER).read_text("utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _sha256(tokenizer: Tokenizer) -> str:
+    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    # Who else prepares the same waits for it.
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0.5)
+    except Timeout:
+        log.info("tokens: another process prepares them in %s; waiting for it", relative(folder))
+        lock.acquire(timeout=-1)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    ids: dict[str, bytes]
+    characters: dict[str, int]
+    pieces: int
+
+
+def _units(pieces: Iterable[Piece], *, skip: int) -> Iterator[list[Piece]]:
+    unit: list[Piece] = []
+    size = 0
+    for number, piece in enumerate(pieces):
+        if number < skip:
+            continue
+        unit.append(piece)
+        size += len(piece.text)
+        if size >= _UNIT:
+            yield unit
+            unit, size = [], 0
+    if unit:
+        yield unit
+
+
+def _encoded(
+    text: Text, cfg: TokenizerConfig, tokenizer: Tokenizer, kind: type[np.generic], *, skip: int
+) -> Iterator[_Encoded]:
+    # In order, on all cores, a little ahead of what is asked for.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(_WORKERS_AT_MOST, cores)
+    given = (cfg, tokenizer.to_json(), kind, text.where, text.documents > 1)
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin_worker, initargs=given)
+    try:
+        ahead: deque[Future[_Encoded]] = deque()
+        for unit in _units(text.pieces(), skip=skip):
+            ahead.append(pool.submit(_encode_unit, unit))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker: tuple[Tokenizer, type[np.generic], str, bool]
+
+
+def _begin_worker(cfg: TokenizerConfig, tokenizer: str, kind: type[np.generic], where: str, ends: bool) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all of a terminal; the parent ends its workers
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each core
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker = (cfg.restore(tokenizer), kind, where, ends)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _encode_unit(unit: Sequence[Piece]) -> _Encoded:
+    tokenizer, kind, where, ends = _worker
+    ids: dict[str, list[Ids]] = {split: [] for split in SPLITS}
+    for piece in unit:
+        ids[piece.split].append(_encode(tokenizer, piece, where, ends=ends))
+    return _Encoded(
+        ids={split: np.concatenate(parts).astype(kind).tobytes() for split, parts in ids.items() if parts},
+        characters={split: sum(len(piece.text) for piece in unit if piece.split == split) for split in ids},
+        pieces=len(unit),
+    )

@@ -1,0 +1,221 @@
+"""Token files: a text's two splits as token ids, on the disk, mapped into memory and never loaded whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigramlm import files
+from bigramlm.errors import UserError, require
+
+MANIFEST, TOKENIZER, PROGRESS = "manifest.json", "tokenizer.json", "progress.json"
+SPLITS = ("train", "val")
+_FORMAT = 1
+
+# The types that token ids are kept in, the narrowest first.
+_KINDS = (np.uint8, np.int16, np.uint16, np.int32)
+
+Ids = NDArray[Any]
+"""Token ids (N,), of the narrowest type that holds them all."""
+
+
+def narrowest(vocab_size: int) -> type[np.generic]:
+    """The narrowest type that holds the ids of so many tokens: batches come from all over, and caches are small."""
+    return next(kind for kind in _KINDS if vocab_size - 1 <= np.iinfo(kind).max)
+
+
+@dataclass
+class Counts:
+    """What a split has."""
+
+    tokens: int = 0
+    characters: int = 0
+    sha256: str = ""
+    """Of its file."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What token files were made of, and so what they belong to."""
+
+    name: str
+    """The text's."""
+    sha256: str
+    """Of the text."""
+    n_characters: int
+    documents: int
+    split: int
+    """How many of its characters train."""
+    tokenizer: dict[str, Any]
+    """Its config."""
+    tokenizer_sha256: str
+    """Of its tokenizer.json."""
+    vocab_size: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class TokenFiles:
+    """A folder of token files that is complete: `train.bin`, `val.bin`, the tokenizer, and a manifest of it all."""
+
+    folder: Path
+    about: About
+    splits: dict[str, Counts]
+
+    @property
+    def sha256(self) -> str:
+        """Of the text."""
+        return self.about.sha256
+
+    def ids(self, split: str) -> Ids:
+        """The ids of a split, mapped into memory."""
+        if self.splits[split].tokens == 0:
+            return np.empty(0, dtype=self.about.dtype)
+        # Copy on write: nothing writes to them, but torch takes no array that says so.
+        return np.memmap(self.folder / f"{split}.bin", dtype=self.about.dtype, mode="c")
+
+    def tokenizer(self) -> str:
+        """The tokenizer that they were made with, as JSON. UserError where it is not there, or another."""
+        try:
+            found = (self.folder / TOKENIZER).read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.folder / TOKENIZER}: cannot be read: {error}") from None
+        require(
+            _sha256_of(found) == self.about.tokenizer_sha256,
+            f"{self.folder / TOKENIZER}: is not the tokenizer that these token files were made with ({MANIFEST} has "
+            "its SHA-256); put that one back, or prepare the text again",
+        )
+        return found
+
+    def verify(self) -> None:
+        """Read every token file, and compare it with what was written. UserError where one is another."""
+        for split, counts in self.splits.items():
+            path = self.folder / f"{split}.bin"
+            require(
+                files.sha256(path) == counts.sha256,
+                f"{path}: damaged: it is not the file that was written; {_again(path)}",
+            )
+
+
+def open_tokens(folder: Path) -> TokenFiles:
+    """The token files in a folder. UserError where there are none, or one is cut short."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text("utf-8"))
+        require(found["format"] == _FORMAT, f"{folder}: token files of format {found['format']}, this reads {_FORMAT}")
+        tokens = TokenFiles(folder, About(**found["about"]), {name: Counts(**found["splits"][name]) for name in SPLITS})
+        width = np.dtype(tokens.about.dtype).itemsize
+    except FileNotFoundError:
+        unfinished = (folder / PROGRESS).exists()
+        what = "preparing them was not finished; the same command goes on" if unfinished else "prepare.py makes them"
+        raise UserError(f"{folder}: holds no token files, which would have a {MANIFEST}: {what}") from None
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / MANIFEST}: is not one that prepare.py wrote: {error}") from None
+    for split, counts in tokens.splits.items():
+        path = folder / f"{split}.bin"
+        size = path.stat().st_size if path.exists() else 0
+        require(
+            size == counts.tokens * width,
+            f"{path}: has {size:,} bytes, and {counts.tokens * width:,} were written: it is "
+            f"{'cut short' if size < counts.tokens * width else 'another file'}; {_again(path)}",
+        )
+    return tokens
+
+
+class TokenWriter:
+    """Writes token files, from where it was interrupted if it was. The folder must be held by who writes.
+
+    What is written counts once `keep` has said so; what came after, a crash or a full disk cuts off.
+    """
+
+    def __init__(self, folder: Path, about: About, tokenizer: str) -> None:
+        self.folder = folder
+        self.about = about
+        folder.mkdir(parents=True, exist_ok=True)
+        self.counts, self.pieces = self._begun()
+        """What is written so far, and how many pieces of the text that is."""
+        with ExitStack() as stack:
+            if self.pieces == 0:
+                # Not written over: a run may be reading them.
+                for name in (MANIFEST, PROGRESS, *(f"{split}.bin" for split in SPLITS)):
+                    (folder / name).unlink(missing_ok=True)
+                files.write(folder / TOKENIZER, [tokenizer.encode()])
+            self._files = {
+                split: stack.enter_context((folder / f"{split}.bin").open("ab", buffering=0)) for split in SPLITS
+            }
+            for split, file in self._files.items():
+                file.truncate(self.counts[split].tokens * self._width)
+            self._open = stack.pop_all()
+
+    @property
+    def _width(self) -> int:
+        return np.dtype(self.about.dtype).itemsize
+
+    def _begun(self) -> tuple[dict[str, Counts], int]:
+        nothing = {split: Counts() for split in SPLITS}, 0
+        try:
+            found = json.loads((self.folder / PROGRESS).read_text("utf-8"))
+            counts = {split: Counts(**found["splits"][split]) for split in SPLITS}
+            there = {split: (self.folder / f"{split}.bin").stat().st_size for split in SPLITS}
+            if found["about"] != asdict(self.about):
+                return nothing
+            if any(there[split] < counts[split].tokens * self._width for split in SPLITS):
+                return nothing
+            return counts, int(found["pieces"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return nothing
+
+    def __enter__(self) -> TokenWriter:
+        self._open.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._open.__exit__(*raised)
+
+    def write(self, ids: Mapping[str, bytes], characters: Mapping[str, int], pieces: int) -> None:
+        """Append the ids of so many pieces, as bytes of the type that is written, and their characters, by split."""
+        for split, raw in ids.items():
+            left = memoryview(raw)
+            while left:
+                left = left[self._files[split].write(left) :]
+            self.counts[split].tokens += len(raw) // self._width
+            self.counts[split].characters += characters[split]
+        self.pieces += pieces
+
+    def keep(self) -> None:
+        """Have what is written on the disk, to go on from."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+        self._say(PROGRESS, pieces=self.pieces)
+
+    def finish(self) -> TokenFiles:
+        """Write the manifest, which makes the folder complete."""
+        self.keep()
+        for split, counts in self.counts.items():
+            counts.sha256 = files.sha256(self.folder / f"{split}.bin")
+        self._say(MANIFEST, format=_FORMAT)
+        (self.folder / PROGRESS).unlink()
+        return TokenFiles(self.folder, self.about, self.counts)
+
+    def _say(self, name: str, **more: int) -> None:
+        splits = {split: asdict(counts) for split, counts in self.counts.items()}
+        content = {**more, "about": asdict(self.about), "splits": splits}
+        files.write(self.folder / name, [json.dumps(content, indent=1, ensure_ascii=False).encode(), b"\n"])
+
+
+def _again(path: Path) -> str:
+    return f"delete {path.parent} and prepare the text again"
+
+
+def _sha256_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

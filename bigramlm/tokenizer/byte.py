@@ -1,0 +1,53 @@
+"""The byte tokenizer."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bigramlm.errors import UserError
+from bigramlm.tokenizer.base import END_OF_TEXT
+
+
+class ByteTokenizer:
+    """A token is a byte of the text in UTF-8: its id is its value. With end_of_text there is one more, 256."""
+
+    lossless = True
+
+    def __init__(self, *, end_of_text: bool = False) -> None:
+        self.end_of_text = 256 if end_of_text else None
+        self._spoken = [bytes([value]) for value in range(256)] + ([END_OF_TEXT.encode()] if end_of_text else [])
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._spoken)
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """The bytes of the text, shape (N,)."""
+        try:
+            return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
+        except UnicodeEncodeError as error:
+            raise UserError(f"{text[error.start]!a} is no character that UTF-8 can hold") from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text; bytes that make no character come back as U+FFFD."""
+        return b"".join([self._spoken[i] for i in ids]).decode("utf-8", "replace")
+
+    def to_json(self) -> str:
+        """As Hugging Face's `tokenizers` reads it: a byte-level BPE without merges."""
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+        backend = Tokenizer(models.BPE({char: value for value, char in enumerate(byte_characters())}, []))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
+        if self.end_of_text is not None:
+            backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+        return str(backend.to_str())
+
+
+def byte_characters() -> list[str]:
+    """The character that stands for each byte in a byte-level vocabulary: itself where it can be seen in Latin-1, else
+    one of those from U+0100 on, in order (Radford et al. 2019, in their code)."""
+    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(value if value in seen else next(others)) for value in range(256)]
