@@ -138,16 +138,14 @@ def composed(config_name: str, typed: Sequence[str], free_text: Sequence[str]) -
 
 
 def fields_command(config_name: str, schema: type[T], about: str, free_text: Sequence[str]) -> T | None:
-    """The fields of a command that has no groups of its own to run: conf/<config_name>.yaml with what is typed.
+    """The fields of a command that trains nothing: conf/<config_name>.yaml with what is typed.
 
     None where help was asked for, and printed: about, with the fields in the place of {fields}. UserError, and what
     Hydra raises, for what is wrong.
     """
     flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
-    require(
-        set(flags) <= {"--help", "-h"},
-        f"{flags and flags[0]}: there is no such flag; fields are NAME=VALUE, see --help",
-    )
+    unknown = [flag for flag in flags if flag not in ("--help", "-h")]
+    require(not unknown, f"{unknown and unknown[0]}: there is no such flag; fields are NAME=VALUE, see --help")
     cfg = composed(config_name, [argument for argument in sys.argv[1:] if argument not in flags], free_text)
     if flags:
         text = about.format(fields="".join(f"  {line}\n" for line in OmegaConf.to_yaml(cfg).splitlines()))

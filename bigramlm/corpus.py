@@ -4,7 +4,6 @@ time."""
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import multiprocessing
@@ -18,27 +17,30 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from bigramlm.cli import relative
-from bigramlm.data.text import Piece, Text
+from bigramlm.data.text import Piece, Text, TextChanged
 from bigramlm.data.tokens import (
     MANIFEST,
-    PROGRESS,
     SPLITS,
     TOKENIZER,
     About,
     Ids,
     TokenFiles,
     TokenWriter,
+    about_of,
+    discard,
     narrowest,
     open_tokens,
 )
 from bigramlm.errors import UserError, require
+from bigramlm.files import sha256_of
+from bigramlm.progress import bar
 from bigramlm.tokenizer.base import Tokenizer, not_given_back
 from bigramlm.tokenizer.config import LearnedConfig, TokenizerConfig
 
@@ -49,7 +51,10 @@ _UNIT = 2_000_000
 _KEPT_EVERY = 16_000_000
 # Each has a tokenizer with its words in memory; the disk has enough of so many.
 _WORKERS_AT_MOST = 8
-_LOCK = "lock"
+_LOCK = ".lock"
+
+# What a tokenizer's file brings that is not what it should be.
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -80,15 +85,14 @@ def tokenized(text: Text | TokenFiles, cfg: TokenizerConfig, given: Tokenizer | 
     if isinstance(text, TokenFiles):
         if given is not None:
             require(
-                _sha256(given) == text.about.tokenizer_sha256,
+                sha256_of(given.to_json()) == text.about.tokenizer_sha256,
                 f"{text.folder}: these token files were made with another tokenizer ({text.about.tokenizer['name']}, "
                 f"{text.about.vocab_size:,} tokens) than the weights were trained with ({given.vocab_size:,} tokens); "
-                "prepare the text with theirs (init_from= with data=text does it), or leave init_from= out",
+                "prepare the text with theirs: init_from= with data=text does it",
             )
-        return _of_files(text, given or cfg.restore(text.tokenizer()))
+        return _of_files(text, cfg, given)
     if text.kept is None:
-        found = prepared(text, cfg, given, kept_in)
-        return _of_files(found, given or cfg.restore(found.tokenizer()))
+        return _of_files(prepared(text, cfg, given, kept_in), cfg, given)
     tokenizer = given or build(text, cfg)
     check(text, tokenizer, cfg.name)
     ids: dict[str, list[Ids]] = {split: [] for split in SPLITS}
@@ -104,22 +108,27 @@ def tokenized(text: Text | TokenFiles, cfg: TokenizerConfig, given: Tokenizer | 
         n_characters=text.n_characters,
         documents=text.documents,
         tokenizer=tokenizer,
-        tokenizer_sha256=_sha256(tokenizer),
+        tokenizer_sha256=sha256_of(tokenizer.to_json()),
         ids={split: np.concatenate(parts or none).astype(kind) for split, parts in ids.items()},
         characters={split: sum(map(len, parts)) for split, parts in texts.items()},
         texts={split: "".join(parts) for split, parts in texts.items()},
     )
 
 
-def _of_files(found: TokenFiles, tokenizer: Tokenizer) -> Corpus:
-    about = found.about
+def _of_files(found: TokenFiles, cfg: TokenizerConfig, given: Tokenizer | None) -> Corpus:
+    about, tokenizer = found.about, given
+    if tokenizer is None:
+        try:
+            tokenizer = cfg.restore(found.tokenizer())
+        except _UNREADABLE as error:
+            raise UserError(f"{found.folder / TOKENIZER}: cannot be used for tokenizer={cfg.name}: {error}") from None
     return Corpus(
         name=about.name,
         sha256=about.sha256,
         n_characters=about.n_characters,
         documents=about.documents,
         tokenizer=tokenizer,
-        tokenizer_sha256=_sha256(tokenizer),
+        tokenizer_sha256=sha256_of(tokenizer.to_json()),
         ids={split: found.ids(split) for split in SPLITS},
         characters={split: found.splits[split].characters for split in SPLITS},
         texts={},
@@ -130,17 +139,16 @@ def build(text: Text, cfg: TokenizerConfig) -> Tokenizer:
     """The tokenizer for a text. UserError where the text does not suffice for it."""
 
     def train(most: int) -> Iterator[str]:
-        share, taken = min(1.0, most / max(1, text.split)), 0.0
-        with _bar("learning", total=min(most, text.split), hidden=text.kept is not None) as bar:
+        share, due = min(1.0, most / max(1, text.split)), 0.0
+        with _bar("learning", total=min(most, text.split), hidden=text.kept is not None) as shown:
             for piece in text.pieces():
                 if piece.split == "val":
                     return
-                # Every piece of a text that is not too long; else one whenever the next whole number is reached.
-                taken += share
-                if share == 1 or taken >= 1:
-                    taken -= 1
+                due += share * len(piece.text)  # every piece of a text that is not too long, else as it becomes due
+                if due >= len(piece.text):
+                    due -= len(piece.text)
                     yield piece.text
-                    bar.update(len(piece.text))
+                    shown.update(len(piece.text))
 
     began = time.perf_counter()
     if isinstance(cfg, LearnedConfig) and text.kept is None:
@@ -151,10 +159,8 @@ def build(text: Text, cfg: TokenizerConfig) -> Tokenizer:
     return tokenizer
 
 
-def _bar(what: str, *, total: int, done: int = 0, hidden: bool = False) -> tqdm[NoReturn]:
-    # Of characters, on standard error where that is a terminal.
-    shown = {"unit": " chars", "unit_scale": True, "dynamic_ncols": True, "leave": False}
-    return tqdm(total=total, initial=done, desc=what, disable=True if hidden else None, **shown)
+def _bar(what: str, *, total: int, done: int = 0, hidden: bool = False) -> tqdm[Any]:
+    return bar(total, initial=done, hidden=hidden, desc=what, unit=" chars", unit_scale=True)
 
 
 def check(text: Text, tokenizer: Tokenizer, name: str) -> None:
@@ -187,27 +193,34 @@ def prepared(text: Text, cfg: TokenizerConfig, given: Tokenizer | None, kept_in:
 
     UserError where that cannot be.
     """
-    if given is None and not isinstance(cfg, LearnedConfig):
-        given = build(text, cfg)
-    key = json.dumps(asdict(cfg)) if given is None else _sha256(given)
-    folder = kept_in / f"{cfg.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    return prepare(text, cfg, given, folder, replace=True)
+
+    def folder(key: str) -> Path:
+        return kept_in / f"{cfg.name}-{sha256_of(key)[:12]}"
+
+    given = given or _at_hand(text, cfg)
+    learned = folder(json.dumps(asdict(cfg)))
+    about = about_of(learned)
+    # What a checkpoint brings may be just what was learned for this text.
+    if given is None or (about is not None and _is_of(about, text, cfg, given)):
+        return prepare(text, cfg, given, learned, replace=True)
+    return prepare(text, cfg, given, folder(given.to_json()), replace=True)
 
 
 def prepare(
     text: Text, cfg: TokenizerConfig, given: Tokenizer | None, folder: Path, *, replace: bool = False
 ) -> TokenFiles:
     """The token files of a text in this folder: as `prepared`. With replace, those of another text give way."""
+    given = given or _at_hand(text, cfg)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        foreign = about_of(folder) is None and any(not path.name.startswith(".") for path in folder.iterdir())
+        require(not foreign, f"{folder}: holds something else; name another folder, or delete it")
         with _held(folder):
-            about = _about(folder)
+            about = about_of(folder)
             same = about is not None and _is_of(about, text, cfg, given)
-            others = about is not None or {path.name for path in folder.iterdir()} > {_LOCK}
             require(
-                same or replace or not others,
-                f"{folder}: holds {'token files of another text or tokenizer' if about else 'something else'}; name "
-                "another folder, or delete it",
+                same or replace or about is None,
+                f"{folder}: holds token files of another text or tokenizer; name another folder, or delete it",
             )
             if same and (folder / MANIFEST).exists():
                 found = open_tokens(folder)
@@ -218,16 +231,24 @@ def prepare(
             tokenizer = given or build(text, cfg)
             check(text, tokenizer, cfg.name)
             return _write(text, cfg, tokenizer, folder)
+    except TextChanged:
+        discard(folder)  # what was read in between may be of neither text
+        raise
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written: {error.strerror or error}; what is done is kept: make room or mend it, and "
-            "the same command goes on"
+            f"{folder}: preparing the text failed: {error.strerror or error}; what is done is kept: mend it (make "
+            "room, for instance), and the same command goes on"
         ) from error
     except BrokenProcessPool:
         raise UserError(
-            f"{folder}: a process that encodes was ended from outside, perhaps for lack of memory; what is done is "
+            f"{folder}: a process that encodes ended before its time, perhaps for lack of memory; what is done is "
             "kept, and the same command goes on"
         ) from None
+
+
+def _at_hand(text: Text, cfg: TokenizerConfig) -> Tokenizer | None:
+    # The tokenizer, where nothing has to be learned for it.
+    return None if isinstance(cfg, LearnedConfig) else build(text, cfg)
 
 
 def _write(text: Text, cfg: TokenizerConfig, tokenizer: Tokenizer, folder: Path) -> TokenFiles:
@@ -239,7 +260,7 @@ def _write(text: Text, cfg: TokenizerConfig, tokenizer: Tokenizer, folder: Path)
         documents=text.documents,
         split=text.split,
         tokenizer=asdict(cfg),
-        tokenizer_sha256=_sha256(tokenizer),
+        tokenizer_sha256=sha256_of(tokenizer.to_json()),
         vocab_size=tokenizer.vocab_size,
         dtype=np.dtype(kind).name,
     )
@@ -248,14 +269,12 @@ def _write(text: Text, cfg: TokenizerConfig, tokenizer: Tokenizer, folder: Path)
         before = sum(counts.characters for counts in writer.counts.values())
         if before:
             log.info("tokens: going on after %s characters, in %s", f"{before:,}", relative(folder))
-        else:
-            writer.keep()
         kept, done = before, before
-        with _bar("encoding", total=text.n_characters, done=before) as bar:
+        with _bar("encoding", total=text.n_characters, done=before) as shown:
             for encoded in _encoded(text, cfg, tokenizer, kind, skip=writer.pieces):
                 writer.write(encoded.ids, encoded.characters, encoded.pieces)
                 done += sum(encoded.characters.values())
-                bar.update(sum(encoded.characters.values()))
+                shown.update(sum(encoded.characters.values()))
                 if done - kept >= _KEPT_EVERY:
                     writer.keep()
                     kept = done
@@ -269,29 +288,18 @@ def _write(text: Text, cfg: TokenizerConfig, tokenizer: Tokenizer, folder: Path)
     return found
 
 
-def _about(folder: Path) -> About | None:
-    for name in (MANIFEST, PROGRESS):
-        try:
-            return About(**json.loads((folder / name).read_text("utf-8"))["about"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return None
-
-
 def _is_of(about: About, text: Text, cfg: TokenizerConfig, given: Tokenizer | None) -> bool:
     of_text = (about.sha256, about.split, about.documents) == (text.sha256, text.split, text.documents)
-    return of_text and (about.tokenizer == asdict(cfg) if given is None else about.tokenizer_sha256 == _sha256(given))
+    return of_text and (
+        about.tokenizer == asdict(cfg) if given is None else about.tokenizer_sha256 == sha256_of(given.to_json())
+    )
 
 
 def _restored(folder: Path, cfg: TokenizerConfig) -> Tokenizer | None:
     try:
         return cfg.restore((folder / TOKENIZER).read_text("utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, *_UNREADABLE):
         return None
-
-
-def _sha256(tokenizer: Tokenizer) -> str:
-    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -343,7 +351,8 @@ def _encoded(
     try:
         ahead: deque[Future[_Encoded]] = deque()
         for unit in _units(text.pieces(), skip=skip):
-            ahead.append(pool.submit(_encode_unit, unit))
+            with _ignored_by_children():
+                ahead.append(pool.submit(_encode_unit, unit))
             if len(ahead) > 2 * workers:
                 yield ahead.popleft().result()
         while ahead:
@@ -352,12 +361,25 @@ def _encoded(
         pool.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _ignored_by_children() -> Iterator[None]:
+    # A process inherits what is ignored: no Ctrl-C meets a worker while it starts.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 _worker: tuple[Tokenizer, type[np.generic], str, bool]
 
 
 def _begin_worker(cfg: TokenizerConfig, tokenizer: str, kind: type[np.generic], where: str, ends: bool) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all of a terminal; the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches all of a terminal, and the parent ends its workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each core
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = (cfg.restore(tokenizer), kind, where, ends)

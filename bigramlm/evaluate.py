@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from bigramlm.data.batches import sent
 from bigramlm.device.device import Device
 from bigramlm.model.base import LanguageModel
 
@@ -25,7 +26,7 @@ def mean_loss(model: LanguageModel, covered: list[tuple[Tensor, Tensor]], device
     for inputs, targets in covered:
         rows = max(1, _LOGITS_AT_ONCE[device.torch.type] // (model.vocab_size * inputs.shape[1]))
         for x, y in zip(inputs.split(rows), targets.split(rows), strict=True):
-            x, y = x.to(device.torch).long(), y.to(device.torch).long()
+            x, y = sent(x, device.torch).long(), sent(y, device.torch).long()
             with device.autocast():
                 _, loss = model(x, y)
             assert loss is not None

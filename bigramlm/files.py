@@ -42,6 +42,11 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
+def sha256_of(text: str) -> str:
+    """The SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes."""
     digest = hashlib.sha256()

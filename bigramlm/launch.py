@@ -362,7 +362,8 @@ def search(launch: Launch, study: Search, fixed: Sequence[str], *, n_trials: int
         results = Results(sweep)
         for job, trial in batch:
             row = results.row(str(job.number))
-            study.tell(trial, row.status if row else "failed", row.final if row else None)
+            # What a tokenizer leaves out must not win: its trial fails.
+            study.tell(trial, row.status if row else "failed", row.final if row and row.counts else None)
         batch = []
 
 

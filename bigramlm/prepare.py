@@ -24,8 +24,8 @@ FREE_TEXT = ("data.path", "tokenizer.path", "output")
 
 _HELP = """\
 Makes token files of a text, however long: in constant memory, on all cores, and
-going on where it was interrupted. Training does the same by itself for a long
-text, and finds what was made here.
+going on where it was interrupted. Training does the same by itself for a text
+that is too long for memory, and finds what was made here.
 
 Usage: python scripts/prepare.py [FIELD=VALUE] ...
 
@@ -45,7 +45,7 @@ class PrepareCommand:
     data: DataConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
     output: str | None = None
-    """The folder for the token files; else one in outputs/prepared, where training finds them by itself."""
+    """The folder for the token files; else one in outputs/prepared, where training on a long text finds them."""
 
 
 def main() -> None:

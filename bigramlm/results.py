@@ -68,7 +68,7 @@ class Row:
     @property
     def final(self) -> float | None:
         """The final val loss."""
-        return self.measured(self.final_loss)
+        return self.bpc if self.in_bits else self.final_loss
 
     @property
     def best(self) -> float | None:
@@ -85,11 +85,11 @@ class Row:
         """The lowest val loss of an evaluation in nats a token."""
         return _number(self.summary.get("best"), "val/loss", float)
 
-    def measured(self, loss: float | None) -> float | None:
-        """A loss in nats a token as it is compared; None where what that takes is not known."""
+    def measured(self, loss: float | None, split: str = "val") -> float | None:
+        """A loss of a split in nats a token as it is compared; None where what that takes is not known."""
         if loss is None or not self.in_bits:
             return loss
-        each = _number(self.summary.get("tokenizer"), "characters_per_token", float)
+        each = _number(part(self.summary, "tokenizer").get("characters_per_token"), split, float)
         return loss / math.log(2) / each if each else None
 
     @property
@@ -130,7 +130,7 @@ class Row:
     @property
     def counts(self) -> bool:
         """Whether its figure can be compared: one in bits of a tokenizer that loses text is too low."""
-        return not self.in_bits or bool(part(self.summary, "tokenizer").get("lossless"))
+        return not self.in_bits or bool(part(self.summary, "tokenizer").get("lossless", True))
 
 
 class Outcomes:
@@ -151,9 +151,10 @@ class Outcomes:
         varying = [name for name in names if len({found[name] for found in values}) > 1]
         self.fields = [name for name in names if name in swept or name in varying]
         rows = [self._row(number, entry, summaries[number], values[number]) for number, entry in enumerate(entries)]
-        differ = len({row.tokenizer for row in rows if row.tokenizer}) > 1
-        self.in_bits = differ or compares_tokenizers(self.fields)
-        """Whether they are compared in bits a character, since their tokenizers differ."""
+        compared = compares_tokenizers(self.fields)
+        self.in_bits = compared if self.planned else compared or len({r.tokenizer for r in rows if r.tokenizer}) > 1
+        """Whether they are compared in bits a character, since their tokenizers differ. A search has one measure from
+        its first trial to its last."""
         self.rows = sorted((replace(row, in_bits=self.in_bits) for row in rows), key=_rank)
 
     def _row(self, number: int, entry: Entry, summary: dict[str, Any] | None, values: dict[str, str]) -> Row:
@@ -180,7 +181,13 @@ class Outcomes:
     def best(self) -> Row | None:
         """The completed run with the lowest final val loss; None where there is none, or they cannot be compared."""
         first = self.rows[0] if self.rows else None
-        return first if first and _rank(first)[0] == 0 and self.n_texts == 1 else None
+        comparable = self.n_texts == 1 and (self.in_bits or self.n_tokenizers == 1)
+        return first if first and _rank(first)[0] == 0 and comparable else None
+
+    @property
+    def n_tokenizers(self) -> int:
+        """How many different tokenizers they have: only bits a character compare those."""
+        return max(1, len({row.tokenizer for row in self.rows if row.tokenizer}))
 
     @property
     def n_texts(self) -> int:
@@ -242,6 +249,8 @@ class Outcomes:
             notes.append(f"Each has one seed: how much of the differences is chance, {how} would tell.")
         if self.in_bits:
             notes.append("In bits a character (bpc): a loss is of a token, and their tokenizers differ.")
+        elif self.n_tokenizers > 1:
+            notes.append(f"Not comparable: these {self.kind}s have {self.n_tokenizers} different tokenizers.")
         if lossy := [row.name for row in completed if not row.counts]:
             whose = f"{self.kind} {lossy[0]}" if len(lossy) == 1 else f"{self.kind}s {', '.join(lossy[:8])}"
             notes.append(f"Not comparable: {whose}, whose tokenizer loses part of the text: its bpc is too low.")

@@ -199,6 +199,8 @@ def _pruner_of(folder: Path) -> Callable[[int, Mapping[str, float]], bool] | Non
     def is_hopeless(step: int, found: Mapping[str, float]) -> bool:
         if step == 0:  # before the first update there is nothing to tell the trials apart
             return False
+        if metric not in found:  # of a tokenizer that loses text, which nothing can be compared with
+            return False
         try:
             if step not in reported:  # a job that goes on evaluates again where it was
                 trial.report(found[metric], step)

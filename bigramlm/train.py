@@ -147,6 +147,8 @@ def _job_of_a_sweep(composed: DictConfig, folder: RunFolder, overrides: list[str
         raise RuntimeError(message)
     if row is None:
         return None
+    if not row.counts:
+        return None
     return row.final if row.final is not None else row.best
 
 
@@ -260,7 +262,7 @@ def _train(
             how = (
                 shlex.quote(f"resume={relative(folder.path)}") + " goes on with it"
                 if can_go_on
-                else "nothing had begun"
+                else "training had not begun; the same command starts again, with what was prepared"
             )
             log.log(logging.INFO if in_sweep else logging.WARNING, "%s; %s", end, how)
         elif isinstance(end, UserError):
@@ -337,8 +339,8 @@ def run(
         "data: %s, %s characters%s, vocabulary of %d",
         *(corpus.name, f"{corpus.n_characters:,}", documents, vocab_size),
     )
-    val_tokens, val_characters = len(corpus.ids["val"]), corpus.characters["val"]
-    each = f", of {val_characters / val_tokens:.2f} characters" if val_tokens != val_characters else ""
+    per_token = {split: corpus.characters[split] / len(found) for split, found in corpus.ids.items()}
+    each = f", of {per_token['val']:.2f} characters" if per_token["val"] != 1 else ""
     log.info("split: %s tokens train, %s val%s", *(f"{len(corpus.ids[name]):,}" for name in ("train", "val")), each)
     if start.source is not None:
         start.source.load_weights(model, counted=False)
@@ -349,6 +351,7 @@ def run(
     counting = time.perf_counter() - began if counted else 0.0
     if counted:
         log.info("counted: the training text, in %.1f s", counting)
+        model.to(device.torch)  # of a text that is mapped from files it was counted on the CPU
     log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
     trainer = Trainer(
         cfg,
@@ -357,6 +360,7 @@ def run(
         val=tokens["val"],
         val_characters=corpus.characters["val"],
         tokenizer=tokenizer.to_json(),
+        lossless=tokenizer.lossless,
         device=device,
         folder=folder,
         is_hopeless=is_hopeless,
@@ -383,7 +387,7 @@ def run(
             "sha256": corpus.tokenizer_sha256,
             "vocab_size": vocab_size,
             "lossless": tokenizer.lossless,
-            "characters_per_token": val_characters / val_tokens,
+            "characters_per_token": per_token,
         },
         versions=versions(),
         git=git_state(),

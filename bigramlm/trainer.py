@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -24,6 +23,7 @@ from bigramlm.evaluate import bits_per_character, mean_loss
 from bigramlm.metrics import Metrics
 from bigramlm.model.base import LanguageModel
 from bigramlm.optim.base import learning_rate
+from bigramlm.progress import bar
 from bigramlm.run import RunFolder
 from bigramlm.step import CompiledStep, Outcome, TrainStep
 
@@ -53,11 +53,13 @@ class Trainer:
         val: Tensor,
         val_characters: int,
         tokenizer: str,
+        lossless: bool = True,
         device: Device,
         folder: RunFolder,
         is_hopeless: Callable[[int, Mapping[str, float]], bool] | None = None,
     ) -> None:
-        """model is on the device; train and val: token ids, each (N,); tokenizer: as JSON, saved with checkpoints.
+        """model is on the device; train and val: token ids, each (N,); tokenizer: as JSON, saved with checkpoints;
+        lossless: whether it gives back all of the text, and so bits a character tell what they should.
 
         is_hopeless: asked at every evaluation but the last, with the step and what was found, whether to end the run.
         """
@@ -70,6 +72,7 @@ class Trainer:
         self.device = device
         self.tokenizer = tokenizer
         self.val_characters = val_characters
+        self.lossless = lossless
         self.folder = folder
         self.checkpoints = Checkpoints(folder.path / "checkpoints", keep=self.cfg.keep_checkpoints)
         self.optimizer = cfg.optim.build(model, compiled=device.compile)
@@ -141,7 +144,7 @@ class Trainer:
         self._first_step = self.step
         self._marked = (time.perf_counter(), self.step)
         self.model.train()
-        with progress_bar(self.step, self.cfg.steps) as bar, logging_redirect_tqdm():
+        with progress_bar(self.step, self.cfg.steps) as shown, logging_redirect_tqdm():
             while True:
                 step = self.step
                 record: dict[str, float] = {}
@@ -163,8 +166,8 @@ class Trainer:
                     loss, norm = self.update()
                     if step % self.cfg.log_every == 0:
                         record |= self.measure(loss, norm)
-                        bar.set_postfix_str(f"loss {record['train/batch_loss']:.3f}{self._pace()}", refresh=False)
-                    bar.update(self.step - bar.n)
+                        shown.set_postfix_str(f"loss {record['train/batch_loss']:.3f}{self._pace()}", refresh=False)
+                    shown.update(self.step - shown.n)
                 if record:
                     metrics.log(step, self.elapsed(), record)
                 if last or self.pruned:
@@ -226,7 +229,9 @@ class Trainer:
             self.waited += 1
         self.evaluated = self.step
         self._leave_out(began)
-        return record | {"val/bpc": self.bits(record["val/loss"])} | self.references
+        if self.lossless:
+            record["val/bpc"] = self.bits(record["val/loss"])
+        return record | self.references
 
     def bits(self, val_loss: float) -> float:
         """A loss over val in nats a token as bits a character."""
@@ -381,7 +386,6 @@ class Trainer:
 
 def progress_bar(step: int, steps: int) -> "tqdm[NoReturn]":
     """The bar on standard error, where that is a terminal: the time that is left, the loss, and the speed."""
-    hidden = True if os.environ.get("TQDM_DISABLE") else None  # None: where standard error is no terminal
     # Without tqdm's own rate, in steps: tokens a second are what compares, and both do not fit.
     shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-    return tqdm(total=steps, initial=step, bar_format=shown, disable=hidden, leave=False, dynamic_ncols=True)
+    return bar(steps, initial=step, bar_format=shown)

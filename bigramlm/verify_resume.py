@@ -171,7 +171,7 @@ def _running(run: Path, arguments: list[str], killed_at: int | None = None) -> I
     import bigramlm.trainer  # noqa: F401
 
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    process = context.Process(target=_train, args=(arguments, run.with_suffix(".log"), killed_at), daemon=True)
+    process = context.Process(target=_train, args=(arguments, run.with_suffix(".log"), killed_at))
     process.start()
     try:
         yield process

@@ -8,20 +8,23 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bigramlm import corpus, paths, prepare
 from bigramlm.corpus import Corpus, tokenized
-from bigramlm.data.batches import Batches
+from bigramlm.data.batches import Batches, on_device
 from bigramlm.data.config import TextConfig
 from bigramlm.data.text import Text
-from bigramlm.data.tokens import open_tokens
+from bigramlm.data.tokens import About, Counts, TokenFiles, open_tokens
 from bigramlm.errors import UserError
+from bigramlm.results import Entry, Outcomes
 from bigramlm.run import read_summary
 from bigramlm.tokenizer.base import Tokenizer
 from bigramlm.tokenizer.char import CharTokenizer
@@ -202,11 +205,15 @@ def test_token_files_are_made_once(file: Path, long: None, in_process: list[int]
     assert made > 5
     assert same(of(file, cfg), first)
     assert len(in_process) == made
-    assert same(of(file, cfg, first.tokenizer), first), "a checkpoint's tokenizer has files of its own"
-    assert same(of(file, cfg, first.tokenizer), first)
+    assert same(of(file, cfg, cfg.restore(first.tokenizer.to_json())), first), "with a checkpoint's tokenizer"
+    assert len(in_process) == made
+    other = cfg.build(characters="", documents=1, train=lambda most: iter([TEXT[:20_000]]))
+    of(file, cfg, other)
+    assert len(in_process) == 2 * made, "one that was learned from another text has files of its own"
+    of(file, cfg, other)
     assert len(in_process) == 2 * made
     of(file, BPEConfig(vocab_size=301))
-    assert len(in_process) > 2 * made
+    assert len(in_process) == 3 * made
 
 
 def test_files_of_a_text_that_has_changed_give_way(file: Path, long: None, in_process: list[int]) -> None:
@@ -258,8 +265,40 @@ def test_what_was_interrupted_goes_on_where_it_was(
 
     monkeypatch.setattr("bigramlm.tokenizer.subword.train_bpe", no_learning)
     assert same(of(file, cfg), whole)
-    assert sum(in_process) == sum(units[after // 2 * 2 :]), "what was kept, every second unit, is not done again"
+    assert sum(in_process) == sum(units[after:]), "what was done is not done again"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == contents
+
+
+def test_a_text_that_changes_in_between_leaves_nothing_behind(
+    file: Path, long: None, in_process: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is read the next time, also if that is what it was at first."""
+    cfg = ByteConfig()
+    whole = of(file, cfg)
+    folder = files_of(whole)
+    shutil.rmtree(folder)
+    text = TextConfig(path=str(file)).read()
+    assert isinstance(text, Text)
+    status = file.stat()
+    file.write_text(TEXT.replace("the", "thy"), "utf-8")
+    os.utime(file, ns=(status.st_mtime_ns, status.st_mtime_ns))  # and neither size nor time tell
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"long.txt: was changed while it was read; run this again"):
+            tokenized(text, cfg, None, folder.parent)
+        assert not [path for path in folder.iterdir() if not path.name.startswith(".")]
+    assert of(file, cfg).sha256 != whole.sha256, "it is read again"
+    file.write_text(TEXT, "utf-8")
+    assert same(of(file, cfg), whole)
+
+
+def test_two_at_once_do_it_once(tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text(TEXT * 100, "utf-8")
+    arguments = (f"data.path={tmp_path / 'long.txt'}", *BPE, f"output={tmp_path / 'made'}")
+    processes = [prepared(tmp_path, *arguments) for _ in range(2)]
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert sorted("made in" in err for err in errors) == [False, True]
+    assert sum("another process prepares them" in err for err in errors) == 1
 
 
 @pytest.mark.parametrize(
@@ -366,7 +405,7 @@ def test_prepare_refuses(
     assert ended.code == 2
     assert ended.err.splitlines()[-1].startswith("error: ")
     assert message in ended.err
-    assert (tmp_path / "other" / "manifest.json").read_text() == "mine"
+    assert {path.name: path.read_text() for path in (tmp_path / "other").iterdir()} == {"manifest.json": "mine"}
 
 
 PREPARE = """
@@ -398,7 +437,7 @@ def test_a_full_disk_keeps_what_is_done(tmp_path: Path) -> None:
     full = prepared(tmp_path, *arguments, limit=300_000)
     _, err = full.communicate(timeout=60)
     assert full.returncode == 2, err
-    assert re.search(r"made: cannot be written: File too large; what is done is kept: make room .* goes on", err)
+    assert re.search(r"made: preparing the text failed: File too large; what is done is kept: mend it .* goes on", err)
     progress = json.loads((tmp_path / "made" / "progress.json").read_text())
     assert 200_000 < progress["splits"]["train"]["tokens"] < 300_000
     again = prepared(tmp_path, *arguments)
@@ -408,6 +447,18 @@ def test_a_full_disk_keeps_what_is_done(tmp_path: Path) -> None:
     assert f"going on after {done:,} characters" in err
     made = open_tokens(tmp_path / "made")
     assert (made.ids("train").tobytes() + made.ids("val").tobytes()).decode() == TEXT * 10
+
+
+def test_a_disk_that_is_full_from_the_start_is_no_trap(tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text(TEXT, "utf-8")
+    arguments = (f"data.path={tmp_path / 'long.txt'}", *BPE, f"output={tmp_path / 'made'}")
+    for limit in (100, 700, 2000):  # of progress.json, of the tokenizer, of the tokens
+        _, err = (full := prepared(tmp_path, *arguments, limit=limit)).communicate(timeout=60)
+        assert full.returncode == 2, err
+        assert "what is done is kept" in err
+    _, err = (again := prepared(tmp_path, *arguments)).communicate(timeout=60)
+    assert again.returncode == 0, err
+    open_tokens(tmp_path / "made").verify()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -424,7 +475,7 @@ def test_killed_it_leaves_no_process_behind_and_goes_on(number: signal.Signals, 
     process.send_signal(number)
     # Standard error ends when nobody holds it any more: neither the command nor one of its workers.
     _, err = process.communicate(timeout=30)
-    assert process.returncode in (-signal.SIGKILL, 130)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
     if number == signal.SIGINT:
         assert err.splitlines()[-1] == "stopped by SIGINT; what is done is kept, and the same command goes on"
     assert not (tmp_path / "made" / "manifest.json").exists()
@@ -462,6 +513,35 @@ def test_training_makes_and_keeps_token_files_of_a_long_text(
         (e.folder / "checkpoints" / "step_20" / "model.safetensors").read_bytes() for e in (first, second, third)
     }
     assert len(weights) == 1
+
+
+def test_a_run_on_a_long_text_goes_on_with_its_token_files(
+    file: Path, long: None, in_process: list[int], cli: Cli
+) -> None:
+    run = cli(*SHORT, "data=text", f"data.path={file}", *BPE)
+    made = len(in_process)
+    again = cli(f"resume={run.folder}", "trainer.steps=30", run_dir=False)
+    assert again.code == 0, again.err
+    assert len(in_process) == made, "nothing is encoded again"
+
+
+def test_a_tokenizer_of_a_relative_path_is_the_same_the_next_time(
+    tmp_path: Path, tool: Cli, cli: Cli, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tok").mkdir()
+    saved = BPEConfig().build(characters="", documents=1, train=lambda most: iter([TEXT])).to_json()
+    pretty = json.dumps(json.loads(saved), indent=2)
+    (tmp_path / "tok" / "tokenizer.json").write_text(pretty + "\n", "utf-8")
+    arguments = ("data=bundled", "tokenizer=gpt2", "tokenizer.path=tok", "output=made")
+    first, second = (tool(prepare.main, *arguments) for _ in range(2))
+    assert (first.code, second.code, first.out) == (0, 0, second.out), second.err
+    assert (tmp_path / "made" / "tokenizer.json").read_text("utf-8") == pretty, "to the letter"
+    other = BPEConfig().build(characters="", documents=1, train=lambda most: iter([TEXT[:40_000]])).to_json()
+    (tmp_path / "tok" / "tokenizer.json").write_text(other, "utf-8")
+    third = tool(prepare.main, *arguments)
+    assert third.code == 2
+    assert "holds token files of another text or tokenizer" in third.err
 
 
 def test_a_run_on_token_files_needs_no_text(file: Path, long: None, in_process: list[int], cli: Cli, tool: Cli) -> None:
@@ -546,7 +626,6 @@ def test_a_text_with_characters_that_a_checkpoint_lacks_is_refused(
 ) -> None:
     run = cli(*SHORT, "data=bundled")
     path = tmp_path / "other.txt"
-    path.write_text("日本 " * 1000, "utf-8")
     for content in ("日本 " * 1000, "日本 " * 100):  # long, and in memory
         path.write_text(content, "utf-8")
         ended = cli(*SHORT, f"init_from={run.folder}", "data=text", f"data.path={path}")
@@ -555,11 +634,14 @@ def test_a_text_with_characters_that_a_checkpoint_lacks_is_refused(
 
 
 def test_batches_from_files_are_those_from_memory(tmp_path: Path) -> None:
-    import torch
-
     ids = np.random.default_rng(0).integers(0, 50_257, 5000).astype(np.uint16)
-    ids.tofile(tmp_path / "ids.bin")
-    mapped = torch.from_numpy(np.memmap(tmp_path / "ids.bin", dtype=np.uint16, mode="c"))
+    ids.tofile(tmp_path / "train.bin")
+    about = About("t", "0", 5000, 1, 5000, {}, "0", 50_257, "uint16")
+    found = TokenFiles(tmp_path, about, {"train": Counts(5000, 5000)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mapped = on_device(found.ids("train"), torch.device("cpu"))
+    assert mapped.dtype == torch.uint16
     for step in (0, 5, 2000):
         one = Batches(mapped, block_size=7, batch_size=3, seed=1)[step]
         other = Batches(torch.from_numpy(ids.astype(np.int32)), block_size=7, batch_size=3, seed=1)[step]
@@ -597,11 +679,51 @@ def test_a_sweep_over_tokenizers_is_compared_in_bits_a_character(cli: Cli, tmp_p
     assert {s["tokenizer"]["lossless"] for s in summaries} == {True, False}
 
 
+def test_runs_from_before_tokenizers_are_compared_too(cli: Cli, tmp_path: Path) -> None:
+    folders = [cli(*SHORT, "data=bundled", *typed).folder for typed in ([], list(BPE), ["tokenizer=byte"])]
+    path = folders[0] / "summary.json"
+    summary = json.loads(path.read_text("utf-8"))
+    del summary["tokenizer"]
+    path.write_text(json.dumps(summary), "utf-8")
+    outcomes = Outcomes([Entry(str(n), folder, {}) for n, folder in enumerate(folders)])
+    assert outcomes.in_bits
+    by_name = {row.name: row for row in outcomes.rows}
+    assert by_name["0"].final == summary["final"]["val/bpc"]
+    assert by_name["0"].counts
+    assert not [note for note in outcomes.notes() if "Not comparable" in note]
+
+
+def test_a_search_over_tokenizers_is_not_won_by_one_that_loses_text(cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    folder = tmp_path / "sweep"
+    ended = cli(
+        *(
+            "-m",
+            f"hydra.sweep.dir={folder}",
+            "data=bundled",
+            *SHORT,
+            "hydra/sweeper=optuna",
+            "hydra.sweeper.n_trials=4",
+        ),
+        *("hydra.sweeper.sampler=random", "tokenizer=wordpiece,byte", "optim.lr=interval(0.01, 0.1)"),
+        run_dir=False,
+    )
+    assert ended.code == 0, ended.err
+    from tests.test_search import trials
+
+    found = {trial.params["tokenizer"]: trial for trial in trials(folder)}
+    assert set(found) == {"wordpiece", "byte"}
+    assert found["wordpiece"].state.name == "FAIL"
+    summary = read_summary(folder / str(found["byte"].user_attrs["job"])) or {}
+    assert found["byte"].value == summary["final"]["val/bpc"]
+    assert not found["wordpiece"].intermediate_values
+
+
 def test_the_end_of_a_run_tells_bits_a_character(cli: Cli) -> None:
     ended = cli(*SHORT, "data=bundled", *BPE)
     summary: dict[str, Any] = read_summary(ended.folder) or {}
     assert f"Bits a character: {summary['final']['val/bpc']:.4f} on val" in ended.out
-    each = summary["tokenizer"]["characters_per_token"]
+    each = summary["tokenizer"]["characters_per_token"]["val"]
     assert summary["final"]["val/bpc"] == pytest.approx(summary["final"]["val/loss"] / np.log(2) / each)
     assert "Bits a character" not in cli(*SHORT, "data=bundled").out
     last = [json.loads(line) for line in (ended.folder / "metrics.jsonl").read_text().splitlines()][-1]

@@ -166,6 +166,17 @@ def test_a_document_that_ends_soon_behind_the_split_is_not_cut(tmp_path: Path, l
     assert len(of_split(text, "val")) == 1000 - split
 
 
+def test_of_very_many_documents_the_split_is_found_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigramlm.data.text._ENDS_AT_MOST", 2000)
+    lengths = [2 + n % 3 for n in range(10_000)]
+    lines = "".join(json.dumps({"text": "x" * n}) + "\n" for n in lengths)
+    text = read(written(tmp_path / "a.jsonl", lines))
+    n, ends = sum(lengths), set(itertools.accumulate(lengths))
+    assert (text.documents, text.n_characters) == (10_000, n)
+    assert text.split in ends, "none of them is cut"
+    assert 0 <= text.split - int(0.9 * n) <= n // 1000
+
+
 def test_no_split_falls_at_the_end(tmp_path: Path) -> None:
     lines = "".join(json.dumps({"text": "x" * n}) + "\n" for n in [994, 6])
     assert read(written(tmp_path / "a.jsonl", lines), train_fraction=0.995).split == 995
@@ -290,6 +301,7 @@ def test_characters_that_blocks_cut_are_read_whole(tmp_path: Path, monkeypatch: 
         ("a.jsonl.zst", b'{"text": "a"}\n\n{"text" "b"}', r"a.jsonl.zst, line 3: is not JSON: .* at column 9"),
         ("a.jsonl", b'{"text": "\xff"}', r"a.jsonl, line 1: not UTF-8: byte 0xff"),
         ("a.jsonl", b'["text"]', r"a.jsonl, line 1: is not an object like"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000, r"a.jsonl, line 1: is not JSON"),
         (
             "a.jsonl",
             b'{"id": 1, "content": "a"}',

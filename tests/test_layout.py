@@ -13,7 +13,7 @@ PACKAGE = paths.home() / "bigramlm"
 PARTS = ("model", "tokenizer", "data", "optim", "device")
 # From the ground up: a module imports from floors below its own, and parts never from each other.
 FLOORS = (
-    ("errors", "paths", "files"),
+    ("errors", "paths", "files", "progress"),
     PARTS,
     ("metrics", "run", "checkpoint", "evaluate", "generate", "step"),
     ("config",),

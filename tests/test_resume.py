@@ -273,7 +273,10 @@ def test_a_signal_before_anything_began_promises_nothing(cli: Cli, monkeypatch: 
     monkeypatch.setattr("bigramlm.train.to_run_config", lambda _: signal.raise_signal(signal.SIGINT))
     ended = cli(*RUN)
     assert ended.code == 130
-    assert ended.err == "stopped by SIGINT; nothing had begun\n"
+    assert (
+        ended.err
+        == "stopped by SIGINT; training had not begun; the same command starts again, with what was prepared\n"
+    )
 
 
 def test_a_damaged_checkpoint_is_passed_over(whole: Path, tmp_path: Path, cli: Cli) -> None:

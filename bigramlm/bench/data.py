@@ -64,7 +64,7 @@ def data(pairs: int, *, sizes: tuple[float, ...] = (0.25, 1, 2)) -> Iterator[Pre
                 title = f"seconds from the command to the first step: {gigabytes:g} GB / Shakespeare"
                 yield Comparison(title, *starts, "wall")
                 for what, overrides in {"the default run": (), "experiment=gpt_cpu": ("experiment=gpt_cpu",)}.items():
-                    n = pairs if overrides else 20 * pairs
+                    n = pairs if overrides else 5 * pairs
                     ours, theirs = _steps(n, (*overrides, *long), (*overrides, *small), 10 if overrides else _SLICE)
                     title = f"seconds a step, {what}: from {gigabytes:g} GB / from Shakespeare"
                     yield Comparison(title, ours, theirs, "step")

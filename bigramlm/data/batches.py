@@ -1,5 +1,6 @@
 """Training batches, and the blocks that evaluation covers a split with."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -48,30 +49,33 @@ class Batches:
         if draw != self._drawn:
             rng = np.random.default_rng((self._seed, draw))
             starts = rng.integers(0, len(self._windows), size=(_DRAWN_TOGETHER, self._batch_size))
-            self._starts = _to(self._windows.device, torch.from_numpy(starts))
+            self._starts = sent(torch.from_numpy(starts), self._windows.device)
             self._drawn = draw
         row -= row % self._group  # groups begin anew with each draw, whose last may be shorter
-        windows = _to(self._device, self._windows[self._starts[row : row + self._group]]).long()  # (G, B, T + 1)
+        windows = sent(self._windows[self._starts[row : row + self._group]], self._device).long()  # (G, B, T + 1)
         self._first = draw * _DRAWN_TOGETHER + row
         self._x = windows[..., :-1].contiguous().unbind(0)
         self._y = windows[..., 1:].contiguous().unbind(0)
 
 
-def _to(device: torch.device, drawn: Tensor) -> Tensor:
-    # A GPU takes the draw from pinned memory while the program goes on, which is far ahead of it and gathers there: a
-    # batch lies ready before its step begins, and nothing waits.
-    if device.type == "cuda" and drawn.device.type == "cpu":
-        return drawn.pin_memory().to(device, non_blocking=True)
-    return drawn.to(device)
+def sent(drawn: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, if it is not there."""
+    if drawn.device.type == device.type:
+        return drawn
+    if drawn.dtype == torch.uint16:  # PyTorch's unsigned types of more than a byte are new, and not known everywhere
+        drawn = drawn.int()
+    # A GPU takes what is drawn from pinned memory while the program goes on, which is far ahead of it and gathers
+    # there: a batch lies ready before its step begins, and nothing waits.
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
 
 def on_device(ids: NDArray[Any], device: torch.device) -> Tensor:
     """Token ids (N,) as a tensor: on the device, or where they are mapped from a file, which is not loaded whole."""
-    tokens = torch.from_numpy(ids)
     if isinstance(ids, np.memmap):
-        return tokens
-    # PyTorch's unsigned types of more than a byte are new, and not all devices can do all with them.
-    return (tokens.int() if tokens.dtype == torch.uint16 and device.type != "cpu" else tokens).to(device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it may not be written to, which nobody does
+            return torch.from_numpy(ids)
+    return sent(torch.from_numpy(ids), device)
 
 
 def blocks(tokens: Tensor, *, block_size: int, limit: int | None = None) -> list[tuple[Tensor, Tensor]]:

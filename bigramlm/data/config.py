@@ -77,7 +77,7 @@ class DataConfig:
         """The folder for what is made of a long text once, and used again."""
         about = [str(self.file()), self.field(), self.train_fraction]
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
-        name = re.sub(r"[^\w.-]+", "_", self.file().name).strip("._") or "text"
+        name = re.sub(r"[^\w.-]+", "_", self.file().name)[:60].strip("._") or "text"
         return paths.home() / "outputs" / "prepared" / f"{name}-{key}"
 
 
@@ -93,16 +93,17 @@ class TextConfig(DataConfig):
     """The field that a line of JSONL has its text in."""
 
     def prepare(self, *, the_same: bool = False) -> DataConfig:  # noqa: ARG002
-        self.path = str(Path(self.path).expanduser().absolute())  # the saved config works from any folder
+        self.path = str(self.file())  # the saved config works from any folder
         return self
 
     def file(self) -> Path:
-        return Path(self.path)
+        return Path(self.path).expanduser().absolute()
 
     def files(self) -> list[Path]:
-        if not glob.has_magic(self.path) or self.file().exists():
+        pattern = str(self.file())
+        if not glob.has_magic(pattern) or self.file().exists():
             return [self.file()]
-        matches = map(Path, glob.iglob(self.path, recursive=True))  # noqa: PTH207 - Path's own takes no absolute one
+        matches = map(Path, glob.iglob(pattern, recursive=True))  # noqa: PTH207 - Path's own takes no absolute one
         found = sorted(path for path in matches if path.is_file())
         require(bool(found), f"data.path={self.path}: matches no file; give a file that exists, or a glob of several")
         return found
@@ -121,7 +122,7 @@ class TokensConfig(DataConfig):
     """The folder, from the working folder or absolute."""
 
     def prepare(self, *, the_same: bool = False) -> DataConfig:  # noqa: ARG002
-        self.path = str(Path(self.path).expanduser().absolute())
+        self.path = str(self.file())
         return self
 
     def read(self) -> Text | TokenFiles:
@@ -130,7 +131,7 @@ class TokensConfig(DataConfig):
         return open_tokens(self.file())
 
     def file(self) -> Path:
-        return Path(self.path)
+        return Path(self.path).expanduser().absolute()
 
 
 @dataclass

@@ -7,11 +7,10 @@ import time
 import urllib.error
 import urllib.request
 
-from tqdm import tqdm
-
 from bigramlm import files
 from bigramlm.data.config import ShakespeareConfig
 from bigramlm.errors import UserError
+from bigramlm.progress import bar
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +61,11 @@ def download(url: str, timeout: float) -> bytes:
     request = urllib.request.Request(url, headers={"User-Agent": "bigramlm"})
     with (
         urllib.request.urlopen(request, timeout=timeout) as response,
-        tqdm(total=SIZE, unit="B", unit_scale=True, desc="shakespeare.txt", leave=False, disable=None) as bar,
+        bar(SIZE, unit="B", unit_scale=True, desc="shakespeare.txt") as shown,
     ):
         while chunk := response.read1(_CHUNK):
             content += chunk
-            bar.update(len(chunk))
+            shown.update(len(chunk))
             if len(content) > SIZE:
                 break
             if time.monotonic() > deadline:

@@ -14,7 +14,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from bigramlm import files
 from bigramlm.errors import UserError, require
+from bigramlm.progress import bar
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -38,6 +39,7 @@ PIECE = 1 << 16
 _CUT = re.compile(r"\w(?= \w)")
 
 _BLOCK = 1 << 20  # bytes read at once
+_ENDS_AT_MOST = 200_000  # of documents, remembered to find where to split
 _COMPRESSED = {".gz", ".zst"}
 _JSONL = {".jsonl", ".ndjson"}
 
@@ -52,6 +54,10 @@ class Piece(NamedTuple):
     text: str
     ends: bool
     """Whether the document ends here."""
+
+
+class TextChanged(UserError):
+    """A text is not any more what it was, and what was made of it is worth nothing."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ class Text:
     """How many of its characters, from the start, train; the others validate."""
     kept: list[list[str]] | None = field(default=None, repr=False, compare=False)
     """Its documents, where they are kept in memory."""
+    kept_at: Path | None = field(default=None, repr=False, compare=False)
+    """Where this is kept for the next time, of a long text."""
 
     @property
     def sha256(self) -> str:
@@ -108,14 +116,17 @@ class Text:
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` makes it from again, but for what is in memory."""
-        fields = {name: value for name, value in vars(self).items() if name != "kept"}
+        fields = {name: value for name, value in vars(self).items() if not name.startswith("kept")}
         return {**fields, "files": [asdict(file) for file in self.files]}
 
     def _documents(self) -> Iterator[Blocks]:
         for file in self.files:
             reader = Reader(Path(file.path), self.jsonl_field)
             yield from reader.documents()
-            require(reader.sha256 == file.sha256, f"{file.path}: was changed while it was read; run this again")
+            if reader.sha256 != file.sha256:
+                if self.kept_at is not None:  # what is known of it does not hold
+                    self.kept_at.unlink(missing_ok=True)
+                raise TextChanged(f"{file.path}: was changed while it was read; run this again")
 
 
 def from_dict(about: dict[str, Any]) -> Text:
@@ -129,16 +140,14 @@ def read_text(paths: Sequence[Path], *, name: str, field: str, train_fraction: f
     kept_at: where what was found out about a long text is kept, so that the next time it need not be read.
     """
     sizes = [_size(path) for path in paths]
-    # Compressed text is three or four times as long.
-    long = (size * (4 if path.suffix in _COMPRESSED else 1) for path, size in zip(paths, sizes, strict=True))
-    if sum(long) > IN_MEMORY_UP_TO:
-        known = _known(paths, name, kept_at)
-        if known is not None:
-            return known
+    known = _known(paths, name, kept_at)
+    if known is not None:
+        return replace(known, kept_at=kept_at)
     text = _read(paths, sizes, name, field, train_fraction)
-    if text.kept is None:
-        _keep(text, kept_at)
-    return text
+    if text.kept is not None:
+        return text
+    _keep(text, kept_at)
+    return replace(text, kept_at=kept_at)
 
 
 def _read(paths: Sequence[Path], sizes: Sequence[int], name: str, field: str, train_fraction: float) -> Text:
@@ -146,13 +155,11 @@ def _read(paths: Sequence[Path], sizes: Sequence[int], name: str, field: str, tr
     ends = array.array("q")  # of the documents, in characters
     seen = np.zeros(sys.maxunicode + 1, dtype=bool)
     kept: list[list[str]] | None = []
-    n = 0
-    hidden = True if sum(sizes) <= IN_MEMORY_UP_TO else None  # None: where standard error is no terminal
-    shown = {"unit": "B", "unit_scale": True, "dynamic_ncols": True, "leave": False, "disable": hidden}
-    with tqdm(total=sum(sizes), desc="reading", **shown) as bar:
+    n = documents = 0
+    with bar(sum(sizes), hidden=sum(sizes) <= IN_MEMORY_UP_TO, desc="reading", unit="B", unit_scale=True) as shown:
         for path in paths:
             status = path.stat()
-            reader = Reader(path, field, bar)
+            reader = Reader(path, field, shown)
             for document in reader.documents():
                 before, blocks = n, []
                 for block in document:
@@ -163,13 +170,16 @@ def _read(paths: Sequence[Path], sizes: Sequence[int], name: str, field: str, tr
                     if n > IN_MEMORY_UP_TO:
                         kept, blocks = None, []
                 if n > before:
+                    documents += 1
                     ends.append(n)
+                    if len(ends) > _ENDS_AT_MOST:
+                        ends = _thinned(ends, n)
                     if kept is not None:
                         kept.append(blocks)
             found.append(File(str(path), status.st_size, status.st_mtime_ns, reader.sha256))
     require(n > 0, f"{_named(paths)}: is empty; there is nothing to train on")
     characters = np.flatnonzero(seen).astype(np.uint32).tobytes().decode("utf-32-le")
-    return Text(name, tuple(found), field, n, characters, len(ends), _split(n, ends, train_fraction), kept)
+    return Text(name, tuple(found), field, n, characters, documents, _split(n, ends, train_fraction), kept)
 
 
 def _split(n: int, ends: Sequence[int], train_fraction: float) -> int:
@@ -181,6 +191,12 @@ def _split(n: int, ends: Sequence[int], train_fraction: float) -> int:
 
 def _named(paths: Sequence[Path] | Sequence[str]) -> str:
     return str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+
+
+def _thinned(ends: array.array[int], n: int) -> array.array[int]:
+    # The last of each stretch of a text so far: of a hundredth of it they are still a thousand.
+    width = max(1, 2 * n // _ENDS_AT_MOST)
+    return array.array("q", {end // width: end for end in ends}.values())
 
 
 def _size(path: Path) -> int:
@@ -202,7 +218,7 @@ def _known(paths: Sequence[Path], name: str, kept_at: Path) -> Text | None:
         text = from_dict(json.loads(kept_at.read_text("utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if [file.path for file in text.files] != [str(path) for path in paths]:
+    if [file.path for file in text.files] != [str(path) for path in paths] or text.n_characters <= IN_MEMORY_UP_TO:
         return None
     now = []
     for path, file in zip(paths, text.files, strict=True):
@@ -217,8 +233,9 @@ def _known(paths: Sequence[Path], name: str, kept_at: Path) -> Text | None:
 
 
 def _keep(text: Text, kept_at: Path) -> None:
-    kept_at.parent.mkdir(parents=True, exist_ok=True)
-    files.write(kept_at, [json.dumps(text.to_dict(), indent=1, ensure_ascii=False).encode()])
+    with contextlib.suppress(OSError):  # it is read again the next time
+        kept_at.parent.mkdir(parents=True, exist_ok=True)
+        files.write(kept_at, [json.dumps(text.to_dict(), indent=1, ensure_ascii=False).encode()])
 
 
 class Reader:
@@ -292,7 +309,7 @@ class Reader:
                 found = json.loads(line)
             except UnicodeDecodeError as error:
                 raise UserError(f"{where}: not UTF-8: byte 0x{line[error.start]:02x}") from None
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 reason = f"{error.msg} at column {error.colno:,}" if isinstance(error, json.JSONDecodeError) else error
                 raise UserError(f"{where}: is not JSON: {reason}; mend the line, or take it out") from None
             require(isinstance(found, dict), f'{where}: is not an object like {{"{self.field}": "To be"}}')

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def narrowest(vocab_size: int) -> type[np.generic]:
     return next(kind for kind in _KINDS if vocab_size - 1 <= np.iinfo(kind).max)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Counts:
     """What a split has."""
 
@@ -80,8 +80,8 @@ class TokenFiles:
         """The ids of a split, mapped into memory."""
         if self.splits[split].tokens == 0:
             return np.empty(0, dtype=self.about.dtype)
-        # Copy on write: nothing writes to them, but torch takes no array that says so.
-        return np.memmap(self.folder / f"{split}.bin", dtype=self.about.dtype, mode="c")
+        # Read only: of a mapping that could be written to the system would have to promise as much memory.
+        return np.memmap(self.folder / f"{split}.bin", dtype=self.about.dtype, mode="r")
 
     def tokenizer(self) -> str:
         """The tokenizer that they were made with, as JSON. UserError where it is not there, or another."""
@@ -90,7 +90,7 @@ class TokenFiles:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.folder / TOKENIZER}: cannot be read: {error}") from None
         require(
-            _sha256_of(found) == self.about.tokenizer_sha256,
+            files.sha256_of(found) == self.about.tokenizer_sha256,
             f"{self.folder / TOKENIZER}: is not the tokenizer that these token files were made with ({MANIFEST} has "
             "its SHA-256); put that one back, or prepare the text again",
         )
@@ -132,34 +132,54 @@ def open_tokens(folder: Path) -> TokenFiles:
     return tokens
 
 
+def about_of(folder: Path) -> About | None:
+    """What the token files in a folder were made of, or are being made of; None where there are none."""
+    for name in (MANIFEST, PROGRESS):
+        try:
+            return About(**json.loads((folder / name).read_text("utf-8"))["about"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def discard(folder: Path) -> None:
+    """Delete the token files in a folder."""
+    for name in (*(f"{split}.bin" for split in SPLITS), TOKENIZER, MANIFEST, PROGRESS):
+        (folder / name).unlink(missing_ok=True)
+
+
 class TokenWriter:
     """Writes token files, from where it was interrupted if it was. The folder must be held by who writes.
 
-    What is written counts once `keep` has said so; what came after, a crash or a full disk cuts off.
+    What is written counts once `keep` has said so, at the latest when the writing ends, however it ends; what came
+    after, a crash or a full disk cuts off.
     """
 
     def __init__(self, folder: Path, about: About, tokenizer: str) -> None:
         self.folder = folder
         self.about = about
-        folder.mkdir(parents=True, exist_ok=True)
-        self.counts, self.pieces = self._begun()
-        """What is written so far, and how many pieces of the text that is."""
+        self._width = np.dtype(about.dtype).itemsize
+        self._done = self._begun()
+        paths = {split: folder / f"{split}.bin" for split in SPLITS}
         with ExitStack() as stack:
             if self.pieces == 0:
-                # Not written over: a run may be reading them.
-                for name in (MANIFEST, PROGRESS, *(f"{split}.bin" for split in SPLITS)):
-                    (folder / name).unlink(missing_ok=True)
+                discard(folder)  # and not written over: a run may be reading them
+                self._say(PROGRESS, pieces=0)  # first, so that the folder is known for what it is
                 files.write(folder / TOKENIZER, [tokenizer.encode()])
-            self._files = {
-                split: stack.enter_context((folder / f"{split}.bin").open("ab", buffering=0)) for split in SPLITS
-            }
+            self._files = {split: stack.enter_context(path.open("ab", buffering=0)) for split, path in paths.items()}
             for split, file in self._files.items():
                 file.truncate(self.counts[split].tokens * self._width)
             self._open = stack.pop_all()
 
     @property
-    def _width(self) -> int:
-        return np.dtype(self.about.dtype).itemsize
+    def counts(self) -> dict[str, Counts]:
+        """What is written so far, by split."""
+        return self._done[0]
+
+    @property
+    def pieces(self) -> int:
+        """How many pieces of the text that is."""
+        return self._done[1]
 
     def _begun(self) -> tuple[dict[str, Counts], int]:
         nothing = {split: Counts() for split in SPLITS}, 0
@@ -167,11 +187,8 @@ class TokenWriter:
             found = json.loads((self.folder / PROGRESS).read_text("utf-8"))
             counts = {split: Counts(**found["splits"][split]) for split in SPLITS}
             there = {split: (self.folder / f"{split}.bin").stat().st_size for split in SPLITS}
-            if found["about"] != asdict(self.about):
-                return nothing
-            if any(there[split] < counts[split].tokens * self._width for split in SPLITS):
-                return nothing
-            return counts, int(found["pieces"])
+            lost = any(there[split] < counts[split].tokens * self._width for split in SPLITS)
+            return nothing if lost or found["about"] != asdict(self.about) else (counts, int(found["pieces"]))
         except (OSError, ValueError, KeyError, TypeError):
             return nothing
 
@@ -180,17 +197,22 @@ class TokenWriter:
         return self
 
     def __exit__(self, *raised: Any) -> None:
+        if (self.folder / PROGRESS).exists():  # it is not finished
+            with contextlib.suppress(OSError):  # a full disk may be the very reason
+                self.keep()
         self._open.__exit__(*raised)
 
     def write(self, ids: Mapping[str, bytes], characters: Mapping[str, int], pieces: int) -> None:
         """Append the ids of so many pieces, as bytes of the type that is written, and their characters, by split."""
+        counts = dict(self.counts)
         for split, raw in ids.items():
             left = memoryview(raw)
             while left:
                 left = left[self._files[split].write(left) :]
-            self.counts[split].tokens += len(raw) // self._width
-            self.counts[split].characters += characters[split]
-        self.pieces += pieces
+            before = counts[split]
+            tokens = before.tokens + len(raw) // self._width
+            counts[split] = Counts(tokens, before.characters + characters[split])
+        self._done = counts, self.pieces + pieces  # at once, and whole whenever a signal comes
 
     def keep(self) -> None:
         """Have what is written on the disk, to go on from."""
@@ -201,21 +223,19 @@ class TokenWriter:
     def finish(self) -> TokenFiles:
         """Write the manifest, which makes the folder complete."""
         self.keep()
-        for split, counts in self.counts.items():
-            counts.sha256 = files.sha256(self.folder / f"{split}.bin")
+        hashes = {split: files.sha256(self.folder / f"{split}.bin") for split in SPLITS}
+        counts = {split: replace(counts, sha256=hashes[split]) for split, counts in self.counts.items()}
+        self._done = counts, self.pieces
         self._say(MANIFEST, format=_FORMAT)
         (self.folder / PROGRESS).unlink()
-        return TokenFiles(self.folder, self.about, self.counts)
+        return TokenFiles(self.folder, self.about, counts)
 
     def _say(self, name: str, **more: int) -> None:
-        splits = {split: asdict(counts) for split, counts in self.counts.items()}
+        counts, _ = self._done
+        splits = {split: asdict(found) for split, found in counts.items()}
         content = {**more, "about": asdict(self.about), "splits": splits}
         files.write(self.folder / name, [json.dumps(content, indent=1, ensure_ascii=False).encode(), b"\n"])
 
 
 def _again(path: Path) -> str:
     return f"delete {path.parent} and prepare the text again"
-
-
-def _sha256_of(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

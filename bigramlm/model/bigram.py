@@ -53,10 +53,11 @@ def best_bigram_losses(train: Tensor, val: Tensor, vocab_size: int) -> tuple[flo
 
 def _count_pairs(ids: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     # The pairs that occur, as a * V + b in ascending order, and how often.
+    ids = ids.int()
     if vocab_size**2 > 1_000_000:
         found, counts = (ids[:-1].long() * vocab_size + ids[1:]).unique(return_counts=True)
     else:  # a table of all pairs is filled ten times as fast as they are sorted
-        table = torch.bincount(ids[:-1].int() * vocab_size + ids[1:], minlength=vocab_size**2)
+        table = torch.bincount(ids[:-1] * vocab_size + ids[1:], minlength=vocab_size**2)
         found = table.nonzero().flatten()
         counts = table[found]
     return found, counts.double()

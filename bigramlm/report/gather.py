@@ -56,12 +56,16 @@ def told(row: Row) -> Told:
     references: dict[str, float] = {}
     for record in _records(row.folder / "metrics.jsonl"):
         for name, metric in LOSSES.items():
-            if _is_finite(record.get(metric)) and (loss := row.measured(record[metric])) is not None:
+            if _is_finite(record.get(metric)) and (loss := row.measured(record[metric], _split(metric))) is not None:
                 seconds = record.get("seconds")
                 point = {"step": record["step"], "seconds": seconds if _is_finite(seconds) else 0.0}
                 for which, value in {**point, "loss": loss}.items():
                     series[name][which].append(value)
-        told = {name: row.measured(loss) for name, loss in record.items() if _is_reference(name) and _is_finite(loss)}
+        told = {
+            name: row.measured(loss, _split(name))
+            for name, loss in record.items()
+            if _is_reference(name) and _is_finite(loss)
+        }
         references |= {name: loss for name, loss in told.items() if loss is not None}
     return Told(
         row=row,
@@ -77,6 +81,10 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
         yield from read_records(path)
     except OSError:  # there is none, or it may not be read
         return
+
+
+def _split(metric: str) -> str:
+    return metric.partition("/")[0]
 
 
 def _is_finite(value: Any) -> bool:

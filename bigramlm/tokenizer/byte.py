@@ -14,7 +14,9 @@ class ByteTokenizer:
 
     lossless = True
 
-    def __init__(self, *, end_of_text: bool = False) -> None:
+    def __init__(self, *, end_of_text: bool = False, saved: str | None = None) -> None:
+        """saved: the file that it was read from, which `to_json` gives back to the letter."""
+        self._saved = saved
         self.end_of_text = 256 if end_of_text else None
         self._spoken = [bytes([value]) for value in range(256)] + ([END_OF_TEXT.encode()] if end_of_text else [])
 
@@ -35,6 +37,8 @@ class ByteTokenizer:
 
     def to_json(self) -> str:
         """As Hugging Face's `tokenizers` reads it: a byte-level BPE without merges."""
+        if self._saved is not None:
+            return self._saved
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
         backend = Tokenizer(models.BPE({char: value for value, char in enumerate(byte_characters())}, []))

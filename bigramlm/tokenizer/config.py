@@ -73,7 +73,7 @@ class ByteConfig(TokenizerConfig):
         about = json.loads(saved)
         model = about.get("model", {})
         _check_kind("byte", model.get("type") == "BPE" and len(model["vocab"]) == 256 and not model["merges"])
-        return ByteTokenizer(end_of_text=bool(about["added_tokens"]))
+        return ByteTokenizer(end_of_text=bool(about["added_tokens"]), saved=saved.strip())
 
 
 @dataclass

@@ -37,7 +37,9 @@ _PROBE = "x  A\tbc\r\n\n it's 1,234 \u00e9e\u0301 \u65e5\u672c \U0001f40d\x00 <|
 class SubwordTokenizer:
     """A tokenizer of Hugging Face's `tokenizers`, with its words kept: text repeats them, and splitting takes long."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, saved: str | None = None) -> None:
+        """saved: the file that the backend was read from, which `to_json` gives back to the letter."""
+        self._saved = saved
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True  # in a text their names are text
@@ -67,7 +69,9 @@ class SubwordTokenizer:
         try:
             encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:  # half of a surrogate pair, as a command line can bring it
-            bad = next(c for text in texts for c in text if 0xD800 <= ord(c) < 0xE000)
+            bad = next((c for text in texts for c in text if 0xD800 <= ord(c) < 0xE000), None)
+            if bad is None:
+                raise
             raise UserError(f"{bad!a} is no character that UTF-8 can hold") from None
         return (np.array(one.ids, dtype=np.int32).tobytes() for one in encoded)
 
@@ -77,7 +81,7 @@ class SubwordTokenizer:
 
     def to_json(self) -> str:
         """The file format of `tokenizers`, which transformers and others read too."""
-        return str(self._backend.to_str())
+        return str(self._backend.to_str()) if self._saved is None else self._saved
 
 
 def _splits_before_space(about: dict[str, object]) -> bool:
@@ -163,7 +167,7 @@ def _check_size(backend: Backend, vocab_size: int, min_frequency: int) -> None:
 def from_json(text: str) -> SubwordTokenizer:
     """The tokenizer that a `tokenizer.json` holds. ValueError where it holds none."""
     try:
-        return SubwordTokenizer(Backend.from_str(text))
+        return SubwordTokenizer(Backend.from_str(text), text.strip())
     except UserError:
         raise
     except Exception as error:  # what the library raises is an Exception, and no more
@@ -208,10 +212,10 @@ def _from_hub(name: str) -> Path:
     )
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
-    cached = try_to_load_from_cache(name, "tokenizer.json")
-    if isinstance(cached, str):
-        return Path(cached)
     try:
+        cached = try_to_load_from_cache(name, "tokenizer.json")
+        if isinstance(cached, str):
+            return Path(cached)
         # Asked once, and not to be waited for: the hub's own library tries five times to find a network.
         with contextlib.suppress(urllib.error.HTTPError):
             urllib.request.urlopen(constants.ENDPOINT, timeout=_HUB_TIMEOUT).close()
