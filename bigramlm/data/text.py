@@ -310,7 +310,7 @@ class Reader:
             except UnicodeDecodeError as error:
                 raise UserError(f"{where}: not UTF-8: byte 0x{line[error.start]:02x}") from None
             except (ValueError, RecursionError) as error:
-                reason = f"{error.msg} at column {error.colno:,}" if isinstance(error, json.JSONDecodeError) else error
+                reason = f"{error.msg} (column {error.colno:,})" if isinstance(error, json.JSONDecodeError) else error
                 raise UserError(f"{where}: is not JSON: {reason}; mend the line, or take it out") from None
             require(isinstance(found, dict), f'{where}: is not an object like {{"{self.field}": "To be"}}')
             if self.field not in found:
