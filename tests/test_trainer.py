@@ -487,7 +487,9 @@ def test_a_model_without_matrix_products_has_no_mfu(tmp_path: Path) -> None:
     assert "peak" not in json.loads((tmp_path / "summary.json").read_text())
 
 
-@pytest.mark.parametrize(("kind", "chosen"), [(Bigram, ()), (gpt(), ("model=gpt", "optim=muon"))], ids=["bigram", "gpt"])
+@pytest.mark.parametrize(
+    ("kind", "chosen"), [(Bigram, ()), (gpt(), ("model=gpt", "optim=muon"))], ids=["bigram", "gpt"]
+)
 def test_what_a_compiled_call_changes_stays_in_its_place(
     kind: Any,
     chosen: tuple[str, ...],
