@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bigramlm.data.batches import Batches, blocks, on_device
 from bigramlm.data.config import TextConfig
-from bigramlm.data.text import Text, check_length, in_pieces, read_text, zstd
+from bigramlm.data.text import Text, TextChanged, check_length, in_pieces, read_text, zstd
 from bigramlm.data.tokens import narrowest
 from bigramlm.errors import UserError
 
@@ -263,8 +263,12 @@ def test_a_text_that_changes_while_it_is_read_is_noticed(tmp_path: Path, monkeyp
     monkeypatch.setattr("bigramlm.data.text.IN_MEMORY_UP_TO", 100)
     path = written(tmp_path / "a.txt", "x" * 1000)
     text = read(path)
-    written(path, "y" * 1000)
-    with pytest.raises(UserError, match=r"a.txt: was changed while it was read"):
+    for content in (b"y" * 1000, b"\xff" * 1000):
+        written(path, content)
+        with pytest.raises(TextChanged, match=r"a.txt: was changed while it was read"):
+            list(text.pieces())
+    path.unlink()
+    with pytest.raises(TextChanged, match=r"a.txt: was changed while it was read"):
         list(text.pieces())
 
 

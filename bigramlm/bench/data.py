@@ -22,8 +22,8 @@ from bigramlm.errors import require
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Steps that are timed together: as many as the default run takes from one draw of its batches.
-_SLICE = 1024
+# Steps that are timed together; of the default run as many as it takes from one draw of its batches.
+_SLICES = {"the default run": 1024, "experiment=gpt_cpu": 25}
 _TOKENIZER = "tokenizer=bpe"
 
 
@@ -64,8 +64,8 @@ def data(pairs: int, *, sizes: tuple[float, ...] = (0.25, 1, 2)) -> Iterator[Pre
                 title = f"seconds from the command to the first step: {gigabytes:g} GB / Shakespeare"
                 yield Comparison(title, *starts, "wall")
                 for what, overrides in {"the default run": (), "experiment=gpt_cpu": ("experiment=gpt_cpu",)}.items():
-                    n = pairs if overrides else 5 * pairs
-                    ours, theirs = _steps(n, (*overrides, *long), (*overrides, *small), 10 if overrides else _SLICE)
+                    n = 5 * pairs  # a slice takes a second
+                    ours, theirs = _steps(n, (*overrides, *long), (*overrides, *small), _SLICES[what])
                     title = f"seconds a step, {what}: from {gigabytes:g} GB / from Shakespeare"
                     yield Comparison(title, ours, theirs, "step")
             finally:
