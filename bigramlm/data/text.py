@@ -102,7 +102,16 @@ class Text:
         return _named([file.path for file in self.files])
 
     def pieces(self) -> Iterator[Piece]:
-        """All of it in order. UserError where a file is not any more what it was."""
+        """All of it in order. TextChanged where a file is not any more what it was."""
+        try:
+            yield from self._pieces()
+        except UserError:  # it was in order when it was read before
+            changed = next((file for file in self.files if not _is_still(file)), None)
+            if self.kept is not None or changed is None:
+                raise
+            raise self._changed(changed) from None
+
+    def _pieces(self) -> Iterator[Piece]:
         at = 0
         for document in self._documents() if self.kept is None else self.kept:
             for text, ends in in_pieces(document):
@@ -122,17 +131,14 @@ class Text:
     def _documents(self) -> Iterator[Blocks]:
         for file in self.files:
             reader = Reader(Path(file.path), self.jsonl_field)
-            try:
-                yield from reader.documents()
-                changed = reader.sha256 != file.sha256
-            except UserError:  # it was in order when it was read before
-                if _is_still(file):
-                    raise
-                changed = True
-            if changed:
-                if self.kept_at is not None:  # what is known of it does not hold
-                    self.kept_at.unlink(missing_ok=True)
-                raise TextChanged(f"{file.path}: was changed while it was read; run this again")
+            yield from reader.documents()
+            if reader.sha256 != file.sha256:
+                raise self._changed(file)
+
+    def _changed(self, file: File) -> TextChanged:
+        if self.kept_at is not None:  # what is known of it does not hold
+            self.kept_at.unlink(missing_ok=True)
+        return TextChanged(f"{file.path}: was changed while it was read; run this again")
 
 
 def _is_still(file: File) -> bool:
