@@ -346,6 +346,9 @@ def _encoded(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(_WORKERS_AT_MOST, cores)
     given = (cfg, tokenizer.to_json(), kind, text.where, text.documents > 1)
+    if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
+        # In a worker of joblib it is joblib's own, which the processes that are started here would not know.
+        multiprocessing.set_start_method("spawn", force=True)
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin_worker, initargs=given)
     try:

@@ -658,6 +658,24 @@ def test_what_is_counted_of_a_text_too_long_for_that_is_refused(
         assert "counts its n-grams in memory, of 1,000 tokens of training text at the most" in ended.err
 
 
+def test_jobs_at_the_same_time_prepare_a_long_text_once(cli: Cli, tmp_path: Path) -> None:
+    """A really long one: in a process of its own nothing can be made shorter."""
+    pytest.importorskip("joblib")
+    path, folder = tmp_path / "long.txt", tmp_path / "sweep"
+    path.write_text(TEXT * 240, "utf-8")
+    try:
+        ended = cli(
+            *("-m", f"hydra.sweep.dir={folder}", *SHORT, "data=text", f"data.path={path}", "tokenizer=byte"),
+            *("seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "model=bigram"),
+            run_dir=False,
+        )
+        assert ended.code == 0, ended.err
+        logs = [(folder / str(n) / "train.log").read_text("utf-8") for n in range(2)]
+        assert sorted("made in" in log for log in logs) == [False, True]
+    finally:
+        shutil.rmtree(TextConfig(path=str(path)).kept_in(), ignore_errors=True)
+
+
 def test_a_sweep_over_tokenizers_is_compared_in_bits_a_character(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     ended = cli(
