@@ -397,6 +397,7 @@ def test_prepare_refuses(
     arguments: list[str], message: str, tool: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bigramlm.paths.home", lambda: tmp_path)
     (tmp_path / "a.txt").write_text("a\n" * 100)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "manifest.json").write_text("mine")
