@@ -450,6 +450,23 @@ def test_a_full_disk_keeps_what_is_done(tmp_path: Path) -> None:
     assert (made.ids("train").tobytes() + made.ids("val").tobytes()).decode() == TEXT * 10
 
 
+def test_killed_before_anything_is_encoded_it_is_no_trap(
+    file: Path, in_process: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = TextConfig(path=str(file)).read()
+    assert isinstance(text, Text)
+
+    def killed(unit: Any) -> Any:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bigramlm.corpus._encode_unit", killed)
+        patch.setattr("bigramlm.data.tokens.TokenWriter.keep", lambda writer: None)  # nothing is said any more
+        with pytest.raises(Interrupted):
+            corpus.prepare(text, ByteConfig(), None, tmp_path / "made")
+    assert corpus.prepare(text, ByteConfig(), None, tmp_path / "made").splits["train"].tokens == text.split
+
+
 def test_a_disk_that_is_full_from_the_start_is_no_trap(tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text(TEXT, "utf-8")
     arguments = (f"data.path={tmp_path / 'long.txt'}", *BPE, f"output={tmp_path / 'made'}")
