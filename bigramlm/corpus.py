@@ -67,13 +67,17 @@ class Corpus:
     n_characters: int
     documents: int
     tokenizer: Tokenizer
-    tokenizer_sha256: str
     ids: dict[str, Ids]
     """Of the splits train and val, each (N,)."""
     characters: dict[str, int]
     """How many the splits have."""
     texts: dict[str, str]
     """The splits themselves, where they are in memory."""
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """Of the tokenizer's JSON."""
+        return sha256_of(self.tokenizer.to_json())
 
 
 def tokenized(text: Text | TokenFiles, cfg: TokenizerConfig, given: Tokenizer | None, kept_in: Path) -> Corpus:
@@ -108,7 +112,6 @@ def tokenized(text: Text | TokenFiles, cfg: TokenizerConfig, given: Tokenizer | 
         n_characters=text.n_characters,
         documents=text.documents,
         tokenizer=tokenizer,
-        tokenizer_sha256=sha256_of(tokenizer.to_json()),
         ids={split: np.concatenate(parts or none).astype(kind) for split, parts in ids.items()},
         characters={split: sum(map(len, parts)) for split, parts in texts.items()},
         texts={split: "".join(parts) for split, parts in texts.items()},
@@ -128,7 +131,6 @@ def _of_files(found: TokenFiles, cfg: TokenizerConfig, given: Tokenizer | None) 
         n_characters=about.n_characters,
         documents=about.documents,
         tokenizer=tokenizer,
-        tokenizer_sha256=sha256_of(tokenizer.to_json()),
         ids={split: found.ids(split) for split in SPLITS},
         characters={split: found.splits[split].characters for split in SPLITS},
         texts={},

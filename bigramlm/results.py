@@ -178,6 +178,11 @@ class Outcomes:
         return "val bpc" if self.in_bits else "val loss"
 
     @property
+    def short(self) -> str:
+        """The same for a narrow place."""
+        return "bpc" if self.in_bits else "val"
+
+    @property
     def best(self) -> Row | None:
         """The completed run with the lowest final val loss; None where there is none, or they cannot be compared."""
         first = self.rows[0] if self.rows else None
@@ -209,7 +214,7 @@ class Outcomes:
         columns["status"] = [row.status for row in rows]
         if models_differ:
             columns["params"] = [_figure(row.n_params, ",d") for row in rows]
-        columns["bpc" if self.in_bits else "val"] = [_figure(row.final, ".4f") for row in rows]
+        columns[self.short] = [_figure(row.final, ".4f") for row in rows]
         if models_differ and not self.in_bits:
             columns["bpc"] = [_figure(row.bpc, ".3f") for row in rows]
         columns["best"] = [_figure(row.best, ".4f") for row in rows]
@@ -282,8 +287,7 @@ class Results(Outcomes):
 
     def line(self, row: Row, error: BaseException | None) -> str:
         """What is said when a job ends: `job 3: completed, val 2.4858, 1.2 s (4 of 9): optim.lr=0.01 seed=2`."""
-        what = "bpc" if self.in_bits else "val"
-        figure, what = (row.final, what) if row.final is not None else (row.best, f"best {what}")
+        figure, what = (row.final, self.short) if row.final is not None else (row.best, f"best {self.short}")
         parts = [row.status]
         if figure is not None:
             parts.append(f"{what} {figure:.4f}")

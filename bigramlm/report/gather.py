@@ -114,7 +114,7 @@ def data(outcomes: Outcomes, runs: Sequence[Told], log_fields: Sequence[str]) ->
     return {
         "kind": outcomes.kind,
         "measure": outcomes.measure,
-        "short": "bpc" if outcomes.in_bits else "val",
+        "short": outcomes.short,
         "unit": "bits a character" if outcomes.in_bits else "loss, nats a token",
         "runs": [
             {
