@@ -5,10 +5,12 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
 from bigramlm import files
+from bigramlm.adapter.lora import ADAPTER, ADAPTER_CONFIG, LoRA
 from bigramlm.errors import UserError, require
 from bigramlm.model.base import is_counted
 from bigramlm.tokenizer.base import Tokenizer
@@ -33,14 +36,26 @@ MODEL, TRAINING, STATE, TOKENIZER, CONFIG, MANIFEST = (
     "config.yaml",
     "manifest.json",
 )
-# What a checkpoint has besides the manifest. Without TRAINING it is a stripped one, from which no run can go on.
-_FILES = {MODEL, TRAINING, STATE, TOKENIZER, CONFIG}
+BASE = "base.json"
+# What a checkpoint has besides the manifest: the weights, or an adapter in peft's format with what it stands beside.
+# Without TRAINING it is a stripped one, from which no run can go on.
+_WEIGHTS = ({MODEL}, {ADAPTER, ADAPTER_CONFIG, BASE})
+_FILES = {TRAINING, STATE, TOKENIZER, CONFIG}
 _FORMAT = 1
 # What reading a file brings that is not what it should be, whoever made it so.
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError),
     *(SafetensorError, RuntimeError),
 )
+
+
+@dataclass(frozen=True)
+class Base:
+    """The weights that an adapter stands beside."""
+
+    place: str
+    """Where they are: a folder, or a name on the Hugging Face hub."""
+    sha256: str
 
 
 class Checkpoints:
@@ -65,8 +80,11 @@ class Checkpoints:
         config: str,
         state: dict[str, Any],
         best: int | None,
+        adapter: LoRA | None = None,
+        base: Base | None = None,
     ) -> None:
-        """Save a step as `last`; best: the step of the best one so far; tokenizer: as JSON; config: the run's, as YAML.
+        """Save a step as `last`; best: the step of the best one so far; tokenizer: as JSON; config: the run's, as YAML;
+        adapter: what is saved in the place of the weights, where there is one, and the base of it.
 
         The folder is written aside, synced and renamed: a crash at any moment leaves it whole or absent.
         """
@@ -76,7 +94,11 @@ class Checkpoints:
         try:
             aside.mkdir()
             tensors, plain = _training_state(model, optimizer)
-            save_model(model, str(aside / MODEL))
+            if adapter is None or base is None:
+                save_model(model, str(aside / MODEL))
+            else:
+                adapter.save(aside, base=base.place)
+                _write_json(aside / BASE, {**asdict(base), "from_here": _from_here(base.place, final)})
             save_file(tensors, str(aside / TRAINING), metadata={"optimizer": json.dumps(plain)})
             _write_json(aside / STATE, {"step": step, **state})
             (aside / TOKENIZER).write_text(tokenizer + "\n", "utf-8")
@@ -206,6 +228,31 @@ class Checkpoint:
         """Whether what only training needs was taken out."""
         return TRAINING not in self.manifest["files"]
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it holds an adapter alone, and not the weights beside it."""
+        return ADAPTER in self.manifest["files"]
+
+    def base(self) -> Base:
+        """What the adapter stands beside."""
+        with self.reading(BASE):
+            said = json.loads((self.path / BASE).read_text("utf-8"))
+            moved = said["from_here"] and (self.path / said["from_here"]).resolve()  # with this checkpoint
+            place = str(moved) if moved and moved.exists() and not Path(said["place"]).exists() else str(said["place"])
+            return Base(place, str(said["sha256"]))
+
+    def sha256(self) -> str:
+        """Of the weights; of an adapter, of it and its base."""
+        sealed = {name: seal["sha256"] for name, seal in self.manifest["files"].items()}
+        if not self.is_adapter:
+            return str(sealed[MODEL])
+        return files.sha256_of("".join([sealed[ADAPTER], sealed[ADAPTER_CONFIG], self.base().sha256]))
+
+    def load_adapter(self, adapter: LoRA) -> None:
+        """Put the adapter in that was saved. UserError where it does not fit."""
+        with self.reading(ADAPTER):
+            adapter.load(self.path)
+
     def tokenizer(self, cfg: TokenizerConfig) -> Tokenizer:
         """The tokenizer that was saved; cfg: its config."""
         with self.reading(TOKENIZER):
@@ -242,18 +289,22 @@ class Checkpoint:
         for what, names in (("lack", missing), ("have, and the model has not,", unexpected)):
             require(not names, f"{self.path}: its weights don't fit the model: they {what} {', '.join(names[:3])}")
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, adapter: LoRA | None = None) -> None:
         """Put weights, optimizer state and random state in place, so that training goes on as if it had never stopped.
 
-        Tables that were counted are left as they are: the run has counted them, in the text that it trains on.
-        The optimizer's groups, with the learning rate and the like, stay those of the config.
+        adapter: of the model, whose own weights are in place then. Tables that were counted are left as they are: the
+        run has counted them, in the text that it trains on. The optimizer's groups, with the learning rate and the
+        like, stay those of the config.
         """
         require(
             not self.stripped,
             f"{self.path}: is stripped of what training needs to go on; init_from={self.path} starts a new run from "
             "its weights",
         )
-        self.load_weights(model, counted=False)
+        if adapter is not None:
+            self.load_adapter(adapter)
+        else:
+            self.load_weights(model, counted=False)
         with self.reading(TRAINING):
             with safe_open(self.path / TRAINING, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
@@ -285,18 +336,21 @@ class Checkpoint:
                 files.write(output / MANIFEST, [_manifest_text(self.step, kept).encode()])
                 (output / TRAINING).unlink()
                 return
-            aside = files.aside(output)
-            try:
-                aside.mkdir(parents=True)
-                for name in _FILES - {TRAINING}:
-                    shutil.copyfile(self.path / name, aside / name)
-                _write_manifest(aside, self.step)
-                _sync_all(aside)
-                _put(aside, output)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
         except OSError as error:
             raise UserError(f"{output}: cannot be written: {error.strerror}") from error
+        with files.written_aside(output) as aside:
+            for name in self.manifest["files"].keys() - {TRAINING}:
+                shutil.copyfile(self.path / name, aside / name)
+            _write_manifest(aside, self.step)
+
+    def merged(self, output: Path, model: nn.Module, config: str) -> None:
+        """Write the checkpoint of an adapter as a stripped one of the model's weights, with a config of its own."""
+        with files.written_aside(output) as aside:
+            save_model(model, str(aside / MODEL))
+            for name in (STATE, TOKENIZER):
+                shutil.copyfile(self.path / name, aside / name)
+            (aside / CONFIG).write_text(config, "utf-8")
+            _write_manifest(aside, self.step)
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[None]:
@@ -322,7 +376,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     require(whole, f"{path / MANIFEST}: damaged: it is not the file that was saved (it has its own SHA-256)")
     require(written == _FORMAT, f"{path}: is of format {written}, this bigramlm reads format {_FORMAT}; take another")
     require(
-        set(listed) in (_FILES, _FILES - {TRAINING}),
+        any(set(listed) in (weights | _FILES, weights | _FILES - {TRAINING}) for weights in _WEIGHTS),
         f"{path}: not a whole checkpoint: its {MANIFEST} names {', '.join(map(repr, sorted(listed)[:8]))}",
     )
     return manifest
@@ -383,6 +437,15 @@ def _by_index(
             if isinstance(value, Tensor) and value.shape not in ((), named[name].shape):
                 raise ValueError(f"{key} of {name} is {tuple(value.shape)}, the parameter {tuple(named[name].shape)}")
     return dict(sorted((position[id(named[name])], values) for name, values in per_param.items()))
+
+
+def _from_here(place: str, here: Path) -> str | None:
+    # The way from a checkpoint to a folder near by, which may move together with it.
+    if not Path(place).is_absolute():
+        return None
+    with contextlib.suppress(ValueError):  # on another drive
+        return os.path.relpath(place, here)
+    return None
 
 
 def _put(aside: Path, final: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command `checkpoint`: what is in a checkpoint, whether it is whole, and a smaller one for others."""
+"""The command `checkpoint`: what is in a checkpoint, whether it is whole, and what others can use of it."""
 
 from __future__ import annotations
 
@@ -10,35 +10,51 @@ from pathlib import Path
 from safetensors import safe_open
 
 from bigramlm import runs
+from bigramlm.adapter.lora import ADAPTER
 from bigramlm.checkpoint import CONFIG, MODEL, Checkpoint, Checkpoints
 from bigramlm.cli import exit_codes, relative, show, table
-from bigramlm.config import load
+from bigramlm.config import RunConfig, load
 from bigramlm.errors import UserError, require
+from bigramlm.export import export, export_adapter, merge
 from bigramlm.load import open_checkpoint
 from bigramlm.run import RunFolder, read_summary
 
 
 def main() -> None:
-    """Run the command line: python scripts/checkpoint.py inspect|verify|strip PATH. Exit code 2: one is damaged."""
+    """Run the command line: python scripts/checkpoint.py COMMAND PATH. Exit code 2: damaged, or to be mended."""
     parser = argparse.ArgumentParser("checkpoint.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in {
         "inspect": "say what is in a checkpoint; of a run, in its newest",
         "verify": "read every file and compare it with what was saved; of a run, all its checkpoints",
         "strip": "take out what only training needs, the optimizer's state: to sample from, or to give away",
+        "merge": "write an adapter and its base as one model's weights, a checkpoint that needs no peft",
+        "export": "write a folder that transformers loads, the tokenizer included",
     }.items():
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument("path", help="a checkpoint's folder or a run's, or latest")
         if name == "strip":
             command.add_argument("--output", type=Path, help="a folder to write to; else it is done in place")
+        if name in ("merge", "export"):
+            command.add_argument("folder", type=Path, help="a new folder to write to")
+            command.add_argument("--base", help="where an adapter's base is, if it has moved since it was trained")
+        if name == "export":
+            only = "of an adapter, write it alone, for peft beside the base in transformers; else it is merged"
+            command.add_argument("--adapter", action="store_true", help=only)
     arguments = parser.parse_args()
     with exit_codes():
         if arguments.command == "inspect":
             inspect(arguments.path)
         elif arguments.command == "verify":
             verify(arguments.path)
-        else:
+        elif arguments.command == "strip":
             strip(arguments.path, arguments.output)
+        elif arguments.command == "merge":
+            show(merge(arguments.path, arguments.folder, arguments.base))
+        elif arguments.adapter:
+            show(export_adapter(arguments.path, arguments.folder, arguments.base))
+        else:
+            show(export(arguments.path, arguments.folder, arguments.base))
 
 
 def inspect(where: str) -> None:
@@ -51,6 +67,7 @@ def inspect(where: str) -> None:
         "step": f"{checkpoint.step:,}, after {checkpoint.seconds:,.1f} s of training",
         "best": f"val loss {best['val/loss']:.4f} at step {best['step']:,}" if best else "not evaluated yet",
         "model": " ".join(f"{name}={value}" for name, value in vars(cfg.model).items()),
+        **_adapter_facts(checkpoint, cfg),
         "tokenizer": f"{cfg.tokenizer.name}, {checkpoint.tokenizer(cfg.tokenizer).vocab_size:,} tokens",
         "block size": cfg.data.block_size,
         "trained on": cfg.data.name,
@@ -64,13 +81,21 @@ def inspect(where: str) -> None:
         table(("file", "bytes", "SHA-256"), [(n, f"{seal['bytes']:,}", seal["sha256"][:16]) for n, seal in files])
         + "\n"
     )
-    with safe_open(checkpoint.path / MODEL, "pt") as file:
+    with safe_open(checkpoint.path / (ADAPTER if checkpoint.is_adapter else MODEL), "pt") as file:
         tensors = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118 - not a dictionary
         rows = [
             (name, str(tuple(part.get_shape())), part.get_dtype(), f"{math.prod(part.get_shape()):,}")
             for name, part in tensors
         ]
     show(table(("tensor", "shape", "type", "numbers"), rows))
+
+
+def _adapter_facts(checkpoint: Checkpoint, cfg: RunConfig) -> dict[str, str]:
+    if not checkpoint.is_adapter:
+        return {}
+    base = checkpoint.base()
+    said = " ".join(f"{name}={value}" for name, value in vars(cfg.adapter).items())
+    return {"adapter": said, "base": f"{relative(Path(base.place))} (SHA-256 {base.sha256[:12]}), not in it"}
 
 
 def verify(where: str) -> None:

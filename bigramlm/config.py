@@ -13,20 +13,22 @@ from hydra.core.plugins import Plugins
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from bigramlm import paths
+from bigramlm.adapter.config import ADAPTERS, AdapterConfig
 from bigramlm.data.config import DATASETS, DataConfig
 from bigramlm.device.config import DeviceConfig
 from bigramlm.errors import UserError, require
 from bigramlm.metrics import LoggerConfig
-from bigramlm.model.config import MODELS, ModelConfig
+from bigramlm.model.config import MODELS, ModelConfig, gpt2_size
 from bigramlm.optim.config import OPTIMIZERS, OptimConfig
 from bigramlm.tokenizer.config import TOKENIZERS, TokenizerConfig
 
-GROUPS = ("model", "tokenizer", "data", "optim", "device", "trainer", "logger", "experiment")
+GROUPS = ("model", "adapter", "tokenizer", "data", "optim", "device", "trainer", "logger", "experiment")
 """The groups of presets, a folder in conf/ each."""
 
 # Groups that hold several kinds of thing, each with fields of its own: the class of a kind by its `name`.
 KINDS: dict[str, dict[str, type[Any]]] = {
     "model": MODELS,
+    "adapter": ADAPTERS,
     "tokenizer": TOKENIZERS,
     "data": DATASETS,
     "optim": OPTIMIZERS,
@@ -104,6 +106,7 @@ class RunConfig:
     """All that a run is made from."""
 
     model: ModelConfig = MISSING
+    adapter: AdapterConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
     data: DataConfig = MISSING
     optim: OptimConfig = MISSING
@@ -119,9 +122,14 @@ class RunConfig:
     """Go on with a run where it stopped, in its folder and with its config: the run's folder, or `latest`. Only fields
     typed besides are changed. In the saved config it is null."""
     init_from: str | None = None
-    """Start a new run from trained weights: a run's folder (its newest checkpoint), or a checkpoint's. Model, tokenizer
-    and block size are theirs where nothing else is typed."""
-
+    """Start a new run from trained weights: a run's folder (its newest checkpoint) or a checkpoint's, or GPT-2's folder
+    in Hugging Face's layout, or name on its hub. Model, tokenizer and block size are theirs where nothing else is
+    typed."""
+    from_scratch: bool = False
+    """Take all but the weights from `init_from`, and draw fresh ones: to see what the trained weights are worth."""
+    base: str | None = None
+    """Where the weights are that an adapter stands beside, if they have moved since it was trained; a place as for
+    `init_from`. In the saved config it is null."""
     sweep: str | None = None
     """With -m, go on with a sweep: its folder, or `latest`. Jobs that are completed with the same config and text are
     left as they are, those that were interrupted go on, the others run. In the saved config it is null."""
@@ -142,6 +150,22 @@ class RunConfig:
             "device.compile=true with trainer.activation_checkpointing=true: PyTorch does not compile what is "
             "computed again; leave one out",
         )
+        order = getattr(self.model, "ngram_order", 0)
+        fresh = "from_scratch=true draws fresh ones" if self.from_scratch else "fresh ones would be random"
+        require(
+            not self.adapter.adapts or (self.init_from is not None and not self.from_scratch),
+            f"adapter={self.adapter.name}: stands beside trained weights, and {fresh}; give init_from=RUN, or GPT-2's "
+            "folder or name, and its weights",
+        )
+        require(
+            not self.from_scratch or self.init_from is not None,
+            "from_scratch=true: takes model, tokenizer and block size from init_from, which is not given; leave it out",
+        )
+        require(
+            not self.adapter.adapts or order == 0,
+            f"adapter={self.adapter.name} with model.ngram_order={order}: an n-gram is counted anew in every text, and "
+            "an adapter's checkpoints, which hold nothing else, would lack it; adapt a model that stands alone",
+        )
         require(0 <= self.seed < 2**63, f"seed={self.seed}: must be 0 or more, and below 2**63")
         for group, kinds in KINDS.items():
             part = getattr(self, group)
@@ -160,6 +184,7 @@ def register_schemas() -> None:
         for name, kind in kinds.items():
             # In a group of their own: beside the presets they would show up as choices.
             store.store(name, kind, group=f"schema/{group}")
+    OmegaConf.register_new_resolver("gpt2_size", gpt2_size, replace=True)
     prefer_our_presets()
 
 
@@ -207,7 +232,7 @@ def tokenizer_config(fields: dict[str, Any]) -> TokenizerConfig:
 
 def identity(cfg: RunConfig) -> str:
     """What tells a config, as it was asked for, from every other: a hash of all fields but how it came about."""
-    fields = {name: value for name, value in to_dict(cfg).items() if name not in ("resume", "sweep")}
+    fields = {name: value for name, value in to_dict(cfg).items() if name not in ("resume", "sweep", "base")}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -239,7 +264,8 @@ def load_composed(path: Path) -> DictConfig:
         assert isinstance(plain, DictConfig), "not a mapping"
         schema = OmegaConf.structured(RunConfig)
         for group, kinds in KINDS.items():
-            schema[group] = OmegaConf.structured(kinds[plain[group].name])
+            before_adapters = group == "adapter" and group not in plain
+            schema[group] = OmegaConf.structured(kinds["none" if before_adapters else plain[group].name])
         merged = OmegaConf.merge(schema, plain)
         assert isinstance(merged, DictConfig)
     except Exception as error:  # YAML, OmegaConf and the schemas each have their own

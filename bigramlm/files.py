@@ -1,10 +1,14 @@
 """Files that are whole or not there, whatever happens in the middle."""
 
+import contextlib
 import hashlib
 import os
+import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from bigramlm.errors import UserError
 
 
 def aside(path: Path) -> Path:
@@ -29,6 +33,26 @@ def write(path: Path, content: Iterable[bytes], *, durable: bool = True) -> None
         part.unlink(missing_ok=True)
     if durable:
         sync(path.parent)
+
+
+@contextlib.contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of the one that is not there yet when this is left without an error.
+
+    UserError where it cannot be written.
+    """
+    part = aside(folder)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        for path in (*part.iterdir(), part):
+            sync(path)
+        part.rename(folder)
+        sync(folder.parent)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

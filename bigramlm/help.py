@@ -47,7 +47,7 @@ Hydra's own flags:       python scripts/train.py --hydra-help"""
 def help_text(overrides: list[str]) -> str:
     """The help, with the fields as they are with these overrides; raises what Hydra raises for a wrong one."""
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
-        fields = OmegaConf.to_yaml(compose("train", overrides))
+        fields = OmegaConf.to_yaml(compose("train", overrides), resolve=True)
     text = _TEXT if paths.IN_CHECKOUT else _TEXT.replace("python scripts/train.py", "bigramlm-train")
     presets = {f"{kind}s": " ".join(_choices(f"hydra/{kind}")) for kind in ("launcher", "sweeper")}
     shown = "".join(f"  {line}\n" for line in fields.splitlines())

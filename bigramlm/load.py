@@ -1,15 +1,27 @@
-"""A trained model from its run's folder or a checkpoint, and from nothing else."""
+"""A trained model from where its weights are: a run's folder, a checkpoint's, or GPT-2's in Hugging Face's layout."""
 
 from __future__ import annotations
 
 import re
 
 from bigramlm import runs
+from bigramlm.adapter.lora import LoRA
 from bigramlm.checkpoint import CONFIG, MANIFEST, Checkpoint, Checkpoints
 from bigramlm.config import RunConfig, load
-from bigramlm.errors import require
+from bigramlm.errors import UserError, require
 from bigramlm.model.base import LanguageModel
+from bigramlm.model.huggingface import Pretrained
 from bigramlm.tokenizer.base import Tokenizer
+
+Weights = Checkpoint | Pretrained
+
+
+def open_weights(where: str) -> Weights:
+    """The weights in a run's or a checkpoint's folder, in a folder in Hugging Face's layout, or of a name on its hub.
+
+    UserError where there are none such.
+    """
+    return runs.find_pretrained(where) or open_checkpoint(where)
 
 
 def open_checkpoint(where: str, which: str = "last") -> Checkpoint:
@@ -38,10 +50,66 @@ def open_checkpoint(where: str, which: str = "last") -> Checkpoint:
     return Checkpoint(checkpoints.folder / f"step_{int(step)}")
 
 
-def load_model(checkpoint: Checkpoint) -> tuple[LanguageModel, Tokenizer, RunConfig]:
-    """The model, on the CPU, with its tokenizer and the config of its run."""
+def base_of(checkpoint: Checkpoint, moved_to: str | None = None) -> Weights:
+    """The weights that a checkpoint's adapter stands beside, which are those that it was trained on.
+
+    moved_to: where they are now, if not where they were. UserError where they are not there, or others.
+    """
+    base = checkpoint.base()
+    place = moved_to or base.place
+    try:
+        weights = open_weights(place)
+    except UserError as error:
+        raise UserError(
+            f"{checkpoint.path}: holds an adapter alone, and its base is not at {place} ({error}); base=PLACE says "
+            "where it is"
+        ) from None
+    found = weights.sha256()
+    require(
+        found == base.sha256,
+        f"{place}: is not the base that the adapter in {checkpoint.path} was trained on: the SHA-256 of its weights is "
+        f"{found[:12]}, and was {base.sha256[:12]}; base=PLACE says where that one is",
+    )
+    return weights
+
+
+def put_weights(weights: Weights, model: LanguageModel, *, counted: bool = True, base: str | None = None) -> None:
+    """Put weights into a model as Checkpoint.load_weights does; those of an adapter are merged into those of its base.
+
+    base: where that is, if it has moved.
+    """
+    if isinstance(weights, Checkpoint) and weights.is_adapter:
+        adapter = put_adapter(weights, model, counted=counted, base=base)
+        adapter.merge()
+    else:
+        weights.load_weights(model, counted=counted)
+
+
+def put_adapter(checkpoint: Checkpoint, model: LanguageModel, *, counted: bool = True, base: str | None = None) -> LoRA:
+    """The same with the adapter beside the weights of its base."""
+    put_weights(base_of(checkpoint, base), model, counted=counted)
+    adapter = load(checkpoint.path / CONFIG).adapter.attach(model)
+    assert adapter is not None, "it holds one"
+    checkpoint.load_adapter(adapter)
+    return adapter
+
+
+def build(checkpoint: Checkpoint) -> tuple[LanguageModel, Tokenizer, RunConfig]:
+    """The model, as yet with fresh weights, of a checkpoint, with its tokenizer and the config of its run."""
     cfg = load(checkpoint.path / CONFIG)
     tokenizer = checkpoint.tokenizer(cfg.tokenizer)
-    model = cfg.model.build(vocab_size=tokenizer.vocab_size, block_size=cfg.data.block_size)
-    checkpoint.load_weights(model)
+    return cfg.model.build(vocab_size=tokenizer.vocab_size, block_size=cfg.data.block_size), tokenizer, cfg
+
+
+def load_model(checkpoint: Checkpoint, base: str | None = None) -> tuple[LanguageModel, Tokenizer, RunConfig]:
+    """The model, on the CPU, with its tokenizer and the config of its run.
+
+    An adapter stays beside the weights, as it was trained; base: where they are, if they have moved.
+    """
+    model, tokenizer, cfg = build(checkpoint)
+    if checkpoint.is_adapter:
+        put_adapter(checkpoint, model, base=base)
+    else:
+        require(base is None, f"base={base}: is for an adapter, and {checkpoint.path} holds all weights; leave it out")
+        checkpoint.load_weights(model)
     return model, tokenizer, cfg

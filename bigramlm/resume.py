@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from bigramlm import runs
+from bigramlm import paths, runs
 from bigramlm.cli import quoted, relative
 from bigramlm.config import GROUPS, RunConfig, differences, load, load_composed, to_dict, tokenizer_config
+from bigramlm.data.config import DataConfig
 from bigramlm.errors import UserError, require
+from bigramlm.model.huggingface import Pretrained, differing
 from bigramlm.run import RunFolder
+from bigramlm.tokenizer.config import GPT2TokenizerConfig
 
 if TYPE_CHECKING:
     from bigramlm.checkpoint import Checkpoint
     from bigramlm.data.text import Text
     from bigramlm.data.tokens import TokenFiles
+    from bigramlm.load import Weights
     from bigramlm.tokenizer.base import Tokenizer
     from bigramlm.tokenizer.config import TokenizerConfig
 
@@ -31,7 +35,7 @@ log = logging.getLogger(__name__)
 
 _SAVED = "_saved"
 # A run whose model, tokenizer, text or optimizer is exchanged is another run.
-_FIXED = ("model", "tokenizer", "data", "optim", "experiment")
+_FIXED = ("model", "adapter", "tokenizer", "data", "optim", "experiment")
 
 
 def saved_presets(arguments: list[str]) -> list[str]:
@@ -44,13 +48,64 @@ def saved_presets(arguments: list[str]) -> list[str]:
     }
     if typed.get("resume", "null") != "null":
         return _resume(typed, multirun=bool({"-m", "--multirun"} & set(arguments)))
-    if typed.get("init_from", "null") != "null":
-        folder = runs.find(typed["init_from"], holding="checkpoints")
-        saved = load_composed(runs.saved_config(folder))
-        groups = [_offer(group, saved[group]) for group in ("model", "tokenizer") if group not in typed]
-        # `latest` is settled here, once: a job of a sweep must not start from the job before it.
-        return [*groups, f"init_from={quoted(str(folder))}"]
-    return []
+    where = typed.get("init_from") or _of_experiments(typed.get("experiment", ""))
+    if where in (None, "null"):
+        return []
+    assert where is not None
+    pretrained = runs.find_pretrained(where)
+    if pretrained is not None:
+        return [*_pretrained_presets(pretrained, typed), f"init_from={quoted(pretrained.place)}"]
+    folder = runs.find(where, holding="checkpoints")
+    saved = load_composed(runs.saved_config(folder))
+    groups = [_offer(group, saved[group]) for group in ("model", "tokenizer") if group not in typed]
+    # `latest` is settled here, once: a job of a sweep must not start from the job before it.
+    return [*groups, f"init_from={quoted(str(folder))}"]
+
+
+def _pretrained_presets(pretrained: Pretrained, typed: dict[str, str]) -> list[str]:
+    # Their own config decides the shape, and their tokenizer is the one that they mean something with.
+    place = pretrained.place
+    require(
+        typed.get("model", "gpt2") == "gpt2",
+        f"model={typed.get('model')}: the weights in {place} are GPT-2's; take model=gpt2, or leave it out",
+    )
+    asked = {name.removeprefix("model."): value for name, value in typed.items() if name.startswith("model.")}
+    for name, value, theirs in differing(asked, pretrained):
+        raise UserError(
+            f"model.{name}={value}: the weights in {place} have model.{name}={theirs}, and their config.json decides; "
+            "leave it out, or take other weights"
+        )
+    presets = [_offer("model", OmegaConf.structured(pretrained.model_config()))]
+    tokenizer = pretrained.tokenizer_path()
+    if "tokenizer" not in typed:
+        require(
+            tokenizer is not None,
+            f"init_from={place}: holds no tokenizer, which would be a tokenizer.json, or vocab.json and merges.txt; "
+            "put that of these weights there, or give it: tokenizer=gpt2 tokenizer.path=PATH",
+        )
+        presets.append(_offer("tokenizer", OmegaConf.structured(GPT2TokenizerConfig(path=str(tokenizer)))))
+    return presets
+
+
+def _of_experiments(names: str) -> str | None:
+    # The init_from= that recipes bring, which are those that stand in them themselves or in what they build on.
+    found = {where for name in names.split(",") if (where := _of_experiment(name)) is not None}
+    require(
+        len(found) <= 1,
+        f"experiment={names}: start from different weights ({', '.join(sorted(found))}); init_from= says which",
+    )
+    return next(iter(found), None)
+
+
+def _of_experiment(name: str) -> str | None:
+    path = paths.conf_dir() / "experiment" / f"{name}.yaml"
+    if not re.fullmatch(r"[\w-]+", name) or not path.exists():
+        return None
+    preset = OmegaConf.load(path)
+    assert isinstance(preset, DictConfig)
+    bases = [base for base in preset.get("defaults", []) if isinstance(base, str)]
+    found = [preset.get("init_from"), *(_of_experiment(base) for base in reversed(bases))]
+    return next((str(where) for where in found if where is not None), None)
 
 
 def is_saved_preset(override: str) -> bool:
@@ -96,8 +151,8 @@ class Start:
 
     own: Checkpoint | None = None
     """The run's own checkpoint that it goes on from."""
-    source: Checkpoint | None = None
-    """The checkpoint that a fresh model takes its weights from."""
+    source: Weights | None = None
+    """What a fresh model takes its weights from; with an adapter, its base."""
     resumed_at: int | None = None
     """The step that a resumed run goes on from."""
 
@@ -106,18 +161,27 @@ class Start:
 
         UserError where cfg asks for another.
         """
-        checkpoint = self.own or self.source
-        if checkpoint is None:
+        weights = self.own or self.source
+        if weights is None:
             return None
-        from bigramlm.checkpoint import CONFIG
+        theirs: TokenizerConfig
+        if isinstance(weights, Pretrained):
+            place = weights.tokenizer_path()
+            if place is None:  # how many tokens it has is compared once it is there
+                return None
+            theirs = GPT2TokenizerConfig(path=place)
+        else:
+            from bigramlm.checkpoint import CONFIG
 
-        theirs = load(checkpoint.path / CONFIG).tokenizer
+            theirs = load(weights.path / CONFIG).tokenizer
         require(
             theirs == cfg,
-            f"{_typed(cfg)}: the weights in {relative(checkpoint.path)} were trained with {_typed(theirs)}, and mean "
+            f"{_typed(cfg)}: the weights in {relative(weights.path)} were trained with {_typed(theirs)}, and mean "
             "nothing with another; leave the tokenizer out, which takes theirs, or train a new run",
         )
-        return checkpoint.tokenizer(cfg)
+        if isinstance(weights, Pretrained):
+            return cfg.build(characters="", documents=1, train=lambda _: iter(()))
+        return weights.tokenizer(cfg)
 
 
 def _typed(cfg: TokenizerConfig) -> str:
@@ -155,12 +219,25 @@ def find_start(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles, overr
     text: what the run trains on; overrides: what was typed.
     """
     if cfg.resume is None:
-        return Start() if cfg.init_from is None else Start(source=_source(cfg, overrides))
-    cfg.resume = None  # the saved config says how the run is, and not how it came about
-    own = _own(cfg, folder, text, overrides)
-    # A run that ended before its first checkpoint takes the weights that it was to start from once more.
-    source = _source(cfg, None) if own is None and cfg.init_from is not None else None
-    return Start(own, source, own.step if own else 0)
+        start = Start() if cfg.init_from is None else Start(source=_source(cfg, overrides))
+    else:
+        cfg.resume = None  # the saved config says how the run is, and not how it came about
+        own = _own(cfg, folder, text, overrides)
+        source: Weights | None = None
+        if own is not None and own.is_adapter:
+            from bigramlm.load import base_of
+
+            source = base_of(own, cfg.base)
+            cfg.init_from, cfg.base = (cfg.base and str(source.path)) or cfg.init_from, None
+        elif own is None and cfg.init_from is not None:
+            # A run that ended before its first checkpoint takes the weights that it was to start from once more.
+            source = _source(cfg, None)
+        start = Start(own, source, own.step if own else 0)
+    require(
+        cfg.base is None or getattr(start.source, "is_adapter", False),
+        f"base={cfg.base}: is where an adapter's base has moved to, and no adapter is started from here; leave it out",
+    )
+    return start
 
 
 def _own(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles, overrides: list[str]) -> Checkpoint | None:
@@ -203,17 +280,35 @@ def _own(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles, overrides: 
     return own
 
 
-def _source(cfg: RunConfig, overrides: list[str] | None) -> Checkpoint:
+def _source(cfg: RunConfig, overrides: list[str] | None) -> Weights:
     # overrides: None where the block size is settled already.
     from bigramlm.checkpoint import CONFIG
-    from bigramlm.load import open_checkpoint
+    from bigramlm.load import open_weights
 
-    checkpoint = open_checkpoint(str(cfg.init_from))
-    if overrides is not None and not _is_typed("data.block_size", overrides):
-        cfg.data.block_size = load(checkpoint.path / CONFIG).data.block_size
-    cfg.init_from = str(checkpoint.path)
-    log.info("weights: of step %d, from %s", checkpoint.step, relative(checkpoint.path))
-    return checkpoint
+    weights = open_weights(str(cfg.init_from))
+    taken = "all but the weights" if cfg.from_scratch else "weights"
+    typed = overrides is None or _is_typed("data.block_size", overrides)
+    if isinstance(weights, Pretrained):
+        _settle_block_size(cfg, weights, typed=typed)
+        log.info("%s: of GPT-2 (%s), from %s", taken, weights.model_config().size, relative(weights.path))
+        return weights
+    if not typed:
+        cfg.data.block_size = load(weights.path / CONFIG).data.block_size
+    cfg.init_from = str(weights.path)
+    log.info("%s: of step %d, from %s", taken, weights.step, relative(weights.path))
+    return weights
+
+
+def _settle_block_size(cfg: RunConfig, pretrained: Pretrained, *, typed: bool) -> None:
+    asked, positions = cfg.data.block_size, pretrained.block_size
+    if not typed:  # a recipe's is cut, and without one the block is as long as it can be
+        cfg.data.block_size = positions if asked == DataConfig.block_size else min(asked, positions)
+    require(
+        cfg.data.block_size <= positions,
+        f"data.block_size={asked}: the weights in {pretrained.place} have {positions:,} positions, and know no token "
+        f"behind them; take {positions} at the most",
+    )
+    log.info("block size: %d of %d positions", cfg.data.block_size, positions)
 
 
 def _is_typed(field: str, overrides: list[str]) -> bool:

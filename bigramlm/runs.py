@@ -15,11 +15,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bigramlm import paths
+from bigramlm import hub, paths
 from bigramlm.cli import exit_codes, relative, show, table
 from bigramlm.config import differences, flat
 from bigramlm.errors import UserError, require
 from bigramlm.metrics import read_records
+from bigramlm.model.huggingface import Pretrained, is_pretrained, open_pretrained
 from bigramlm.results import Entry, Outcomes, Results, entries_of, typed_of
 from bigramlm.run import read_config, read_summary, status
 from bigramlm.sweep import PLAN, Sweep
@@ -110,12 +111,34 @@ def find_sweep(where: str) -> Path:
     return folder
 
 
+def find_pretrained(where: str) -> Pretrained | None:
+    """GPT-2's weights that `init_from=` names: a folder in Hugging Face's layout, or a name on its hub.
+
+    None where it names something else. UserError where they cannot be had, or are another model's.
+    """
+    if where == "latest":
+        return None
+    folder = _found(where)
+    if folder is not None:
+        return open_pretrained(str(folder)) if is_pretrained(folder) else None
+    on_hub = hub.is_name(where) and ("/" in where or where in _HUB_NAMES)
+    return open_pretrained(where) if on_hub else None
+
+
+# What models are called on the hub that have no owner's name before theirs.
+_HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+
+
 def _existing(where: str) -> Path:
-    candidates = [Path(where).expanduser().absolute(), *(parent / where for parent in _parents())]
-    folder = next((candidate for candidate in candidates if where and candidate.exists()), None)
+    folder = _found(where)
     if folder is None:
         raise UserError(f"{where or repr('')}: there is no such folder; python scripts/runs.py list shows the runs")
     return folder
+
+
+def _found(where: str) -> Path | None:
+    candidates = [Path(where).expanduser().absolute(), *(parent / where for parent in _parents())]
+    return next((candidate for candidate in candidates if where and candidate.exists()), None)
 
 
 def _latest(holding: str) -> Path:

@@ -33,7 +33,7 @@ _PROMPTS = 256
 # How many tokens before a new one decide what it reads as.
 _TOLD_BY = 4
 
-FREE_TEXT = ("run", "checkpoint", "prompt", "prompts_file")
+FREE_TEXT = ("run", "checkpoint", "base", "prompt", "prompts_file")
 
 _HELP = """\
 Writes text with a trained model, which its run's folder or a checkpoint brings
@@ -59,6 +59,8 @@ class SampleCommand(SampleConfig):
     """A run's folder, or a checkpoint's; `latest` is the run that was started last."""
     checkpoint: str = "last"
     """Which one of the run: last (the newest that is whole), best (by val loss) or a step."""
+    base: str | None = None
+    """Of an adapter: where the weights are that it stands beside, if they have moved since it was trained."""
     num_samples: int = 1
     """How many texts are written of each prompt."""
     prompts_file: str | None = None
@@ -108,11 +110,12 @@ def sample(cfg: SampleCommand) -> None:
     from bigramlm.load import load_model, open_checkpoint
 
     checkpoint = open_checkpoint(cfg.run, cfg.checkpoint)
-    model, tokenizer, _ = load_model(checkpoint)
+    model, tokenizer, _ = load_model(checkpoint, cfg.base)
     encoded = [_encode(tokenizer, prompt, cfg, line) for line, prompt in enumerate(prompts, start=1)]
-    device = set_up(decide(cfg.device, n_params=model.n_params(), tokens=model.block_size))
+    n_params = sum(p.numel() for p in model.parameters()) or model.n_params()  # also of what an adapter froze
+    device = set_up(decide(cfg.device, n_params=n_params, tokens=model.block_size))
     model.to(device.torch)
-    print(f"{relative(checkpoint.path)}, {model.n_params():,} parameters", file=sys.stderr)
+    print(f"{relative(checkpoint.path)}, {n_params:,} parameters", file=sys.stderr)
 
     if cfg.prompts_file is not None:
         for prompt, text in _written(cfg, model, tokenizer, encoded, device):

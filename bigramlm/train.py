@@ -42,7 +42,7 @@ from bigramlm.sweep import log as sweep_log
 log = logging.getLogger(__name__)
 
 # Fields that hold free text: taken as typed, whatever Hydra's grammar would make of it.
-FREE_TEXT = ("sample.prompt", "data.path", "tokenizer.path", "resume", "init_from", "sweep")
+FREE_TEXT = ("sample.prompt", "data.path", "tokenizer.path", "resume", "init_from", "base", "sweep")
 
 # What runs sweeps and is not installed with the rest, by its class: how it is chosen, its extra, the module it needs.
 EXTRAS = {
@@ -74,8 +74,11 @@ def command_line(arguments: list[str]) -> list[str]:
     if sweeps:  # Hydra takes the flag before all overrides or after them, and not in between
         typed = ["-m", *(argument for argument in typed if argument not in ("-m", "--multirun"))]
     typed += _sweep_folder(arguments, sweeps=sweeps)
-    start = next((at for at, word in enumerate(typed) if re.match(r"\+*(resume|init_from)=", word)), 0)
-    return typed[: start + 1] + saved_presets(arguments) + typed[start + 1 :]
+    presets = saved_presets(arguments)
+    if any(preset.startswith("model=") for preset in presets):  # of model=gpt2 the weights' own shape is the better one
+        typed = [argument for argument in typed if not re.match(r"\+*model=", argument)]
+    start = next((at for at, word in enumerate(typed) if re.match(r"\+*(resume|init_from|experiment)=", word)), 0)
+    return typed[: start + 1] + presets + typed[start + 1 :]
 
 
 # Free text is swept as a list in quotes: 'sample.prompt="To be","Or not"'. Anything else is one text.
@@ -292,6 +295,7 @@ def run(
     from bigramlm.data.tokens import TokenFiles
     from bigramlm.tokenizer.base import start_tokens
 
+    cfg.adapter.require_installed()
     cfg.sweep = None  # the saved config says how the run is, and not how it came about
     cfg.data = cfg.data.prepare(the_same=cfg.resume is not None)
     text = cfg.data.read()
@@ -314,10 +318,13 @@ def run(
 
     import torch
 
+    from bigramlm.checkpoint import Base
     from bigramlm.data.batches import on_device
     from bigramlm.device.device import decide, set_up
     from bigramlm.generate import generate
+    from bigramlm.load import put_weights
     from bigramlm.metrics import Metrics, Origin
+    from bigramlm.model.huggingface import Pretrained, check_vocabulary
     from bigramlm.preflight import preflight
     from bigramlm.trainer import Trainer
 
@@ -342,8 +349,17 @@ def run(
     per_token = {split: corpus.characters[split] / len(found) for split, found in corpus.ids.items()}
     each = f", of {per_token['val']:.2f} characters" if per_token["val"] != 1 else ""
     log.info("split: %s tokens train, %s val%s", *(f"{len(corpus.ids[name]):,}" for name in ("train", "val")), each)
-    if start.source is not None:
-        start.source.load_weights(model, counted=False)
+    if isinstance(start.source, Pretrained):
+        check_vocabulary(start.source, vocab_size)
+    if start.source is not None and not cfg.from_scratch:
+        put_weights(start.source, model, counted=False, base=cfg.base)
+    cfg.base = None
+    log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
+    adapter, base = cfg.adapter.attach(model), None
+    if adapter is not None and start.source is not None:
+        base = Base(str(start.source.path), start.source.sha256())
+        for line in adapter.audit():
+            log.info("%s", line)
     model.to(device.torch)
     tokens = {name: on_device(found, device.torch) for name, found in corpus.ids.items()}
     began = time.perf_counter()
@@ -352,7 +368,6 @@ def run(
     if counted:
         log.info("counted: the training text, in %.1f s", counting)
         model.to(device.torch)  # of a text that is mapped from files it was counted on the CPU
-    log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
     trainer = Trainer(
         cfg,
         model=model,
@@ -363,6 +378,8 @@ def run(
         lossless=tokenizer.lossless,
         device=device,
         folder=folder,
+        adapter=adapter,
+        base=base,
         is_hopeless=is_hopeless,
     )
     trainer.seconds = counting
@@ -371,7 +388,8 @@ def run(
     elif cfg.preflight:
         began = time.perf_counter()
         texts = corpus.texts if tokenizer.lossless else {}
-        preflight(model, tokenizer, texts, trainer.batches[0], fresh=start.source is None and not counted)
+        fresh = start.source is None or cfg.from_scratch
+        preflight(model, tokenizer, texts, trainer.batches[0], fresh=fresh and not counted)
         log.info("preflight: passed, in %.0f ms", 1e3 * (time.perf_counter() - began))
     # Nothing of a run that is resumed has changed up to here, and nothing is refused from here on.
     if start.resumed_at is not None:
@@ -381,6 +399,7 @@ def run(
     folder.update_summary(
         device=cfg.device.name,
         n_params=model.n_params(),
+        **({} if adapter is None else {"n_params_total": adapter.n_total, "base": vars(base)}),
         data={"name": corpus.name, "sha256": corpus.sha256},
         tokenizer={
             "name": cfg.tokenizer.name,

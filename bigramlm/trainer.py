@@ -12,7 +12,8 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from bigramlm.checkpoint import STATE, Checkpoint, Checkpoints
+from bigramlm.adapter.lora import LoRA
+from bigramlm.checkpoint import STATE, Base, Checkpoint, Checkpoints
 from bigramlm.cli import relative
 from bigramlm.config import RunConfig, to_yaml
 from bigramlm.data.batches import Batches, blocks
@@ -56,11 +57,14 @@ class Trainer:
         lossless: bool = True,
         device: Device,
         folder: RunFolder,
+        adapter: LoRA | None = None,
+        base: Base | None = None,
         is_hopeless: Callable[[int, Mapping[str, float]], bool] | None = None,
     ) -> None:
         """model is on the device; train and val: token ids, each (N,); tokenizer: as JSON, saved with checkpoints;
         lossless: whether it gives back all of the text, and so bits a character tell what they should.
 
+        adapter: what is trained in the model, where that is not all of it, and saved with where its base is;
         is_hopeless: asked at every evaluation but the last, with the step and what was found, whether to end the run.
         """
         self.config_yaml = to_yaml(cfg)
@@ -74,6 +78,8 @@ class Trainer:
         self.val_characters = val_characters
         self.lossless = lossless
         self.folder = folder
+        self.adapter = adapter
+        self.base = base
         self.checkpoints = Checkpoints(folder.path / "checkpoints", keep=self.cfg.keep_checkpoints)
         self.optimizer = cfg.optim.build(model, compiled=device.compile)
         self.scaler = torch.amp.GradScaler(device.torch.type, enabled=device.precision == "fp16")
@@ -124,7 +130,7 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Stand where the run stood when the checkpoint was saved. UserError where that cannot be."""
-        checkpoint.restore(self.model, self.optimizer)
+        checkpoint.restore(self.model, self.optimizer, self.adapter)
         with checkpoint.reading(STATE):
             if self.scaler.is_enabled() and checkpoint.state["scaler"]:
                 self.scaler.load_state_dict(checkpoint.state["scaler"])
@@ -293,6 +299,8 @@ class Trainer:
                     "evaluated": self.evaluated,
                 },
                 best=best,
+                adapter=self.adapter,
+                base=self.base,
             )
         self.tell()
         self._leave_out(began)

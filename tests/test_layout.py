@@ -10,10 +10,10 @@ import pytest
 from bigramlm import paths
 
 PACKAGE = paths.home() / "bigramlm"
-PARTS = ("model", "tokenizer", "data", "optim", "device")
+PARTS = ("model", "adapter", "tokenizer", "data", "optim", "device")
 # From the ground up: a module imports from floors below its own, and parts never from each other.
 FLOORS = (
-    ("errors", "paths", "files", "progress"),
+    ("errors", "paths", "files", "progress", "hub"),
     PARTS,
     ("metrics", "run", "checkpoint", "evaluate", "generate", "step"),
     ("config",),
@@ -24,7 +24,7 @@ FLOORS = (
     ("report", "browser"),
     ("runs", "stop", "search"),
     ("load", "launch"),
-    ("resume", "workers"),
+    ("resume", "workers", "export"),
     ("train",),
     ("sample", "prepare", "checkpoint_tool", "verify_resume"),
     ("bench", "config_reference", "pictures"),
@@ -67,7 +67,20 @@ def test_imports_go_down_the_floors_only(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["config", "train", "sample", "prepare", "runs", "run", "metrics", "model.config", "data.config", "device.config"],
+    [
+        "config",
+        "train",
+        "sample",
+        "prepare",
+        "runs",
+        "run",
+        "metrics",
+        "model.config",
+        "model.huggingface",
+        "adapter.config",
+        "data.config",
+        "device.config",
+    ],
 )
 def test_what_help_and_completion_import_is_free_of_torch(module: str) -> None:
     code = f"import sys, bigramlm.{module}; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'wandb')))"

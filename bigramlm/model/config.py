@@ -157,11 +157,50 @@ class GPTConfig(ModelConfig):
         return GPT(self, vocab_size=vocab_size, block_size=block_size)
 
 
+# Layers, heads and channels of GPT-2's sizes (Radford et al. 2019, table 2; the heads as its code has them).
+GPT2_SIZES = {"small": (12, 12, 768), "medium": (24, 16, 1024), "large": (36, 20, 1280), "xl": (48, 25, 1600)}
+
+
+def gpt2_size(size: str, field: str) -> int:
+    """`n_layer`, `n_head` or `n_embd` of one of GPT-2's sizes, for the preset; of small where there is no such size."""
+    return GPT2_SIZES.get(size, GPT2_SIZES["small"])[("n_layer", "n_head", "n_embd").index(field)]
+
+
+@dataclass
+class GPT2Config(GPTConfig):
+    """GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"). With `init_from=` its weights
+    are taken, whose own config decides the shape; without, fresh ones."""
+
+    name: str = "gpt2"
+    size: str = "small"
+    """How many layers, heads and channels there are: small (124 million parameters with GPT-2's vocabulary), medium
+    (355), large (774) or xl (1,558); custom where `model.n_layer`, `model.n_head` or `model.n_embd` say otherwise."""
+    n_layer: int = GPT2_SIZES["small"][0]
+    n_head: int = GPT2_SIZES["small"][1]
+    n_embd: int = GPT2_SIZES["small"][2]
+    dropout: float = 0.1
+    position: str = "learned"
+    norm: str = "layer"
+    qk_norm: bool = False
+    activation: str = "gelu_tanh"
+    bias: bool = True
+    tie_weights: bool = True
+    init: str = "gpt2"
+    zero_init: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("model.size", self.size, (*GPT2_SIZES, "custom"))
+        shape = (self.n_layer, self.n_head, self.n_embd)
+        self.size = next((size for size, its in GPT2_SIZES.items() if its == shape), "custom")
+
+
 # Presets of one class, each with a name of its own: from one head of attention upwards.
-RUNGS = ("attention", "multihead", "feedforward", "residual", "transformer", "nanogpt", "gpt", "gpt2")
+RUNGS = ("attention", "multihead", "feedforward", "residual", "transformer", "nanogpt", "gpt")
 
 MODELS: dict[str, type[ModelConfig]] = {
     "bigram": BigramConfig,
     **dict.fromkeys(RUNGS, GPTConfig),
+    "gpt2": GPT2Config,
     "ngram": NgramConfig,
 }

@@ -78,7 +78,7 @@ class GPT(LanguageModel):
         start = 0 if cache is None else cache.length
         x = self.wte(idx)  # (B, T, C)
         if self.wpe is not None:
-            x = x + self.wpe.weight[start : start + idx.shape[1]]
+            x = x + self.wpe(torch.arange(start, start + idx.shape[1], device=idx.device))
         x = self.drop(x)
         seen = idx if cache is None else cache.see(idx)
         again = self._computes_again and torch.is_grad_enabled()
@@ -103,8 +103,10 @@ class GPT(LanguageModel):
     def flops_per_token(self) -> int:
         # The head multiplies, the embeddings are looked up. Attention: two products of T queries with T keys or values,
         # counted whole, as is the custom, though half of each is masked.
-        products = sum(p.numel() for p in self.hidden_matrices()) + self.lm_head.weight.numel()
-        return 6 * products + 12 * len(self.h) * self.wte.embedding_dim * self.block_size
+        # Of a frozen matrix no gradient is computed, which is a third of it.
+        matrices = [*self.hidden_matrices(), self.lm_head.weight]
+        products = sum((6 if p.requires_grad else 4) * p.numel() for p in matrices)
+        return products + 12 * len(self.h) * self.wte.weight.shape[1] * self.block_size
 
     def hidden_matrices(self) -> dict[nn.Parameter, int]:
         # Queries, keys and values are made by three matrices, one above the other.

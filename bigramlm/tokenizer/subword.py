@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from bigramlm import hub
 from bigramlm.errors import UserError, require
 from bigramlm.tokenizer.base import END_OF_TEXT
 
@@ -26,9 +24,6 @@ _UNKNOWN = "[UNK]"
 _WORD = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
 # How many words are kept with their tokens, and how long they may be.
 _KEPT, _SHORT = 1 << 17, 64
-
-# Seconds without an answer after which the hub is given up.
-_HUB_TIMEOUT = 10
 
 # What a tokenizer that loses nothing gives back: white space of all sorts, cases, accents, other scripts, controls.
 _PROBE = "x  A\tbc\r\n\n it's 1,234 \u00e9e\u0301 \u65e5\u672c \U0001f40d\x00 <|endoftext|> x "
@@ -206,24 +201,15 @@ def from_path(path: str) -> tuple[SubwordTokenizer, str]:
 
 def _from_hub(name: str) -> Path:
     require(
-        re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is not None,
+        hub.is_name(name),
         f"tokenizer.path={name}: there is no such file or folder; give a folder with a tokenizer.json, or with a "
         "vocab.json and a merges.txt, or a name on the Hugging Face hub",
     )
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-
     try:
-        cached = try_to_load_from_cache(name, "tokenizer.json")
-        if isinstance(cached, str):
-            return Path(cached)
-        # Asked once, and not to be waited for: the hub's own library tries five times to find a network.
-        with contextlib.suppress(urllib.error.HTTPError):
-            urllib.request.urlopen(constants.ENDPOINT, timeout=_HUB_TIMEOUT).close()
-        return Path(hf_hub_download(name, "tokenizer.json"))
-    except Exception as error:  # of the network, of the hub and of what it answers
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return hub.fetch(name, "tokenizer.json")
+    except hub.NotFetched as reason:
         raise UserError(
             f"tokenizer.path={name}: there is no such file or folder here, and the Hugging Face hub did not give it "
-            f"({reason[:200]}); download the tokenizer.json of {name}, or its vocab.json and merges.txt, where there "
+            f"({reason}); download the tokenizer.json of {name}, or its vocab.json and merges.txt, where there "
             "is a network, and give the folder that they are in"
         ) from None
