@@ -109,7 +109,7 @@ def compare(whole: Path, resumed: Path) -> str | None:
         if step not in steps or step not in others:
             return f"step {step}: a checkpoint in the {'whole' if step in steps else 'resumed'} run alone"
         a, b = (Checkpoint(of.folder / f"step_{step}") for of in checkpoints)
-        for name in ("model.safetensors", "training.safetensors", "tokenizer.json"):
+        for name in sorted(a.manifest["files"].keys() - {"state.json", "config.yaml", "base.json"}):
             if a.manifest["files"][name] != b.manifest["files"][name]:
                 return f"step {step}: {_first_tensor(a.path / name, b.path / name)}"
         for name in a.state.keys() | b.state.keys():

@@ -1,5 +1,6 @@
 """Tokenizers: there and back, what they say of what they lack, and their files."""
 
+import hashlib
 import http.server
 import json
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -317,7 +318,7 @@ def test_a_path_that_is_not_there_is_refused() -> None:
 class Hub(http.server.BaseHTTPRequestHandler):
     """As much of the Hugging Face hub as it takes to download a file."""
 
-    content = b""
+    files: ClassVar[dict[str, bytes]] = {}  # of its one model, some/gpt2
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -326,18 +327,18 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, *, body: bool) -> None:
-        known = self.path in ("/", "/some/gpt2/resolve/main/tokenizer.json")
-        self.send_response(200 if known else 404)
-        if known:
-            self.send_header("Content-Length", str(len(self.content)))
-            self.send_header("ETag", '"0123456789abcdef0123456789abcdef01234567"')
-            self.send_header("X-Repo-Commit", "0123456789abcdef0123456789abcdef01234567")
+        model = "/some/gpt2/resolve/main/"
+        content = b"" if self.path == "/" else self.files.get(self.path.removeprefix(model))
+        self.send_response(404 if content is None else 200)
+        if content is None:
+            self.send_header("X-Error-Code", "EntryNotFound" if self.path.startswith(model) else "RepoNotFound")
         else:
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
+            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "0123456789abcdef0123456789abcdef01234567")
+        self.send_header("Content-Length", str(len(content or b"")))
         self.end_headers()
-        if body and known:
-            self.wfile.write(self.content)
+        if body and content:
+            self.wfile.write(content)
 
     def log_message(self, format: str, *arguments: Any) -> None:
         pass
@@ -345,7 +346,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(gpt2: Tokenizer) -> Iterator[str]:
-    Hub.content = gpt2.to_json().encode()
+    Hub.files = {"tokenizer.json": gpt2.to_json().encode()}
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"

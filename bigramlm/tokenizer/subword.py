@@ -45,7 +45,11 @@ class SubwordTokenizer:
         self.end_of_text: int | None = next(
             (id_ for name in _ENDS if (id_ := backend.token_to_id(name)) is not None), None
         )
-        self.lossless = self.decode(self.encode(_PROBE).tolist()) == _PROBE
+        try:
+            self.lossless = self.decode(self.encode(_PROBE).tolist()) == _PROBE
+        except UserError:  # what it lacks it says, and does not lose
+            has = "".join(c for c in _PROBE if backend.token_to_id(c) is not None)
+            self.lossless = self.decode(self.encode(has).tolist()) == has
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """The token ids of the text, shape (N,)."""
@@ -68,6 +72,10 @@ class SubwordTokenizer:
             if bad is None:
                 raise
             raise UserError(f"{bad!a} is no character that UTF-8 can hold") from None
+        except Exception as error:  # a vocabulary without a token for what it does not know
+            lacks = sorted({c for text in texts for c in text if self._backend.token_to_id(c) is None})
+            named = ", ".join(map(repr, lacks[:10])) + (f" and {len(lacks) - 10} more" if len(lacks) > 10 else "")
+            raise UserError(f"the vocabulary lacks {named or 'part of the text'} ({error})") from None
         return (np.array(one.ids, dtype=np.int32).tobytes() for one in encoded)
 
     def decode(self, ids: Iterable[int]) -> str:
