@@ -21,7 +21,7 @@ from bigramlm.tokenizer.huggingface import write_tokenizer
 
 # The tokens that logits are compared on, and by how much of the largest they may differ, which is rounding.
 _ROWS, _TOKENS = 4, 128
-_ALLOWED = 1e-5
+_ALLOWED = 1e-4
 
 
 def merge(where: str, folder: Path, base: str | None) -> str:

@@ -49,7 +49,8 @@ def preflight(
     with torch.random.fork_rng([] if x.device.type == "cpu" else [x.device], device_type=x.device.type):
         if fresh and model.vocab_size >= _LOSS_FROM_VOCABULARY:
             check_fresh_loss(model, x, y)
-        throw_away = copy.deepcopy(model)
+        # What is frozen stays as it is, and need not be copied.
+        throw_away = copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
         if list(model.parameters()):  # a model that is counted has none
             check_gradients(throw_away, x, y)
         check_causality(throw_away, x)

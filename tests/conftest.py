@@ -1,11 +1,13 @@
 """What the tests share: composed configs, the command line in this process, small texts."""
 
+import functools
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from omegaconf import DictConfig
 from bigramlm import paths, train
 from bigramlm.config import RunConfig, to_run_config
 from bigramlm.model.config import GPTConfig
+from bigramlm.tokenizer.subword import train_bpe
 
 os.environ.pop("HYDRA_FULL_ERROR", None)
 
@@ -103,6 +106,29 @@ def text_file(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("A bird in the hand is worth two in the bush.\nStill waters run deep.\n" * 20, "utf-8")
     return path
+
+
+def gpt2_folder(folder: Path, *, size: str = "narrow", **config: Any) -> Path:
+    """A small GPT-2 as transformers saves it, with random weights, biases and gains too, and a tokenizer."""
+    import transformers
+
+    sizes = {"narrow": {"n_layer": 2, "n_head": 2, "n_embd": 16}, "wide": {"n_layer": 3, "n_head": 5, "n_embd": 40}}
+    given = {"vocab_size": 300, "n_positions": 32, "bos_token_id": None, "eos_token_id": None}
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**given, **sizes[size], **config}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(_learned(), "utf-8")
+    return folder
+
+
+@functools.cache
+def _learned() -> str:
+    return train_bpe([paths.bundled_text().read_text("utf-8")[:20_000]], vocab_size=300, min_frequency=2).to_json()
 
 
 def kept_for_the_gradient(forward: Callable[[], object]) -> int:

@@ -343,8 +343,7 @@ def test_it_trains_with_what_else_there_is(cli: Cli, base: Path, more: list[str]
 
 
 def test_flops_of_frozen_matrices_are_a_third_less() -> None:
-    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16}
-    model = GPTConfig(**shape).build(vocab_size=11, block_size=8)
+    model = GPTConfig(n_layer=2, n_head=2, n_embd=16).build(vocab_size=11, block_size=8)
     whole = model.flops_per_token()
     frozen = sum(p.numel() for p in model.hidden_matrices()) + model.lm_head.weight.numel()  # type: ignore[union-attr,operator]
     adapter = LoRAConfig(r=1).attach(model)

@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,8 +12,21 @@ from hydra.core.override_parser.types import IntervalSweep
 
 from bigramlm import cli, paths, prepare, sample
 from bigramlm.config_reference import reference
+from tests.conftest import gpt2_folder, run_config
 
 DOCS = sorted([*(paths.home() / "docs").rglob("*.md"), *paths.home().glob("*.md"), *paths.home().glob("*/README.md")])
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return gpt2_folder(tmp_path_factory.mktemp("gpt2"))
+
+
+def weights(overrides: list[str], gpt2: Path) -> list[str]:
+    """The overrides, with weights that there are in the place of those that they start from."""
+    others = [override for override in overrides if not override.startswith(("init_from=", "base="))]
+    starts = len(others) < len(overrides) or any("=finetune" in override for override in overrides)
+    return [*others, f"init_from={gpt2}"] if starts else others
 
 
 def test_the_config_reference_is_current() -> None:
@@ -32,22 +46,20 @@ def test_links_lead_somewhere(path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
-def test_commands_in_the_docs_have_their_overrides_right(path) -> None:
+def test_commands_in_the_docs_have_their_overrides_right(path, gpt2: Path) -> None:
     """Every `python scripts/train.py ...` in the docs composes."""
-    from tests.conftest import run_config
 
     for line in re.findall(r"python scripts/train\.py([^`\n#|>]*)", path.read_text("utf-8")):
         arguments = [a for a in re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", line) if "=" in a]
         if "-m" in line.split() or any(word.isupper() for word in re.findall(r"\w+", line)) or "-sc" in line:
             continue
-        arguments = [a for a in arguments if not re.match("(resume|init_from)=", a)]  # there may be no run yet
-        run_config(*[a.replace('"', "").replace("'", "") for a in arguments if not a.startswith("hydra.")])
+        arguments = [a for a in arguments if not a.startswith(("resume=", "hydra."))]  # there may be no run yet
+        run_config(*weights([a.replace('"', "").replace("'", "") for a in arguments], gpt2))
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
-def test_sweeps_in_the_docs_have_their_overrides_right(path) -> None:
+def test_sweeps_in_the_docs_have_their_overrides_right(path, gpt2: Path) -> None:
     """Every `python scripts/train.py -m ...` composes, with the first of what is swept."""
-    from tests.conftest import run_config
 
     text = path.read_text("utf-8").replace("\\\n", " ")
     for line in re.findall(r"python scripts/train\.py(?= [^`\n#]*-m )([^`\n#]*)", text):
@@ -61,7 +73,7 @@ def test_sweeps_in_the_docs_have_their_overrides_right(path) -> None:
                 first.append(f"{override.get_key_element()}={next(override.sweep_string_iterator())}")
             else:
                 first.append(str(override.input_line))
-        run_config(*first)
+        run_config(*weights(first, gpt2))
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))

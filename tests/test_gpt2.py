@@ -26,14 +26,12 @@ from bigramlm.load import load_model, open_checkpoint
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.config import GPT2_SIZES, GPT2Config
 from bigramlm.model.huggingface import open_pretrained
-from bigramlm.tokenizer.subword import train_bpe
-from tests.conftest import Cli, Ended, run_config
+from tests.conftest import Cli, Ended, gpt2_folder, run_config
 from tests.test_tokenizer import Hub
 
-VOCABULARY, POSITIONS = 300, 32
 TEXT = paths.bundled_text().read_text("utf-8")
 QUICK = ("data=bundled", "logger=none", "trainer.eval_batches=1", "sample.max_new_tokens=5", "data.batch_size=4")
-SIZES = {"narrow": {"n_layer": 2, "n_head": 2, "n_embd": 16}, "wide": {"n_layer": 3, "n_head": 5, "n_embd": 40}}
+VOCABULARY, POSITIONS = 300, 32  # of gpt2_folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,25 +40,6 @@ def _quiet() -> Iterator[None]:
     transformers.logging.disable_progress_bar()
     yield
     transformers.logging.set_verbosity_warning()
-
-
-@pytest.fixture(scope="module")
-def tokenizer_json() -> str:
-    return train_bpe([TEXT[:20_000]], vocab_size=VOCABULARY, min_frequency=2).to_json()
-
-
-def make(folder: Path, tokenizer_json: str | None = None, *, size: str = "narrow", **config: Any) -> Path:
-    """A GPT-2 with random weights, biases and gains too, as transformers saves it."""
-    given = {"vocab_size": VOCABULARY, "n_positions": POSITIONS, "bos_token_id": None, "eos_token_id": None}
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(transformers.GPT2Config(**{**given, **SIZES[size], **config}))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    if tokenizer_json is not None:
-        (folder / "tokenizer.json").write_text(tokenizer_json, "utf-8")
-    return folder
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
@@ -105,11 +84,11 @@ def logits(model: Any, idx: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("masks", [False, True], ids=["no masks", "masks"])
 @pytest.mark.parametrize("prefix", [False, True], ids=["no prefix", "prefix"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ["narrow", "wide"])
 def test_the_logits_are_those_of_transformers_and_so_is_the_text(
     tmp_path: Path, size: str, prefix: bool, masks: bool
 ) -> None:
-    folder = make(tmp_path / "gpt2", size=size)
+    folder = gpt2_folder(tmp_path / "gpt2", size=size)
     reference = theirs(folder)
     if not prefix:
         rewrite(folder, without_prefix)
@@ -127,7 +106,7 @@ def test_the_logits_are_those_of_transformers_and_so_is_the_text(
 
 
 def test_fifty_tokens_are_the_same(tmp_path: Path) -> None:
-    folder = make(tmp_path / "gpt2", size="wide", n_positions=64)
+    folder = gpt2_folder(tmp_path / "gpt2", size="wide", n_positions=64)
     start = tokens(3, rows=2)
     device = set_up(decide(DeviceConfig(name="cpu"), n_params=1, tokens=1))
     written = theirs(folder).generate(start, max_new_tokens=50, do_sample=False, pad_token_id=0)
@@ -147,12 +126,12 @@ def test_fifty_tokens_are_the_same(tmp_path: Path) -> None:
     ids=str,
 )
 def test_what_a_config_says_is_computed(tmp_path: Path, config: dict[str, Any]) -> None:
-    folder = make(tmp_path, **config)
+    folder = gpt2_folder(tmp_path, **config)
     assert torch.allclose(logits(ours(folder), tokens()), logits(theirs(folder), tokens()), atol=1e-4)
 
 
 def test_weights_in_several_files_and_in_half_precision(tmp_path: Path) -> None:
-    folder = make(tmp_path)
+    folder = gpt2_folder(tmp_path)
     whole = logits(ours(folder), tokens())
     theirs(folder).save_pretrained(folder / "parts", max_shard_size="10KB")
     assert len(list((folder / "parts").glob("*.safetensors"))) > 1
@@ -166,8 +145,8 @@ def train(cli: Cli, folder: Path | str, *overrides: str) -> Ended:
 
 
 @pytest.fixture
-def gpt2(tmp_path: Path, tokenizer_json: str) -> Path:
-    return make(tmp_path / "gpt2", tokenizer_json)
+def gpt2(tmp_path: Path) -> Path:
+    return gpt2_folder(tmp_path / "gpt2")
 
 
 def test_there_and_back_nothing_has_changed(cli: Cli, tool: Cli, gpt2: Path, tmp_path: Path) -> None:
@@ -323,7 +302,7 @@ def drop(name: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tenso
 def test_tensors_that_are_missing_surplus_or_of_another_shape_are_named(
     tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], message: str
 ) -> None:
-    folder = make(tmp_path)
+    folder = gpt2_folder(tmp_path)
     rewrite(folder, change)
     with pytest.raises(UserError, match=message) as error:
         ours(folder)
@@ -331,7 +310,7 @@ def test_tensors_that_are_missing_surplus_or_of_another_shape_are_named(
 
 
 def test_a_head_that_is_there_and_is_the_embedding_is_none_too_many(tmp_path: Path) -> None:
-    folder = make(tmp_path)
+    folder = gpt2_folder(tmp_path)
     before = logits(ours(folder), tokens())
     rewrite(folder, lambda t: {**t, "lm_head.weight": t["transformer.wte.weight"].clone()})
     assert torch.equal(logits(ours(folder), tokens()), before)
@@ -343,7 +322,7 @@ def pickled(folder: Path) -> None:
 
 
 def test_a_pickle_is_refused_and_what_is_said_converts_it(tmp_path: Path) -> None:
-    folder = make(tmp_path / "old")
+    folder = gpt2_folder(tmp_path / "old")
     before = logits(ours(folder), tokens())
     pickled(folder)
     with pytest.raises(UserError, match=r"its weights are in pytorch_model.bin, a pickle, which can run code") as error:
@@ -368,7 +347,7 @@ def test_a_pickle_is_refused_and_what_is_said_converts_it(tmp_path: Path) -> Non
     ],
 )
 def test_a_config_of_something_else_is_refused(tmp_path: Path, said: dict[str, Any], message: str) -> None:
-    folder = make(tmp_path)
+    folder = gpt2_folder(tmp_path)
     about = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**about, **said}))
     with pytest.raises(UserError, match=re.escape(message)) as error:
@@ -398,15 +377,13 @@ def test_a_folder_with_something_wrong_is_refused_in_a_line(
     assert message in error
 
 
-def test_the_tokenizer_is_that_of_the_weights_but_for_rows_that_only_pad(
-    cli: Cli, tmp_path: Path, tokenizer_json: str
-) -> None:
-    padded = make(tmp_path / "padded", tokenizer_json, vocab_size=384)
+def test_the_tokenizer_is_that_of_the_weights_but_for_rows_that_only_pad(cli: Cli, tmp_path: Path) -> None:
+    padded = gpt2_folder(tmp_path / "padded", vocab_size=384)
     run = train(cli, padded)
     assert run.code == 0, run.err
     model, _, _ = load_model(open_checkpoint(str(run.folder)))
     assert torch.equal(logits(model.eval(), tokens()), logits(ours(padded), tokens())[..., :VOCABULARY])
-    other = make(tmp_path / "other", tokenizer_json, vocab_size=1000)
+    other = gpt2_folder(tmp_path / "other", vocab_size=1000)
     refused = train(cli, other)
     assert refused.code == 2
     assert "its weights are for 1,000 tokens, and the tokenizer has 300: it is another" in refused.err

@@ -9,7 +9,7 @@ import torch
 from bigramlm import paths, prepare
 from bigramlm.config import GROUPS, KINDS, to_yaml
 from bigramlm.help import choices_of_groups
-from tests.conftest import Cli, run_config
+from tests.conftest import Cli, gpt2_folder, run_config
 
 PRESETS = sorted(
     (path.parent.name, path.stem) for path in paths.conf_dir().glob("*/*.yaml") if path.parent.name != "hydra"
@@ -22,6 +22,13 @@ NEEDS = {
     ("tokenizer", "wordpiece"): ["tokenizer.vocab_size=300"],
     ("tokenizer", "gpt2"): ["tokenizer.path={tokens}"],
     ("optim", "muon"): ["model=gpt"],
+    ("adapter", "lora"): ["init_from={gpt2}"],
+    ("experiment", "finetune"): ["init_from={gpt2}"],
+    ("experiment", "finetune_lora"): ["init_from={gpt2}"],
+    ("experiment", "finetune_scratch"): ["init_from={gpt2}"],
+    ("experiment", "finetune_gpt2"): ["init_from={gpt2}"],
+    ("experiment", "finetune_gpt2_lora"): ["init_from={gpt2}"],
+    ("experiment", "finetune_gpt2_scratch"): ["init_from={gpt2}"],
     ("model", "gpt2"): ["model.n_layer=1"],
     ("experiment", "nanogpt_gpu"): ["model.n_layer=1", "data.batch_size=2", "device.compile=false"],
     ("experiment", "gpt_gpu"): ["model.n_layer=1", "data.batch_size=2", "device.compile=false"],
@@ -45,10 +52,12 @@ def test_preset_takes_a_step(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     needs = NEEDS.get((group, name), [])
-    tokens = text_file.with_name("tokens")
+    tokens, gpt2 = text_file.with_name("tokens"), text_file.with_name("gpt2")
+    if any("{gpt2}" in need for need in needs):
+        gpt2_folder(gpt2)
     if any("{tokens}" in need for need in needs):
         tool(prepare.main, f"data.path={text_file}", "tokenizer=byte", f"output={tokens}")
-    overrides = [f"{group}={name}", *(need.format(text_file=text_file, tokens=tokens) for need in needs)]
+    overrides = [f"{group}={name}", *(need.format(text_file=text_file, tokens=tokens, gpt2=gpt2) for need in needs)]
     cfg = run_config(*overrides)
     assert to_yaml(cfg)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
