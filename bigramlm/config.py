@@ -13,7 +13,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from bigramlm import paths
-from bigramlm.data.config import DATASETS, DataConfig
+from bigramlm.data.config import DATASETS, DataConfig, PairsConfig
 from bigramlm.device.config import DeviceConfig
 from bigramlm.errors import UserError, require
 from bigramlm.metrics import LoggerConfig
@@ -78,7 +78,8 @@ class SampleConfig:
     max_new_tokens: int = 300
     """How many tokens it writes."""
     prompt: str = ""
-    """What it goes on from, as typed; without one it starts from token 0, as the tutorial does."""
+    """What it goes on from, as typed; without one it starts from token 0, as the tutorial does. With `data=pairs` a run
+    ends with the first prompt of val."""
     temperature: float = 1.0
     """Logits are divided by this: below 1 plays safe, above 1 takes risks, 0 always takes the likeliest token (and soon
     goes round in circles)."""
@@ -86,6 +87,8 @@ class SampleConfig:
     """Only the k likeliest tokens can be drawn; 0 is all."""
     top_p: float = 1.0
     """Only the likeliest tokens that together have this probability can be drawn; 1 is all."""
+    stop_at_end: bool = True
+    """A text ends where the model ends a document, if the tokenizer has a token for that; false goes on behind it."""
 
     prefix: ClassVar[str] = "sample."  # what the fields are called by on the command line
 
@@ -141,6 +144,12 @@ class RunConfig:
             not (self.device.compile and self.trainer.activation_checkpointing),
             "device.compile=true with trainer.activation_checkpointing=true: PyTorch does not compile what is "
             "computed again; leave one out",
+        )
+        counts = f"model.ngram_order={order}" if (order := getattr(self.model, "ngram_order", 0)) else ""
+        counts = counts if self.model.trains else f"model={self.model.name}"
+        require(
+            not (counts and isinstance(self.data, PairsConfig)),
+            f"data=pairs {counts}: n-grams are counted in running text, and pairs are none; leave one out",
         )
         require(0 <= self.seed < 2**63, f"seed={self.seed}: must be 0 or more, and below 2**63")
         for group, kinds in KINDS.items():

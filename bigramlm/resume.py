@@ -22,6 +22,7 @@ from bigramlm.run import RunFolder
 
 if TYPE_CHECKING:
     from bigramlm.checkpoint import Checkpoint
+    from bigramlm.data.pairs import Pairs
     from bigramlm.data.text import Text
     from bigramlm.data.tokens import TokenFiles
     from bigramlm.tokenizer.base import Tokenizer
@@ -149,7 +150,7 @@ def settle_tokens(cfg: RunConfig, tokens: TokenFiles, overrides: list[str]) -> N
         cfg.data.train_fraction = fraction
 
 
-def find_start(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles, overrides: list[str]) -> Start:
+def find_start(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles | Pairs, overrides: list[str]) -> Start:
     """What `cfg.resume` and `cfg.init_from` ask for; sets in cfg what follows from it. UserError where it cannot be.
 
     text: what the run trains on; overrides: what was typed.
@@ -163,7 +164,7 @@ def find_start(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles, overr
     return Start(own, source, own.step if own else 0)
 
 
-def _own(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles, overrides: list[str]) -> Checkpoint | None:
+def _own(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles | Pairs, overrides: list[str]) -> Checkpoint | None:
     from bigramlm.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(folder.path / "checkpoints")
@@ -192,7 +193,8 @@ def _own(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles, overrides: 
     if before not in (None, text.sha256) and not _is_typed("data.path", overrides):
         raise UserError(
             f"{cfg.data.file()}: is not the text that the run was trained on (SHA-256 {text.sha256[:12]}, then "
-            f"{before[:12]}); put that one back; with data=text, data.path= typed besides goes on with another"
+            f"{before[:12]}); put that one back; with data=text or data=pairs, data.path= typed besides goes on with "
+            "another"
         )
     log.info("resume: %s from step %d", relative(folder.path), step)
     if before not in (None, text.sha256):
