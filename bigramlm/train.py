@@ -361,7 +361,7 @@ def run(
     n_tokens = [f"{split.n_tokens:,}" for split in splits.values()]
     if corpus.bounds:
         n_rows = [f"{split.n_rows:,}" for split in splits.values()]
-        log.info("split: %s examples train, %s val, with a loss on %s and %s tokens%s", *n_rows, *n_tokens, each)
+        log.info("split: %s examples train, %s val, with completions of %s and %s tokens%s", *n_rows, *n_tokens, each)
     else:
         log.info("split: %s tokens train, %s val%s", *n_tokens, each)
     began = time.perf_counter()

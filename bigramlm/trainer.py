@@ -94,7 +94,7 @@ class Trainer:
         rows = cfg.data.batch_size * self.cfg.grad_accumulation
         self.batches = Batches(train, batch_size=rows, seed=cfg.seed, device=device.torch)
         self.tokens_per_step = rows * train.block_size  # what is computed: of examples the padding too
-        self.flops_per_token = model.flops_per_token()
+        self.flops_per_token = model.flops_per_token(train.block_size)
         self.peak = peak(device) if self.flops_per_token else None
         if self.peak:
             log.info("peak, for MFU: %s GFLOP/s (%s)", f"{self.peak.flops / 1e9:,.0f}", self.peak.how)

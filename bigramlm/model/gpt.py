@@ -100,11 +100,11 @@ class GPT(LanguageModel):
     def checkpoint_activations(self) -> None:
         self._computes_again = True
 
-    def flops_per_token(self) -> int:
+    def flops_per_token(self, length: int | None = None) -> int:
         # The head multiplies, the embeddings are looked up. Attention: two products of T queries with T keys or values,
         # counted whole, as is the custom, though half of each is masked.
         products = sum(p.numel() for p in self.hidden_matrices()) + self.lm_head.weight.numel()
-        return 6 * products + 12 * len(self.h) * self.wte.embedding_dim * self.block_size
+        return 6 * products + 12 * len(self.h) * self.wte.embedding_dim * (length or self.block_size)
 
     def hidden_matrices(self) -> dict[nn.Parameter, int]:
         # Queries, keys and values are made by three matrices, one above the other.
