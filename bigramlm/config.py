@@ -14,7 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from bigramlm import paths
 from bigramlm.adapter.config import ADAPTERS, AdapterConfig
-from bigramlm.data.config import DATASETS, DataConfig
+from bigramlm.data.config import DATASETS, DataConfig, PairsConfig
 from bigramlm.device.config import DeviceConfig
 from bigramlm.errors import UserError, require
 from bigramlm.metrics import LoggerConfig
@@ -80,7 +80,8 @@ class SampleConfig:
     max_new_tokens: int = 300
     """How many tokens it writes."""
     prompt: str = ""
-    """What it goes on from, as typed; without one it starts from token 0, as the tutorial does."""
+    """What it goes on from, as typed; without one it starts from token 0, as the tutorial does. With `data=pairs` a run
+    ends with the first prompt of val."""
     temperature: float = 1.0
     """Logits are divided by this: below 1 plays safe, above 1 takes risks, 0 always takes the likeliest token (and soon
     goes round in circles)."""
@@ -88,6 +89,8 @@ class SampleConfig:
     """Only the k likeliest tokens can be drawn; 0 is all."""
     top_p: float = 1.0
     """Only the likeliest tokens that together have this probability can be drawn; 1 is all."""
+    stop_at_end: bool = True
+    """A text ends where the model ends a document, if the tokenizer has a token for that; false goes on behind it."""
 
     prefix: ClassVar[str] = "sample."  # what the fields are called by on the command line
 
@@ -165,6 +168,12 @@ class RunConfig:
             not self.adapter.adapts or order == 0,
             f"adapter={self.adapter.name} with model.ngram_order={order}: an n-gram is counted anew in every text, and "
             "an adapter's checkpoints, which hold nothing else, would lack it; adapt a model that stands alone",
+        )
+        counts = f"model.ngram_order={order}" if order else ""
+        counts = counts if self.model.trains else f"model={self.model.name}"
+        require(
+            not (counts and isinstance(self.data, PairsConfig)),
+            f"data=pairs {counts}: n-grams are counted in running text, and pairs are none; leave one out",
         )
         require(0 <= self.seed < 2**63, f"seed={self.seed}: must be 0 or more, and below 2**63")
         for group, kinds in KINDS.items():

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from bigramlm.cli import relative
+from bigramlm.data.pairs import Bounds, Pairs
 from bigramlm.data.text import Piece, Text, TextChanged
 from bigramlm.data.tokens import (
     MANIFEST,
@@ -41,7 +42,7 @@ from bigramlm.data.tokens import (
 from bigramlm.errors import UserError, require
 from bigramlm.files import sha256_of
 from bigramlm.progress import bar
-from bigramlm.tokenizer.base import Tokenizer, not_given_back
+from bigramlm.tokenizer.base import Tokenizer, not_given_back, start_tokens
 from bigramlm.tokenizer.config import LearnedConfig, TokenizerConfig
 
 log = logging.getLogger(__name__)
@@ -70,9 +71,11 @@ class Corpus:
     ids: dict[str, Ids]
     """Of the splits train and val, each (N,)."""
     characters: dict[str, int]
-    """How many the splits have."""
+    """How many the splits have; of pairs, their completions."""
     texts: dict[str, str]
     """The splits themselves, where they are in memory."""
+    bounds: dict[str, Bounds] = field(default_factory=dict)
+    """Of pairs, where the examples of each split are in its ids; else empty."""
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -80,7 +83,7 @@ class Corpus:
         return sha256_of(self.tokenizer.to_json())
 
 
-def tokenized(text: Text | TokenFiles, cfg: TokenizerConfig, given: Tokenizer | None, kept_in: Path) -> Corpus:
+def tokenized(text: Text | TokenFiles | Pairs, cfg: TokenizerConfig, given: Tokenizer | None, kept_in: Path) -> Corpus:
     """The text as token ids; a long one's come from the files that were kept for it, or are made and kept.
 
     given: the tokenizer where there is one already, else cfg says which. kept_in: the text's folder for what is made
@@ -95,6 +98,8 @@ def tokenized(text: Text | TokenFiles, cfg: TokenizerConfig, given: Tokenizer | 
                 "prepare the text with theirs: init_from= with data=text does it",
             )
         return _of_files(text, cfg, given)
+    if isinstance(text, Pairs):
+        return _of_pairs(text, cfg, given)
     if text.kept is None:
         return _of_files(prepared(text, cfg, given, kept_in), cfg, given)
     tokenizer = given or build(text, cfg)
@@ -137,7 +142,44 @@ def _of_files(found: TokenFiles, cfg: TokenizerConfig, given: Tokenizer | None) 
     )
 
 
-def build(text: Text, cfg: TokenizerConfig) -> Tokenizer:
+def _of_pairs(pairs: Pairs, cfg: TokenizerConfig, given: Tokenizer | None) -> Corpus:
+    tokenizer = given or build(pairs, cfg)
+    if tokenizer.end_of_text is None:
+        log.warning(
+            "tokenizer: %s has no token for where a text ends, so the model cannot learn where a completion does",
+            cfg.name,
+        )
+    _warn_of_loss(pairs, tokenizer, cfg.name)
+    kind = narrowest(tokenizer.vocab_size)
+    ends = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    ids: dict[str, Ids] = {}
+    bounds: dict[str, Bounds] = {}
+    for split in SPLITS:
+        parts: list[Ids] = []
+        for example in pairs.examples(split):
+            try:
+                parts.append(np.array(start_tokens(tokenizer, example.prompt), dtype=kind))
+                parts.append(np.array([*tokenizer.encode(example.completion), *ends], dtype=kind))
+            except UserError as error:  # the tokenizer is of a run with other pairs
+                raise UserError(f"{example.where}: {error}") from None
+            require(len(parts[-1]) > 0, f"{example.where}: this tokenizer ({cfg.name}) has no token for its completion")
+        at = np.cumsum([0, *map(len, parts)])
+        bounds[split] = np.stack([at[:-1:2], at[1::2], at[2::2]], axis=1)
+        ids[split] = np.concatenate(parts)
+    return Corpus(
+        name=pairs.name,
+        sha256=pairs.sha256,
+        n_characters=pairs.n_characters,
+        documents=pairs.documents,
+        tokenizer=tokenizer,
+        ids=ids,
+        characters={split: sum(len(example.completion) for example in pairs.examples(split)) for split in SPLITS},
+        texts={split: "".join(piece.text for piece in pairs.pieces() if piece.split == split) for split in SPLITS},
+        bounds=bounds,
+    )
+
+
+def build(text: Text | Pairs, cfg: TokenizerConfig) -> Tokenizer:
     """The tokenizer for a text. UserError where the text does not suffice for it."""
 
     def train(most: int) -> Iterator[str]:
@@ -172,6 +214,10 @@ def check(text: Text, tokenizer: Tokenizer, name: str) -> None:
         f"the text has {text.documents:,} documents, and this tokenizer ({name}) no token for where one ends; give one "
         "file of plain text, or a tokenizer that has <|endoftext|>",
     )
+    _warn_of_loss(text, tokenizer, name)
+
+
+def _warn_of_loss(text: Text | Pairs, tokenizer: Tokenizer, name: str) -> None:
     if not tokenizer.lossless:
         stretch = next(text.pieces()).text[:4096]
         lost = not_given_back(tokenizer, stretch)

@@ -1,11 +1,12 @@
 """The loss of a model over a split."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from bigramlm.data.batches import sent
+from bigramlm.data.batches import IGNORED, sent
 from bigramlm.device.device import Device
 from bigramlm.model.base import LanguageModel
 
@@ -14,15 +15,15 @@ _LOGITS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 20, "mps": 1 << 20}
 
 
 @torch.inference_mode()
-def mean_loss(model: LanguageModel, covered: list[tuple[Tensor, Tensor]], device: Device) -> float:
-    """The mean cross-entropy in nats over all targets of these (inputs, targets), each (M, T). Waits for the device.
+def mean_loss(model: LanguageModel, covered: Iterable[tuple[Tensor, Tensor]], device: Device) -> float:
+    """The mean cross-entropy in nats over all targets that count, of these (inputs, targets), each (M, T).
 
-    The ids may be of any type, and not yet on the device. Dropout is off while it runs.
+    Waits for the device. The ids may be of any type, and not yet on the device. Dropout is off while it runs.
     """
     was_training = model.training
     model.eval()
     total = torch.zeros((), device=device.torch)
-    count = 0
+    count = torch.zeros((), dtype=torch.int64, device=device.torch)
     for inputs, targets in covered:
         rows = max(1, _LOGITS_AT_ONCE[device.torch.type] // (model.vocab_size * inputs.shape[1]))
         for x, y in zip(inputs.split(rows), targets.split(rows), strict=True):
@@ -30,10 +31,11 @@ def mean_loss(model: LanguageModel, covered: list[tuple[Tensor, Tensor]], device
             with device.autocast():
                 _, loss = model(x, y)
             assert loss is not None
-            total += loss.float() * y.numel()
-            count += y.numel()
+            n = (y != IGNORED).sum()
+            total += loss.float() * n
+            count += n
     model.train(was_training)
-    return total.item() / count
+    return total.item() / count.item()
 
 
 def bits_per_character(loss: float, *, tokens: int, characters: int) -> float:

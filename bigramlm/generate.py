@@ -26,13 +26,15 @@ def stream(
     top_p: float = 1.0,
     seed: int,
     device: Device,
+    until: int | None = None,
     cached: bool = True,
 ) -> Iterator[Tensor]:
     """The tokens that follow idx (B, T), one by one, each (B, 1), as they are made.
 
     Each token is drawn from softmax(logits / temperature) of the last position, among those that top_k and top_p leave;
     a temperature of 0 takes the likeliest. Draws come from a generator of their own, so that sampling in the middle of
-    a run changes nothing of the run. Dropout is off while it runs.
+    a run changes nothing of the run. Dropout is off while it runs. It ends before its time where every row has had the
+    token `until`; what follows that in a row means nothing.
 
     The context grows up to block_size tokens; then it starts again from its last half, since what a model keeps of its
     context would be of no use with every token in another place. cached=False keeps nothing, and computes the same.
@@ -42,6 +44,7 @@ def stream(
     generator = torch.Generator(device.torch).manual_seed(seed)
     context = new = idx[:, -model.block_size :]
     cache = model.new_cache() if cached else None
+    ended = torch.zeros_like(idx[:, :1], dtype=torch.bool)
     try:
         for _ in range(max_new_tokens):
             with torch.inference_mode(), device.autocast():
@@ -55,8 +58,17 @@ def stream(
                     context = new = torch.cat((context, following), dim=1)[:, -max(1, model.block_size // 2) :]
                     cache = model.new_cache() if cached else None
             yield following
+            if until is not None:
+                ended = ended | (following == until)
+                if ended.all():
+                    return
     finally:
         model.train(was_training)
+
+
+def before(ids: list[int], until: int | None) -> list[int]:
+    """The ids up to the token `until`; all of them where it is None, or not among them."""
+    return ids[: ids.index(until)] if until in ids else ids
 
 
 def draw(logits: Tensor, *, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from bigramlm.data.batches import IGNORED
 from bigramlm.errors import UserError, require
 from bigramlm.model.base import LanguageModel
 from bigramlm.tokenizer.base import Tokenizer, not_given_back
@@ -48,7 +49,7 @@ def preflight(
     x, y = x[:rows], y[:rows]
     with torch.random.fork_rng([] if x.device.type == "cpu" else [x.device], device_type=x.device.type):
         if fresh and model.vocab_size >= _LOSS_FROM_VOCABULARY:
-            check_fresh_loss(model, x, y)
+            check_fresh_loss(model, x, whole(x, y))
         # What is frozen stays as it is, and need not be copied.
         throw_away = copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
         if list(model.parameters()):  # a model that is counted has none
@@ -57,12 +58,18 @@ def preflight(
 
 
 def check_targets(x: Tensor, y: Tensor) -> None:
-    """Targets are the inputs one step on."""
+    """Targets, where they count, are the inputs one step on."""
     require(
-        x.shape == y.shape and torch.equal(x[:, 1:], y[:, :-1]),
+        x.shape == y.shape and bool(((x[:, 1:] == y[:, :-1]) | (y[:, :-1] == IGNORED)).all()),
         "preflight: the targets of the first batch are not its inputs one step on: the model would learn to predict "
         f"something else than the next token; {_ANYWAY}",
     )
+
+
+def whole(x: Tensor, y: Tensor) -> Tensor:
+    """The targets with those of prompts too: a completion may be one token, which says little of a fresh model."""
+    upto = (y != IGNORED).flip(1).cumsum(1).flip(1) > 0  # and padding stays out
+    return torch.where(upto & (y == IGNORED), x.roll(-1, dims=1), y)
 
 
 def check_round_trip(tokenizer: Tokenizer, text: str, split: str) -> None:

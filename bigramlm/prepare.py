@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 from bigramlm.cli import exit_codes, fields_command, relative, show
 from bigramlm.config import prefer_our_presets, register_schemas
-from bigramlm.data.config import DataConfig, TokensConfig
+from bigramlm.data.config import DataConfig, PairsConfig, TokensConfig
 from bigramlm.errors import require
 from bigramlm.stop import Stopped, stop_signals
 from bigramlm.tokenizer.config import TokenizerConfig
@@ -77,6 +77,11 @@ def prepare(cfg: PrepareCommand) -> None:
     """Make the token files, or find them whole, and say what is in them. UserError where that cannot be."""
     require(
         not isinstance(cfg.data, TokensConfig), "data=tokens: are token files already; give the text, with data.path="
+    )
+    require(
+        not isinstance(cfg.data, PairsConfig),
+        "data=pairs: are kept in memory, and token files have no place for what is prompt and what completion; train "
+        "on them as they are",
     )
     from bigramlm import corpus
     from bigramlm.data.text import Text

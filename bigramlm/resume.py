@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 from bigramlm import paths, runs
 from bigramlm.cli import quoted, relative
 from bigramlm.config import GROUPS, RunConfig, differences, load, load_composed, to_dict, tokenizer_config
-from bigramlm.data.config import DataConfig
 from bigramlm.errors import UserError, require
 from bigramlm.model.huggingface import Pretrained, differing
 from bigramlm.run import RunFolder
@@ -25,6 +24,7 @@ from bigramlm.tokenizer.config import GPT2TokenizerConfig
 
 if TYPE_CHECKING:
     from bigramlm.checkpoint import Checkpoint
+    from bigramlm.data.pairs import Pairs
     from bigramlm.data.text import Text
     from bigramlm.data.tokens import TokenFiles
     from bigramlm.load import Weights
@@ -213,7 +213,7 @@ def settle_tokens(cfg: RunConfig, tokens: TokenFiles, overrides: list[str]) -> N
         cfg.data.train_fraction = fraction
 
 
-def find_start(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles, overrides: list[str]) -> Start:
+def find_start(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles | Pairs, overrides: list[str]) -> Start:
     """What `cfg.resume` and `cfg.init_from` ask for; sets in cfg what follows from it. UserError where it cannot be.
 
     text: what the run trains on; overrides: what was typed.
@@ -240,7 +240,7 @@ def find_start(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles, overr
     return start
 
 
-def _own(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles, overrides: list[str]) -> Checkpoint | None:
+def _own(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles | Pairs, overrides: list[str]) -> Checkpoint | None:
     from bigramlm.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(folder.path / "checkpoints")
@@ -269,7 +269,8 @@ def _own(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles, overrides: 
     if before not in (None, text.sha256) and not _is_typed("data.path", overrides):
         raise UserError(
             f"{cfg.data.file()}: is not the text that the run was trained on (SHA-256 {text.sha256[:12]}, then "
-            f"{before[:12]}); put that one back; with data=text, data.path= typed besides goes on with another"
+            f"{before[:12]}); put that one back; with data=text or data=pairs, data.path= typed besides goes on with "
+            "another"
         )
     log.info("resume: %s from step %d", relative(folder.path), step)
     if before not in (None, text.sha256):
@@ -302,7 +303,7 @@ def _source(cfg: RunConfig, overrides: list[str] | None) -> Weights:
 def _settle_block_size(cfg: RunConfig, pretrained: Pretrained, *, typed: bool) -> None:
     asked, positions = cfg.data.block_size, pretrained.block_size
     if not typed:  # a recipe's is cut, and without one the block is as long as it can be
-        cfg.data.block_size = positions if asked == DataConfig.block_size else min(asked, positions)
+        cfg.data.block_size = positions if asked == type(cfg.data).block_size else min(asked, positions)
     require(
         cfg.data.block_size <= positions,
         f"data.block_size={asked}: the weights in {pretrained.place} have {positions:,} positions, and know no token "

@@ -135,10 +135,12 @@ def _print_as_it_comes(
 ) -> None:
     # At a terminal at once, else several times a second.
     every = 0.0 if sys.stdout.isatty() else 0.1
-    text, shown = tokenizer.decode(prompt), 0.0
+    text, shown, end = tokenizer.decode(prompt), 0.0, _end(cfg, tokenizer)
     # What a token adds is told by the tokens before it too: whether a space is in between, or half of a character.
     told, pending = prompt[-_TOLD_BY:], []
-    for token in _stream(cfg, model, [prompt], device, cfg.seed):
+    for token in _stream(cfg, model, [prompt], device, cfg.seed, end):
+        if token == end:
+            break
         pending.append(int(token))
         new = tokenizer.decode(told + pending)
         # A character of several tokens, four bytes at the most, is shown once it is whole.
@@ -163,7 +165,9 @@ def _written(
     # written at once.
     import torch
 
-    batch = 0
+    from bigramlm.generate import before
+
+    batch, end = 0, _end(cfg, tokenizer)
     for first in range(0, len(prompts), _PROMPTS):
         window = range(first, min(first + _PROMPTS, len(prompts)))
         texts: dict[int, list[str]] = {prompt: [] for prompt in window}
@@ -171,19 +175,24 @@ def _written(
             rows = [prompt for prompt in window if len(prompts[prompt]) == length for _ in range(cfg.num_samples)]
             for at in range(0, len(rows), _ROWS):
                 some = rows[at : at + _ROWS]
-                tokens = list(_stream(cfg, model, [prompts[prompt] for prompt in some], device, cfg.seed + batch))
+                tokens = list(_stream(cfg, model, [prompts[prompt] for prompt in some], device, cfg.seed + batch, end))
                 new = torch.cat(tokens, dim=1).tolist() if tokens else [[]] * len(some)
                 batch += 1
                 for prompt, ids in zip(some, new, strict=True):
-                    whole = tokenizer.decode(prompts[prompt] + ids)
+                    whole = tokenizer.decode(prompts[prompt] + before(ids, end))
                     texts[prompt].append(whole.removeprefix(tokenizer.decode(prompts[prompt])))
         for prompt in window:
             for text in texts[prompt]:
                 yield prompt, text
 
 
+def _end(cfg: SampleCommand, tokenizer: Tokenizer) -> int | None:
+    # The token that ends a text.
+    return tokenizer.end_of_text if cfg.stop_at_end else None
+
+
 def _stream(
-    cfg: SampleCommand, model: LanguageModel, prompts: list[list[int]], device: Device, seed: int
+    cfg: SampleCommand, model: LanguageModel, prompts: list[list[int]], device: Device, seed: int, end: int | None
 ) -> Iterator[Tensor]:
     import torch
 
@@ -198,6 +207,7 @@ def _stream(
         top_p=cfg.top_p,
         seed=seed,
         device=device,
+        until=end,
     )
 
 

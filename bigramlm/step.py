@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from bigramlm.data.batches import IGNORED
 from bigramlm.device.device import Device
 from bigramlm.model.base import LanguageModel
 from bigramlm.optim.base import set_learning_rate, trained
@@ -34,8 +35,11 @@ class TrainStep:
         *,
         grad_accumulation: int,
         grad_clip: float,
+        masked: bool = False,
     ) -> None:
-        """grad_accumulation: the parts A that a batch is cut in; grad_clip: the largest norm of a gradient, 0 any."""
+        """grad_accumulation: the parts A that a batch is cut in; grad_clip: the largest norm of a gradient, 0 any;
+        masked: whether there are targets that do not count.
+        """
         self.model = model
         self.params = trained(model)
         self.optimizer = optimizer
@@ -43,6 +47,7 @@ class TrainStep:
         self.scaler = scaler
         self.grad_accumulation = grad_accumulation
         self.grad_clip = grad_clip
+        self.masked = masked
 
     def __call__(self, batches: Sequence[Batch], lrs: Sequence[float]) -> Outcome:
         """Update the weights once for each batch, and return the first update's outcome.
@@ -66,12 +71,16 @@ class TrainStep:
         return total, norm
 
     def losses(self, batch: Batch) -> Iterator[Tensor]:
-        """The losses of a batch's parts, each divided by their number: their sum is the loss of the whole batch."""
+        """The losses of a batch's parts, each by its share of the targets: their sum is the loss of the whole batch."""
         parts = self.grad_accumulation
+        counted = (batch[1] != IGNORED).sum() if self.masked and parts > 1 else None
         for x, y in [batch] if parts == 1 else zip(batch[0].chunk(parts), batch[1].chunk(parts), strict=True):
             with self.device.autocast():
                 _, loss = self.model(x, y)
-            yield loss if parts == 1 else loss / parts
+            if counted is not None:
+                yield loss * ((y != IGNORED).sum() / counted)
+            else:
+                yield loss if parts == 1 else loss / parts
 
 
 class CompiledStep(TrainStep):

@@ -291,6 +291,7 @@ def run(
 ) -> None:
     """One run, from its config to its sample. Everything that can be refused is refused before training."""
     from bigramlm.corpus import tokenized
+    from bigramlm.data.pairs import Pairs, row_length
     from bigramlm.data.text import check_length
     from bigramlm.data.tokens import TokenFiles
     from bigramlm.tokenizer.base import start_tokens
@@ -305,10 +306,15 @@ def run(
     corpus = tokenized(text, cfg.tokenizer, start.tokenizer(cfg.tokenizer), cfg.data.kept_in())
     tokenizer, vocab_size = corpus.tokenizer, corpus.tokenizer.vocab_size
     folder.summary["vocab_size"] = vocab_size
-    for name, found in corpus.ids.items():
-        check_length(len(found), split=name, block_size=cfg.data.block_size, text=str(relative(cfg.data.file())))
+    block_size, start_text = cfg.data.block_size, cfg.sample.prompt
+    if isinstance(text, Pairs):
+        block_size = row_length(corpus.bounds, block_size)
+        start_text = start_text or text.examples("val")[0].prompt
+    else:
+        for name, found in corpus.ids.items():
+            check_length(len(found), split=name, block_size=block_size, text=str(relative(cfg.data.file())))
     try:
-        prompt = start_tokens(tokenizer, cfg.sample.prompt)
+        prompt = start_tokens(tokenizer, start_text)
     except UserError as error:
         raise UserError(f"sample.prompt={cfg.sample.prompt!r}: {error}") from None
 
@@ -319,9 +325,9 @@ def run(
     import torch
 
     from bigramlm.checkpoint import Base
-    from bigramlm.data.batches import on_device
+    from bigramlm.data.batches import Examples, Split, Stream, on_device
     from bigramlm.device.device import decide, set_up
-    from bigramlm.generate import generate
+    from bigramlm.generate import before, generate
     from bigramlm.load import put_weights
     from bigramlm.metrics import Metrics, Origin
     from bigramlm.model.huggingface import Pretrained, check_vocabulary
@@ -333,7 +339,7 @@ def run(
     if not cfg.model.trains and cfg.trainer.steps:
         log.info("steps: none, a model that is counted has nothing to train")
         cfg.trainer.steps = 0
-    cfg.device = decide(cfg.device, n_params=model.n_params(), tokens=cfg.data.batch_size * cfg.data.block_size)
+    cfg.device = decide(cfg.device, n_params=model.n_params(), tokens=cfg.data.batch_size * block_size)
     require(
         cfg.device.name != "mps"
         or not (cfg.trainer.activation_checkpointing and getattr(cfg.model, "dropout", 0.0) > 0),
@@ -341,14 +347,12 @@ def run(
     )
     device = set_up(cfg.device)
 
-    documents = f" in {corpus.documents:,} documents" if corpus.documents > 1 else ""
+    kind = "examples" if corpus.bounds else "documents"
+    documents = f" in {corpus.documents:,} {kind}" if corpus.documents > 1 else ""
     log.info(
         "data: %s, %s characters%s, vocabulary of %d",
         *(corpus.name, f"{corpus.n_characters:,}", documents, vocab_size),
     )
-    per_token = {split: corpus.characters[split] / len(found) for split, found in corpus.ids.items()}
-    each = f", of {per_token['val']:.2f} characters" if per_token["val"] != 1 else ""
-    log.info("split: %s tokens train, %s val%s", *(f"{len(corpus.ids[name]):,}" for name in ("train", "val")), each)
     if isinstance(start.source, Pretrained):
         check_vocabulary(start.source, vocab_size)
     if start.source is not None and not cfg.from_scratch:
@@ -362,6 +366,20 @@ def run(
             log.info("%s", line)
     model.to(device.torch)
     tokens = {name: on_device(found, device.torch) for name, found in corpus.ids.items()}
+    splits: dict[str, Split] = {
+        name: Examples(found, corpus.bounds[name], block_size=block_size)
+        if corpus.bounds
+        else Stream(found, block_size=block_size)
+        for name, found in tokens.items()
+    }
+    per_token = {name: corpus.characters[name] / split.n_tokens for name, split in splits.items()}
+    each = f", of {per_token['val']:.2f} characters" if per_token["val"] != 1 else ""
+    n_tokens = [f"{split.n_tokens:,}" for split in splits.values()]
+    if corpus.bounds:
+        n_rows = [f"{split.n_rows:,}" for split in splits.values()]
+        log.info("split: %s examples train, %s val, with completions of %s and %s tokens%s", *n_rows, *n_tokens, each)
+    else:
+        log.info("split: %s tokens train, %s val%s", *n_tokens, each)
     began = time.perf_counter()
     counted = model.count(tokens["train"])  # also where weights come from elsewhere: it is of the text at hand
     counting = time.perf_counter() - began if counted else 0.0
@@ -371,8 +389,8 @@ def run(
     trainer = Trainer(
         cfg,
         model=model,
-        train=tokens["train"],
-        val=tokens["val"],
+        train=splits["train"],
+        val=splits["val"],
         val_characters=corpus.characters["val"],
         tokenizer=tokenizer.to_json(),
         lossless=tokenizer.lossless,
@@ -427,6 +445,7 @@ def run(
         early = {"early_stopped": True} if trainer.early_stopped else {}
         folder.update_summary(final=trainer.final, references=trainer.references, **early)
 
+        end = tokenizer.end_of_text if cfg.sample.stop_at_end else None
         ids = generate(
             model,
             torch.tensor([prompt], device=device.torch),
@@ -436,8 +455,9 @@ def run(
             top_p=cfg.sample.top_p,
             seed=cfg.seed,
             device=device,
+            until=end,
         )
-        sample = tokenizer.decode(ids[0].tolist())
+        sample = tokenizer.decode(prompt + before(ids[0, len(prompt) :].tolist(), end))
         metrics.text(trainer.step, "sample", sample)
         folder.add_sample(trainer.step, sample)
         completed = True

@@ -16,7 +16,7 @@ from bigramlm.adapter.lora import LoRA
 from bigramlm.checkpoint import STATE, Base, Checkpoint, Checkpoints
 from bigramlm.cli import relative
 from bigramlm.config import RunConfig, to_yaml
-from bigramlm.data.batches import Batches, blocks
+from bigramlm.data.batches import Batches, Split, Stream
 from bigramlm.device.device import Device, is_small
 from bigramlm.device.peak import peak
 from bigramlm.errors import UserError
@@ -50,8 +50,8 @@ class Trainer:
         cfg: RunConfig,
         *,
         model: LanguageModel,
-        train: Tensor,
-        val: Tensor,
+        train: Split,
+        val: Split,
         val_characters: int,
         tokenizer: str,
         lossless: bool = True,
@@ -61,8 +61,8 @@ class Trainer:
         base: Base | None = None,
         is_hopeless: Callable[[int, Mapping[str, float]], bool] | None = None,
     ) -> None:
-        """model is on the device; train and val: token ids, each (N,); tokenizer: as JSON, saved with checkpoints;
-        lossless: whether it gives back all of the text, and so bits a character tell what they should.
+        """model is on the device; tokenizer: as JSON, saved with checkpoints; lossless: whether it gives back all of
+        the text, and so bits a character tell what they should.
 
         adapter: what is trained in the model, where that is not all of it, and saved with where its base is;
         is_hopeless: asked at every evaluation but the last, with the step and what was found, whether to end the run.
@@ -90,27 +90,26 @@ class Trainer:
             self.scaler,
             grad_accumulation=self.cfg.grad_accumulation,
             grad_clip=cfg.optim.grad_clip,
+            masked=train.masked,
         )
         if isinstance(self.train_step, CompiledStep):
-            small = is_small(n_params=model.n_params(), tokens=cfg.data.batch_size * cfg.data.block_size)
+            small = is_small(n_params=model.n_params(), tokens=cfg.data.batch_size * train.block_size)
             self.train_step.compile(together=self._together() if small else 1)
 
         # One draw makes the whole update's batch, so that it is the same however it is cut for accumulation.
         rows = cfg.data.batch_size * self.cfg.grad_accumulation
-        self.batches = Batches(
-            train, block_size=cfg.data.block_size, batch_size=rows, seed=cfg.seed, device=device.torch
-        )
-        self.tokens_per_step = rows * cfg.data.block_size
-        self.flops_per_token = model.flops_per_token()
+        self.batches = Batches(train, batch_size=rows, seed=cfg.seed, device=device.torch)
+        self.tokens_per_step = rows * train.block_size  # what is computed: of examples the padding too
+        self.flops_per_token = model.flops_per_token(train.block_size)
         self.peak = peak(device) if self.flops_per_token else None
         if self.peak:
             log.info("peak, for MFU: %s GFLOP/s (%s)", f"{self.peak.flops / 1e9:,.0f}", self.peak.how)
         limit = None if self.cfg.eval_batches == "all" else int(self.cfg.eval_batches) * cfg.data.batch_size
         self.splits = {"train": train, "val": val}
-        self.eval_blocks = {
-            split: blocks(tokens, block_size=cfg.data.block_size, limit=limit) for split, tokens in self.splits.items()
-        }
-        self.references = model.reference_losses(train, val)
+        self.eval_blocks = {name: list(split.blocks(limit=limit)) for name, split in self.splits.items()}
+        self.references: dict[str, float] = {}
+        if isinstance(train, Stream) and isinstance(val, Stream):  # counting is of running text
+            self.references = model.reference_losses(train.tokens, val.tokens)
 
         self.step = 0
         self.seconds = 0.0
@@ -241,7 +240,7 @@ class Trainer:
 
     def bits(self, val_loss: float) -> float:
         """A loss over val in nats a token as bits a character."""
-        return bits_per_character(val_loss, tokens=len(self.splits["val"]), characters=self.val_characters)
+        return bits_per_character(val_loss, tokens=self.splits["val"].n_tokens, characters=self.val_characters)
 
     def out_of_patience(self) -> bool:
         """Whether the val loss has not been lower than its best for as many evaluations as early stopping waits."""
@@ -365,19 +364,18 @@ class Trainer:
         return record | self._speed
 
     def final_losses(self) -> dict[str, float]:
-        """The losses that count: over the whole val split, and over as many tokens spread evenly over train.
+        """The losses that count: over the whole val split, and over as much spread evenly over train.
 
         Also val's in bits a character, which compares models with different tokenizers.
         """
-        block_size = self.model.block_size
-        n_val = len(self.splits["val"])
-        val_limit = WHOLE_SPLIT_UP_TO // block_size if n_val > WHOLE_SPLIT_UP_TO else None
-        train_limit = val_limit or -(-(n_val - 1) // block_size)
+        val = self.splits["val"]
+        val_limit = WHOLE_SPLIT_UP_TO // val.block_size if val.n_tokens > WHOLE_SPLIT_UP_TO else None
+        train_limit = val_limit or val.n_rows
         covered = f"{WHOLE_SPLIT_UP_TO:,} tokens of val, spread evenly" if val_limit else "the whole of val"
-        log.info("final losses: over %s, and as many tokens of train", covered)
+        log.info("final losses: over %s, and as many %s of train", covered, "examples" if val.masked else "tokens")
         final = {
-            f"{split}/loss": mean_loss(self.model, blocks(tokens, block_size=block_size, limit=limit), self.device)
-            for (split, tokens), limit in zip(self.splits.items(), (train_limit, val_limit), strict=True)
+            f"{name}/loss": mean_loss(self.model, split.blocks(limit=limit), self.device)
+            for (name, split), limit in zip(self.splits.items(), (train_limit, val_limit), strict=True)
         }
         final["val/bpc"] = self.bits(final["val/loss"])
         return final

@@ -426,7 +426,7 @@ def test_help_says_what_there_is() -> None:
         "model": r"bigram attention multihead feedforward residual transformer\n +nanogpt gpt gpt2 ngram",
         "optim": "adamw sgd muon",
         "tokenizer": "char byte bpe wordpiece gpt2",
-        "data": "shakespeare bundled text tokens",
+        "data": "shakespeare bundled text pairs tokens",
         "device": "auto cpu cuda mps",
         "logger": "all none tensorboard wandb",
         "experiment": r"gpt_cpu gpt_gpu gpt_ngram_cpu ladder nanogpt_cpu nanogpt_gpu quick\n +quick_gpt",

@@ -19,7 +19,7 @@ import torch
 
 from bigramlm import corpus, paths, prepare
 from bigramlm.corpus import Corpus, tokenized
-from bigramlm.data.batches import Batches, on_device
+from bigramlm.data.batches import Batches, Stream, on_device
 from bigramlm.data.config import TextConfig
 from bigramlm.data.text import Text
 from bigramlm.data.tokens import About, Counts, TokenFiles, open_tokens
@@ -661,8 +661,8 @@ def test_batches_from_files_are_those_from_memory(tmp_path: Path) -> None:
         mapped = on_device(found.ids("train"), torch.device("cpu"))
     assert mapped.dtype == torch.uint16
     for step in (0, 5, 2000):
-        one = Batches(mapped, block_size=7, batch_size=3, seed=1)[step]
-        other = Batches(torch.from_numpy(ids.astype(np.int32)), block_size=7, batch_size=3, seed=1)[step]
+        one = Batches(Stream(mapped, block_size=7), batch_size=3, seed=1)[step]
+        other = Batches(Stream(torch.from_numpy(ids.astype(np.int32)), block_size=7), batch_size=3, seed=1)[step]
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 

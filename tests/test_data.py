@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigramlm.data.batches import Batches, blocks, on_device
+from bigramlm.data.batches import Batches, Stream, blocks, on_device
 from bigramlm.data.config import TextConfig
 from bigramlm.data.text import Text, TextChanged, check_length, in_pieces, read_text, zstd
 from bigramlm.data.tokens import narrowest
@@ -24,7 +24,7 @@ TOKENS = torch.arange(5000, dtype=torch.int32)  # an id says where it stands
 
 
 def batches(seed: int = 1, block_size: int = 8, batch_size: int = 4) -> Batches:
-    return Batches(TOKENS, block_size=block_size, batch_size=batch_size, seed=seed)
+    return Batches(Stream(TOKENS, block_size=block_size), batch_size=batch_size, seed=seed)
 
 
 def test_targets_are_the_inputs_one_token_on() -> None:
@@ -59,7 +59,7 @@ def test_batches_do_not_depend_on_how_many_are_gathered_together(monkeypatch: py
 
 def test_every_place_is_drawn_up_to_the_last_token() -> None:
     tokens = torch.arange(12, dtype=torch.int32)
-    drawn = Batches(tokens, block_size=8, batch_size=64, seed=0)
+    drawn = Batches(Stream(tokens, block_size=8), batch_size=64, seed=0)
     starts = {int(start) for step in range(5) for start in drawn[step][0][:, 0]}
     assert starts == {0, 1, 2, 3}
     assert int(max(drawn[step][1].max() for step in range(5))) == 11
@@ -94,7 +94,7 @@ def test_ids_are_kept_in_the_narrowest_type(vocab_size: int, kind: type[np.gener
     ids = np.array([0, vocab_size - 1, 1], dtype=narrowest(vocab_size))
     kept = on_device(ids, torch.device("cpu"))
     assert kept.tolist() == [0, vocab_size - 1, 1]
-    x, y = Batches(kept, block_size=1, batch_size=50, seed=0)[0]
+    x, y = Batches(Stream(kept, block_size=1), batch_size=50, seed=0)[0]
     assert {(int(a), int(b)) for a, b in zip(x, y, strict=True)} == {(0, vocab_size - 1), (vocab_size - 1, 1)}
     ((inputs, targets),) = blocks(kept, block_size=2)
     assert inputs.long().tolist() == [[0, vocab_size - 1]]

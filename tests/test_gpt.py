@@ -335,12 +335,14 @@ def test_squared_relu_has_the_gradient_that_it_should() -> None:
 @pytest.mark.parametrize("preset", GPTS)
 def test_flops_are_those_that_pytorch_counts(preset: str) -> None:
     model = build(f"model={preset}", *small(preset)).float()
-    idx = torch.randint(V, (2, BLOCK))
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        _, loss = model(idx, idx)
-        assert loss is not None
-        loss.backward()
-    assert model.flops_per_token() * idx.numel() == counter.get_total_flops()
+    for length in (BLOCK, BLOCK // 2):
+        idx = torch.randint(V, (2, length))
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            _, loss = model(idx, idx)
+            assert loss is not None
+            loss.backward()
+        assert model.flops_per_token(length) * idx.numel() == counter.get_total_flops()
+    assert model.flops_per_token() == model.flops_per_token(BLOCK)
 
 
 @pytest.mark.parametrize("preset", GPTS)

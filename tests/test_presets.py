@@ -17,6 +17,7 @@ PRESETS = sorted(
 # What a preset needs besides: a field that has no default, a model with matrices, less of what is large.
 NEEDS = {
     ("data", "text"): ["data.path={text_file}"],
+    ("data", "pairs"): ["data.path={pairs}"],
     ("data", "tokens"): ["data.path={tokens}"],
     ("tokenizer", "bpe"): ["tokenizer.vocab_size=300"],
     ("tokenizer", "wordpiece"): ["tokenizer.vocab_size=300"],
@@ -57,7 +58,10 @@ def test_preset_takes_a_step(
         gpt2_folder(gpt2)
     if any("{tokens}" in need for need in needs):
         tool(prepare.main, f"data.path={text_file}", "tokenizer=byte", f"output={tokens}")
-    overrides = [f"{group}={name}", *(need.format(text_file=text_file, tokens=tokens, gpt2=gpt2) for need in needs)]
+    pairs = text_file.with_name("pairs.jsonl")
+    pairs.write_text('{"prompt": "2 + 3 =", "completion": " 5"}\n' * 10, "utf-8")
+    made = {"text_file": text_file, "tokens": tokens, "pairs": pairs, "gpt2": gpt2}
+    overrides = [f"{group}={name}", *(need.format(**made) for need in needs)]
     cfg = run_config(*overrides)
     assert to_yaml(cfg)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

@@ -176,6 +176,8 @@ def test_an_output_that_is_full_is_one_line(run: Path) -> None:
 class Bytes:
     """A tokenizer whose tokens are bytes: a character may take several of them."""
 
+    end_of_text = None
+
     def decode(self, ids: "list[int]") -> str:
         return bytes(ids).decode("utf-8", "replace")
 

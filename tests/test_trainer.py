@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from bigramlm.checkpoint import Checkpoint, _write_manifest
 from bigramlm.config import RunConfig
+from bigramlm.data.batches import Stream
 from bigramlm.device.device import Device, decide, set_up
 from bigramlm.device.peak import Peak
 from bigramlm.errors import UserError
@@ -63,8 +64,8 @@ def build(folder: Path, *overrides: str, device: Device | None = None, kind: typ
     return Trainer(
         cfg,
         model=model,
-        train=TOKENS[:1800],
-        val=TOKENS[1800:],
+        train=Stream(TOKENS[:1800], block_size=cfg.data.block_size),
+        val=Stream(TOKENS[1800:], block_size=cfg.data.block_size),
         val_characters=200,
         tokenizer=CharTokenizer("abcdefghijk").to_json(),
         device=device or set_up(cfg.device),

@@ -139,7 +139,7 @@ def _train_split(cfg: RunConfig) -> tuple[int, Tensor]:
 def _step(cfg: RunConfig, split: tuple[int, Tensor]) -> Callable[[int], Figures]:
     import torch
 
-    from bigramlm.data.batches import Batches
+    from bigramlm.data.batches import Batches, Stream
     from bigramlm.device.device import decide, set_up
     from bigramlm.step import TrainStep
 
@@ -150,7 +150,7 @@ def _step(cfg: RunConfig, split: tuple[int, Tensor]) -> Callable[[int], Figures]
     optimizer = cfg.optim.build(model, compiled=False)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     take = TrainStep(model, optimizer, device, scaler, grad_accumulation=1, grad_clip=cfg.optim.grad_clip)
-    batches = Batches(tokens, block_size=data.block_size, batch_size=data.batch_size, seed=cfg.seed)
+    batches = Batches(Stream(tokens, block_size=data.block_size), batch_size=data.batch_size, seed=cfg.seed)
     at = 0
 
     def measured(steps: int) -> Figures:

@@ -349,7 +349,7 @@ def _bare_loop(trainer: Trainer) -> Step:
     model = copy.deepcopy(trainer.model)
     optimizer = trainer.optim.build(model, compiled=False)
     rows = trainer.tokens_per_step // model.block_size
-    batches = Batches(trainer.splits["train"], block_size=model.block_size, batch_size=rows, seed=0)
+    batches = Batches(trainer.splits["train"], batch_size=rows, seed=0)
 
     def take(n: int) -> None:
         x, y = batches[n]

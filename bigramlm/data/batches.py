@@ -1,6 +1,7 @@
 """Training batches, and the blocks that evaluation covers a split with."""
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,29 +9,114 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bigramlm.data.pairs import Bounds, fitted
+
+IGNORED = -100
+"""The target where nothing is to be predicted: what `torch.nn.functional.cross_entropy` leaves out."""
+
 # How many steps' offsets are drawn with one call. Part of what a seed means: another number gives other batches.
 _DRAWN_TOGETHER = 1024
 # How many tokens are gathered with one call, at least one batch.
 _GATHERED_TOKENS = 1 << 16
 
 
-class Batches:
-    """The training batches: random stretches of T + 1 tokens, of which the first T are inputs, the last T targets.
+class Stream:
+    """A split that is one stream of tokens: rows are stretches of T + 1, of which the first T are inputs, the last T
+    targets. Those drawn may overlap and repeat; there are no epochs."""
 
-    They may overlap and repeat; there are no epochs. Batch n is a pure function of (seed, n), in whatever order they
-    are asked for. For speed the starts of many batches are drawn with one call, and a group of batches is gathered with
-    one.
+    masked = False
+    """Whether there are targets that do not count."""
+
+    def __init__(self, tokens: Tensor, *, block_size: int) -> None:
+        """tokens: (N,) ids, N above block_size."""
+        self.tokens = tokens
+        self.block_size = block_size
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens the split's characters are."""
+        return len(self.tokens)
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows it takes to cover the split."""
+        return -(-(len(self.tokens) - 1) // self.block_size)
+
+    def draw(self, seed: int, number: int, shape: tuple[int, int]) -> NDArray[np.int64]:
+        """Where the rows of draw `number` start."""
+        rng = np.random.default_rng((seed, number))
+        return rng.integers(0, len(self.tokens) - self.block_size, size=shape)
+
+    def rows(self, at: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the rows that start there (...), each (..., T); targets are the inputs one token on."""
+        windows = sent(self.tokens.unfold(0, self.block_size + 1, 1)[at], device).long()  # (..., T + 1)
+        return windows[..., :-1].contiguous(), windows[..., 1:].contiguous()
+
+    def blocks(self, *, limit: int | None) -> list[tuple[Tensor, Tensor]]:
+        """What evaluation covers the split with: see the function `blocks`."""
+        return blocks(self.tokens, block_size=self.block_size, limit=limit)
+
+
+class Examples:
+    """A split that is examples of prompt and completion: each is a row by itself, from position 0, padded to T.
+
+    Targets of a prompt and of padding are IGNORED. In training each comes once in an epoch, in an order that is a pure
+    function of (seed, epoch).
     """
 
-    def __init__(
-        self, tokens: Tensor, *, block_size: int, batch_size: int, seed: int, device: torch.device | None = None
-    ) -> None:
-        """tokens: (N,) ids, N above block_size; device: where batches are wanted, if not where the tokens are."""
-        self._device = device or tokens.device
-        self._windows = tokens.unfold(0, block_size + 1, 1)  # (N - T, T + 1), a view
+    masked = True
+
+    def __init__(self, tokens: Tensor, bounds: Bounds, *, block_size: int) -> None:
+        """tokens: (N,) ids of all examples; bounds: where they are in it."""
+        self.tokens = tokens
+        self.block_size = block_size
+        self.n_tokens = int((bounds[:, 2] - bounds[:, 1]).sum())  # of what is cut off too: its characters count
+        self.n_rows = len(bounds)
+        self._bounds = torch.from_numpy(fitted(bounds, block_size)).to(tokens.device)
+
+    def draw(self, seed: int, number: int, shape: tuple[int, int]) -> NDArray[np.int64]:
+        """Which examples the rows of draw `number` are."""
+        n = self.n_rows
+        first, last = number * shape[0] * shape[1], (number + 1) * shape[0] * shape[1]
+        epochs = [np.random.default_rng((seed, epoch)).permutation(n) for epoch in range(first // n, -(-last // n))]
+        return np.concatenate(epochs)[first % n :][: last - first].reshape(shape)
+
+    def rows(self, at: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of these examples (...), each (..., T)."""
+        begin, first, end = self._bounds[at][..., None, :].unbind(-1)  # (..., 1) each
+        place = begin + torch.arange(self.block_size + 1, device=at.device)  # (..., T + 1)
+        ids = self.tokens[place.clamp(max=len(self.tokens) - 1)].long()
+        x = torch.where(place < end, ids, 0)[..., :-1].contiguous()
+        y = torch.where((first <= place) & (place < end), ids, IGNORED)[..., 1:].contiguous()
+        return sent(x, device), sent(y, device)
+
+    def blocks(self, *, limit: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The examples in order, (M, T) each; with a limit that many, spread evenly, always the same ones."""
+        n = self.n_rows
+        at = torch.arange(n if limit is None else min(limit, n), device=self.tokens.device)
+        if len(at) < n:
+            at = at * (n - 1) // max(len(at) - 1, 1)
+        for some in at.split(max(1, _GATHERED_TOKENS // self.block_size)):
+            yield self.rows(some, self.tokens.device)
+
+
+Split = Stream | Examples
+
+
+class Batches:
+    """The training batches: rows of a split, as it draws them.
+
+    Batch n is a pure function of (seed, n), in whatever order they are asked for. For speed the rows of many batches
+    are drawn with one call, and a group of batches is gathered with one.
+    """
+
+    def __init__(self, split: Split, *, batch_size: int, seed: int, device: torch.device | None = None) -> None:
+        """device: where batches are wanted, if not where the tokens are."""
+        self._split = split
+        self._device = device or split.tokens.device
         self._batch_size = batch_size
         self._seed = seed
-        self._group = max(1, min(_DRAWN_TOGETHER, _GATHERED_TOKENS // (batch_size * block_size)))
+        self._group = max(1, min(_DRAWN_TOGETHER, _GATHERED_TOKENS // (batch_size * split.block_size)))
         self._starts = torch.empty((0, batch_size), dtype=torch.int64)
         self._drawn = -1
         # The group at hand: its first step, and the inputs and targets of each of its steps.
@@ -39,7 +125,7 @@ class Batches:
         self._y: tuple[Tensor, ...] = ()
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of a step, both (B, T); the targets are the inputs one token on."""
+        """Inputs and targets of a step, both (B, T)."""
         if not 0 <= step - self._first < len(self._x):
             self._gather(step)
         return self._x[step - self._first], self._y[step - self._first]
@@ -47,15 +133,13 @@ class Batches:
     def _gather(self, step: int) -> None:
         draw, row = divmod(step, _DRAWN_TOGETHER)
         if draw != self._drawn:
-            rng = np.random.default_rng((self._seed, draw))
-            starts = rng.integers(0, len(self._windows), size=(_DRAWN_TOGETHER, self._batch_size))
-            self._starts = sent(torch.from_numpy(starts), self._windows.device)
+            drawn = self._split.draw(self._seed, draw, (_DRAWN_TOGETHER, self._batch_size))
+            self._starts = sent(torch.from_numpy(drawn), self._split.tokens.device)
             self._drawn = draw
         row -= row % self._group  # groups begin anew with each draw, whose last may be shorter
-        windows = sent(self._windows[self._starts[row : row + self._group]], self._device).long()  # (G, B, T + 1)
+        x, y = self._split.rows(self._starts[row : row + self._group], self._device)  # (G, B, T)
         self._first = draw * _DRAWN_TOGETHER + row
-        self._x = windows[..., :-1].contiguous().unbind(0)
-        self._y = windows[..., 1:].contiguous().unbind(0)
+        self._x, self._y = x.unbind(0), y.unbind(0)
 
 
 def sent(drawn: Tensor, device: torch.device) -> Tensor:

@@ -16,6 +16,7 @@ from bigramlm import paths
 from bigramlm.errors import require
 
 if TYPE_CHECKING:
+    from bigramlm.data.pairs import Pairs
     from bigramlm.data.text import Text
     from bigramlm.data.tokens import TokenFiles
 
@@ -49,7 +50,7 @@ class DataConfig:
         """
         return self
 
-    def read(self) -> Text | TokenFiles:
+    def read(self) -> Text | TokenFiles | Pairs:
         """The text itself, once it is there. A long one is not kept in memory. UserError says what is wrong with it."""
         from bigramlm.data.text import read_text
 
@@ -82,15 +83,12 @@ class DataConfig:
 
 
 @dataclass
-class TextConfig(DataConfig):
-    """Any UTF-8 text, in a file or many: `data=text data.path=FILE`. A file is a document; a line of JSONL is one."""
+class FilesConfig(DataConfig):
+    """What has files of the user's own."""
 
-    name: str = "text"
     path: str = MISSING
     """The file, or a glob such as `texts/**/*.txt`, from the working folder or absolute. Also *.jsonl, and either
     compressed, as *.gz or *.zst."""
-    text_field: str = "text"
-    """The field that a line of JSONL has its text in."""
 
     def prepare(self, *, the_same: bool = False) -> DataConfig:  # noqa: ARG002
         self.path = str(self.file())  # the saved config works from any folder
@@ -108,8 +106,46 @@ class TextConfig(DataConfig):
         require(bool(found), f"data.path={self.path}: matches no file; give a file that exists, or a glob of several")
         return found
 
+
+@dataclass
+class TextConfig(FilesConfig):
+    """Any UTF-8 text, in a file or many: `data=text data.path=FILE`. A file is a document; a line of JSONL is one."""
+
+    name: str = "text"
+    text_field: str = "text"
+    """The field that a line of JSONL has its text in."""
+
     def field(self) -> str:
         return self.text_field
+
+
+@dataclass
+class PairsConfig(FilesConfig):
+    """Examples of a prompt and its completion, of which the completion alone has a loss: `data=pairs
+    data.path=FILE.jsonl`. A line of JSONL is an example; `data.train_fraction` is of the examples."""
+
+    name: str = "pairs"
+    path: str = MISSING
+    """The file, or a glob such as `pairs/**/*.jsonl`, from the working folder or absolute. Also compressed, as *.gz or
+    *.zst."""
+    prompt_field: str = "prompt"
+    """The field that a line has its prompt in; it may be empty."""
+    completion_field: str = "completion"
+    """The field that a line has in it what is to follow the prompt."""
+    block_size: int = 256
+    """Tokens in a row (T) at the most: rows are as long as the longest example, if that is shorter. A longer example
+    loses the beginning of its prompt."""
+
+    def read(self) -> Pairs:
+        from bigramlm.data.pairs import read_pairs
+
+        return read_pairs(
+            self.files(),
+            name=self.name,
+            prompt_field=self.prompt_field,
+            completion_field=self.completion_field,
+            train_fraction=self.train_fraction,
+        )
 
 
 @dataclass
@@ -125,7 +161,7 @@ class TokensConfig(DataConfig):
         self.path = str(self.file())
         return self
 
-    def read(self) -> Text | TokenFiles:
+    def read(self) -> TokenFiles:
         from bigramlm.data.tokens import open_tokens
 
         return open_tokens(self.file())
@@ -178,5 +214,6 @@ DATASETS: dict[str, type[DataConfig]] = {
     "shakespeare": ShakespeareConfig,
     "bundled": BundledConfig,
     "text": TextConfig,
+    "pairs": PairsConfig,
     "tokens": TokensConfig,
 }

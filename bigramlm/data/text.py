@@ -92,14 +92,12 @@ class Text:
     @property
     def sha256(self) -> str:
         """Of a single file, that of its bytes; of several, that of theirs."""
-        if len(self.files) == 1:
-            return self.files[0].sha256
-        return hashlib.sha256("".join(file.sha256 for file in self.files).encode()).hexdigest()
+        return sha256_of(self.files)
 
     @property
     def where(self) -> str:
         """Its files, for people."""
-        return _named([file.path for file in self.files])
+        return named([file.path for file in self.files])
 
     def pieces(self) -> Iterator[Piece]:
         """All of it in order. TextChanged where a file is not any more what it was."""
@@ -141,6 +139,13 @@ class Text:
         return TextChanged(f"{file.path}: was changed while it was read; run this again")
 
 
+def sha256_of(files: Sequence[File]) -> str:
+    """Of a single file, that of its bytes; of several, that of theirs."""
+    if len(files) == 1:
+        return files[0].sha256
+    return hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
+
+
 def _is_still(file: File) -> bool:
     try:
         status = Path(file.path).stat()
@@ -159,7 +164,7 @@ def read_text(paths: Sequence[Path], *, name: str, field: str, train_fraction: f
 
     kept_at: where what was found out about a long text is kept, so that the next time it need not be read.
     """
-    sizes = [_size(path) for path in paths]
+    sizes = [size_of(path) for path in paths]
     known = _known(paths, name, kept_at)
     if known is not None:
         return replace(known, kept_at=kept_at)
@@ -197,7 +202,7 @@ def _read(paths: Sequence[Path], sizes: Sequence[int], name: str, field: str, tr
                     if kept is not None:
                         kept.append(blocks)
             found.append(File(str(path), status.st_size, status.st_mtime_ns, reader.sha256))
-    require(n > 0, f"{_named(paths)}: is empty; there is nothing to train on")
+    require(n > 0, f"{named(paths)}: is empty; there is nothing to train on")
     characters = np.flatnonzero(seen).astype(np.uint32).tobytes().decode("utf-32-le")
     return Text(name, tuple(found), field, n, characters, documents, _split(n, ends, train_fraction), kept)
 
@@ -209,7 +214,8 @@ def _split(n: int, ends: Sequence[int], train_fraction: float) -> int:
     return end if end - cut <= n // 100 and end < n else cut
 
 
-def _named(paths: Sequence[Path] | Sequence[str]) -> str:
+def named(paths: Sequence[Path] | Sequence[str]) -> str:
+    """Files, for people."""
     return str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
@@ -219,7 +225,8 @@ def _thinned(ends: array.array[int], n: int) -> array.array[int]:
     return array.array("q", {end // width: end for end in ends}.values())
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """The bytes of a file. UserError where there is none."""
     require(
         not path.is_dir(),
         f"{path}: is a folder; give a text file in it, or several (data.path='{path}/*.txt')",
@@ -274,13 +281,23 @@ class Reader:
 
     def documents(self) -> Iterator[Blocks]:
         """The documents; each is to be read to its end before the next."""
+        if is_jsonl(self.path):
+            for where, found in self.objects():
+                yield (text_in(found, self.field, where, setting="text_field"),)
+            return
+        with self._opened() as content:
+            yield self._blocks(content)
+
+    def objects(self) -> Iterator[tuple[str, Any]]:
+        """What the lines of JSONL hold, each with its file and number, for people."""
+        with self._opened() as content:
+            yield from self._lines(content)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[io.BufferedIOBase]:
         with self._reading(), self.path.open("rb") as file:
             hashed = _Hashed(file, self.bar)
-            content = _decompressed(io.BufferedReader(hashed, _BLOCK), self.path)
-            if _is_jsonl(self.path):
-                yield from self._lines(content)
-            else:
-                yield self._blocks(content)
+            yield _decompressed(io.BufferedReader(hashed, _BLOCK), self.path)
             while hashed.read(_BLOCK):
                 pass
             self.sha256 = hashed.digest.hexdigest()
@@ -320,7 +337,7 @@ class Reader:
             offset += len(block)
             lines += block.count(b"\n")
 
-    def _lines(self, content: io.BufferedIOBase) -> Iterator[Blocks]:
+    def _lines(self, content: io.BufferedIOBase) -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(content, start=1):
             if not line.strip():
                 continue
@@ -332,17 +349,23 @@ class Reader:
             except (ValueError, RecursionError) as error:
                 reason = f"{error.msg} (column {error.colno:,})" if isinstance(error, json.JSONDecodeError) else error
                 raise UserError(f"{where}: is not JSON: {reason}; mend the line, or take it out") from None
-            require(isinstance(found, dict), f'{where}: is not an object like {{"{self.field}": "To be"}}')
-            if self.field not in found:
-                has = ", ".join(list(found)[:10]) or "none"
-                raise UserError(f"{where}: has no field {self.field!r}; it has {has} (data.text_field=NAME)")
-            text = found[self.field]
-            require(isinstance(text, str), f"{where}: its field {self.field!r} is not a text")
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise UserError(f"{where}: holds half of a surrogate pair, which is no character") from None
-            yield (text,)
+            yield where, found
+
+
+def text_in(found: Any, field: str, where: str, *, setting: str) -> str:
+    """The text that a line of JSONL has in a field; setting: which of `data` names it. UserError where it has none."""
+    require(isinstance(found, dict), f'{where}: is not an object like {{"{field}": "To be"}}')
+    if field not in found:
+        has = ", ".join(list(found)[:10]) or "none"
+        raise UserError(f"{where}: has no field {field!r}; it has {has} (data.{setting}=NAME)")
+    text = found[field]
+    if not isinstance(text, str):
+        raise UserError(f"{where}: its field {field!r} is not a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: holds half of a surrogate pair, which is no character") from None
+    return text
 
 
 class _Hashed(io.RawIOBase):
@@ -372,7 +395,8 @@ def _decompressed(raw: io.BufferedReader, path: Path) -> io.BufferedIOBase:
     return raw
 
 
-def _is_jsonl(path: Path) -> bool:
+def is_jsonl(path: Path) -> bool:
+    """Whether a file has a document a line, by its name."""
     return (path.with_suffix("") if path.suffix in _COMPRESSED else path).suffix in _JSONL
 
 

@@ -42,9 +42,9 @@ class LanguageModel(nn.Module):
         "Training Deep Nets with Sublinear Memory Cost"). For a model whose config `has_blocks`."""
         raise NotImplementedError
 
-    def flops_per_token(self) -> int:
+    def flops_per_token(self, length: int | None = None) -> int:  # noqa: ARG002
         """The floating point operations that a training step has to do in matrix products for a token; 0 where it does
-        none worth counting.
+        none worth counting. length: of a sequence, if not block_size.
 
         Two for each product and sum, and twice as many backward as forward (Chowdhery et al. 2022, "PaLM", appendix B).
         What activation checkpointing computes again is not counted: it is nothing that has to be done.

@@ -100,13 +100,13 @@ class GPT(LanguageModel):
     def checkpoint_activations(self) -> None:
         self._computes_again = True
 
-    def flops_per_token(self) -> int:
+    def flops_per_token(self, length: int | None = None) -> int:
         # The head multiplies, the embeddings are looked up. Attention: two products of T queries with T keys or values,
         # counted whole, as is the custom, though half of each is masked.
         # Of a frozen matrix no gradient is computed, which is a third of it.
         matrices = [*self.hidden_matrices(), self.lm_head.weight]
         products = sum((6 if p.requires_grad else 4) * p.numel() for p in matrices)
-        return products + 12 * len(self.h) * self.wte.weight.shape[1] * self.block_size
+        return products + 12 * len(self.h) * self.wte.weight.shape[1] * (length or self.block_size)
 
     def hidden_matrices(self) -> dict[nn.Parameter, int]:
         # Queries, keys and values are made by three matrices, one above the other.

@@ -1,0 +1,501 @@
+"""Pairs of prompt and completion: what is learned of them, how they are told apart, and where a text ends."""
+
+import csv
+import gzip
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigramlm import prepare, sample
+from bigramlm.data.batches import IGNORED, Batches, Examples
+from bigramlm.data.pairs import fitted, row_length
+from bigramlm.data.text import zstd
+from bigramlm.device.device import Device, decide, set_up
+from bigramlm.errors import UserError
+from bigramlm.evaluate import mean_loss
+from bigramlm.generate import stream
+from bigramlm.load import load_model, open_checkpoint
+from bigramlm.model.base import LanguageModel
+from bigramlm.model.bigram import Bigram
+from bigramlm.model.config import GPTConfig
+from bigramlm.preflight import check_targets, whole
+from bigramlm.run import RunFolder
+from bigramlm.step import CompiledStep, TrainStep
+from bigramlm.tokenizer.char import CharTokenizer
+from bigramlm.trainer import Trainer
+from tests.conftest import Cli, run_config
+from tests.test_cli import summary
+
+CPU = torch.device("cpu")
+SUMS = [(f"{a} + {b} =", f" {a + b}") for a in range(6) for b in range(6)]
+GPT = ("model=gpt", "model.n_layer=1", "model.n_embd=32", "model.n_head=2")
+SHORT = (*GPT, "trainer.steps=4", "trainer.eval_every=2", "trainer.log_every=1", "logger=none")
+
+Pairs = list[tuple[str, str]]
+
+
+def written(path: Path, pairs: Pairs, **names: str) -> Path:
+    """A file of JSONL with these pairs, compressed as its name says."""
+    prompt, completion = names.get("prompt", "prompt"), names.get("completion", "completion")
+    raw = "".join(json.dumps({prompt: a, completion: b}) + "\n" for a, b in pairs).encode()
+    pack: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstd.compress}
+    path.write_bytes(pack.get(path.suffix, bytes)(raw))
+    return path
+
+
+@pytest.fixture
+def sums(tmp_path: Path) -> Path:
+    order = np.random.default_rng(0).permutation(len(SUMS))
+    return written(tmp_path / "sums.jsonl", [SUMS[n] for n in order])
+
+
+def examples(lengths: list[tuple[int, int]], block_size: int | None = None) -> tuple[Examples, list[list[int]]]:
+    """Examples of so many tokens of prompt and of targets each, all tokens different; and these tokens."""
+    at = np.cumsum([0, *(n for pair in lengths for n in pair)])
+    bounds = np.stack([at[:-1:2], at[1::2], at[2::2]], axis=1)
+    length = row_length({"train": bounds}, block_size or 1000)
+    tokens = torch.arange(1, at[-1] + 1, dtype=torch.int32)
+    return Examples(tokens, bounds, block_size=length), [tokens[a:b].tolist() for a, _, b in bounds]
+
+
+# Rows and batches
+
+
+def test_a_row_is_an_example_and_its_targets_are_of_the_completion_alone() -> None:
+    split, _ = examples([(2, 3), (1, 1), (3, 1)])
+    x, y = split.rows(torch.arange(3), CPU)
+    assert x.tolist() == [[1, 2, 3, 4], [6, 7, 0, 0], [8, 9, 10, 11]]
+    assert y.tolist() == [[-100, 3, 4, 5], [7, -100, -100, -100], [-100, -100, 11, -100]]
+    assert x.dtype == y.dtype == torch.int64
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=9), st.integers(1, 20))
+@settings(database=None, deadline=None, max_examples=200)
+def test_what_is_too_long_is_cut_as_it_would_be_by_hand(lengths: list[tuple[int, int]], block_size: int) -> None:
+    split, tokens = examples(lengths, block_size)
+    longest = max(p + t - 1 for p, t in lengths)
+    assert split.block_size == min(block_size, longest)
+    x, y = split.rows(torch.arange(len(lengths)), CPU)
+    for row, ((p, t), ids) in enumerate(zip(lengths, tokens, strict=True)):
+        prompt, targets = ids[:p], ids[p:]
+        while len(prompt) > 1 and len(prompt) + len(targets) - 1 > block_size:
+            prompt = prompt[1:]
+        while len(prompt) + len(targets) - 1 > block_size:
+            targets = targets[:-1]
+        seen = y[row] != IGNORED
+        assert y[row][seen].tolist() == targets
+        assert seen.nonzero().flatten().tolist() == [*range(len(prompt) - 1, len(prompt) + len(targets) - 1)]
+        assert x[row, : len(prompt) + len(targets) - 1].tolist() == (prompt + targets)[:-1]
+        assert t >= len(targets) >= 1
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(7, 3), (2, 8), (50, 4), (5000, 4)])
+def test_each_example_comes_once_in_an_epoch(n: int, batch_size: int) -> None:
+    split, _ = examples([(1, 1)] * n)
+    batches = Batches(split, batch_size=batch_size, seed=3)
+    steps = -(-3 * n // batch_size)
+    drawn = torch.cat([batches[step][0][:, 0] for step in range(steps)])
+    epochs = [drawn[epoch * n : (epoch + 1) * n].tolist() for epoch in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == sorted(x for x, *_ in split.rows(torch.arange(n), CPU)[0].tolist())
+    if n > 2:
+        assert epochs[0] != epochs[1] != epochs[2], "in another order each time"
+
+
+def test_a_batch_depends_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    split, _ = examples([(2, 1 + n % 5) for n in range(300)])
+    steps = [0, 7, 74, 75, 1023, 1024, 2500]
+    expected = {step: Batches(split, batch_size=4, seed=1)[step] for step in steps}
+    for gathered in (1, 100, 1 << 20):
+        monkeypatch.setattr("bigramlm.data.batches._GATHERED_TOKENS", gathered)
+        batches = Batches(split, batch_size=4, seed=1)
+        for step in reversed(steps):
+            assert all(torch.equal(a, b) for a, b in zip(batches[step], expected[step], strict=True))
+    assert not torch.equal(Batches(split, batch_size=4, seed=2)[0][0], expected[0][0])
+    whole = Batches(split, batch_size=8, seed=1)[0][0]
+    halves = [Batches(split, batch_size=4, seed=1)[step][0] for step in (0, 1)]
+    assert torch.equal(whole, torch.cat(halves)), "however many are drawn for a step, the order is the same"
+
+
+def test_what_evaluation_covers(monkeypatch: pytest.MonkeyPatch) -> None:
+    split, _ = examples([(2, 1 + n % 5) for n in range(100)])
+    monkeypatch.setattr("bigramlm.data.batches._GATHERED_TOKENS", 70)
+
+    def covered(limit: int | None) -> torch.Tensor:
+        x, y = (torch.cat(parts) for parts in zip(*split.blocks(limit=limit), strict=True))
+        rows = split.rows(torch.arange(100), CPU)
+        found = (x[:, None] == rows[0]).all(-1).nonzero()[:, 1]
+        assert torch.equal(y, rows[1][found])
+        return found
+
+    assert covered(None).tolist() == covered(100).tolist() == covered(1000).tolist() == [*range(100)]
+    some = covered(10)
+    assert (some[0], some[-1], len(some)) == (0, 99, 10)
+    assert (some[1:] - some[:-1]).max() - (some[1:] - some[:-1]).min() <= 1, "spread evenly"
+    assert covered(1).tolist() == [0]
+
+
+# The loss
+
+
+def gpt(**fields: Any) -> LanguageModel:
+    torch.manual_seed(0)
+    model = GPTConfig(n_layer=1, n_head=2, n_embd=32, zero_init=False, **fields)
+    return model.build(vocab_size=60, block_size=16)
+
+
+def by_hand(model: LanguageModel, split: Examples, at: list[int]) -> tuple[float, int]:
+    """The sum of the losses of completions, each example alone and unpadded, and how many tokens they have."""
+    total, count = 0.0, 0
+    for begin, first, end in split._bounds[at].tolist():
+        ids = split.tokens[begin:end].long()
+        logits, _ = model(ids[None, :-1])
+        p = logits[0].double().log_softmax(-1)
+        for place in range(first - begin, end - begin):
+            total -= p[place - 1, ids[place]].item()
+            count += 1
+    return total, count
+
+
+LENGTHS = [(3, 1), (2, 9), (1, 2), (5, 4), (1, 1), (2, 2), (6, 1), (1, 7)]
+
+
+def test_the_loss_is_of_the_completion_alone() -> None:
+    model, (split, _) = gpt().eval(), examples(LENGTHS)
+    x, y = split.rows(torch.arange(8), CPU)
+    logits, loss = model(x, y)
+    total, count = by_hand(model, split, [*range(8)])
+    assert loss is not None
+    assert loss.item() == pytest.approx(total / count, rel=1e-5)
+    logits.retain_grad()
+    loss.backward()
+    assert logits.grad is not None
+    assert torch.equal(logits.grad.any(-1), y != IGNORED), "nothing else pulls at the logits"
+    other, _ = model(torch.where((y == IGNORED) & (x == 0), 7, x))
+    torch.testing.assert_close(other[y != IGNORED], logits[y != IGNORED]), "what stands in the padding does not matter"
+
+
+def taken(split: Examples, *, parts: int, model: LanguageModel, compiled: bool = False) -> list[torch.Tensor]:
+    """The loss and the gradients of one update of 8 rows."""
+    device = Device(CPU, "fp32", compile=compiled)
+    optimizer = run_config("optim=sgd", "optim.grad_clip=0").optim.build(model, compiled=compiled)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    kind = CompiledStep if compiled else TrainStep
+    step = kind(model, optimizer, device, scaler, grad_accumulation=parts, grad_clip=0.0, masked=True)
+    if isinstance(step, CompiledStep):
+        step.compile(together=1)
+    loss, _ = step([Batches(split, batch_size=8, seed=0)[0]], [0.0])
+    assert not isinstance(step, CompiledStep) or step.is_compiled
+    return [loss, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+def test_accumulation_makes_the_gradient_of_the_whole_batch() -> None:
+    split, _ = examples(LENGTHS)
+    whole = taken(split, parts=1, model=gpt())
+    total, count = by_hand(gpt().eval(), split, [*range(8)])
+    assert whole[0].item() == pytest.approx(total / count, rel=1e-5)
+    for parts in (2, 4, 8):
+        torch.testing.assert_close(taken(split, parts=parts, model=gpt()), whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_step_accumulates_the_same() -> None:
+    split, _ = examples(LENGTHS)
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(Bigram(vocab_size=60, block_size=16))
+    compiled = taken(split, parts=4, model=models[0], compiled=True)
+    torch.testing.assert_close(compiled, taken(split, parts=1, model=models[1]), rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_is_the_mean_over_all_targets_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (split, _) = gpt(), examples(LENGTHS)
+    total, count = by_hand(model.eval(), split, [*range(8)])
+    for at_once in (1, 60 * split.block_size * 3, 1 << 20):  # a row, three, all
+        monkeypatch.setattr("bigramlm.evaluate._LOGITS_AT_ONCE", {"cpu": at_once})
+        found = mean_loss(model, split.blocks(limit=None), Device(CPU, "fp32", compile=False))
+        assert found == pytest.approx(total / count, rel=1e-5)
+
+
+def test_the_first_batch_is_looked_at_where_targets_count() -> None:
+    split, _ = examples(LENGTHS)
+    x, y = split.rows(torch.arange(8), CPU)
+    check_targets(x, y)
+    for shifted in (y.roll(1, dims=1), y.roll(-1, dims=1)):
+        with pytest.raises(UserError, match="not its inputs one step on"):
+            check_targets(x, shifted)
+    targets = whole(x, y)
+    for row, (p, t) in enumerate(LENGTHS):
+        assert targets[row, : p + t - 1].tolist() == [*x[row, 1 : p + t - 1].tolist(), int(y[row, p + t - 2])]
+        assert (targets[row, p + t - 1 :] == IGNORED).all()
+
+
+# Runs
+
+
+def test_it_learns_what_follows_and_stops(cli: Cli, tool: Cli, sums: Path, tmp_path: Path) -> None:
+    fast = ("optim.lr=1e-2", "trainer.steps=150", "trainer.log_every=50", "data.train_fraction=0.97", "logger=none")
+    ended = cli("data=pairs", f"data.path={sums}", *GPT, *fast, "sample.temperature=0")
+    assert ended.code == 0, ended.err
+    assert "data: pairs, 325 characters in 36 examples, vocabulary of 14\n" in ended.err
+    assert "split: 34 examples train, 2 val, with completions of " in ended.err
+    lines = [json.loads(line) for line in sums.read_text().splitlines()]
+    first = lines[34]["prompt"]  # of val
+    shown = (ended.folder / "samples.txt").read_text().removeprefix("---- step 150\n")
+    assert shown.startswith(first + " ")
+    assert "<|endoftext|>" not in shown
+    known = lines[:34]
+    for line in known[:5]:
+        done = tool(sample.main, f"run={ended.folder}", f"prompt={line['prompt']}", "temperature=0")
+        assert done.out == line["prompt"] + line["completion"] + "\n"
+        on = ("stop_at_end=false", "max_new_tokens=4")
+        done = tool(sample.main, f"run={ended.folder}", f"prompt={line['prompt']}", "temperature=0", *on)
+        assert done.out.startswith(line["prompt"] + line["completion"] + "<|endoftext|>")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": line["prompt"]}) + "\n" for line in known))
+    done = tool(sample.main, f"run={ended.folder}", f"prompts_file={prompts}", "temperature=0")
+    assert [json.loads(line) for line in done.out.splitlines()] == known, "ends of one batch come at different times"
+    done = tool(sample.main, f"run={ended.folder}", f"prompt={known[0]['prompt']}", "temperature=0", "num_samples=3")
+    text = known[0]["prompt"] + known[0]["completion"]
+    assert done.out == "".join(f"---- {n} of 3\n{text}\n" for n in (1, 2, 3))
+    again = tool(sample.main, f"run={ended.folder}", f"prompt={first}", "temperature=0")
+    assert again.out == shown, "a run ends with what sample.py writes"
+
+
+def test_losses_are_those_of_completions_computed_by_hand(cli: Cli, tmp_path: Path) -> None:
+    pairs = [("", "to be"), ("or not", " to be"), ("a", "b"), ("that is", " it"), ("", "or"), ("be", " not to be")]
+    ended = cli("data=pairs", f"data.path={written(tmp_path / 'a.jsonl', pairs)}", "data.train_fraction=0.5", *SHORT)
+    assert ended.code == 0, ended.err
+    model, tokenizer, _ = load_model(open_checkpoint(str(ended.folder)))
+    assert tokenizer.end_of_text == tokenizer.vocab_size - 1
+
+    def loss(some: Pairs) -> tuple[float, int]:
+        total, count = 0.0, 0
+        for prompt, completion in some:
+            context = tokenizer.encode(prompt).tolist() or [0]  # there is no newline: sampling starts from token 0
+            for token in [*tokenizer.encode(completion).tolist(), tokenizer.vocab_size - 1]:
+                logits, _ = model.eval()(torch.tensor([context]))
+                total -= logits[0, -1].log_softmax(-1)[token].item()
+                context.append(token)
+                count += 1
+        return total, count
+
+    final = summary(ended.folder)["final"]
+    assert isinstance(final, dict)
+    train, val = loss(pairs[:3]), loss(pairs[3:])
+    assert final["train/loss"] == pytest.approx(train[0] / train[1], rel=1e-5)
+    assert final["val/loss"] == pytest.approx(val[0] / val[1], rel=1e-5)
+    characters = sum(len(completion) for _, completion in pairs[3:])
+    assert final["val/bpc"] == pytest.approx(val[0] / math.log(2) / characters, rel=1e-5)
+    last = json.loads((ended.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["val/loss"] == pytest.approx(final["val/loss"], rel=1e-6)
+    assert not {name for name in last if "best" in name or "ngram" in name}, "nothing is counted of pairs"
+
+
+def test_a_run_that_is_resumed_is_the_run_that_was_not_interrupted(cli: Cli, sums: Path) -> None:
+    config = ("data=pairs", f"data.path={sums}", *SHORT, "data.batch_size=5", "trainer.grad_accumulation=2")
+    whole, half = cli(*config, "trainer.steps=8"), cli(*config)
+    assert cli(f"resume={half.folder}", "trainer.steps=8", run_dir=False).code == 0
+    weights = [(run.folder / "checkpoints" / "step_8" / "model.safetensors").read_bytes() for run in (whole, half)]
+    assert weights[0] == weights[1]
+    samples = [(run.folder / "samples.txt").read_text() for run in (whole, half)]
+    assert samples[1].endswith(samples[0])
+    sums.write_text(sums.read_text().replace("5", "4"))
+    other = cli(f"resume={half.folder}", "trainer.steps=9", run_dir=False)
+    assert (other.code, "is not the text that the run was trained on" in other.err) == (2, True)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".ndjson"])
+def test_files_may_be_compressed_and_several_and_have_other_fields(cli: Cli, tmp_path: Path, suffix: str) -> None:
+    for name, some in (("a", SUMS[:20]), ("b", SUMS[20:])):
+        written(tmp_path / f"{name}{suffix}", some, prompt="question", completion="answer")
+    fields = ("data.prompt_field=question", "data.completion_field=answer")
+    one = cli("data=pairs", f"data.path={tmp_path}/*{suffix}", *fields, *SHORT)
+    assert one.code == 0, one.err
+    two = cli("data=pairs", f"data.path={written(tmp_path / 'whole.jsonl', SUMS)}", *SHORT)
+    losses = [summary(run.folder)["final"] for run in (one, two)]
+    assert losses[0] == losses[1]
+
+
+def test_a_sweep_of_pairs(cli: Cli, sums: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    typed = ("-m", "data=pairs", f"data.path={sums}", *SHORT, f"hydra.sweep.dir={folder}")
+    assert cli(*typed, "seed=1,2", run_dir=False).code == 0
+    again = cli(*typed, "seed=1,2,3", f"sweep={folder}", run_dir=False)
+    assert again.code == 2, "hydra.sweep.dir contradicts it"
+    assert cli(*typed[:-1], "seed=1,2,3", f"sweep={folder}", run_dir=False).code == 0
+    with (folder / "results.csv").open(encoding="utf-8") as file:
+        assert sorted((row["job"], row["status"]) for row in csv.DictReader(file)) == [
+            (job, "completed") for job in ("0", "1", "2")
+        ]
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe", "wordpiece"])
+def test_tokenizers_learn_from_prompts_and_completions(cli: Cli, tmp_path: Path, tokenizer: str) -> None:
+    pairs = [(f"What is {n}?", f" It is {n}, of course.") for n in range(40)]
+    size = {"bpe": ["tokenizer.vocab_size=275"], "wordpiece": ["tokenizer.vocab_size=60"]}.get(tokenizer, [])
+    path = written(tmp_path / "a.jsonl", pairs)
+    ended = cli("data=pairs", f"data.path={path}", f"tokenizer={tokenizer}", *size, *SHORT)
+    assert ended.code == 0, ended.err
+    assert "no token for where a text ends" not in ended.err
+    if tokenizer == "bpe":
+        saved = json.loads((ended.folder / "checkpoints" / "step_4" / "tokenizer.json").read_text("utf-8"))
+        assert {"What", "\u0120It"} <= set(saved["model"]["vocab"])
+    assert ("loses part of the text" in ended.err) == (tokenizer == "wordpiece")
+
+
+def test_an_example_that_is_too_long_is_cut_and_told(cli: Cli, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", [("x" * 30, "y"), ("x", "y" * 30), ("x", "y"), ("x" * 5, "yy")])
+    ended = cli("data=pairs", f"data.path={path}", "data.block_size=8", *SHORT)
+    assert ended.code == 0, ended.err
+    assert (
+        "2 of 4 examples are longer than data.block_size=8: their prompts lose the beginning, and 1 of their "
+        "completions the end" in ended.err
+    )
+    ended = cli("data=pairs", f"data.path={path}", "data.block_size=31", *SHORT)
+    assert "1 of 4 examples are longer than data.block_size=31: their prompts lose the beginning" not in ended.err
+    assert cli("data=pairs", f"data.path={path}", "data.block_size=1", *SHORT).code == 0
+
+
+def test_fine_tuning_keeps_the_tokenizer_of_the_weights(cli: Cli, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("0123456789 + = and\n" * 30)
+    source = cli("data=text", f"data.path={text}", *SHORT, "data.block_size=16")
+    assert source.code == 0, source.err
+    from_it = (f"init_from={source.folder}", "trainer.steps=4", "logger=none")
+    path = written(tmp_path / "a.jsonl", SUMS)
+    ended = cli("data=pairs", f"data.path={path}", *from_it)
+    assert ended.code == 0, ended.err
+    assert "tokenizer: char has no token for where a text ends, so the model cannot learn where" in ended.err
+    saved = [run.folder / "checkpoints" / "step_4" / "tokenizer.json" for run in (source, ended)]
+    assert saved[0].read_text() == saved[1].read_text()
+    path = written(tmp_path / "b.jsonl", [*SUMS[:3], ("7 * 2 =", " 14")])
+    refused = cli("data=pairs", f"data.path={path}", *from_it)
+    assert refused.code == 2
+    assert "b.jsonl, line 4: the vocabulary of 17 characters lacks '*'" in refused.err
+
+
+# What stops
+
+
+class Scripted(LanguageModel):
+    """Writes what it is told, row by row."""
+
+    vocab_size, block_size = 5, 8
+
+    def __init__(self, *rows: list[int]) -> None:
+        super().__init__()
+        self.rows, self.calls = rows, 0
+
+    def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+        logits = torch.zeros(len(idx), idx.shape[1], 5)
+        for row, tokens in enumerate(self.rows):
+            logits[row, -1, tokens[min(self.calls, len(tokens) - 1)]] = 9.0
+        self.calls += 1
+        return logits, None
+
+
+@pytest.mark.parametrize(("until", "calls"), [(4, 3), (2, 5), (None, 6), (3, 6)])
+def test_writing_stops_when_every_row_has_ended(until: int | None, calls: int) -> None:
+    model = Scripted([4, 2, 1], [1, 2, 4, 1], [1, 4, 1, 1, 2])
+    start, device = torch.zeros(3, 1, dtype=torch.long), Device(CPU, "fp32", compile=False)
+    found = torch.cat(
+        [*stream(model, start, 6, temperature=0.0, seed=0, device=device, cached=False, until=until)], dim=1
+    )
+    assert (model.calls, found.shape[1]) == (calls, calls)
+    assert found[1].tolist() == [1, 2, 4, 1, 1, 1][:calls]
+
+
+# What is refused
+
+GOOD = '{"prompt": "a", "completion": "b"}\n'
+BAD = {
+    "not JSONL": ("a.txt", GOOD, (), "a.txt: pairs are read from *.jsonl"),
+    "no such file": (None, "", (), "a.jsonl: there is no such file"),
+    "empty": ("a.jsonl", "\n", (), "a.jsonl: has no examples; it takes two or more"),
+    "one example": ("a.jsonl", GOOD, (), "a.jsonl: has one example; it takes two or more"),
+    "broken": ("a.jsonl", GOOD + '{"prompt": "a"', (), "a.jsonl, line 2: is not JSON"),
+    "no object": ("a.jsonl", GOOD + '["a", "b"]\n', (), "a.jsonl, line 2: is not an object like"),
+    "no prompt": ("a.jsonl", '{"q": "a", "completion": "b"}', (), "it has q, completion (data.prompt_field=NAME)"),
+    "no completion": ("a.jsonl", '{"prompt": "a", "a": ""}', (), "it has prompt, a (data.completion_field=NAME)"),
+    "no such field": ("a.jsonl", GOOD, ("data.prompt_field=q",), "line 1: has no field 'q'; it has prompt, completion"),
+    "a number": ("a.jsonl", '{"prompt": "a", "completion": 5}', (), "line 1: its field 'completion' is not a text"),
+    "a list": ("a.jsonl", '{"prompt": ["a"], "completion": "5"}', (), "line 1: its field 'prompt' is not a text"),
+    "nothing to learn": (
+        "a.jsonl",
+        GOOD + '{"prompt": "a", "completion": ""}',
+        (),
+        "line 2: its field 'completion' is",
+    ),
+    "no training": ("a.jsonl", GOOD * 3, ("data.train_fraction=0.1",), "leaves none of the 3 examples to train on"),
+    "a counted model": (
+        "a.jsonl",
+        GOOD * 3,
+        ("model=ngram",),
+        "data=pairs model=ngram: n-grams are counted in running",
+    ),
+    "n-grams below": (
+        "a.jsonl",
+        GOOD * 3,
+        ("model=gpt", "model.ngram_order=3"),
+        "data=pairs model.ngram_order=3: n-grams",
+    ),
+    "no room": ("a.jsonl", GOOD * 3, ("data.block_size=0",), "data.block_size=0: must be 1 or more"),
+    "a prompt it lacks": ("a.jsonl", GOOD * 3, ("sample.prompt=c",), "sample.prompt='c': the vocabulary of 2"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "overrides", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line(
+    cli: Cli, tmp_path: Path, name: str | None, content: str, overrides: tuple[str, ...], message: str
+) -> None:
+    if name is not None:
+        (tmp_path / name).write_text(content)
+    ended = cli("data=pairs", f"data.path={tmp_path / (name or 'a.jsonl')}", "trainer.steps=1", *overrides)
+    errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert (ended.code, len(errors)) == (2, 1), ended.err
+    assert message in errors[0]
+    assert not (ended.folder / "metrics.jsonl").exists()
+
+
+def test_token_files_of_pairs_are_refused(tool: Cli, sums: Path) -> None:
+    done = tool(prepare.main, "data=pairs", f"data.path={sums}")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "data=pairs: are kept in memory, and token files have no place for" in done.err
+
+
+def test_the_trainer_takes_no_references_of_examples(tmp_path: Path) -> None:
+    split, _ = examples([(1, 1 + n % 3) for n in range(20)])
+    cfg = run_config("trainer.steps=2", "data.batch_size=4")
+    model = gpt()
+    cfg.device = decide(cfg.device, n_params=model.n_params(), tokens=16)
+    trainer = Trainer(
+        cfg,
+        model=model,
+        train=split,
+        val=split,
+        val_characters=10,
+        tokenizer=CharTokenizer("ab").to_json(),
+        device=set_up(cfg.device),
+        folder=RunFolder(tmp_path),
+    )
+    assert trainer.references == {}
+    assert trainer.train_step.masked
+    assert trainer.tokens_per_step == 4 * split.block_size
+
+
+def test_cutting_leaves_what_fits_as_it_is() -> None:
+    bounds = np.array([[0, 2, 5], [5, 6, 7]])
+    assert np.array_equal(fitted(bounds, 4), bounds)
+    assert fitted(bounds, 3).tolist() == [[1, 2, 5], [5, 6, 7]]
+    assert fitted(bounds, 2).tolist() == [[1, 2, 4], [5, 6, 7]]
