@@ -94,6 +94,7 @@ class Checkpoints:
         try:
             aside.mkdir()
             tensors, plain = _training_state(model, optimizer)
+            assert (adapter is None) == (base is None)
             if adapter is None or base is None:
                 save_model(model, str(aside / MODEL))
             else:
@@ -188,6 +189,8 @@ class Checkpoints:
         steps = self.steps()
         for step in set(steps) - {just_saved, best, *steps[-self._keep :]}:
             path = self.folder / f"step_{step}"
+            if _mark(path).exists():
+                continue
             try:
                 shutil.rmtree(path.rename(files.aside(path)))
             except OSError as error:  # somebody reads it, perhaps; it is tried again after the next save
@@ -241,12 +244,26 @@ class Checkpoint:
             place = str(moved) if moved and moved.exists() and not Path(said["place"]).exists() else str(said["place"])
             return Base(place, str(said["sha256"]))
 
+    @property
+    def place(self) -> str:
+        """The folder."""
+        return str(self.path)
+
+    @property
     def sha256(self) -> str:
         """Of the weights; of an adapter, of it and its base."""
         sealed = {name: seal["sha256"] for name, seal in self.manifest["files"].items()}
         if not self.is_adapter:
             return str(sealed[MODEL])
         return files.sha256_of("".join([sealed[ADAPTER], sealed[ADAPTER_CONFIG], self.base().sha256]))
+
+    def keep(self, why: str) -> None:
+        """Have the run that it is of keep it, however far that goes."""
+        if re.fullmatch(r"step_\d+", self.path.name):
+            try:
+                files.write(_mark(self.path), [why.encode()])
+            except OSError as error:
+                log.warning("%s: cannot be marked to be kept: %s; do not let its run go on", self.path, error.strerror)
 
     def load_adapter(self, adapter: LoRA) -> None:
         """Put the adapter in that was saved. UserError where it does not fit."""
@@ -274,6 +291,7 @@ class Checkpoint:
                 )
             tensors = {name: tensor for name, tensor in tensors.items() if name not in had}
         _make_room(model, tensors)
+        _cut_positions(model, tensors)
         own = {name: tensor for name, tensor in model.state_dict().items() if counted or not is_counted(name)}
         for name in tensors.keys() & own.keys():
             there, here = tuple(tensors[name].shape), tuple(own[name].shape)
@@ -406,6 +424,13 @@ def _make_room(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             setattr(model.get_submodule(holder), last, torch.empty_like(tensors[name], device=buffer.device))
 
 
+def _cut_positions(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    # A shorter block needs the first positions only.
+    for name, own in model.named_parameters():
+        if name.endswith("wpe.weight") and name in tensors:
+            tensors[name] = tensors[name][: len(own)]
+
+
 def _training_state(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
@@ -437,6 +462,11 @@ def _by_index(
             if isinstance(value, Tensor) and value.shape not in ((), named[name].shape):
                 raise ValueError(f"{key} of {name} is {tuple(value.shape)}, the parameter {tuple(named[name].shape)}")
     return dict(sorted((position[id(named[name])], values) for name, values in per_param.items()))
+
+
+def _mark(path: Path) -> Path:
+    # Beside a checkpoint: that it is needed.
+    return path.with_name(f"{path.name}.kept")
 
 
 def _from_here(place: str, here: Path) -> str | None:

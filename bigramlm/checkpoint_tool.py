@@ -16,6 +16,7 @@ from bigramlm.cli import exit_codes, relative, show, table
 from bigramlm.config import RunConfig, load
 from bigramlm.errors import UserError, require
 from bigramlm.export import export, export_adapter, merge
+from bigramlm.files import require_new
 from bigramlm.load import open_checkpoint
 from bigramlm.run import RunFolder, read_summary
 
@@ -125,8 +126,7 @@ def strip(where: str, output: Path | None) -> None:
     if output is not None:
         if len(found) > 1:
             found = [open_checkpoint(where)]
-        if output.exists():
-            raise UserError(f"--output {output}: is there already, and nothing is written over; name another folder")
+        require_new(output)
         found[0].strip(output)
         show(f"stripped {relative(found[0].path)} into {output}: {_size(found[0].path)} -> {_size(output)} bytes")
         return

@@ -12,8 +12,8 @@ from bigramlm.checkpoint import Checkpoint
 from bigramlm.cli import relative
 from bigramlm.config import RunConfig, to_yaml
 from bigramlm.errors import require
-from bigramlm.files import written_aside
-from bigramlm.load import build, open_checkpoint, put_adapter, put_weights
+from bigramlm.files import require_new, written_aside
+from bigramlm.load import base_of, build, open_checkpoint, put_adapter, put_weights
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.config import GPTConfig
 from bigramlm.model.huggingface import is_pretrained, not_exportable, open_pretrained, write_pretrained
@@ -29,7 +29,7 @@ def merge(where: str, folder: Path, base: str | None) -> str:
     did. base: where the base is, if it has moved. UserError where it cannot be."""
     checkpoint = open_checkpoint(where)
     require(checkpoint.is_adapter, f"{where}: holds all weights, and no adapter; there is nothing to merge")
-    _require_new(folder)
+    require_new(folder)
     model, _, cfg = build(checkpoint)
     adapter = put_adapter(checkpoint, model, base=base)
     apart = logits_of(model)
@@ -46,7 +46,7 @@ def export(where: str, folder: Path, base: str | None) -> str:
     require(
         base is None or checkpoint.is_adapter, f"--base {base}: is for an adapter, and {where} has none; leave it out"
     )
-    _require_new(folder)
+    require_new(folder)
     model, tokenizer, cfg = build(checkpoint)
     shape = _exportable(where, cfg)
     put_weights(checkpoint, model, base=base)
@@ -65,11 +65,17 @@ def export_adapter(where: str, folder: Path, base: str | None) -> str:
     """Write an adapter alone, as peft puts it beside the base in transformers. As `merge`."""
     checkpoint = open_checkpoint(where)
     require(checkpoint.is_adapter, f"--adapter: {where} holds all weights, and no adapter; leave it out")
-    _require_new(folder)
+    require_new(folder)
     model, _, cfg = build(checkpoint)
     _exportable(where, cfg)
     adapter = put_adapter(checkpoint, model, base=base)
-    place = base or checkpoint.base().place
+    outside = [name for name in adapter.targets if not name.startswith("h.")]
+    require(
+        not outside,
+        f"--adapter: {where}: adapts {', '.join(outside)} too, whose shape may be another in the base; leave --adapter "
+        "out, which exports the two merged",
+    )
+    place = base_of(checkpoint, base)[0].place
     with written_aside(folder) as aside:
         adapter.export(aside, base=place)
     ours = Path(place).is_absolute() and not is_pretrained(Path(place))
@@ -108,10 +114,6 @@ def _same(before: Tensor, after: Tensor, checkpoint: Checkpoint) -> str:
         f"{tokens} tokens, where {_ALLOWED:.0e} would be rounding; nothing was written",
     )
     return f"logits the same to {difference:.1e} of the largest, over {tokens} tokens"
-
-
-def _require_new(folder: Path) -> None:
-    require(not folder.exists(), f"{folder}: is there already, and nothing is written over; name another folder")
 
 
 def _done(what: str, checkpoint: Checkpoint, folder: Path, more: str) -> str:

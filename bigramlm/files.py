@@ -3,12 +3,13 @@
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bigramlm.errors import UserError
+from bigramlm.errors import UserError, require
 
 
 def aside(path: Path) -> Path:
@@ -33,6 +34,15 @@ def write(path: Path, content: Iterable[bytes], *, durable: bool = True) -> None
         part.unlink(missing_ok=True)
     if durable:
         sync(path.parent)
+
+
+def require_new(folder: Path) -> None:
+    """UserError where a folder that is to be written is there already, or has a name that has a meaning."""
+    require(not folder.exists(), f"{folder}: is there already, and nothing is written over; name another folder")
+    require(
+        re.fullmatch(r"step_\d+", folder.name) is None,
+        f"{folder}: is how a run names its checkpoints; name another folder",
+    )
 
 
 @contextlib.contextmanager

@@ -25,6 +25,16 @@ def is_name(text: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", text) is not None
 
 
+def has(name: str, file: str) -> bool:
+    """Whether a model on the hub has a file; False also where nobody can tell."""
+    from huggingface_hub import file_exists
+
+    try:
+        return bool(file_exists(name, file))
+    except Exception:
+        return False
+
+
 def fetch(name: str, file: str) -> Path:
     """A file of a model on the hub, where it was downloaded to, now or before. NotFetched where it cannot be had."""
     from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache

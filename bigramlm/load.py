@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from pathlib import Path
 
 from bigramlm import runs
 from bigramlm.adapter.lora import LoRA
@@ -50,27 +52,38 @@ def open_checkpoint(where: str, which: str = "last") -> Checkpoint:
     return Checkpoint(checkpoints.folder / f"step_{int(step)}")
 
 
-def base_of(checkpoint: Checkpoint, moved_to: str | None = None) -> Weights:
+def base_of(checkpoint: Checkpoint, moved_to: str | None = None) -> tuple[Weights, str | None]:
     """The weights that a checkpoint's adapter stands beside, which are those that it was trained on.
 
-    moved_to: where they are now, if not where they were. UserError where they are not there, or others.
+    moved_to: where they are now, if not where they were; or, where they are an adapter's too, and in their place, where
+    the base of that one is: it is given back then. UserError where they are not there, or others.
     """
     base = checkpoint.base()
     place = moved_to or base.place
+    say = "say where that one is (base=PLACE, or --base PLACE of checkpoint.py)"
     try:
         weights = open_weights(place)
     except UserError as error:
         raise UserError(
-            f"{checkpoint.path}: holds an adapter alone, and its base is not at {place} ({error}); base=PLACE says "
-            "where it is"
+            f"{checkpoint.path}: holds an adapter alone, and its base is not at {place} ({error}); {say}"
         ) from None
-    found = weights.sha256()
-    require(
-        found == base.sha256,
+    if weights.sha256 == base.sha256:
+        return weights, None
+    if moved_to is not None:
+        with contextlib.suppress(UserError):
+            inner = open_weights(base.place)
+            if isinstance(inner, Checkpoint) and inner.is_adapter and inner.sha256 == base.sha256:
+                return inner, moved_to
+    raise UserError(
         f"{place}: is not the base that the adapter in {checkpoint.path} was trained on: the SHA-256 of its weights is "
-        f"{found[:12]}, and was {base.sha256[:12]}; base=PLACE says where that one is",
+        f"{weights.sha256[:12]}, and was {base.sha256[:12]}; {say}"
     )
-    return weights
+
+
+def keep_base(weights: Weights, adapter: Path) -> None:
+    """See to it that a checkpoint on which an adapter stands, a run's, stays when its own run goes on."""
+    if isinstance(weights, Checkpoint):
+        weights.keep(f"The base of the adapter in {adapter}; delete this file when that one is gone.\n")
 
 
 def put_weights(weights: Weights, model: LanguageModel, *, counted: bool = True, base: str | None = None) -> None:
@@ -87,7 +100,8 @@ def put_weights(weights: Weights, model: LanguageModel, *, counted: bool = True,
 
 def put_adapter(checkpoint: Checkpoint, model: LanguageModel, *, counted: bool = True, base: str | None = None) -> LoRA:
     """The same with the adapter beside the weights of its base."""
-    put_weights(base_of(checkpoint, base), model, counted=counted)
+    weights, beyond = base_of(checkpoint, base)
+    put_weights(weights, model, counted=counted, base=beyond)
     adapter = load(checkpoint.path / CONFIG).adapter.attach(model)
     assert adapter is not None, "it holds one"
     checkpoint.load_adapter(adapter)

@@ -23,13 +23,16 @@ def out_of_memory(cfg: RunConfig, *, vocab_size: int) -> str:
     n_params, in_blocks, around = cfg.model.numbers(vocab_size=vocab_size, block_size=block)
     again = cfg.trainer.activation_checkpointing
     activations = batch * block * ((in_blocks / 4 if again else in_blocks) + around)
-    model = 4 * n_params  # weights, gradients, and the optimizer's two means
+    trained = "" if cfg.adapter.adapts else ", their gradients and the optimizer"
+    model = (4 if trained else 1) * n_params  # weights, gradients, and the optimizer's two means
+    given = cfg.init_from is not None
+    smaller = cfg.model.smaller() if not given else "other weights" + (", or adapter=lora" if trained else "")
     needs = (
         f"out of memory: a step takes some {_size(activations)} for its data.batch_size={batch} x data.block_size="
-        f"{block} tokens, and {_size(model)} for the weights, their gradients and the optimizer"
+        f"{block} tokens, and {_size(model)} for the weights{trained}"
     )
     if model > activations:
-        return f"{needs}; make the model smaller: {cfg.model.smaller()}"
+        return f"{needs}; make the model smaller: {smaller}"
     nearly = "nearly " if batch % 2 else ""
     less = [f"data.batch_size={batch // 2} with trainer.grad_accumulation={2 * parts} for {nearly}the same update"]
     if batch == 1:

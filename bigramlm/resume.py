@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from bigramlm import paths, runs
 from bigramlm.cli import quoted, relative
 from bigramlm.config import GROUPS, RunConfig, differences, load, load_composed, to_dict, tokenizer_config
+from bigramlm.data.config import PairsConfig
 from bigramlm.errors import UserError, require
-from bigramlm.model.huggingface import Pretrained, differing
+from bigramlm.model.huggingface import FREE, Pretrained, as_typed
 from bigramlm.run import RunFolder
 from bigramlm.tokenizer.config import GPT2TokenizerConfig
 
@@ -69,12 +70,6 @@ def _pretrained_presets(pretrained: Pretrained, typed: dict[str, str]) -> list[s
         typed.get("model", "gpt2") == "gpt2",
         f"model={typed.get('model')}: the weights in {place} are GPT-2's; take model=gpt2, or leave it out",
     )
-    asked = {name.removeprefix("model."): value for name, value in typed.items() if name.startswith("model.")}
-    for name, value, theirs in differing(asked, pretrained):
-        raise UserError(
-            f"model.{name}={value}: the weights in {place} have model.{name}={theirs}, and their config.json decides; "
-            "leave it out, or take other weights"
-        )
     presets = [_offer("model", OmegaConf.structured(pretrained.model_config()))]
     tokenizer = pretrained.tokenizer_path()
     if "tokenizer" not in typed:
@@ -89,12 +84,10 @@ def _pretrained_presets(pretrained: Pretrained, typed: dict[str, str]) -> list[s
 
 def _of_experiments(names: str) -> str | None:
     # The init_from= that recipes bring, which are those that stand in them themselves or in what they build on.
-    found = {where for name in names.split(",") if (where := _of_experiment(name)) is not None}
-    require(
-        len(found) <= 1,
-        f"experiment={names}: start from different weights ({', '.join(sorted(found))}); init_from= says which",
-    )
-    return next(iter(found), None)
+    found = {_of_experiment(name) for name in names.split(",")}
+    said = ", ".join(sorted(str(where or "none") for where in found))
+    require(len(found) == 1, f"experiment={names}: start from different weights ({said}); init_from= says which")
+    return found.pop()
 
 
 def _of_experiment(name: str) -> str | None:
@@ -123,7 +116,13 @@ def _resume(typed: dict[str, str], *, multirun: bool) -> list[str]:
             f"resume={where} {name}={typed.get(name)}: a run goes on with its own {name}, and only fields of it may "
             f"change; init_from={where} starts a new run from its weights",
         )
-    for name in ("init_from", "hydra.run.dir"):
+    own = [name for name in typed if name.startswith("adapter.") and name != "adapter.dropout"]
+    require(
+        not own,
+        f"resume={where} {own and own[0]}={own and typed[own[0]]}: an adapter goes on as it is; init_from={where} "
+        "starts a new run, with another, where this one ends",
+    )
+    for name in ("init_from", "from_scratch", "hydra.run.dir"):
         require(name not in typed, f"resume={where} {name}={typed.get(name)}: contradict each other; leave one out")
     if not (folder / "config.yaml").is_file() or (folder / "manifest.json").exists():
         raise UserError(
@@ -227,8 +226,8 @@ def find_start(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles | Pair
         if own is not None and own.is_adapter:
             from bigramlm.load import base_of
 
-            source = base_of(own, cfg.base)
-            cfg.init_from, cfg.base = (cfg.base and str(source.path)) or cfg.init_from, None
+            source, beyond = base_of(own, cfg.base)
+            cfg.init_from, cfg.base = source.place if cfg.base and not beyond else cfg.init_from, beyond
         elif own is None and cfg.init_from is not None:
             # A run that ended before its first checkpoint takes the weights that it was to start from once more.
             source = _source(cfg, None)
@@ -275,6 +274,7 @@ def _own(cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles | Pairs, ove
     log.info("resume: %s from step %d", relative(folder.path), step)
     if before not in (None, text.sha256):
         log.warning("changed: the text, its SHA-256 is %s, it was %s", text.sha256[:12], before[:12])
+    saved.base = cfg.base  # where something is, and not what the run is
     for name, was, now in differences(to_dict(saved), to_dict(cfg)):
         log.info("changed: %s=%s, it was %s", name, now, was)
         folder.summary["asked"] = None  # a sweep that it is a job of has not asked for this
@@ -289,21 +289,42 @@ def _source(cfg: RunConfig, overrides: list[str] | None) -> Weights:
     weights = open_weights(str(cfg.init_from))
     taken = "all but the weights" if cfg.from_scratch else "weights"
     typed = overrides is None or _is_typed("data.block_size", overrides)
+    cfg.init_from = weights.place
     if isinstance(weights, Pretrained):
+        _check_shape(cfg, weights, overrides or [])
         _settle_block_size(cfg, weights, typed=typed)
         log.info("%s: of GPT-2 (%s), from %s", taken, weights.model_config().size, relative(weights.path))
         return weights
+    theirs = load(weights.path / CONFIG).data.block_size
     if not typed:
-        cfg.data.block_size = load(weights.path / CONFIG).data.block_size
-    cfg.init_from = str(weights.path)
+        cfg.data.block_size = theirs
+    require(
+        cfg.data.block_size <= theirs or getattr(cfg.model, "position", "") != "learned",
+        f"data.block_size={cfg.data.block_size}: the weights in {relative(weights.path)} have learned {theirs:,} "
+        f"positions, and know no token behind them; take {theirs} at the most",
+    )
     log.info("%s: of step %d, from %s", taken, weights.step, relative(weights.path))
     return weights
+
+
+def _check_shape(cfg: RunConfig, pretrained: Pretrained, overrides: list[str]) -> None:
+    # What a recipe or the command line says of the model must be what the weights are: shapes do not tell all of it.
+    theirs = pretrained.model_config()
+    asked = [(name, value) for name, value in vars(cfg.model).items() if name not in FREE]
+    asked += [("size", size) for size in ("small", "medium", "large", "xl") if f"model.size={size}" in overrides]
+    for name, value in asked:
+        require(
+            value == getattr(theirs, name),
+            f"model.{name}={as_typed(value)}: the weights in {pretrained.place} have model.{name}="
+            f"{as_typed(getattr(theirs, name))}, and their config.json decides; leave it out, or take other weights",
+        )
 
 
 def _settle_block_size(cfg: RunConfig, pretrained: Pretrained, *, typed: bool) -> None:
     asked, positions = cfg.data.block_size, pretrained.block_size
     if not typed:  # a recipe's is cut, and without one the block is as long as it can be
-        cfg.data.block_size = positions if asked == type(cfg.data).block_size else min(asked, positions)
+        said_nothing = asked == type(cfg.data).block_size and not isinstance(cfg.data, PairsConfig)
+        cfg.data.block_size = positions if said_nothing else min(asked, positions)
     require(
         cfg.data.block_size <= positions,
         f"data.block_size={asked}: the weights in {pretrained.place} have {positions:,} positions, and know no token "

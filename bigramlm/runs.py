@@ -157,6 +157,12 @@ def _parents() -> tuple[Path, ...]:
 def saved_config(folder: Path) -> Path:
     """The config.yaml of a run's folder or a checkpoint's. UserError where there is none."""
     path = folder / "config.yaml"
+    weights = next((file.name for file in folder.glob("*") if file.suffix in (".safetensors", ".bin")), None)
+    require(
+        path.is_file() or weights is None,
+        f"{folder}: holds {weights}, and no config.json, which says what model that is; get it from where the weights "
+        "are from",
+    )
     require(path.is_file(), f"{folder}: holds no run and no checkpoint: there is no config.yaml")
     return path
 

@@ -68,7 +68,9 @@ def command_line(arguments: list[str]) -> list[str]:
     """What is typed as Hydra takes it: free text quoted, and what a saved run brings in front of the rest."""
     sweeps = bool({"-m", "--multirun"} & set(arguments))
     typed = [
-        argument if sweeps and _LISTED.search(argument) else quote_free_text(argument, FREE_TEXT)
+        argument
+        if (sweeps and _LISTED.search(argument)) or _NULL.fullmatch(argument)
+        else quote_free_text(argument, FREE_TEXT)
         for argument in arguments
     ]
     if sweeps:  # Hydra takes the flag before all overrides or after them, and not in between
@@ -77,9 +79,15 @@ def command_line(arguments: list[str]) -> list[str]:
     presets = saved_presets(arguments)
     if any(preset.startswith("model=") for preset in presets):  # of model=gpt2 the weights' own shape is the better one
         typed = [argument for argument in typed if not re.match(r"\+*model=", argument)]
-    start = next((at for at, word in enumerate(typed) if re.match(r"\+*(resume|init_from|experiment)=", word)), 0)
-    return typed[: start + 1] + presets + typed[start + 1 :]
+    # Behind what they stand for: of a field that is given twice the last one counts.
+    after = max(
+        (at for at, word in enumerate(typed) if re.match(r"\+*(resume|init_from|experiment)=", word)), default=0
+    )
+    return typed[: after + 1] + presets + typed[after + 1 :]
 
+
+# Of a place null is none, and no place of that name.
+_NULL = re.compile(r"\+*(resume|init_from|base|sweep)=null")
 
 # Free text is swept as a list in quotes: 'sample.prompt="To be","Or not"'. Anything else is one text.
 _LISTED = re.compile(r"""=("[^"]*"|'[^']*')(,\s*("[^"]*"|'[^']*'))+$""")
@@ -247,7 +255,7 @@ def _train(
         with stop_signals() as stop:
             if again:  # as it was decided then: device, threads, the text
                 cfg = load(folder.path / "config.yaml")
-                cfg.resume, overrides = str(folder.path), []
+                cfg.resume, cfg.base, overrides = str(folder.path), composed.base, []
             else:
                 if composed.resume is None:
                     folder.begin(overrides)
@@ -328,7 +336,7 @@ def run(
     from bigramlm.data.batches import Examples, Split, Stream, on_device
     from bigramlm.device.device import decide, set_up
     from bigramlm.generate import before, generate
-    from bigramlm.load import put_weights
+    from bigramlm.load import keep_base, put_weights
     from bigramlm.metrics import Metrics, Origin
     from bigramlm.model.huggingface import Pretrained, check_vocabulary
     from bigramlm.preflight import preflight
@@ -361,7 +369,8 @@ def run(
     log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
     adapter, base = cfg.adapter.attach(model), None
     if adapter is not None and start.source is not None:
-        base = Base(str(start.source.path), start.source.sha256())
+        base = Base(start.source.place, start.source.sha256)
+        keep_base(start.source, folder.path)
         for line in adapter.audit():
             log.info("%s", line)
     model.to(device.torch)

@@ -93,7 +93,9 @@ class Trainer:
             masked=train.masked,
         )
         if isinstance(self.train_step, CompiledStep):
-            small = is_small(n_params=model.n_params(), tokens=cfg.data.batch_size * train.block_size)
+            small = is_small(
+                n_params=sum(p.numel() for p in model.parameters()), tokens=cfg.data.batch_size * train.block_size
+            )
             self.train_step.compile(together=self._together() if small else 1)
 
         # One draw makes the whole update's batch, so that it is the same however it is cut for accumulation.

@@ -424,12 +424,14 @@ def test_help_says_what_there_is() -> None:
     assert done.returncode == 0
     for group, choices in {
         "model": r"bigram attention multihead feedforward residual transformer\n +nanogpt gpt gpt2 ngram",
+        "adapter": "none lora",
         "optim": "adamw sgd muon",
         "tokenizer": "char byte bpe wordpiece gpt2",
         "data": "shakespeare bundled text pairs tokens",
         "device": "auto cpu cuda mps",
         "logger": "all none tensorboard wandb",
-        "experiment": r"gpt_cpu gpt_gpu gpt_ngram_cpu ladder nanogpt_cpu nanogpt_gpu quick\n +quick_gpt",
+        "experiment": r"finetune finetune_gpt2 finetune_gpt2_lora finetune_gpt2_scratch\n +finetune_lora "
+        r"finetune_scratch gpt_cpu gpt_gpu gpt_ngram_cpu\n +ladder nanogpt_cpu nanogpt_gpu quick quick_gpt",
     }.items():
         assert re.search(rf"^ *{group} +{choices}$", done.stdout, re.MULTILINE), group
     assert done.stdout.count("  python scripts/train.py") == 11 + 1, "eleven examples, and Hydra's flags"

@@ -249,16 +249,40 @@ def test_the_block_is_cut_to_the_positions_or_checked_against_them(cli: Cli, gpt
     recipe = train(cli, gpt2, "experiment=finetune_gpt2")  # whose block is longer, and is cut
     assert block_size(recipe) == POSITIONS
     assert f"block size: {POSITIONS} of {POSITIONS} positions" in recipe.err
+    pairs = gpt2.with_name("pairs.jsonl")
+    pairs.write_text('{"prompt": "What", "completion": " light"}\n' * 20)
+    given = ("data=pairs", f"data.path={pairs}", "experiment=finetune_gpt2")
+    assert block_size(train(cli, gpt2, *given, "data.block_size=20")) == 20
+    assert block_size(train(cli, gpt2, *given)) == POSITIONS  # and not more than the recipe's, which is longer
     refused = train(cli, gpt2, "data.block_size=33")
     assert refused.code == 2
     assert "data.block_size=33: the weights in" in refused.err
     assert "have 32 positions" in refused.err
 
 
+def test_learned_positions_of_our_own_are_cut_and_checked_too(cli: Cli, gpt2: Path) -> None:
+    run = train(cli, gpt2)
+    shorter = cli(*QUICK, f"init_from={run.folder}", "trainer.steps=0", "data.block_size=16")
+    model, _, _ = load_model(open_checkpoint(str(shorter.folder)))
+    assert torch.equal(logits(model.eval(), tokens(16)), logits(ours(gpt2), tokens(16)))
+    refused = cli(*QUICK, f"init_from={run.folder}", "trainer.steps=0", "data.block_size=64")
+    assert refused.code == 2
+    assert "have learned 32 positions, and know no token behind them; take 32 at the most" in refused.err
+
+
+def test_recipes_from_different_weights_are_no_sweep(cli: Cli) -> None:
+    refused = cli("-m", "experiment=quick_gpt,finetune_gpt2", run_dir=False)
+    assert refused.code == 2
+    assert "start from different weights (none, openai-community/gpt2); init_from= says which" in refused.err
+
+
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
         ("model.size=medium", "model.size=medium: the weights in {gpt2} have model.size=custom"),
+        ("model.bias=false", "model.bias=false: the weights in {gpt2} have model.bias=true, and their config.json"),
+        ("model.ngram_order=2", "model.ngram_order=2: the weights in {gpt2} have model.ngram_order=0"),
+        ("experiment=gpt_cpu", "the weights in {gpt2} have model."),
         ("model.n_head=4", "model.n_head=4: the weights in {gpt2} have model.n_head=2, and their config.json decides"),
         ("model=gpt", "model=gpt: the weights in {gpt2} are GPT-2's; take model=gpt2, or leave it out"),
         ("tokenizer=byte", "tokenizer=byte: the weights in {gpt2} were trained with tokenizer=gpt2"),
@@ -269,7 +293,7 @@ def test_what_contradicts_the_weights_is_refused(cli: Cli, gpt2: Path, typed: st
     refused = train(cli, gpt2, typed)
     assert refused.code == 2
     assert message.format(gpt2=gpt2) in refused.err.replace("\n", " ")
-    kept = train(cli, gpt2, "model.dropout=0.3", "model.n_head=2")
+    kept = train(cli, gpt2, "model.dropout=0.3", "model.n_head=2", "model.bias=1")
     assert kept.code == 0
     assert "dropout: 0.3" in (kept.folder / "config.yaml").read_text()
 
@@ -343,6 +367,9 @@ def test_a_pickle_is_refused_and_what_is_said_converts_it(tmp_path: Path) -> Non
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True: only False is computed"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06: only 1e-05 is computed here"),
         ({"n_layer": "two"}, "n_layer='two': must be a whole number, 1 or more"),
+        ({"resid_pdrop": None}, "resid_pdrop=None: must be a number"),
+        ({"resid_pdrop": 2}, "model.dropout=2.0: must be 0 or more, and below 1"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings='yes': must be true or false"),
         ({"n_head": 3}, "cannot be shared by model.n_head=3 heads"),
     ],
 )
@@ -362,6 +389,7 @@ def test_a_config_of_something_else_is_refused(tmp_path: Path, said: dict[str, A
         (lambda f: (f / "config.json").write_text("[]"), "not the config of a model"),
         (lambda f: (f / "config.json").write_text("{}"), "not the config of a model"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), "its weights cannot be read"),
+        (lambda f: (f / "config.json").unlink(), "holds model.safetensors, and no config.json, which says what model"),
         (lambda f: (f / "model.safetensors").unlink(), "holds no weights, which would be a model.safetensors"),
         (lambda f: (f / "tokenizer.json").unlink(), "holds no tokenizer, which would be a tokenizer.json"),
         (lambda f: (f / "tokenizer.json").write_text("{"), "holds no tokenizer"),
@@ -457,3 +485,4 @@ def test_a_model_on_the_hub_that_has_a_pickle_alone(hub: str, tmp_path: Path) ->
     ended = from_hub("some/gpt2", hub, tmp_path)
     assert ended.returncode == 2
     assert "some/gpt2: its weights are in pytorch_model.bin, a pickle" in ended.stderr
+    assert not list(tmp_path.rglob("pytorch_model.bin"))  # and it was not downloaded for that

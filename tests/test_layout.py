@@ -13,7 +13,8 @@ PACKAGE = paths.home() / "bigramlm"
 PARTS = ("model", "adapter", "tokenizer", "data", "optim", "device")
 # From the ground up: a module imports from floors below its own, and parts never from each other.
 FLOORS = (
-    ("errors", "paths", "files", "progress", "hub"),
+    ("errors", "paths"),
+    ("files", "progress", "hub"),
     PARTS,
     ("metrics", "run", "checkpoint", "evaluate", "generate", "step"),
     ("config",),

@@ -36,14 +36,14 @@ class LoRA:
         self.model: nn.Module = model
         self._layers = _layers(model)
         self._tied = _tied(self._layers)
-        self._targets = _matched(cfg.targets, self._layers, model)
+        self.targets = _matched(cfg.targets, self._layers, model)
         self._check()
         alpha: Any = int(cfg.alpha) if cfg.alpha.is_integer() else cfg.alpha  # as others write it
         config = peft.LoraConfig(
             r=cfg.r,
             lora_alpha=alpha,
             lora_dropout=cfg.dropout,
-            target_modules=self._targets,
+            target_modules=self.targets,
             use_dora=cfg.use_dora,
             use_rslora=cfg.use_rslora,
         )
@@ -59,12 +59,12 @@ class LoRA:
         """What is adapted, what is not, what is tied and how much is trained, as lines for the log."""
         holders = {name.rpartition(".")[0] for name, _ in self.model.named_parameters(remove_duplicate=False)}
         # Of an adapted layer the parameters are in parts of it.
-        frozen = {name for name in holders if not any(f"{name}.".startswith(f"{its}.") for its in self._targets)}
+        frozen = {name for name in holders if not any(f"{name}.".startswith(f"{its}.") for its in self.targets)}
         order = [name for name, _ in self.model.named_modules()]
         cfg = self.cfg
         said = [
             f"adapter: {cfg.name}, rank {cfg.r}, scale {cfg.scale:.4g}{', DoRA' if cfg.use_dora else ''}",
-            f"adapted: {_counted(self._targets)}",
+            f"adapted: {_counted(self.targets)}",
             f"frozen: {_counted(sorted(frozen, key=order.index))}",
             *(f"tied: {one} and {other} are one matrix" for one, other in self._tied.items()),
             f"trained: {self.n_trained:,} of {self.n_total:,} parameters ({self.n_trained / self.n_total:.2%})",
@@ -77,9 +77,12 @@ class LoRA:
         self._write_config(folder, base=base, fan_in_fan_out=False)
 
     def export(self, folder: Path, *, base: str) -> None:
-        """The same for the model as transformers has it, with its names, and matrices the other way round."""
+        """The same for the model as transformers has it, with its names, and matrices the other way round.
+
+        Of layers in blocks alone: those around them may have more rows there.
+        """
         tensors = {
-            name.replace("base_model.model.", "base_model.model.transformer.", 1): tensor
+            name.replace("base_model.model.h.", "base_model.model.transformer.h.", 1): tensor
             for name, tensor in self._tensors().items()
         }
         save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
@@ -104,7 +107,7 @@ class LoRA:
         self.model.requires_grad_(True)
 
     def _check(self) -> None:
-        for name in self._targets:
+        for name in self.targets:
             other = self._tied.get(name) or next((one for one, its in self._tied.items() if its == name), None)
             require(
                 other is None,
@@ -130,7 +133,7 @@ class LoRA:
         config.fan_in_fan_out = fan_in_fan_out
         config.inference_mode = True
         config.auto_mapping = None
-        config.target_modules = list(self._targets)  # in order, where peft has a set
+        config.target_modules = list(self.targets)  # in order, where peft has a set
         if fan_in_fan_out:
             config.task_type = "CAUSAL_LM"
         config.save_pretrained(str(folder))

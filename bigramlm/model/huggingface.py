@@ -5,11 +5,11 @@ Needs no transformers, and to know a model's shape no torch either.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +45,9 @@ _HEAD, _TOKENS, _POSITIONS = "lm_head.weight", "wte.weight", "wpe.weight"
 # Embeddings are sometimes padded to a multiple of so many rows, for speed.
 _PADDED_TO = 128
 _NAMED = 5
+_PICKLE = "pytorch_model.bin"
 # Fields of ours that the weights say nothing of.
-_FREE = ("dropout", "rotary_base", "init", "zero_init", "ngram_order")
+FREE = ("dropout", "rotary_base", "init", "zero_init")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Pretrained:
 
     @property
     def path(self) -> Path:
-        """What it is called in messages."""
+        """The same, for messages."""
         return Path(self.place)
 
     @property
@@ -79,7 +80,7 @@ class Pretrained:
             n_layer=about["n_layer"],
             n_head=about["n_head"],
             n_embd=about["n_embd"],
-            dropout=about["resid_pdrop"],
+            dropout=float(about["resid_pdrop"]),
             activation=_ACTIVATIONS[about["activation_function"]],
             tie_weights=about["tie_word_embeddings"],
         )
@@ -91,6 +92,7 @@ class Pretrained:
             return self.place
         return self.place if (folder / "vocab.json").exists() and (folder / "merges.txt").exists() else None
 
+    @functools.cached_property
     def sha256(self) -> str:
         """Of the files of the weights."""
         hashes = [files.sha256(path) for path in self._weights()]
@@ -137,8 +139,8 @@ class Pretrained:
                             self._check_head(tensor, found[_TOKENS])
                         else:
                             own[name].copy_(tensor[: len(own[name])])
-            except (OSError, SafetensorError, RuntimeError) as error:
-                raise UserError(f"{self.place}: its weights cannot be read: {str(error).splitlines()[0]}") from None
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{self.place}: its weights cannot be read: {error}") from None
 
     def _check_head(self, head: Tensor, tokens: tuple[Any, str]) -> None:
         file, saved = tokens
@@ -175,7 +177,7 @@ class Pretrained:
         return _fetched(self.place, name)
 
     def _refuse_pickle(self) -> None:
-        pickled = _pickle_in(self.place) if self._is_here else self._file("pytorch_model.bin") and "pytorch_model.bin"
+        pickled = _pickle_in(self.place) if self._is_here else hub.has(self.place, _PICKLE) and _PICKLE
         if pickled:
             raise UserError(
                 f"{self.place}: its weights are in {pickled}, a pickle, which can run code when it is loaded and is "
@@ -228,13 +230,21 @@ def open_pretrained(place: str) -> Pretrained:
             activation in _ACTIVATIONS,
             f"{file}: activation_function={activation}: is none of those here: {', '.join(_ACTIVATIONS)}",
         )
+        dropout, tied = about["resid_pdrop"], about["tie_word_embeddings"]
+        require(isinstance(dropout, (int, float)), f"{file}: resid_pdrop={dropout!r}: must be a number")
+        require(isinstance(tied, bool), f"{file}: tie_word_embeddings={tied!r}: must be true or false")
         for name, value in _AS_IT_IS.items():
             require(about[name] == value, f"{file}: {name}={about[name]}: only {value} is computed here")
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not the config of a model in Hugging Face's layout: {error!r}") from None
-    return Pretrained(place, about)
+    found = Pretrained(place, about)
+    try:
+        found.model_config()
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    return found
 
 
 def _defaults() -> dict[str, Any]:
@@ -257,15 +267,6 @@ def _fetched(name: str, file: str) -> Path | None:
         ) from None
 
 
-def differing(asked: dict[str, str], pretrained: Pretrained) -> Iterator[tuple[str, str, Any]]:
-    """The fields of a model, by their names, that are asked for otherwise than the weights have them: with both."""
-    theirs = pretrained.model_config()
-    for field in fields(theirs):
-        value = getattr(theirs, field.name)
-        if field.name in asked and field.name not in _FREE and asked[field.name].lower() != str(value).lower():
-            yield field.name, asked[field.name], value
-
-
 def check_vocabulary(pretrained: Pretrained, vocab_size: int) -> None:
     """UserError where a tokenizer of so many tokens is not that of the weights, which may be padded."""
     padding = pretrained.vocab_size - vocab_size
@@ -281,10 +282,13 @@ def not_exportable(cfg: GPTConfig) -> list[str]:
     """The fields of a GPT that GPT-2's layout has no place for, as they would be typed; empty where it can be had."""
     has = {"position": "learned", "norm": "layer", "qk_norm": False, "feed_forward": True, "residual": True}
     has["ngram_order"] = 0
-    return [f"model.{name}={_typed(getattr(cfg, name))}" for name, value in has.items() if getattr(cfg, name) != value]
+    return [
+        f"model.{name}={as_typed(getattr(cfg, name))}" for name, value in has.items() if getattr(cfg, name) != value
+    ]
 
 
-def _typed(value: Any) -> str:
+def as_typed(value: Any) -> str:
+    """A field's value as it would be typed."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

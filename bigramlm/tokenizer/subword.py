@@ -49,7 +49,7 @@ class SubwordTokenizer:
             self.lossless = self.decode(self.encode(_PROBE).tolist()) == _PROBE
         except UserError:  # what it lacks it says, and does not lose
             has = "".join(c for c in _PROBE if backend.token_to_id(c) is not None)
-            self.lossless = self.decode(self.encode(has).tolist()) == has
+            self.lossless = bool(has) and self.decode(self.encode(has).tolist()) == has
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """The token ids of the text, shape (N,)."""
