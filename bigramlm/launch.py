@@ -124,6 +124,10 @@ class Launch:
                 job = self.add(overrides, asked)
             else:
                 free.remove(job)
+                # Where something is now is no matter of what the job is.
+                base = re.compile(r"\+*base=")
+                job.overrides = [typed for typed in job.overrides if not base.match(typed)]
+                job.overrides += filter(base.match, overrides)
             self.jobs.append(job)
         self.sweep.save()
         states = [self.sweep.status(job) for job in self.jobs]
