@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -33,11 +33,16 @@ from bigramlm.errors import UserError, require
 from bigramlm.help import help_text
 from bigramlm.memory import is_out_of_memory, out_of_memory
 from bigramlm.results import Results, swept
-from bigramlm.resume import find_start, is_saved_preset, saved_presets, settle_tokens
+from bigramlm.resume import Start, find_start, is_saved_preset, saved_presets, settle_tokens
 from bigramlm.run import RunFolder, git_state, versions
 from bigramlm.stop import Stopped, StopSignals, stop_signals
 from bigramlm.sweep import FINISHED, PLAN, Sweep
 from bigramlm.sweep import log as sweep_log
+
+if TYPE_CHECKING:
+    from bigramlm.adapter.lora import LoRA
+    from bigramlm.checkpoint import Base
+    from bigramlm.model.base import LanguageModel
 
 log = logging.getLogger(__name__)
 
@@ -332,13 +337,10 @@ def run(
 
     import torch
 
-    from bigramlm.checkpoint import Base
     from bigramlm.data.batches import Examples, Split, Stream, on_device
     from bigramlm.device.device import decide, set_up
     from bigramlm.generate import before, generate
-    from bigramlm.load import keep_base, put_weights
     from bigramlm.metrics import Metrics, Origin
-    from bigramlm.model.huggingface import Pretrained, check_vocabulary
     from bigramlm.preflight import preflight
     from bigramlm.trainer import Trainer
 
@@ -361,18 +363,7 @@ def run(
         "data: %s, %s characters%s, vocabulary of %d",
         *(corpus.name, f"{corpus.n_characters:,}", documents, vocab_size),
     )
-    if isinstance(start.source, Pretrained):
-        check_vocabulary(start.source, vocab_size)
-    if start.source is not None and not cfg.from_scratch:
-        put_weights(start.source, model, counted=False, base=cfg.base)
-    cfg.base = None
-    log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
-    adapter, base = cfg.adapter.attach(model), None
-    if adapter is not None and start.source is not None:
-        base = Base(start.source.place, start.source.sha256)
-        keep_base(start.source, folder.path)
-        for line in adapter.audit():
-            log.info("%s", line)
+    adapter, base = _start_weights(cfg, model, start, folder)
     model.to(device.torch)
     tokens = {name: on_device(found, device.torch) for name, found in corpus.ids.items()}
     splits: dict[str, Split] = {
@@ -479,6 +470,30 @@ def run(
         print_end(trainer.final, sample, trainer.references, folder.path, cfg.logger.use, in_bits=bool(each))
     except UserError as error:  # the run is complete all the same
         log.warning("%s", error)
+
+
+def _start_weights(
+    cfg: RunConfig, model: LanguageModel, start: Start, folder: RunFolder
+) -> tuple[LoRA | None, Base | None]:
+    # Puts weights that were trained before into a fresh model, and beside them an adapter, where these are asked for.
+    from bigramlm.checkpoint import Base
+    from bigramlm.load import keep_base, put_weights
+    from bigramlm.model.huggingface import Pretrained, check_vocabulary
+
+    weights = start.source
+    if isinstance(weights, Pretrained):
+        check_vocabulary(weights, model.vocab_size)
+    if weights is not None and not cfg.from_scratch:
+        put_weights(weights, model, counted=False, base=cfg.base)
+    cfg.base = None
+    log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
+    adapter = cfg.adapter.attach(model)
+    if adapter is None or weights is None:
+        return None, None
+    keep_base(weights, folder.path)
+    for line in adapter.audit():
+        log.info("%s", line)
+    return adapter, Base(weights.place, weights.sha256)
 
 
 def print_end(
