@@ -31,6 +31,7 @@ Examples:
   python scripts/train.py model=gpt optim=muon data.block_size=64
   python scripts/train.py model=gpt tokenizer=bpe tokenizer.vocab_size=512
   python scripts/train.py resume=latest trainer.steps=20000
+  python scripts/train.py experiment=finetune init_from=latest data=bundled
 
 Sweeps (docs/sweeps.md):
   python scripts/train.py -m optim.lr=1e-4,1e-3,1e-2 seed=1,2,3

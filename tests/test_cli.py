@@ -434,7 +434,7 @@ def test_help_says_what_there_is() -> None:
         r"finetune_scratch gpt_cpu gpt_gpu gpt_ngram_cpu\n +ladder nanogpt_cpu nanogpt_gpu quick quick_gpt",
     }.items():
         assert re.search(rf"^ *{group} +{choices}$", done.stdout, re.MULTILINE), group
-    assert done.stdout.count("  python scripts/train.py") == 11 + 1, "eleven examples, and Hydra's flags"
+    assert done.stdout.count("  python scripts/train.py") == 12 + 1, "twelve examples, and Hydra's flags"
     assert "schema" not in done.stdout
     for field in ("lr: 0.001", "block_size: 8", "max_new_tokens: 300", "steps: 10000"):
         assert field in done.stdout
