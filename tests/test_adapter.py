@@ -112,7 +112,7 @@ def test_what_is_frozen_stays_to_the_bit_and_all_of_the_adapter_is_trained(
 
 
 def test_a_checkpoint_holds_the_adapter_alone_in_files_that_peft_loads(cli: Cli, base: Path) -> None:
-    run = adapted(cli, base)
+    run = adapted(cli, base, "adapter.dropout=0.25")
     step = run.folder / "checkpoints" / "step_6"
     assert {path.name for path in step.iterdir()} == {
         *("adapter_model.safetensors", "adapter_config.json", "base.json", "training.safetensors"),
@@ -123,6 +123,11 @@ def test_a_checkpoint_holds_the_adapter_alone_in_files_that_peft_loads(cli: Cli,
     told = json.loads((step / "base.json").read_text("utf-8"))
     assert Path(told["place"]) == base / "checkpoints" / "step_10"
     assert told["sha256"] == Checkpoint(Path(told["place"])).manifest["files"]["model.safetensors"]["sha256"]
+
+    config = peft.PeftConfig.from_pretrained(str(step))
+    assert isinstance(config, peft.LoraConfig)
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (2, 16, 0.25)
+    assert (config.use_dora, config.use_rslora, config.base_model_name_or_path) == (False, False, told["place"])
 
     ours = model_of(run.folder)
     loaded = peft.PeftModel.from_pretrained(model_of(base), str(step)).eval()
