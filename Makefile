@@ -9,7 +9,7 @@ train: .venv/installed  ## Train and print a sample; overrides: make train ARGS=
 	@$(BIN)/python scripts/train.py $(ARGS)
 
 test: .venv/installed-dev  ## Run every test; some of them: make test ARGS="tests/test_data.py"
-	@$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/installed-dev  ## Check style and types
 	@$(BIN)/ruff check .

@@ -189,9 +189,9 @@ def test_an_untied_head_and_embedding_can_be_adapted_and_merged(cli: Cli, tool: 
 
 
 @LINUX
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_resume_is_exact(base: Path, variant: str) -> None:
-    done = verified(*SHORT, f"init_from={base}", "adapter=lora", "adapter.r=2", "trainer.steps=8", *VARIANTS[variant])
+def test_resume_is_exact(base: Path) -> None:
+    every = [*VARIANTS["dora"], *VARIANTS["rslora"]]  # dropout, which draws at random, among them
+    done = verified(*SHORT, f"init_from={base}", "adapter=lora", "adapter.r=2", "trainer.steps=8", *every)
     assert done.stdout == "bit-equal: 8 steps, and 4, a kill, and 4 more\n", done.stderr
 
 
