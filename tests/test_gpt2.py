@@ -423,7 +423,7 @@ def test_from_scratch_takes_all_but_the_weights(cli: Cli, gpt2: Path) -> None:
     assert "all but the weights: of GPT-2 (custom), from" in run.err
     model, tokenizer, cfg = load_model(open_checkpoint(str(run.folder)))
     assert (tokenizer.vocab_size, cfg.data.block_size) == (VOCABULARY, POSITIONS)
-    assert not torch.allclose(logits(model, tokens()), logits(ours(gpt2), tokens()), atol=0.1)
+    assert not torch.allclose(logits(model.eval(), tokens()), logits(ours(gpt2), tokens()), atol=0.1)
     refused = cli(*QUICK, "from_scratch=true")
     assert refused.code == 2
     assert "from_scratch=true: takes model, tokenizer and block size from init_from, which is not given" in refused.err
