@@ -73,8 +73,7 @@ class LoRA:
 
     def save(self, folder: Path, *, base: str) -> None:
         """Write the adapter in peft's format into a folder; base: where the weights are that it stands beside."""
-        save_file(self._tensors(), folder / ADAPTER, metadata={"format": "pt"})
-        self._write_config(folder, base=base, fan_in_fan_out=False)
+        self._write(folder, self._tensors(), base=base, fan_in_fan_out=False)
 
     def export(self, folder: Path, *, base: str) -> None:
         """The same for the model as transformers has it, with its names, and matrices the other way round.
@@ -85,16 +84,17 @@ class LoRA:
             name.replace("base_model.model.h.", "base_model.model.transformer.h.", 1): tensor
             for name, tensor in self._tensors().items()
         }
-        save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
-        self._write_config(folder, base=base, fan_in_fan_out=True)
+        self._write(folder, tensors, base=base, fan_in_fan_out=True)
 
     def load(self, folder: Path) -> None:
         """Put the adapter in that a folder holds. ValueError where it is of another shape."""
         from peft import set_peft_model_state_dict
 
         tensors, own = load_file(folder / ADAPTER), self._tensors()
-        for name in sorted(tensors.keys() ^ own.keys()):
-            raise ValueError(f"{name} is {'not there' if name in own else 'of no layer that is adapted'}")
+        differing = sorted(tensors.keys() ^ own.keys())
+        if differing:
+            lacks = differing[0] in own
+            raise ValueError(f"{differing[0]} is {'not there' if lacks else 'of no layer that is adapted'}")
         for name, tensor in tensors.items():
             if tensor.shape != own[name].shape:
                 raise ValueError(f"{name} is {tuple(tensor.shape)}, and {tuple(own[name].shape)} by the config")
@@ -127,7 +127,8 @@ class LoRA:
         tensors: dict[str, Tensor] = get_peft_model_state_dict(self._peft_model, save_embedding_layers=False)
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
-    def _write_config(self, folder: Path, *, base: str, fan_in_fan_out: bool) -> None:
+    def _write(self, folder: Path, tensors: dict[str, Tensor], *, base: str, fan_in_fan_out: bool) -> None:
+        save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
         config: Any = copy.copy(self._peft_model.peft_config["default"])
         config.base_model_name_or_path = base
         config.fan_in_fan_out = fan_in_fan_out

@@ -107,40 +107,43 @@ class Pretrained:
         from safetensors import SafetensorError, safe_open
 
         own = model.state_dict()
-        tied = own[_HEAD].data_ptr() == own[_TOKENS].data_ptr()
-        found: dict[str, tuple[Any, str]] = {}
-        surplus: list[str] = []
-        misshapen: list[str] = []
-        with ExitStack() as stack:
+        tied = _is_tied(own)
+        with ExitStack() as stack, torch.no_grad():
             try:
                 opened = [stack.enter_context(safe_open(path, "pt")) for path in self._weights()]
-                for file in opened:
-                    for saved in file.keys():  # noqa: SIM118 - not a dictionary
-                        name = saved.removeprefix("transformer.")
-                        if _MASK.fullmatch(name):
-                            continue
-                        if name not in own or name in found:
-                            surplus.append(saved)
-                            continue
-                        found[name] = file, saved
-                        there, here = tuple(file.get_slice(saved).get_shape()), tuple(own[name].shape)
-                        if not _fits(name, there, here):
-                            here = here[::-1] if _TRANSPOSED.fullmatch(name) else here
-                            misshapen.append(f"{saved} is {there} there, {here} by its {CONFIG}")
-                lacking = [name for name in own if name not in found and not (name == _HEAD and tied)]
-                for what, names in (("lacks", lacking), ("has, and GPT-2 has not,", surplus), ("", misshapen)):
-                    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-                    require(not names, f"{self.place}: {what} {', '.join(names[:_NAMED])}{more}".replace("  ", " "))
-                with torch.no_grad():
-                    for name, (file, saved) in found.items():
-                        tensor = file.get_tensor(saved)
-                        tensor = tensor.T if _TRANSPOSED.fullmatch(name) else tensor
-                        if tied and name == _HEAD:
-                            self._check_head(tensor, found[_TOKENS])
-                        else:
-                            own[name].copy_(tensor[: len(own[name])])
+                found = self._found(opened, own, tied=tied)
+                for name, (file, saved) in found.items():
+                    tensor = file.get_tensor(saved)
+                    tensor = tensor.T if _TRANSPOSED.fullmatch(name) else tensor
+                    if tied and name == _HEAD:
+                        self._check_head(tensor, found[_TOKENS])
+                    else:
+                        own[name].copy_(tensor[: len(own[name])])
             except (OSError, SafetensorError) as error:
                 raise UserError(f"{self.place}: its weights cannot be read: {error}") from None
+
+    def _found(self, opened: list[Any], own: dict[str, Tensor], *, tied: bool) -> dict[str, tuple[Any, str]]:
+        # The file that each of the model's tensors is in, and its name there. UserError names what is not as it should.
+        found: dict[str, tuple[Any, str]] = {}
+        surplus, misshapen = [], []
+        for file in opened:
+            for saved in file.keys():  # noqa: SIM118 - not a dictionary
+                name = saved.removeprefix("transformer.")
+                if _MASK.fullmatch(name):
+                    continue
+                if name not in own or name in found:
+                    surplus.append(saved)
+                    continue
+                found[name] = file, saved
+                there, here = tuple(file.get_slice(saved).get_shape()), tuple(own[name].shape)
+                if not _fits(name, there, here):
+                    here = here[::-1] if _TRANSPOSED.fullmatch(name) else here
+                    misshapen.append(f"{saved} is {there} there, {here} by its {CONFIG}")
+        lacking = [name for name in own if name not in found and not (name == _HEAD and tied)]
+        for what, names in (("lacks ", lacking), ("has, and GPT-2 has not, ", surplus), ("", misshapen)):
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            require(not names, f"{self.place}: {what}{', '.join(names[:_NAMED])}{more}")
+        return found
 
     def _check_head(self, head: Tensor, tokens: tuple[Any, str]) -> None:
         file, saved = tokens
@@ -190,6 +193,10 @@ class Pretrained:
 def _pickle_in(folder: str) -> str | None:
     found = sorted(path.name for path in Path(folder).glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     return found[0] if found else None
+
+
+def _is_tied(own: dict[str, Tensor]) -> bool:
+    return own[_HEAD].data_ptr() == own[_TOKENS].data_ptr()
 
 
 def _fits(name: str, there: tuple[int, ...], here: tuple[int, ...]) -> bool:
@@ -296,7 +303,7 @@ def to_pretrained(model: nn.Module, cfg: GPTConfig) -> dict[str, Tensor]:
     """The tensors of a GPT by the names that transformers gives them; biases that it has not are zero."""
     tensors = {}
     own = model.state_dict()
-    tied = own[_HEAD].data_ptr() == own[_TOKENS].data_ptr()
+    tied = _is_tied(own)
     for name, tensor in own.items():
         if name == _HEAD and tied:
             continue
