@@ -42,6 +42,9 @@ from bigramlm.sweep import FINISHED, Job, Sweep, values_of
 
 log = logging.getLogger(__name__)
 
+# How long a job that its launcher reports as completed has to appear so on this machine's disk, in seconds.
+WRITTEN_WITHIN = 60.0
+
 _OF_EVERY_TEXT = {field.name for field in fields(DataConfig)}
 
 
@@ -248,11 +251,37 @@ class Launch:
             if not self._is_basic():
                 raise UserError(f"the launcher failed: {_brief(known(error))}") from error
             returns = [failed(error)]
+        self.wait_until_written(jobs, returns)
         for job, returned in zip(jobs, returns, strict=True):
             if returned.status is not JobStatus.COMPLETED and read_summary(self.sweep.path(job)) is None:
                 ended = returned._return_value
                 self.fail(job, _brief(known(ended)))
         self.sweep.save()
+
+    def wait_until_written(
+        self, jobs: Sequence[Job], returns: Sequence[JobReturn], *, within: float = WRITTEN_WITHIN
+    ) -> None:
+        """Wait until the folders of jobs that a launcher reports as ended say how they ended.
+
+        A launcher may know of an end before the job's process has written it, or before a shared disk shows it, and
+        Slurm's accounting may be ahead of both. A job whose process still holds its folder is waited for as long as
+        that lasts; one that was reported as completed and that nobody holds, for at most `within` seconds.
+        """
+        if self._is_basic():  # whose jobs ran in this process
+            return
+        completed = {job.number for job, r in zip(jobs, returns, strict=True) if r.status is JobStatus.COMPLETED}
+        told: set[int] = set()
+        until = time.monotonic() + within
+        while True:
+            states = {job.number: self.sweep.status(job) for job in jobs}
+            held = {number for number, state in states.items() if state == "running"}
+            late = {n for n in completed - held if states[n] in ("pending", "killed") and time.monotonic() < until}
+            if not held | late:
+                return
+            for number in sorted(held - told):
+                log.info("job %d: reported as ended, and its process still works; waiting for it", number)
+            told |= held
+            time.sleep(0.05)
 
     def wait_for_others(self, stopped: Stopped, seconds: float = 30) -> None:
         """Give jobs in other processes of this machine, which the launcher left, the time to save."""

@@ -116,6 +116,11 @@ class Row:
         return _number(self.summary, "seconds", float)
 
     @property
+    def started(self) -> tuple[str, int]:
+        """When it was started, to sort by; among equals the one that was given last is the newest."""
+        return str(self.summary.get("started", "")), self.number
+
+    @property
     def text(self) -> str | None:
         """The SHA-256 of the text it was trained on."""
         found = part(self.summary, "data").get("sha256")
@@ -226,9 +231,13 @@ class Outcomes:
         return columns
 
     def groups(self) -> list[Group]:
-        """Those that differ in the seed alone, the best mean first; none where no seed was swept."""
-        if "seed" not in self.fields:
-            return []
+        """Those that differ in the seed alone, the best mean first; none where no seed was swept.
+
+        A seed counts once, by its newest run: the same run made three times says nothing of chance.
+        """
+        return self._groups() if "seed" in self.fields else []
+
+    def _groups(self) -> list[Group]:
         groups: dict[tuple[str, ...], list[Row]] = {}
         for row in self.rows:
             if _rank(row)[0] == 0:
@@ -237,9 +246,12 @@ class Outcomes:
         others = [field for field in self.fields if field != "seed"]
         made = []
         for values, rows in groups.items():
-            losses = [row.final for row in rows if row.final is not None]
+            # Where no seed is among the fields, all runs have the same one.
+            newest = {row.values.get("seed"): row for row in sorted(rows, key=lambda row: row.started)}
+            counted = tuple(row for row in rows if row is newest[row.values.get("seed")])
+            losses = [row.final for row in counted if row.final is not None]
             name = " ".join(f"{f}={short(v)}" for f, v in zip(others, values, strict=True))
-            made.append(Group(name, losses, tuple(rows)))
+            made.append(Group(name, losses, counted, n_runs=len(rows)))
         if len({group.name for group in made}) < len(made):  # what tells them apart was cut off
             long = [" ".join(f"{f}={v}" for f, v in zip(others, values, strict=True)) for values in groups]
             made = [replace(group, name=name) for name, group in zip(long, made, strict=True)]
@@ -248,6 +260,7 @@ class Outcomes:
     def notes(self) -> list[str]:
         """What the figures say, and what is wrong with them: a sentence or two each."""
         notes = [verdict(groups)] if len(groups := self.groups()) > 1 else []
+        notes += [f"{group.name or 'all'}: {group.repeated}." for group in self._groups() if group.repeated]
         completed = [row for row in self.rows if row.status == "completed"]
         if "seed" not in self.fields and len(completed) > 1:
             how = "a sweep of the best values with seed=1,2,3" if self.planned else "seed=1,2,3 besides"
@@ -383,7 +396,21 @@ class Group:
 
     name: str
     losses: list[float]
+    """One for each seed."""
     rows: tuple[Row, ...] = ()
+    """The runs that the losses are of."""
+    n_runs: int = 0
+    """How many runs there are, with those whose seed has a newer one; 0 where each seed was run once."""
+
+    @property
+    def repeated(self) -> str:
+        """The seeds and runs, where a seed was run more than once: `1 seed, run 3 times`; empty otherwise."""
+        seeds = len(self.losses)
+        if self.n_runs <= seeds:
+            return ""
+        if seeds == 1:
+            return f"1 seed, run {self.n_runs} times; the newest run counts"
+        return f"{seeds} seeds, {self.n_runs} runs; of each seed the newest run counts"
 
     @property
     def mean(self) -> float:

@@ -12,6 +12,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
@@ -29,7 +31,7 @@ from bigramlm.data import shakespeare
 from bigramlm.data import text as data_text
 from bigramlm.errors import UserError
 from bigramlm.model.bigram import Bigram
-from bigramlm.results import Group, Results, t_95, verdict
+from bigramlm.results import Entry, Group, Outcomes, Results, t_95, verdict
 from bigramlm.run import RunFolder, holder, read_summary
 from bigramlm.sweep import Job, Sweep
 from tests.conftest import Cli, Ended, composed
@@ -336,6 +338,51 @@ def test_the_order_is_by_final_loss_then_by_the_best_so_far(folder: Path) -> Non
     assert "all  2.5000  0.7071      2" in results.text(), "of the completed ones"
     results.write()
     assert {row["job"]: row["error"] for row in table(folder) if row["error"]} == {"2": "early", "5": "late"}
+
+
+def seeded(folder: Path, *runs_: tuple[str, str, float, str]) -> Outcomes:
+    """Completed runs, each with its learning rate, seed, final val loss and start."""
+    entries = []
+    for number, (lr, seed, loss, started) in enumerate(runs_):
+        path = folder / str(number)
+        path.mkdir(parents=True)
+        done = {"status": "completed", "final": {"val/loss": loss}, "started": started}
+        (path / "summary.json").write_text(json.dumps(done))
+        entries.append(Entry(str(number), path, {"optim.lr": lr, "seed": seed}))
+    return Outcomes(entries)
+
+
+def test_a_seed_that_was_run_several_times_counts_once_by_its_newest_run(folder: Path) -> None:
+    outcomes = seeded(
+        folder,
+        *(("0.011", "1", 2.5, "2026-11-01"), ("0.011", "1", 2.7, "2026-11-03"), ("0.011", "1", 2.6, "2026-11-02")),
+        *(("0.02", "1", 3.0, "2026-11-01"), ("0.02", "2", 3.2, "2026-11-01"), ("0.02", "2", 3.4, "2026-11-01")),
+    )
+    one, two = outcomes.groups()
+    assert (one.losses, two.losses) == ([2.7], [3.0, 3.4])
+    assert [row.name for row in one.rows] == ["1"]
+    assert math.isnan(one.std)
+    notes = outcomes.notes()
+    assert "one of them has one seed only" in notes[0]
+    assert "optim.lr=0.011: 1 seed, run 3 times; the newest run counts." in notes
+    assert "optim.lr=0.02: 2 seeds, 3 runs; of each seed the newest run counts." in notes
+
+
+def test_one_seed_run_several_times_is_told_where_no_other_was_run(folder: Path) -> None:
+    """Three runs of one learning rate and three of another, all with seed 1, are no six draws."""
+    outcomes = seeded(
+        folder, *((lr, "1", loss, "") for lr, loss in (("0.011", 2.5), ("0.0108", 2.6)) for _ in range(3))
+    )
+    assert outcomes.groups() == []
+    notes = " ".join(outcomes.notes())
+    assert "optim.lr=0.011: 1 seed, run 3 times" in notes
+    assert "optim.lr=0.0108: 1 seed, run 3 times" in notes
+    assert "changes nothing" not in notes
+
+
+def test_each_seed_once_is_not_remarked_on(folder: Path) -> None:
+    outcomes = seeded(folder, *((lr, seed, 2.5, "") for lr in ("0.1", "0.2") for seed in "12"))
+    assert not any("run" in note and "seed," in note for note in outcomes.notes())
 
 
 def test_a_folder_of_somebody_elses_is_not_taken(swept: Callable[..., Ended], folder: Path) -> None:
@@ -881,6 +928,7 @@ echo "Submitted batch job 4242"
   for task in $(seq 0 $(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")); do
     SLURM_JOB_ID=4242 SLURM_ARRAY_JOB_ID=4242 SLURM_ARRAY_TASK_ID=$task SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 \\
       SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_JOB_NODELIST=node sh "$SLURM_STAND_IN/submitted.sh"
+    touch "$SLURM_STAND_IN/ended_$task"
   done
 ) > "$SLURM_STAND_IN/tasks.log" 2>&1 &
 """,
@@ -890,7 +938,11 @@ exec "$@"
 """,
     "sacct": """#!/bin/sh
 echo "JobID|State|NodeList"
-for task in 0 1 2 3; do echo "4242_$task|COMPLETED|node"; done
+for task in 0 1 2 3; do
+  state=RUNNING
+  [ -e "$SLURM_STAND_IN/ended_$task" ] && state=COMPLETED
+  echo "4242_$task|$state|node"
+done
 """,
     "scancel": "#!/bin/sh\n",
     "squeue": "#!/bin/sh\n",
@@ -921,6 +973,49 @@ def test_a_sweep_goes_through_slurm(
     ):
         assert f"#SBATCH {line}\n" in asked
     assert "\necho ready\n" in asked
+
+
+def watching(folder: Path) -> launch.Launch:
+    """A sweep at work through a launcher that only watches its jobs."""
+    config = OmegaConf.create({"hydra": {"launcher": {"_target_": "elsewhere.SlurmLauncher"}}})
+    return launch.Launch(Sweep(folder), config, None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reported", [JobReturn(status=JobStatus.COMPLETED), launch.failed(RuntimeError("no output"))])
+def test_what_is_reported_as_ended_is_waited_for_while_it_works(folder: Path, reported: JobReturn) -> None:
+    """As where Slurm's accounting is ahead of the job's own process."""
+    forged(folder, {"status": "running"}, {"status": "completed"})
+    sweep_ = watching(folder)
+    returns = [reported, JobReturn(status=JobStatus.COMPLETED)]
+    waiting = threading.Thread(target=sweep_.wait_until_written, args=(list(sweep_.sweep.jobs.values()), returns))
+    with RunFolder(folder / "0").lock():
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive(), "job 0 still works"
+        (folder / "0" / "summary.json").write_text('{"status": "completed"}')
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert Results(Sweep(folder)).count() == "2 jobs: 2 completed"
+
+
+def test_what_is_reported_as_completed_has_some_time_to_be_seen(folder: Path) -> None:
+    """As on a disk that several machines share."""
+    forged(folder, {"status": "completed"})
+    (folder / "0" / "summary.json").rename(folder / "late")
+    sweep_ = watching(folder)
+    (job,) = sweep_.sweep.jobs.values()
+    sweep_.wait_until_written([job], [JobReturn(status=JobStatus.COMPLETED)], within=0.0)
+    assert sweep_.sweep.status(job) == "pending", "and no longer than that"
+    sweep_.wait_until_written([job], [launch.failed(RuntimeError("it never began"))])
+    waiting = threading.Thread(
+        target=sweep_.wait_until_written, args=([job], [JobReturn(status=JobStatus.COMPLETED)]), kwargs={"within": 60.0}
+    )
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    (folder / "late").rename(folder / "0" / "summary.json")
+    waiting.join(30)
+    assert not waiting.is_alive()
 
 
 def test_a_launcher_that_fails_is_one_line(swept: Callable[..., Ended], folder: Path, tmp_path: Path) -> None:
