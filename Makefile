@@ -1,14 +1,17 @@
-# make train, make test, make lint: on a fresh machine with Python and make, nothing else is needed.
+# make train, make test, make test-all, make lint: on a fresh machine with Python and make, nothing else is needed.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint docs pictures clean
+.PHONY: train test test-all lint docs pictures clean
 
 train: .venv/installed  ## Train and print a sample; overrides: make train ARGS="optim.lr=1e-2"
 	@$(BIN)/python scripts/train.py $(ARGS)
 
-test: .venv/installed-dev  ## Run every test; some of them: make test ARGS="tests/test_data.py"
+test: .venv/installed-dev  ## Run the tests but for the long ones; some of them: make test ARGS="tests/test_data.py"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+test-all: .venv/installed-dev  ## Run every test, the long ones too
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/installed-dev  ## Check style and types

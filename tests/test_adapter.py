@@ -406,7 +406,14 @@ def test_a_stripped_adapter_can_be_sampled_from(cli: Cli, tool: Cli, base: Path,
     assert tool(sample.main, f"run={out}").code == 0
 
 
-@pytest.mark.parametrize("more", [["optim=muon"], ["device.compile=true"], ["trainer.activation_checkpointing=true"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["optim=muon"],
+        pytest.param(["device.compile=true"], marks=pytest.mark.slow),
+        ["trainer.activation_checkpointing=true"],
+    ],
+)
 def test_it_trains_with_what_else_there_is(cli: Cli, base: Path, more: list[str]) -> None:
     run = adapted(cli, base, "optim.lr=0.02", *more)
     assert "does not compile" not in run.err

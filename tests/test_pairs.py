@@ -207,6 +207,7 @@ def test_accumulation_makes_the_gradient_of_the_whole_batch() -> None:
         torch.testing.assert_close(taken(split, parts=parts, model=gpt()), whole, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_step_accumulates_the_same() -> None:
     split, _ = examples(LENGTHS)

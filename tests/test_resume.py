@@ -75,6 +75,7 @@ def left_alone(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @LINUX
 def test_fifty_runs_killed_at_random_moments_and_resumed_are_bit_equal() -> None:
     done = verified("--kills", "50", "data=bundled", "optim.grad_clip=0.5", "optim.warmup_steps=10")

@@ -134,6 +134,7 @@ def test_a_counted_run_says_that_there_is_nothing_to_go_on_with(cli: Cli) -> Non
     assert "is complete: model=ngram is counted, and takes no steps" in ended.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_step_with_muon_is_the_same_step(cli: Cli) -> None:
     one = (*RUN, "model=gpt", *small("gpt"), "model.zero_init=false", "optim=muon", "trainer.steps=2")

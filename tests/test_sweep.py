@@ -764,7 +764,7 @@ def test_two_commands_at_once_in_one_sweep_are_refused(swept: Callable[..., Ende
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
 def test_killed_three_times_and_gone_on_with_it_has_the_same_table(tmp_path: Path, launcher: str) -> None:
     arguments = (*LONGER, "optim.lr=1e-2,1e-1", "seed=1,2", f"hydra/launcher={launcher}")
     with started(tmp_path / "whole", *arguments) as process:
@@ -904,6 +904,7 @@ def test_submitit_runs_each_job_in_a_process(swept: Callable[..., Ended], folder
     assert "3 jobs: 3 completed" in ended.out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
 def test_a_job_of_submitits_that_is_killed_costs_itself_only(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
