@@ -400,7 +400,7 @@ class Group:
     rows: tuple[Row, ...] = ()
     """The runs that the losses are of."""
     n_runs: int = 0
-    """How many runs there are, with those whose seed has a newer one; 0 where each seed was run once."""
+    """The number of runs, older ones of the same seed included; 0 if unknown."""
 
     @property
     def repeated(self) -> str:
