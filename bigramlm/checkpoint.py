@@ -104,7 +104,7 @@ class Checkpoints:
             _write_json(aside / STATE, {"step": step, **state})
             (aside / TOKENIZER).write_text(tokenizer + "\n", "utf-8")
             (aside / CONFIG).write_text(config, "utf-8")
-            _write_manifest(aside, step)
+            write_manifest(aside, step)
             _sync_all(aside)
             _put(aside, final)
         except SafetensorError as error:
@@ -359,7 +359,7 @@ class Checkpoint:
         with files.written_aside(output) as aside:
             for name in self.manifest["files"].keys() - {TRAINING}:
                 shutil.copyfile(self.path / name, aside / name)
-            _write_manifest(aside, self.step)
+            write_manifest(aside, self.step)
 
     def merged(self, output: Path, model: nn.Module, config: str) -> None:
         """Write the checkpoint of an adapter as a stripped one of the model's weights, with a config of its own."""
@@ -368,7 +368,7 @@ class Checkpoint:
             for name in (STATE, TOKENIZER):
                 shutil.copyfile(self.path / name, aside / name)
             (aside / CONFIG).write_text(config, "utf-8")
-            _write_manifest(aside, self.step)
+            write_manifest(aside, self.step)
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[None]:
@@ -400,7 +400,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _write_manifest(folder: Path, step: int) -> None:
+def write_manifest(folder: Path, step: int) -> None:
+    """Write what seals every file that is in the folder, as the last of them."""
     text = _manifest_text(step, {path.name: _seal(path) for path in sorted(folder.iterdir())})
     (folder / MANIFEST).write_text(text, "utf-8", newline="\n")
 

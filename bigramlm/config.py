@@ -1,5 +1,6 @@
 """RunConfig, the sum of the parts' configs: as Hydra's schemas, and to and from YAML."""
 
+import functools
 import hashlib
 import json
 import math
@@ -185,6 +186,7 @@ class RunConfig:
             )
 
 
+@functools.cache
 def register_schemas() -> None:
     """Make the dataclasses known to Hydra, so that every preset and override is checked against them."""
     store = ConfigStore.instance()

@@ -48,8 +48,8 @@ from bigramlm.tokenizer.config import LearnedConfig, TokenizerConfig
 log = logging.getLogger(__name__)
 
 # How many characters a worker is handed at once, and after how many more what is written is put on the disk.
-_UNIT = 2_000_000
-_KEPT_EVERY = 16_000_000
+UNIT = 2_000_000
+KEPT_EVERY = 16_000_000
 # Each has a tokenizer with its words in memory; the disk has enough of so many.
 _WORKERS_AT_MOST = 8
 _LOCK = ".lock"
@@ -300,7 +300,7 @@ def _at_hand(text: Text, cfg: TokenizerConfig) -> Tokenizer | None:
 
 
 def _write(text: Text, cfg: TokenizerConfig, tokenizer: Tokenizer, folder: Path) -> TokenFiles:
-    kind = narrowest(tokenizer.vocab_size)
+    encoder = Encoder(tokenizer, text.where, text.documents > 1)
     about = About(
         name=text.name,
         sha256=text.sha256,
@@ -310,7 +310,7 @@ def _write(text: Text, cfg: TokenizerConfig, tokenizer: Tokenizer, folder: Path)
         tokenizer=asdict(cfg),
         tokenizer_sha256=sha256_of(tokenizer.to_json()),
         vocab_size=tokenizer.vocab_size,
-        dtype=np.dtype(kind).name,
+        dtype=np.dtype(narrowest(tokenizer.vocab_size)).name,
     )
     began = time.perf_counter()
     with TokenWriter(folder, about, tokenizer.to_json()) as writer:
@@ -319,11 +319,11 @@ def _write(text: Text, cfg: TokenizerConfig, tokenizer: Tokenizer, folder: Path)
             log.info("tokens: going on after %s characters, in %s", f"{before:,}", relative(folder))
         kept, done = before, before
         with _bar("encoding", total=text.n_characters, done=before) as shown:
-            for encoded in _encoded(text, cfg, tokenizer, kind, skip=writer.pieces):
+            for encoded in encode_on_all_cores(text, cfg, encoder, skip=writer.pieces):
                 writer.write(encoded.ids, encoded.characters, encoded.pieces)
                 done += sum(encoded.characters.values())
                 shown.update(sum(encoded.characters.values()))
-                if done - kept >= _KEPT_EVERY:
+                if done - kept >= KEPT_EVERY:
                     writer.keep()
                     kept = done
         found = writer.finish()
@@ -366,13 +366,37 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Encoded:
+class Encoded:
+    """Some pieces of a text in a tokenizer's ids: by split, as they stand in token files."""
+
     ids: dict[str, bytes]
     characters: dict[str, int]
     pieces: int
 
 
-def _units(pieces: Iterable[Piece], *, skip: int) -> Iterator[list[Piece]]:
+@dataclass(frozen=True)
+class Encoder:
+    """What turns pieces into ids; where: of the text, for errors; ends: whether documents end with a token."""
+
+    tokenizer: Tokenizer
+    where: str
+    ends: bool
+
+    def __call__(self, unit: Sequence[Piece]) -> Encoded:
+        """UserError where the tokenizer lacks what is in the text."""
+        kind = narrowest(self.tokenizer.vocab_size)
+        ids: dict[str, list[Ids]] = {split: [] for split in SPLITS}
+        for piece in unit:
+            ids[piece.split].append(_encode(self.tokenizer, piece, self.where, ends=self.ends))
+        return Encoded(
+            ids={split: np.concatenate(parts).astype(kind).tobytes() for split, parts in ids.items() if parts},
+            characters={split: sum(len(piece.text) for piece in unit if piece.split == split) for split in ids},
+            pieces=len(unit),
+        )
+
+
+def units(pieces: Iterable[Piece], *, skip: int) -> Iterator[list[Piece]]:
+    """A text's pieces, without the first ones, in lists of as many as make UNIT characters."""
     unit: list[Piece] = []
     size = 0
     for number, piece in enumerate(pieces):
@@ -380,28 +404,26 @@ def _units(pieces: Iterable[Piece], *, skip: int) -> Iterator[list[Piece]]:
             continue
         unit.append(piece)
         size += len(piece.text)
-        if size >= _UNIT:
+        if size >= UNIT:
             yield unit
             unit, size = [], 0
     if unit:
         yield unit
 
 
-def _encoded(
-    text: Text, cfg: TokenizerConfig, tokenizer: Tokenizer, kind: type[np.generic], *, skip: int
-) -> Iterator[_Encoded]:
-    # In order, on all cores, a little ahead of what is asked for.
+def encode_on_all_cores(text: Text, cfg: TokenizerConfig, encoder: Encoder, *, skip: int) -> Iterator[Encoded]:
+    """Encode a text without its first pieces, in order, in processes that are a little ahead of what is asked for."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(_WORKERS_AT_MOST, cores)
-    given = (cfg, tokenizer.to_json(), kind, text.where, text.documents > 1)
+    given = (cfg, encoder.tokenizer.to_json(), encoder.where, encoder.ends)
     if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
         # In a worker of joblib it is joblib's own, which the processes that are started here would not know.
         multiprocessing.set_start_method("spawn", force=True)
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin_worker, initargs=given)
     try:
-        ahead: deque[Future[_Encoded]] = deque()
-        for unit in _units(text.pieces(), skip=skip):
+        ahead: deque[Future[Encoded]] = deque()
+        for unit in units(text.pieces(), skip=skip):
             with _ignored_by_children():
                 ahead.append(pool.submit(_encode_unit, unit))
             if len(ahead) > 2 * workers:
@@ -425,15 +447,15 @@ def _ignored_by_children() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-_worker: tuple[Tokenizer, type[np.generic], str, bool]
+_encoder: Encoder  # of a worker
 
 
-def _begin_worker(cfg: TokenizerConfig, tokenizer: str, kind: type[np.generic], where: str, ends: bool) -> None:
-    global _worker
+def _begin_worker(cfg: TokenizerConfig, tokenizer: str, where: str, ends: bool) -> None:
+    global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches all of a terminal, and the parent ends its workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each core
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = (cfg.restore(tokenizer), kind, where, ends)
+    _encoder = Encoder(cfg.restore(tokenizer), where, ends)
 
 
 def _end_with_parent() -> None:
@@ -443,13 +465,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _encode_unit(unit: Sequence[Piece]) -> _Encoded:
-    tokenizer, kind, where, ends = _worker
-    ids: dict[str, list[Ids]] = {split: [] for split in SPLITS}
-    for piece in unit:
-        ids[piece.split].append(_encode(tokenizer, piece, where, ends=ends))
-    return _Encoded(
-        ids={split: np.concatenate(parts).astype(kind).tobytes() for split, parts in ids.items() if parts},
-        characters={split: sum(len(piece.text) for piece in unit if piece.split == split) for split in ids},
-        pieces=len(unit),
-    )
+def _encode_unit(unit: Sequence[Piece]) -> Encoded:
+    return _encoder(unit)

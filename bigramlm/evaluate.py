@@ -11,7 +11,7 @@ from bigramlm.device.device import Device
 from bigramlm.model.base import LanguageModel
 
 # Logits computed at once in an evaluation: on a CPU 1 MiB of them in fp32, so that activations stay in its cache.
-_LOGITS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 20, "mps": 1 << 20}
+LOGITS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 20, "mps": 1 << 20}
 
 
 @torch.inference_mode()
@@ -25,7 +25,7 @@ def mean_loss(model: LanguageModel, covered: Iterable[tuple[Tensor, Tensor]], de
     total = torch.zeros((), device=device.torch)
     count = torch.zeros((), dtype=torch.int64, device=device.torch)
     for inputs, targets in covered:
-        rows = max(1, _LOGITS_AT_ONCE[device.torch.type] // (model.vocab_size * inputs.shape[1]))
+        rows = max(1, LOGITS_AT_ONCE[device.torch.type] // (model.vocab_size * inputs.shape[1]))
         for x, y in zip(inputs.split(rows), targets.split(rows), strict=True):
             x, y = sent(x, device.torch).long(), sent(y, device.torch).long()
             with device.autocast():

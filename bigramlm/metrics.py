@@ -79,7 +79,7 @@ class Metrics:
     def __init__(self, cfg: LoggerConfig, origin: Origin) -> None:
         path = origin.folder / "metrics.jsonl"
         if origin.resumed_at is not None and path.exists():
-            _keep_before(origin.resumed_at, path)
+            keep_before(origin.resumed_at, path)
         self._jsonl = path.open("a", encoding="utf-8", buffering=1)
         self._loggers: dict[str, Logger] = {}
         for name in cfg.use:
@@ -130,7 +130,8 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
                     yield record
 
 
-def _keep_before(step: int, path: Path) -> None:
+def keep_before(step: int, path: Path) -> None:
+    """Leave in a file of records those of the steps before this one."""
     files.write(path, ((json.dumps(r) + "\n").encode() for r in read_records(path) if r["step"] < step))
 
 

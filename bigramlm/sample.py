@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -127,25 +127,24 @@ def sample(cfg: SampleCommand) -> None:
             if not show(f"---- {number} of {cfg.num_samples}\n{start}{text}"):
                 return
     else:
-        _print_as_it_comes(cfg, model, tokenizer, encoded[0], device)
+        end = _end(cfg, tokenizer)
+        print_as_it_comes(tokenizer, encoded[0], _stream(cfg, model, [encoded[0]], device, cfg.seed, end), end)
 
 
-def _print_as_it_comes(
-    cfg: SampleCommand, model: LanguageModel, tokenizer: Tokenizer, prompt: list[int], device: Device
-) -> None:
-    # At a terminal at once, else several times a second.
+def print_as_it_comes(tokenizer: Tokenizer, prompt: list[int], new: Iterable[Tensor | int], end: int | None) -> None:
+    """Print a prompt's ids and the new ones up to `end`: at a terminal each at once, else several times a second."""
     every = 0.0 if sys.stdout.isatty() else 0.1
-    text, shown, end = tokenizer.decode(prompt), 0.0, _end(cfg, tokenizer)
+    text, shown = tokenizer.decode(prompt), 0.0
     # What a token adds is told by the tokens before it too: whether a space is in between, or half of a character.
     told, pending = prompt[-_TOLD_BY:], []
-    for token in _stream(cfg, model, [prompt], device, cfg.seed, end):
+    for token in new:
         if token == end:
             break
         pending.append(int(token))
-        new = tokenizer.decode(told + pending)
+        decoded = tokenizer.decode(told + pending)
         # A character of several tokens, four bytes at the most, is shown once it is whole.
-        if not new.endswith("\N{REPLACEMENT CHARACTER}") or len(pending) > 4:
-            text += _added(new, tokenizer.decode(told))
+        if not decoded.endswith("\N{REPLACEMENT CHARACTER}") or len(pending) > 4:
+            text += _added(decoded, tokenizer.decode(told))
             told, pending = (told + pending)[-_TOLD_BY:], []
         if text and time.perf_counter() - shown >= every:
             if not show(text, end=""):

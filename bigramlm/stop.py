@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Ctrl-C, a request to end, and, where there is such a thing, the terminal that is closed.
-_STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 class Stopped(BaseException):
@@ -46,21 +46,21 @@ class StopSignals:
         if self._trainer is None or self._trainer.stop_signal is not None:
             raise Stopped(number)
         self._trainer.stop_signal = number
-        level = logging.WARNING if len(_STOP_SIGNALS) > 1 else logging.INFO  # of workers the parent tells
+        level = logging.WARNING if len(STOP_SIGNALS) > 1 else logging.INFO  # of workers the parent tells
         log.log(level, "%s: saving after this step; once more to stop at once", signal.Signals(number).name)
 
 
 def leave_to_parent() -> None:
     """In a worker: heed SIGTERM only. A Ctrl-C reaches every process of a terminal; the parent passes it on."""
-    for number in set(_STOP_SIGNALS) - {signal.SIGTERM}:
+    for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
-    _STOP_SIGNALS[:] = [signal.SIGTERM]
+    STOP_SIGNALS[:] = [signal.SIGTERM]
 
 
 def _heeded() -> list[signal.Signals]:
-    ignored = [number for number in _STOP_SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    ignored = [number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
     # A shell's background jobs ignore SIGINT too, and there a SIGINT is still meant.
-    return [number for number in _STOP_SIGNALS if number not in ignored or number == signal.SIGINT]
+    return [number for number in STOP_SIGNALS if number not in ignored or number == signal.SIGINT]
 
 
 @contextlib.contextmanager

@@ -156,7 +156,7 @@ def _job_of_a_sweep(composed: DictConfig, folder: RunFolder, overrides: list[str
     message, stopped = str(failure) or repr(failure), failure.signal if isinstance(failure, Stopped) else None
     failed = failure is not None
     del failure
-    _give_back_memory()
+    give_back_memory()
     if stopped is not None:
         sys.exit(128 + stopped)  # ends a sweep in this process too
     if failed:
@@ -168,8 +168,8 @@ def _job_of_a_sweep(composed: DictConfig, folder: RunFolder, overrides: list[str
     return row.final if row.final is not None else row.best
 
 
-def _give_back_memory() -> None:
-    # A GPU's memory is kept by PyTorch for the process; the next job of it may be another's.
+def give_back_memory() -> None:
+    """Give a GPU's memory back, which PyTorch keeps for the process; the next job of it may be another's."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         if "torch._dynamo" in sys.modules:

@@ -60,12 +60,14 @@ class Trainer:
         adapter: LoRA | None = None,
         base: Base | None = None,
         is_hopeless: Callable[[int, Mapping[str, float]], bool] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """model is on the device; tokenizer: as JSON, saved with checkpoints; lossless: whether it gives back all of
         the text, and so bits a character tell what they should.
 
         adapter: what is trained in the model, where that is not all of it, and saved with where its base is;
         is_hopeless: asked at every evaluation but the last, with the step and what was found, whether to end the run.
+        clock: in seconds, of which differences count.
         """
         self.config_yaml = to_yaml(cfg)
         self.cfg = cfg.trainer
@@ -120,6 +122,7 @@ class Trainer:
         self.stop_signal: int | None = None
         self.early_stopped = False
         self.is_hopeless = is_hopeless
+        self.clock = clock
         self.pruned = False
         self.waited = 0  # evaluations since the best one
         self.evaluated = -1  # the step of the last one
@@ -147,9 +150,9 @@ class Trainer:
         With `trainer.early_stopping_patience` the last step may come before `trainer.steps`. A run that is hopeless
         ends where that is found, without final losses, as `pruned`.
         """
-        self._started = time.perf_counter() - self.seconds
+        self._started = self.clock() - self.seconds
         self._first_step = self.step
-        self._marked = (time.perf_counter(), self.step)
+        self._marked = (self.clock(), self.step)
         self.model.train()
         with progress_bar(self.step, self.cfg.steps) as shown, logging_redirect_tqdm():
             while True:
@@ -184,7 +187,7 @@ class Trainer:
 
     def elapsed(self) -> float:
         """Seconds of training since the start, evaluations and saves included; those before a resume too."""
-        return time.perf_counter() - self._started
+        return self.clock() - self._started
 
     def update(self) -> Outcome:
         """Take the next step, or several in one call where that is faster and nothing looks in between.
@@ -219,7 +222,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """The losses over the fixed batches of both splits; the lowest val loss so far is `best`."""
-        began = self._clock()
+        began = self._synchronized()
         record = {
             f"{split}/loss": mean_loss(self.model, covered, self.device) for split, covered in self.eval_blocks.items()
         }
@@ -280,7 +283,7 @@ class Trainer:
 
     def save(self) -> None:
         """Save a checkpoint of the state at this step. UserError, and nothing saved, where it is not finite."""
-        began = self._clock()
+        began = self._synchronized()
         best = int(self.best["step"]) if self.best else None
         if self._resumed and (self._resumed.step, self._resumed.best) == (self.step, self.best):
             self.checkpoints.point(self.step, best=best)  # it is there: the run was resumed from it
@@ -359,7 +362,7 @@ class Trainer:
         self._require_finite(self.step - 1, "train/batch_loss", record["train/batch_loss"])
         if not self.scaler.is_enabled():  # which skips an update whose gradient overflows, and lowers its scale
             self._require_finite(self.step - 1, "grad_norm", record["grad_norm"])
-        now = time.perf_counter()
+        now = self.clock()
         since, at = self._marked
         self._speed = self.speed(self.step - at, now - since)
         self._marked = (now, self.step)
@@ -382,14 +385,15 @@ class Trainer:
         final["val/bpc"] = self.bits(final["val/loss"])
         return final
 
-    def _clock(self) -> float:
+    def _synchronized(self) -> float:
+        # The clock once the device has done all it was given.
         self.device.synchronize()
-        return time.perf_counter()
+        return self.clock()
 
     def _leave_out(self, began: float) -> None:
         # Evaluating and saving don't count in the speed: move its mark on by as much time as they took.
         since, at = self._marked
-        self._marked = (since + time.perf_counter() - began, at)
+        self._marked = (since + self.clock() - began, at)
 
 
 def progress_bar(step: int, steps: int) -> "tqdm[NoReturn]":

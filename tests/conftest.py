@@ -1,28 +1,29 @@
-"""What the tests share: composed configs, the command line in this process, small texts."""
+"""The fixtures of all tests: commands in this process, small texts, a process that is left as it was found."""
 
-import functools
+import gc
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 # Tests run two at a time: a thread of one that waits must leave the core to the other. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from hydra._internal.hydra import Hydra
 
-from bigramlm import paths, train
-from bigramlm.config import RunConfig, to_run_config
-from bigramlm.model.config import GPTConfig
-from bigramlm.tokenizer.subword import train_bpe
+from bigramlm import train
+from tests.helpers import Cli, Ended
 
 os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what was imported: a tenth of the time of a run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -38,31 +39,6 @@ def _process_state() -> Iterator[None]:
     for handler in set(root.handlers) - set(handlers):
         handler.close()
     root.handlers, root.level = handlers, level
-
-
-def composed(*overrides: str) -> DictConfig:
-    """What Hydra composes from these overrides."""
-    train.set_up_hydra()
-    with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
-        return compose("train", train.command_line(list(overrides)))
-
-
-def run_config(*overrides: str) -> RunConfig:
-    """The run config that these overrides make."""
-    return to_run_config(composed(*overrides))
-
-
-@dataclass
-class Ended:
-    """How a command line ended."""
-
-    code: int
-    out: str
-    err: str
-    folder: Path
-
-
-Cli = Callable[..., Ended]
 
 
 @pytest.fixture
@@ -94,6 +70,10 @@ def ended(
     folder: Path,
 ) -> Ended:
     monkeypatch.setattr(sys, "argv", ["the command", *arguments])
+    if not any(argument.startswith("hydra.mode") for argument in arguments):
+        # For its mode alone Hydra composes every config once more, a third of the time of a run here. Commands in
+        # processes of their own do so.
+        monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
     code = 0
     try:
         main()
@@ -109,47 +89,3 @@ def text_file(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("A bird in the hand is worth two in the bush.\nStill waters run deep.\n" * 20, "utf-8")
     return path
-
-
-def gpt2_folder(folder: Path, *, size: str = "narrow", **config: Any) -> Path:
-    """A small GPT-2 as transformers saves it, with random weights, biases and gains too, and a tokenizer."""
-    import transformers
-
-    sizes = {"narrow": {"n_layer": 2, "n_head": 2, "n_embd": 16}, "wide": {"n_layer": 3, "n_head": 5, "n_embd": 40}}
-    given = {"vocab_size": 300, "n_positions": 32, "bos_token_id": None, "eos_token_id": None}
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    torch.manual_seed(0)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**given, **sizes[size], **config}))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_text(_learned(), "utf-8")
-    return folder
-
-
-@functools.cache
-def _learned() -> str:
-    return train_bpe([paths.bundled_text().read_text("utf-8")[:20_000]], vocab_size=300, min_frequency=2).to_json()
-
-
-def kept_for_the_gradient(forward: Callable[[], object]) -> int:
-    """How many numbers autograd keeps of what is computed here."""
-    sizes: list[int] = []
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        sizes.append(tensor.numel())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward()
-    return sum(sizes)
-
-
-def small(preset: str) -> list[str]:
-    """Overrides that make a model of `model=PRESET` small: a test is about what it does, and not about how well."""
-    model = run_config(f"model={preset}").model
-    if not isinstance(model, GPTConfig):
-        return []
-    return [f"model.n_embd={4 * model.n_head}", f"model.n_layer={min(2, model.n_layer)}"]

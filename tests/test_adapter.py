@@ -21,8 +21,7 @@ from bigramlm.load import load_model, open_checkpoint
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.config import BigramConfig, GPTConfig
 from bigramlm.trainer import Trainer
-from tests.conftest import Cli, Ended, run_config
-from tests.test_resume import LINUX, verified
+from tests.helpers import LINUX, Cli, Ended, run_config, verified
 
 SHORT = ("data=bundled", "logger=none", "trainer.eval_batches=1", "sample.max_new_tokens=5", "data.batch_size=4")
 # GPT-2's computation, untied here and tied there.

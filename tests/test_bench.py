@@ -11,7 +11,7 @@ import torch
 from bigramlm.bench import commands, main, steps
 from bigramlm.bench.measure import Comparison, alternate
 from bigramlm.errors import UserError
-from tests.conftest import Cli
+from tests.helpers import Cli
 
 SMALL = ("data=bundled", "logger=none", "model=gpt", "model.n_embd=16", "model.n_layer=1", "device.threads=1")
 

@@ -12,18 +12,9 @@ from bigramlm.device.config import DeviceConfig
 from bigramlm.device.device import decide, set_up
 from bigramlm.generate import generate
 from bigramlm.model.bigram import Bigram, best_bigram_losses
+from tests.helpers import tokens
 
 DEVICE = set_up(decide(DeviceConfig(name="cpu"), n_params=1, tokens=1))
-
-
-def tokens(n: int, vocab_size: int, seed: int = 0) -> torch.Tensor:
-    """Token ids with some order in them: each depends on the one before."""
-    generator = torch.Generator().manual_seed(seed)
-    table = torch.rand(vocab_size, vocab_size, generator=generator) ** 4
-    ids = [0]
-    for _ in range(n - 1):
-        ids.append(int(torch.multinomial(table[ids[-1]], 1, generator=generator)))
-    return torch.tensor(ids, dtype=torch.int32)
 
 
 def test_forward_is_a_row_of_the_table_and_mean_cross_entropy() -> None:

@@ -21,8 +21,7 @@ from bigramlm.checkpoint import Checkpoint, Checkpoints, _write_manifest
 from bigramlm.errors import UserError
 from bigramlm.load import load_model, open_checkpoint
 from bigramlm.model.bigram import Bigram
-from tests.conftest import Cli
-from tests.test_trainer import Stub, build, fitted
+from tests.helpers import Cli, Stub, build, fitted
 
 SMALL = ("trainer.eval_every=2", "trainer.log_every=2", "trainer.checkpoint_every=2", "trainer.keep_checkpoints=9")
 

@@ -20,28 +20,10 @@ from torch.nn import functional as F
 from bigramlm import metrics, paths
 from bigramlm.config import load, to_run_config, to_yaml
 from bigramlm.train import command_line
-from tests.conftest import Cli, composed
+from tests.helpers import SCRIPT, Cli, command, composed, summary
 
-SCRIPT = paths.home() / "scripts" / "train.py"
 # A run that is over at once.
 SHORT = ("data=bundled", "trainer.steps=5", "trainer.eval_every=2", "logger=none", "sample.max_new_tokens=20")
-
-
-def command(*arguments: str, cwd: Path | None = None, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        cwd=cwd,
-        timeout=timeout,
-        check=False,
-    )
-
-
-def summary(folder: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((folder / "summary.json").read_text("utf-8"))
-    return found
 
 
 def test_a_run_from_any_folder_leaves_what_it_promises(tmp_path: Path) -> None:

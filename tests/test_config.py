@@ -8,7 +8,7 @@ from bigramlm.config import TrainerConfig, load, to_dict, to_yaml
 from bigramlm.data.config import ShakespeareConfig
 from bigramlm.errors import UserError
 from bigramlm.optim.config import AdamWConfig
-from tests.conftest import run_config
+from tests.helpers import run_config
 
 
 def test_the_defaults_are_the_tutorials() -> None:

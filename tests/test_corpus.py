@@ -29,7 +29,7 @@ from bigramlm.run import read_summary
 from bigramlm.tokenizer.base import Tokenizer
 from bigramlm.tokenizer.char import CharTokenizer
 from bigramlm.tokenizer.config import BPEConfig, ByteConfig, CharConfig, TokenizerConfig, WordPieceConfig
-from tests.conftest import Cli
+from tests.helpers import Cli
 
 TEXT = paths.bundled_text().read_text("utf-8")
 SHORT = (
@@ -745,7 +745,7 @@ def test_a_search_over_tokenizers_is_not_won_by_one_that_loses_text(cli: Cli, tm
         run_dir=False,
     )
     assert ended.code == 0, ended.err
-    from tests.test_search import trials
+    from tests.helpers import trials
 
     found = {trial.params["tokenizer"]: trial for trial in trials(folder)}
     assert set(found) == {"wordpiece", "byte"}

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import IntervalSweep
 
 from bigramlm import cli, paths, prepare, sample
 from bigramlm.config_reference import reference
-from tests.conftest import gpt2_folder, run_config
+from tests.helpers import gpt2_folder, run_config
 
 DOCS = sorted([*(paths.home() / "docs").rglob("*.md"), *paths.home().glob("*.md"), *paths.home().glob("*/README.md")])
 

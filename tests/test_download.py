@@ -16,7 +16,7 @@ from bigramlm.config import load
 from bigramlm.data import shakespeare
 from bigramlm.data.config import BundledConfig, ShakespeareConfig
 from bigramlm.errors import UserError
-from tests.conftest import Cli
+from tests.helpers import Cli
 
 TEXT = bytes(
     random.Random(0).choices(b"abcdefgh \n", k=300_000)

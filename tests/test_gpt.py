@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bigramlm import paths
 from bigramlm.device.config import DeviceConfig
 from bigramlm.device.device import decide, set_up
 from bigramlm.errors import UserError
@@ -17,12 +16,10 @@ from bigramlm.generate import generate, stream
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.config import GPTConfig
 from bigramlm.model.gpt import GPT, ReluSquared, Rotary
-from tests.conftest import Cli, kept_for_the_gradient, run_config, small
+from tests.helpers import PRESETS, Cli, gpts, kept_for_the_gradient, run_config, small
 
 DEVICE = set_up(decide(DeviceConfig(name="cpu"), n_params=1, tokens=1))
 V, BLOCK = 11, 8
-PRESETS = sorted(path.stem for path in (paths.conf_dir() / "model").glob("*.yaml"))
-GPTS = [name for name in PRESETS if isinstance(run_config(f"model={name}").model, GPTConfig)]
 
 
 def build(*overrides: str, moved: bool = True, seed: int = 0) -> LanguageModel:
@@ -92,7 +89,7 @@ def plainly(model: GPT, cfg: GPTConfig, idx: torch.Tensor) -> torch.Tensor:
     return norm(x, "ln_f") @ w["lm_head.weight"].T
 
 
-@pytest.mark.parametrize("preset", GPTS)
+@pytest.mark.parametrize("preset", gpts())
 def test_logits_are_those_of_a_plain_second_implementation(preset: str) -> None:
     overrides = [f"model={preset}", *small(preset), "model.rotary_base=50"]
     cfg = run_config(*overrides).model
@@ -123,7 +120,7 @@ def test_shapes_types_and_loss(preset: str) -> None:
     assert model.double()(idx)[0].dtype == torch.float64
 
 
-@pytest.mark.parametrize("preset", GPTS)
+@pytest.mark.parametrize("preset", gpts())
 def test_no_gradient_comes_from_a_later_token(preset: str) -> None:
     model = build(f"model={preset}", *small(preset)).eval()
     embedded: list[torch.Tensor] = []
@@ -314,7 +311,7 @@ def test_tied_weights_are_one_matrix() -> None:
     assert loose.build(vocab_size=V, block_size=BLOCK).n_params() - tied.n_params() == tied.wte.weight.numel()
 
 
-@pytest.mark.parametrize("preset", GPTS)
+@pytest.mark.parametrize("preset", gpts())
 def test_hidden_matrices_are_all_matrices_but_embeddings_and_head(preset: str) -> None:
     model = build(f"model={preset}", *small(preset))
     names = {id(p): name for name, p in model.named_parameters()}
@@ -332,7 +329,7 @@ def test_squared_relu_has_the_gradient_that_it_should() -> None:
         assert ReluSquared.apply(x.bfloat16()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("preset", GPTS)
+@pytest.mark.parametrize("preset", gpts())
 def test_flops_are_those_that_pytorch_counts(preset: str) -> None:
     model = build(f"model={preset}", *small(preset)).float()
     for length in (BLOCK, BLOCK // 2):
@@ -345,7 +342,7 @@ def test_flops_are_those_that_pytorch_counts(preset: str) -> None:
     assert model.flops_per_token() == model.flops_per_token(BLOCK)
 
 
-@pytest.mark.parametrize("preset", GPTS)
+@pytest.mark.parametrize("preset", gpts())
 def test_what_a_config_says_of_its_size_is_about_right(preset: str) -> None:
     """By which an error tells what to lower when memory runs out."""
     overrides = [f"model={preset}", "model.n_embd=96", "model.n_layer=2"]

@@ -26,8 +26,7 @@ from bigramlm.load import load_model, open_checkpoint
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.config import GPT2_SIZES, GPT2Config
 from bigramlm.model.huggingface import open_pretrained
-from tests.conftest import Cli, Ended, gpt2_folder, run_config
-from tests.test_tokenizer import Hub
+from tests.helpers import Cli, Ended, Hub, gpt2_folder, run_config
 
 TEXT = paths.bundled_text().read_text("utf-8")
 QUICK = ("data=bundled", "logger=none", "trainer.eval_batches=1", "sample.max_new_tokens=5", "data.batch_size=4")

@@ -9,7 +9,7 @@ import torch
 from bigramlm.device.config import DeviceConfig
 from bigramlm.memory import is_out_of_memory, out_of_memory
 from bigramlm.step import TrainStep
-from tests.conftest import Cli, run_config, small
+from tests.helpers import Cli, run_config, small
 
 GPT = ("model=gpt", "model.n_embd=512", "data.block_size=128")
 

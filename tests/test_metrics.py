@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bigramlm import metrics as module
 from bigramlm.errors import UserError
 from bigramlm.metrics import LoggerConfig, Metrics, Origin
-from tests.conftest import Cli
+from tests.helpers import Cli
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

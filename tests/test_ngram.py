@@ -13,8 +13,7 @@ from bigramlm.errors import UserError
 from bigramlm.model.base import cross_entropy
 from bigramlm.model.config import GPTConfig
 from bigramlm.model.ngram import Grams, Ngram, _discounts, ngram_losses
-from tests.conftest import Cli, composed
-from tests.test_bigram import tokens
+from tests.helpers import Cli, composed, tokens
 
 V, BLOCK = 7, 6
 

@@ -14,7 +14,7 @@ from bigramlm.model.bigram import Bigram
 from bigramlm.optim.base import learning_rate, set_learning_rate
 from bigramlm.optim.config import SCHEDULES, AdamWConfig, MuonConfig, OptimConfig, SGDConfig
 from bigramlm.optim.muon import POLAR_EXPRESS, Muon, orthogonal, polar_express
-from tests.conftest import Cli, run_config, small
+from tests.helpers import Cli, run_config, small
 
 
 def train(optimizer: torch.optim.Optimizer, model: Bigram) -> torch.Tensor:
@@ -304,7 +304,7 @@ def test_a_warmup_longer_than_the_run_is_refused(cli: Cli) -> None:
 def test_an_uncompiled_run_does_not_import_the_compiler(optim: str) -> None:
     code = f"""
 import sys
-from tests.conftest import run_config, small
+from tests.helpers import run_config, small
 import torch
 of = run_config("model=nanogpt", *small("nanogpt")).model.build(vocab_size=5, block_size=4)
 optimizer = run_config("optim={optim}").optim.build(of, compiled=False)

@@ -32,8 +32,7 @@ from bigramlm.run import RunFolder
 from bigramlm.step import CompiledStep, TrainStep
 from bigramlm.tokenizer.char import CharTokenizer
 from bigramlm.trainer import Trainer
-from tests.conftest import Cli, run_config
-from tests.test_cli import summary
+from tests.helpers import Cli, run_config, summary
 
 CPU = torch.device("cpu")
 SUMS = [(f"{a} + {b} =", f" {a + b}") for a in range(6) for b in range(6)]

@@ -18,9 +18,7 @@ from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram
 from bigramlm.preflight import preflight
 from bigramlm.tokenizer.char import CharTokenizer
-from tests.conftest import Cli
-from tests.test_cli import SHORT, summary
-from tests.test_trainer import Stub
+from tests.helpers import SHORT, Cli, Stub, summary
 
 TEXT = "".join(chr(65 + int(i)) for i in torch.randint(30, (4000,), generator=torch.Generator().manual_seed(0)))
 

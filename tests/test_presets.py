@@ -9,7 +9,7 @@ import torch
 from bigramlm import paths, prepare
 from bigramlm.config import GROUPS, KINDS, to_yaml
 from bigramlm.help import choices_of_groups
-from tests.conftest import Cli, gpt2_folder, run_config
+from tests.helpers import Cli, gpt2_folder, run_config
 
 PRESETS = sorted(
     (path.parent.name, path.stem) for path in paths.conf_dir().glob("*/*.yaml") if path.parent.name != "hydra"

@@ -9,25 +9,11 @@ import pytest
 
 from bigramlm import runs
 from bigramlm.bench.report import made_up_sweep
-from bigramlm.report.gather import Told, data, differences, is_geometric, references, thinned, told
+from bigramlm.report.gather import data, differences, is_geometric, references, thinned, told
 from bigramlm.report.page import page, write
 from bigramlm.results import Entry, Outcomes, Results
 from bigramlm.sweep import Sweep
-from tests.conftest import Cli
-
-HOSTILE = (
-    "<script>window.hacked = 1</script>\"'&amp;<b>bold</b></pre></script>--><img src=x onerror=hacked=1>${x}%{y}\u2028"
-)
-FILES = {"config": "config.yaml", "metrics": "metrics.jsonl", "summary": "summary.json", "samples": "samples.txt"}
-
-
-def told_of(folder: Path, **fields: object) -> Told:
-    """A run that left only these files: config, metrics, summary, samples."""
-    folder.mkdir(parents=True)
-    for name, content in fields.items():
-        text = content if isinstance(content, str) else json.dumps(content)
-        (folder / FILES[name]).write_text(text, "utf-8")
-    return told(Outcomes([Entry(folder.name, folder, {})]).rows[0])
+from tests.helpers import FILES, HOSTILE, Cli, told_of
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from bigramlm.browser import Browser, browser, missing
 from bigramlm.report.page import page, write
 from bigramlm.results import Entry, Outcomes, Results
 from bigramlm.sweep import Sweep
-from tests.test_report import HOSTILE, told_of
+from tests.helpers import HOSTILE, told_of
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"a browser is needed, and {missing()}")
 

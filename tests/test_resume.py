@@ -19,26 +19,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bigramlm import metrics, paths, runs
 from bigramlm.checkpoint import Checkpoint, Checkpoints
 from bigramlm.verify_resume import compare
-from tests.conftest import Cli, Ended
-from tests.test_cli import SCRIPT, command, summary
+from tests.helpers import LINUX, SCRIPT, Cli, command, cut_back, resumed, summary, verified
 
 VERIFY = paths.home() / "scripts" / "verify_resume.py"
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="runs are forked, to be short, which is safe on Linux only")
 RUN = (
     *("data=bundled", "logger=none", "trainer.steps=40", "trainer.eval_every=10", "trainer.log_every=2"),
     *("trainer.checkpoint_every=5", "trainer.keep_checkpoints=99", "sample.max_new_tokens=20"),
 )
-
-
-def verified(*arguments: str, setup: str = "") -> "subprocess.CompletedProcess[str]":
-    code = f"import sys\nfrom bigramlm.verify_resume import main\n{setup}\nmain()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def resumed(cli: Cli, folder: Path, *overrides: str) -> Ended:
-    return cli(f"resume={folder}", *overrides, run_dir=False)
 
 
 def weights(folder: Path, step: str = "last") -> torch.Tensor:
@@ -50,21 +37,6 @@ def weights(folder: Path, step: str = "last") -> torch.Tensor:
 def records(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "mfu")} for line in lines]
-
-
-def cut_back(run: Path, to: Path, step: int) -> Path:
-    """What a crash leaves that came after the records of later steps: the checkpoints up to this step, all records."""
-    shutil.copytree(run, to)
-    for path in (to / "checkpoints").glob("step_*"):
-        if int(path.name.removeprefix("step_")) > step:
-            shutil.rmtree(path)
-    best = json.loads((to / "checkpoints" / f"step_{step}" / "state.json").read_text("utf-8"))["best"]["step"]
-    (to / "checkpoints" / "last").write_text(f"step_{step}\n")
-    (to / "checkpoints" / "best").write_text(f"step_{best}\n")
-    (to / "samples.txt").unlink()
-    told = json.loads((to / "summary.json").read_text("utf-8"))
-    (to / "summary.json").write_text(json.dumps({**told, "status": "running"}), "utf-8")
-    return to
 
 
 def left_alone(folder: Path) -> dict[str, bytes]:

@@ -13,10 +13,7 @@ from bigramlm.checkpoint import Checkpoint, Checkpoints
 from bigramlm.load import load_model
 from bigramlm.model.base import is_counted
 from bigramlm.verify_resume import compare
-from tests.conftest import Cli, run_config, small
-from tests.test_gpt import GPTS, PRESETS
-from tests.test_resume import cut_back, resumed
-from tests.test_sweep import table
+from tests.helpers import PRESETS, Cli, cut_back, gpts, resumed, run_config, small, table
 
 RUN = (
     *("data=bundled", "data.block_size=16", "data.batch_size=4", "logger=none", "device.threads=1"),
@@ -28,7 +25,7 @@ HARDER = ("optim.schedule=cosine", "optim.warmup_steps=2", "optim.grad_clip=1", 
 
 
 def overrides(preset: str, *more: str) -> list[str]:
-    dropout = ["model.dropout=0.1"] if preset in GPTS else []
+    dropout = ["model.dropout=0.1"] if preset in gpts() else []
     return [*RUN, f"model={preset}", *small(preset), *dropout, *more]
 
 
@@ -148,7 +145,7 @@ def test_a_compiled_step_with_muon_is_the_same_step(cli: Cli) -> None:
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "ngram"])
 def test_accumulation_is_the_update_of_the_whole_batch(preset: str, cli: Cli) -> None:
     one = [*RUN, f"model={preset}", *small(preset), "trainer.steps=1", "optim=sgd"]
-    if preset in GPTS:
+    if preset in gpts():
         one.append("model.dropout=0")
     whole = cli(*one, "data.batch_size=8")
     parts = cli(*one, "data.batch_size=2", "trainer.grad_accumulation=4")

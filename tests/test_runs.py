@@ -11,7 +11,7 @@ import pytest
 
 from bigramlm import runs
 from bigramlm.cli import table
-from tests.conftest import Cli
+from tests.helpers import Cli
 
 SHORT = ("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5")
 

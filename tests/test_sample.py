@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from bigramlm import paths, runs, sample
 from bigramlm.generate import draw
-from tests.conftest import Cli
-from tests.test_cli import command
+from tests.helpers import Cli, command
 
 SCRIPT = paths.home() / "scripts" / "sample.py"
 

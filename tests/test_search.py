@@ -17,8 +17,7 @@ from bigramlm.results import Results
 from bigramlm.run import read_summary
 from bigramlm.search import space_of
 from bigramlm.sweep import Job, Sweep
-from tests.conftest import Cli, Ended
-from tests.test_sweep import came_to, started, table, wait_for
+from tests.helpers import Cli, Ended, came_to, started, study, table, trials, wait_for
 
 SEARCH = (
     *("hydra/sweeper=optuna", "data=bundled", "logger=none", "trainer.steps=20"),
@@ -36,14 +35,6 @@ def folder(tmp_path: Path) -> Path:
 def searched(cli: Cli, folder: Path) -> Callable[..., Ended]:
     """Runs a search in one folder: searched("hydra.sweeper.n_trials=3") -> Ended."""
     return lambda *arguments: cli("-m", *SEARCH, *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
-
-
-def study(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / 'study.db'}")
-
-
-def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    return study(folder).get_trials()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Sweeps as a user runs them: what fails, what is killed, what is gone on with, and what the table says."""
 
-import contextlib
-import csv
 import gc
 import json
 import math
@@ -13,9 +11,8 @@ import statistics
 import subprocess
 import sys
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +31,7 @@ from bigramlm.model.bigram import Bigram
 from bigramlm.results import Entry, Group, Outcomes, Results, t_95, verdict
 from bigramlm.run import RunFolder, holder, read_summary
 from bigramlm.sweep import Job, Sweep
-from tests.conftest import Cli, Ended, composed
+from tests.helpers import Cli, Ended, came_to, composed, started, table, wait_for
 
 SHORT = ("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5")
 # Some tenths of a second a job, with a checkpoint now and then.
@@ -56,12 +53,6 @@ def swept(cli: Cli, folder: Path) -> Callable[..., Ended]:
     return lambda *arguments: cli("-m", *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
 
 
-def table(folder: Path, *, but: set[str] = frozenset()) -> list[dict[str, str]]:  # type: ignore[assignment]
-    """results.csv, by column, without some of them."""
-    with (folder / "results.csv").open(encoding="utf-8") as file:
-        return [{name: value for name, value in row.items() if name not in but} for row in csv.DictReader(file)]
-
-
 def statuses(folder: Path) -> dict[str, str]:
     return {row["job"]: row["status"] for row in table(folder)}
 
@@ -71,38 +62,12 @@ def state(folder: Path) -> dict[Path, tuple[int, bytes]]:
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
-@contextlib.contextmanager
-def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A sweep in a process of its own, ended when the test ends."""
-    line = [sys.executable, str(paths.home() / "scripts" / "train.py"), "-m", *arguments, f"hydra.sweep.dir={folder}"]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-
-
-def wait_for(there: Callable[[], Any], seconds: float = 60) -> Any:
-    """What `there` returns, once it is true."""
-    until = time.monotonic() + seconds
-    while not (found := there()):
-        assert time.monotonic() < until, "it never came"
-        time.sleep(0.01)
-    return found
-
-
 def kill_when_it_came_to(job: Path, step: int) -> None:
     """Kill the process that trains in a folder, without a warning."""
     wait_for(lambda: came_to(job, step))
     pid = holder(job)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-
-
-def came_to(job: Path, step: int) -> bool:
-    """Whether a job has a checkpoint of this step, or a later one."""
-    return any(int(path.name[5:]) >= step for path in job.glob("checkpoints/step_*"))
 
 
 # The table

@@ -1,6 +1,5 @@
 """Tokenizers: there and back, what they say of what they lack, and their files."""
 
-import hashlib
 import http.server
 import json
 import subprocess
@@ -8,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +29,7 @@ from bigramlm.tokenizer.config import (
     WordPieceConfig,
 )
 from bigramlm.tokenizer.subword import SubwordTokenizer
+from tests.helpers import Hub
 
 TEXT = paths.bundled_text().read_text("utf-8")
 # Any text but for halves of surrogate pairs, which UTF-8 cannot hold; white space and joints more often than by chance.
@@ -239,7 +239,7 @@ def test_a_vocabulary_smaller_than_the_characters_is_refused() -> None:
 def test_learning_is_deterministic() -> None:
     """In other processes, with another number of threads, and whatever the hashes of strings."""
     code = (
-        "from tests.test_tokenizer import build, BPEConfig, WordPieceConfig\n"
+        "from tests.helpers import build, BPEConfig, WordPieceConfig\n"
         "for cfg in (BPEConfig(vocab_size=600), WordPieceConfig(vocab_size=400)): print(build(cfg).to_json())"
     )
     found = {
@@ -313,35 +313,6 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path, make: Callable[
 def test_a_path_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match="there is no such file or folder"):
         build(GPT2TokenizerConfig(path="./no/such/folder"))
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hugging Face hub as it takes to download a file."""
-
-    files: ClassVar[dict[str, bytes]] = {}  # of its one model, some/gpt2
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, *, body: bool) -> None:
-        model = "/some/gpt2/resolve/main/"
-        content = b"" if self.path == "/" else self.files.get(self.path.removeprefix(model))
-        self.send_response(404 if content is None else 200)
-        if content is None:
-            self.send_header("X-Error-Code", "EntryNotFound" if self.path.startswith(model) else "RepoNotFound")
-        else:
-            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", "0123456789abcdef0123456789abcdef01234567")
-        self.send_header("Content-Length", str(len(content or b"")))
-        self.end_headers()
-        if body and content:
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
 
 
 @pytest.fixture

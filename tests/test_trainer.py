@@ -12,79 +12,17 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from bigramlm.checkpoint import Checkpoint, _write_manifest
-from bigramlm.config import RunConfig
-from bigramlm.data.batches import Stream
-from bigramlm.device.device import Device, decide, set_up
+from bigramlm.device.device import Device
 from bigramlm.device.peak import Peak
 from bigramlm.errors import UserError
 from bigramlm.evaluate import bits_per_character, mean_loss
 from bigramlm.generate import generate
-from bigramlm.metrics import LoggerConfig, Metrics, Origin
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram, best_bigram_losses
 from bigramlm.model.config import GPTConfig
-from bigramlm.run import RunFolder
 from bigramlm.step import CompiledStep, TrainStep
-from bigramlm.tokenizer.char import CharTokenizer
 from bigramlm.trainer import Trainer
-from tests.conftest import kept_for_the_gradient, run_config
-
-TOKENS = torch.randint(11, (2000,), generator=torch.Generator().manual_seed(0)).int()
-
-
-class Stub(LanguageModel):
-    """What the bigram lacks: positions, dropout, a matrix product, a tied weight; it notes the dtype it computes in."""
-
-    def __init__(self, *, vocab_size: int, block_size: int) -> None:
-        super().__init__()
-        self.vocab_size, self.block_size = vocab_size, block_size
-        self.token = torch.nn.Embedding(vocab_size, 16)
-        self.position = torch.nn.Embedding(block_size, 16)
-        self.dropout = torch.nn.Dropout(0.5)
-        self.head = torch.nn.Linear(16, vocab_size, bias=False)
-        self.head.weight = self.token.weight
-        self.dtype: torch.dtype | None = None
-
-    def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
-        x = self.dropout(self.token(idx) + self.position(torch.arange(idx.shape[1])))
-        logits = self.head(x)
-        self.dtype = logits.dtype
-        if targets is None:
-            return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
-def build(folder: Path, *overrides: str, device: Device | None = None, kind: type[LanguageModel] = Bigram) -> Trainer:
-    """A Trainer of a small model on random tokens; everything else as the overrides say."""
-    cfg: RunConfig = run_config("trainer.steps=30", "trainer.log_every=10", "trainer.eval_every=10", *overrides)
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(cfg.seed)
-    model = kind(vocab_size=11, block_size=cfg.data.block_size)
-    cfg.device = decide(cfg.device, n_params=model.n_params(), tokens=256)
-    return Trainer(
-        cfg,
-        model=model,
-        train=Stream(TOKENS[:1800], block_size=cfg.data.block_size),
-        val=Stream(TOKENS[1800:], block_size=cfg.data.block_size),
-        val_characters=200,
-        tokenizer=CharTokenizer("abcdefghijk").to_json(),
-        device=device or set_up(cfg.device),
-        folder=RunFolder(folder),
-    )
-
-
-def fitted(folder: Path, *overrides: str, device: Device | None = None, kind: type[LanguageModel] = Bigram) -> Trainer:
-    return fit(build(folder, *overrides, device=device, kind=kind))
-
-
-def fit(trainer: Trainer) -> Trainer:
-    at = trainer.step if trainer.step else None
-    metrics = Metrics(LoggerConfig(use=[]), Origin(trainer.folder.path, {}, "id", at))
-    try:
-        trainer.fit(metrics)
-    finally:
-        metrics.close()
-    return trainer
+from tests.helpers import TOKENS, Stub, build, fit, fitted, kept_for_the_gradient, run_config
 
 
 def take_a_second_a_step(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, *, at: float) -> None:

@@ -92,7 +92,7 @@ SCRIPT = paths.home() / "scripts" / "train.py"
 
 def bigram(pairs: int) -> Iterator[Comparison]:
     """the default run against the tutorial's loop, 10,000 steps each: steps a second, and whole processes"""
-    with _workplace() as place:
+    with workplace() as place:
         ours, loop = alternate(pairs, lambda: _train(place), lambda: _tutorial(place))
     yield Comparison("steps a second: the Trainer, evaluating, logging and saving / the loop", ours, loop, "steps")
     yield Comparison("seconds from the command to its end: train.py / the loop's script", ours, loop, "wall")
@@ -106,14 +106,14 @@ def compiled(pairs: int) -> Iterator[Comparison]:
         "trainer.eval_every=30000",
         "trainer.checkpoint_every=30000",
     )
-    with _workplace() as place:
+    with workplace() as place:
         ours, loop = alternate(pairs, lambda: _train(place, *options), lambda: _tutorial(place))
     yield Comparison("steps a second: the compiled step, once compiled / the loop", ours, loop, "steady", "steps")
 
 
 def startup(pairs: int) -> Iterator[Comparison]:
     """from the command to the first step, against importing torch: seconds"""
-    with _workplace() as place:
+    with workplace() as place:
         ours, bare = alternate(pairs, lambda: first_step(place), lambda: {"wall": _process("-c", "import torch")[0]})
     yield Comparison("seconds from the command to the first step / import torch", ours, bare, "wall")
 
@@ -132,11 +132,11 @@ def gpt(pairs: int) -> Iterator[Comparison]:
 
     def trained(recipe: str) -> Figures:
         chosen = f"experiment={recipe}"
-        wall, run = _run(folder, chosen, f"seed={seed_of()}", *_looking_alike(chosen, times=20))
-        curves[recipe].append([(r["val/loss"], r["seconds"]) for r in _records(run) if "val/loss" in r])
-        return _figures(wall, run)
+        wall, place = run(folder, chosen, f"seed={seed_of()}", *looking_alike(chosen, times=20))
+        curves[recipe].append([(r["val/loss"], r["seconds"]) for r in _records(place) if "val/loss" in r])
+        return _figures(wall, place)
 
-    with _workplace() as folder:
+    with workplace() as folder:
         a, b = alternate(pairs, lambda: trained(ours), lambda: trained(theirs), warm=False)
     for figures, curve, other in zip(a, curves[ours], b, strict=True):
         figures["reached"] = min((seconds for loss, seconds in curve if loss <= other["val"]), default=math.inf)
@@ -147,7 +147,7 @@ def gpt(pairs: int) -> Iterator[Comparison]:
 
 def checkpoint(pairs: int) -> Iterator[Comparison]:
     """the default run, which saves every 1,000 steps, against the same run that saves nothing: seconds of training"""
-    with _workplace() as place:
+    with workplace() as place:
         saving, not_saving = alternate(pairs, lambda: _train(place), lambda: _train(place, program=("-c", NOT_SAVING)))
     yield Comparison("seconds of training: saving every 1,000 steps / saving nothing", saving, not_saving, "seconds")
 
@@ -155,7 +155,7 @@ def checkpoint(pairs: int) -> Iterator[Comparison]:
 def sweep(pairs: int) -> Iterator[Comparison]:
     """32 jobs of 200 steps against one run of as many steps, and jobs of some 10 s two at a time against one by one"""
     n, short = 32, "trainer.eval_every=200"
-    with _workplace() as place:
+    with workplace() as place:
         jobs, run = alternate(
             pairs,
             lambda: _sweep(place, "trainer.steps=200", short, f"seed=range(0,{n})"),
@@ -183,7 +183,7 @@ def search(pairs: int) -> Iterator[Comparison]:
     def trials(place: Path, pruner: str) -> Figures:
         return _sweep(place, *space, *steps, f"hydra.sweeper.pruner={pruner}", f"hydra.sweeper.seed={seed_of()}")
 
-    with _workplace() as place:
+    with workplace() as place:
         pruned, whole = alternate(pairs, lambda: trials(place, "percentile"), lambda: trials(place, "none"))
         seeds_alone = _sweep(place, "optim.lr=0.02", *steps, "seed=1,2,3,4,5,6,7,8")
     yield Comparison("steps taken: with pruning / without", pruned, whole, "steps")
@@ -194,7 +194,8 @@ def search(pairs: int) -> Iterator[Comparison]:
 
 
 @contextlib.contextmanager
-def _workplace() -> Iterator[Path]:
+def workplace() -> Iterator[Path]:
+    """A folder that is gone afterwards, with the tutorial's script in it. UserError where there is no Shakespeare."""
     text = paths.home() / "sources" / "shakespeare.txt"
     require(text.is_file(), f"{text}: is not there; `python scripts/train.py` downloads it")
     with tempfile.TemporaryDirectory(prefix="bigramlm-bench-") as folder:
@@ -213,13 +214,13 @@ def _process(*arguments: str) -> tuple[float, str]:
 
 
 def _train(place: Path, *overrides: str, program: tuple[str, ...] = (str(SCRIPT),)) -> Figures:
-    return _figures(*_run(place, *overrides, program=program))
+    return _figures(*run(place, *overrides, program=program))
 
 
-def _run(place: Path, *overrides: str, program: tuple[str, ...] = (str(SCRIPT),)) -> tuple[float, Path]:
-    # (seconds from start to end, the run's folder)
-    run = Path(tempfile.mkdtemp(dir=place)) / "run"
-    return _process(*program, f"hydra.run.dir={run}", *overrides)[0], run
+def run(place: Path, *overrides: str, program: tuple[str, ...] = (str(SCRIPT),)) -> tuple[float, Path]:
+    """Train in a folder of this place; returns seconds from start to end, and the run's folder."""
+    folder = Path(tempfile.mkdtemp(dir=place)) / "run"
+    return _process(*program, f"hydra.run.dir={folder}", *overrides)[0], folder
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
@@ -246,8 +247,8 @@ def _in_pairs(seeds: Iterable[int]) -> Callable[[], int]:
     return lambda: next(twice)
 
 
-def _looking_alike(*recipe: str, times: int) -> list[str]:
-    # Overrides that make a run evaluate so many times, over the whole of val, and over as much of train.
+def looking_alike(*recipe: str, times: int) -> list[str]:
+    """Overrides that make a run evaluate so many times, over the whole of val, and over as much of train."""
     cfg = composed_config(*recipe)
     text = cfg.data.prepare().read()
     assert isinstance(text, Text)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Steps between two records, as the default run has it, and so in a slice.
 _SLICE = 100
 # Seconds that a step of GPT-2's shape is repeated for.
-_REPEAT_FOR = 2.0
+REPEAT_FOR = 2.0
 
 Step = Callable[[int], None]
 
@@ -97,7 +97,7 @@ def gpt2(
     def measure(take: TrainStep, flops_per_token: int) -> Figures:
         device.synchronize()
         started, n = time.perf_counter(), 0
-        while n < 3 or time.perf_counter() - started < _REPEAT_FOR:
+        while n < 3 or time.perf_counter() - started < REPEAT_FOR:
             take([batch], [1e-4])
             n += 1
             if not cuda or n % 10 == 0:  # a GPU is given work ahead

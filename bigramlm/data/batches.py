@@ -17,7 +17,7 @@ IGNORED = -100
 # How many steps' offsets are drawn with one call. Part of what a seed means: another number gives other batches.
 _DRAWN_TOGETHER = 1024
 # How many tokens are gathered with one call, at least one batch.
-_GATHERED_TOKENS = 1 << 16
+GATHERED_TOKENS = 1 << 16
 
 
 class Stream:
@@ -96,7 +96,7 @@ class Examples:
         at = torch.arange(n if limit is None else min(limit, n), device=self.tokens.device)
         if len(at) < n:
             at = at * (n - 1) // max(len(at) - 1, 1)
-        for some in at.split(max(1, _GATHERED_TOKENS // self.block_size)):
+        for some in at.split(max(1, GATHERED_TOKENS // self.block_size)):
             yield self.rows(some, self.tokens.device)
 
 
@@ -116,7 +116,7 @@ class Batches:
         self._device = device or split.tokens.device
         self._batch_size = batch_size
         self._seed = seed
-        self._group = max(1, min(_DRAWN_TOGETHER, _GATHERED_TOKENS // (batch_size * split.block_size)))
+        self._group = max(1, min(_DRAWN_TOGETHER, GATHERED_TOKENS // (batch_size * split.block_size)))
         self._starts = torch.empty((0, batch_size), dtype=torch.int64)
         self._drawn = -1
         # The group at hand: its first step, and the inputs and targets of each of its steps.

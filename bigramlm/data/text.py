@@ -38,8 +38,8 @@ PIECE = 1 << 16
 # Where a document is cut, if it can be: before a space between two words, which no usual tokenizer joins.
 _CUT = re.compile(r"\w(?= \w)")
 
-_BLOCK = 1 << 20  # bytes read at once
-_ENDS_AT_MOST = 200_000  # of documents, remembered to find where to split
+READ_AT_ONCE = 1 << 20  # bytes read at once
+ENDS_AT_MOST = 200_000  # of documents, remembered to find where to split
 _COMPRESSED = {".gz", ".zst"}
 _JSONL = {".jsonl", ".ndjson"}
 
@@ -197,7 +197,7 @@ def _read(paths: Sequence[Path], sizes: Sequence[int], name: str, field: str, tr
                 if n > before:
                     documents += 1
                     ends.append(n)
-                    if len(ends) > _ENDS_AT_MOST:
+                    if len(ends) > ENDS_AT_MOST:
                         ends = _thinned(ends, n)
                     if kept is not None:
                         kept.append(blocks)
@@ -221,7 +221,7 @@ def named(paths: Sequence[Path] | Sequence[str]) -> str:
 
 def _thinned(ends: array.array[int], n: int) -> array.array[int]:
     # The last of each stretch of a text so far: of a hundredth of it they are still a thousand.
-    width = max(1, 2 * n // _ENDS_AT_MOST)
+    width = max(1, 2 * n // ENDS_AT_MOST)
     return array.array("q", {end // width: end for end in ends}.values())
 
 
@@ -297,8 +297,8 @@ class Reader:
     def _opened(self) -> Iterator[io.BufferedIOBase]:
         with self._reading(), self.path.open("rb") as file:
             hashed = _Hashed(file, self.bar)
-            yield _decompressed(io.BufferedReader(hashed, _BLOCK), self.path)
-            while hashed.read(_BLOCK):
+            yield _decompressed(io.BufferedReader(hashed, READ_AT_ONCE), self.path)
+            while hashed.read(READ_AT_ONCE):
                 pass
             self.sha256 = hashed.digest.hexdigest()
 
@@ -318,7 +318,7 @@ class Reader:
         offset = lines = 0  # of what is decoded
         while True:
             with self._reading():  # of who asks for it
-                block = content.read(_BLOCK)
+                block = content.read(READ_AT_ONCE)
             pending = decoder.getstate()[0]
             try:
                 text = decoder.decode(block, final=not block)

@@ -14,7 +14,7 @@ from bigramlm.errors import UserError, require
 log = logging.getLogger(__name__)
 
 # What torch would take by itself: the physical cores, or OMP_NUM_THREADS. Read before anything changes it.
-_ALL_THREADS = torch.get_num_threads()
+ALL_THREADS = torch.get_num_threads()
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -106,23 +106,23 @@ def _decide_precision(precision: str, name: str, n_params: int) -> tuple[str, st
         if kind == "mps":
             return "fp32", "auto: what bf16 gains on MPS has not been measured"
         lacks = {"cuda": "no bf16 in this GPU", "cpu": "no AMX for bf16"}[kind]
-        if not _has_fast_bf16(kind):
+        if not has_fast_bf16(kind):
             return "fp32", f"auto: {lacks}"
         enough = n_params >= BF16_FROM_PARAMS[kind]
         size = f"{n_params:,} parameters are {'enough' if enough else 'too few'} to gain from bf16"
         return ("bf16" if enough else "fp32"), f"auto: {size}"
     if precision == "fp16" and kind == "cpu":
         raise UserError("device.precision=fp16: a CPU gains nothing by it and loses range; use fp32 or bf16")
-    if precision == "bf16" and kind == "cuda" and not _has_fast_bf16(kind):
+    if precision == "bf16" and kind == "cuda" and not has_fast_bf16(kind):
         raise UserError("device.precision=bf16: this GPU has no bf16; use fp32 or fp16")
     if precision == "bf16" and kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
         raise UserError("device.precision=bf16: MPS has it from macOS 14 on; use fp32 or fp16")
-    slow = precision == "bf16" and kind == "cpu" and not _has_fast_bf16(kind)
+    slow = precision == "bf16" and kind == "cpu" and not has_fast_bf16(kind)
     return precision, "as asked" + "; without AMX it may be slower than fp32" * slow
 
 
-def _has_fast_bf16(kind: str) -> bool:
-    # In hardware, that is, and not by converting.
+def has_fast_bf16(kind: str) -> bool:
+    """Whether a kind of device computes in bf16 in hardware, and not by converting."""
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_amx_tile_supported())
@@ -131,4 +131,4 @@ def _has_fast_bf16(kind: str) -> bool:
 def _decide_threads(threads: str, *, small: bool) -> tuple[int, str]:
     if threads != "auto":
         return int(threads), "as asked"
-    return (1, "auto: the model is small") if small else (_ALL_THREADS, "auto: all cores")
+    return (1, "auto: the model is small") if small else (ALL_THREADS, "auto: all cores")

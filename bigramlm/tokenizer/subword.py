@@ -23,7 +23,7 @@ _UNKNOWN = "[UNK]"
 # A word with the white space before it; of that Python has four characters more than others.
 _WORD = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
 # How many words are kept with their tokens, and how long they may be.
-_KEPT, _SHORT = 1 << 17, 64
+WORDS_KEPT, _SHORT = 1 << 17, 64
 
 # What a tokenizer that loses nothing gives back: white space of all sorts, cases, accents, other scripts, controls.
 _PROBE = "x  A\tbc\r\n\n it's 1,234 \u00e9e\u0301 \u65e5\u672c \U0001f40d\x00 <|endoftext|> x "
@@ -59,7 +59,7 @@ class SubwordTokenizer:
             unknown = list(dict.fromkeys(word for word, ids in zip(words, found, strict=True) if ids is None))
             new = dict(zip(unknown, self._encode(unknown), strict=True))
             found = [new[word] if ids is None else ids for word, ids in zip(words, found, strict=True)]
-            if len(self._words) > _KEPT:
+            if len(self._words) > WORDS_KEPT:
                 self._words.clear()
             self._words |= {word: ids for word, ids in new.items() if len(word) <= _SHORT}
         return np.frombuffer(b"".join(ids for ids in found if ids is not None), dtype=np.int32)
