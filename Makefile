@@ -3,13 +3,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-all lint docs pictures clean
+.PHONY: train test test-all soak lint docs pictures clean
 
 train: .venv/installed  ## Train and print a sample; overrides: make train ARGS="optim.lr=1e-2"
 	@$(BIN)/python scripts/train.py $(ARGS)
 
 test: .venv/installed-dev  ## Run the tests but for the long ones; some of them: make test ARGS="tests/test_data.py"
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+soak: .venv/installed-dev  ## Run what takes longer still: 500 runs killed at random moments, resumed and compared bit by bit
+	@$(BIN)/python scripts/verify_resume.py --kills 500 --seed 1 data=bundled optim.grad_clip=0.5 optim.warmup_steps=10
 
 test-all: .venv/installed-dev  ## Run every test, the long ones too
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)

@@ -6,7 +6,6 @@ import itertools
 import json
 import logging
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
-from bigramlm import files
+from bigramlm import files, paths
 from bigramlm.adapter.lora import ADAPTER, ADAPTER_CONFIG, LoRA
 from bigramlm.errors import UserError, require
 from bigramlm.model.base import is_counted
@@ -127,15 +126,13 @@ class Checkpoints:
             step = (self.folder / name).read_text("utf-8").strip()
         except (OSError, ValueError) as error:
             raise UserError(f"{self.folder / name}: names no checkpoint: it cannot be read ({error})") from None
-        require(
-            re.fullmatch(r"step_\d+", step) is not None, f"{self.folder / name}: names no checkpoint: {step[:60]!r}"
-        )
+        require(paths.step_of(step) is not None, f"{self.folder / name}: names no checkpoint: {step[:60]!r}")
         return self.folder / step
 
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, whole or not, in order."""
-        names = (path.name for path in self.folder.glob("step_*"))
-        return sorted(int(name.removeprefix("step_")) for name in names if re.fullmatch(r"step_\d+", name))
+        steps = (paths.step_of(path.name) for path in self.folder.glob("step_*"))
+        return sorted(step for step in steps if step is not None)
 
     def newest(self) -> "Checkpoint | None":
         """The newest one that is whole, None where there is none at all; the log says which were passed over and why.
@@ -223,7 +220,7 @@ class Checkpoint:
                 self.best = {"step": int(self.best["step"]), "val/loss": self.best["val/loss"]}
             if self.step != self.manifest["step"]:
                 raise ValueError("its step is not that of the manifest")
-        if re.fullmatch(r"step_\d+", path.name) and path.name != f"step_{self.step}":
+        if paths.step_of(path.name) not in (None, self.step):
             raise UserError(f"{path}: damaged: what is in it was saved as step_{self.step}")
 
     @property
@@ -259,7 +256,7 @@ class Checkpoint:
 
     def keep(self, why: str) -> None:
         """Have the run that it is of keep it, however far that goes."""
-        if re.fullmatch(r"step_\d+", self.path.name):
+        if paths.step_of(self.path.name) is not None:
             try:
                 files.write(_mark(self.path), [why.encode()])
             except OSError as error:

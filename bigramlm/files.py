@@ -3,12 +3,12 @@
 import contextlib
 import hashlib
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from bigramlm import paths
 from bigramlm.errors import UserError, require
 
 
@@ -40,7 +40,7 @@ def require_new(folder: Path) -> None:
     """UserError where a folder that is to be written is there already, or has a name that has a meaning."""
     require(not folder.exists(), f"{folder}: is there already, and nothing is written over; name another folder")
     require(
-        re.fullmatch(r"step_\d+", folder.name) is None,
+        paths.step_of(folder.name) is None,
         f"{folder}: is how a run names its checkpoints; name another folder",
     )
 

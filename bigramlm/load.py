@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from pathlib import Path
 
-from bigramlm import runs
+from bigramlm import paths, runs
 from bigramlm.adapter.lora import LoRA
 from bigramlm.checkpoint import CONFIG, MANIFEST, Checkpoint, Checkpoints
 from bigramlm.config import RunConfig, load
@@ -33,7 +32,7 @@ def open_checkpoint(where: str, which: str = "last") -> Checkpoint:
     UserError where there is none such, or it is damaged.
     """
     folder = runs.find(where, holding="checkpoints")
-    if (folder / MANIFEST).exists() or re.fullmatch(r"step_\d+", folder.name):
+    if (folder / MANIFEST).exists() or paths.step_of(folder.name) is not None:
         return Checkpoint(folder)
     checkpoints = Checkpoints(folder if folder.name == "checkpoints" else folder / "checkpoints")
     steps = checkpoints.steps()

@@ -1,5 +1,6 @@
 """Where the config, the texts and the runs are: in a checkout, and for an installed package."""
 
+import re
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
@@ -21,3 +22,9 @@ def conf_dir() -> Path:
 def bundled_text() -> Path:
     """The text that comes with bigramlm; a wheel carries its own copy inside the package."""
     return (_BESIDE if IN_CHECKOUT else _PACKAGE) / "sources" / "bundled.txt"
+
+
+def step_of(name: str) -> int | None:
+    """The step of a run's checkpoint by the name of its folder, step_<n>; None for any other name, step_07 too."""
+    found = re.fullmatch(r"step_(0|[1-9][0-9]*)", name)
+    return int(found[1]) if found else None

@@ -8,7 +8,6 @@ import difflib
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -94,7 +93,7 @@ def find(where: str, *, holding: str = "summary.json") -> Path:
     folder = _existing(where)
     if folder.is_file() and folder.name in ("last", "best"):  # RUN/checkpoints/best: holds a checkpoint's name
         name = folder.read_text("utf-8", "replace").strip()
-        require(re.fullmatch(r"step_\d+", name) is not None, f"{where}: names no checkpoint: {name[:60]!r}")
+        require(paths.step_of(name) is not None, f"{where}: names no checkpoint: {name[:60]!r}")
         return folder.with_name(name)
     return folder
 

@@ -7,7 +7,6 @@ import contextlib
 import multiprocessing
 import os
 import random
-import re
 import signal
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bigramlm import train
+from bigramlm import paths, train
 from bigramlm.cli import exit_codes, show
 from bigramlm.config import load
 from bigramlm.errors import UserError, require
@@ -144,7 +143,8 @@ def _killed(run: Path, arguments: list[str], *, after: float = 0.0, at_step: int
     if at_step is not None:
         require(process.exitcode != 0, f"the run was complete before its step {at_step}")
         return at_step
-    return max((_step(path) for path in run.glob("checkpoints/step_*")), default=-1)
+    steps = (paths.step_of(path.name) for path in run.glob("checkpoints/step_*"))
+    return max((step for step in steps if step is not None), default=-1)
 
 
 def _complete(run: Path, arguments: list[str]) -> float:
@@ -217,7 +217,3 @@ def _first_tensor(a: Path, b: Path) -> str:
 
 def _timeless(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in _BY_THE_CLOCK}
-
-
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step_")) if re.fullmatch(r"step_\d+", path.name) else -1

@@ -13,11 +13,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import torch
 from hydra._internal.hydra import Hydra
+from hypothesis import HealthCheck, settings
 
 from bigramlm import train
 from tests.helpers import Cli, Ended
 
 os.environ.pop("HYDRA_FULL_ERROR", None)
+
+# What is drawn is the same every time, and no test is about how long it takes.
+settings.register_profile("bigramlm", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("bigramlm")
 
 
 def pytest_collection_finish() -> None:

@@ -30,6 +30,9 @@ FLOORS = (
     ("sample", "prepare", "checkpoint_tool", "verify_resume"),
     ("bench", "config_reference", "pictures"),
 )
+# Of tests that mirror no module: of what docs/ and conf/ hold, of the house, and of what holds for any input.
+OF_THE_WHOLE = {"docs", "layout", "presets", "properties"}
+TESTS = sorted((paths.home() / "tests").glob("*.py"))
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
@@ -86,6 +89,35 @@ def test_imports_go_down_the_floors_only(path: Path) -> None:
 def test_what_help_and_completion_import_is_free_of_torch(module: str) -> None:
     code = f"import sys, bigramlm.{module}; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'wandb')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_a_file_of_tests_mirrors_a_module_and_is_not_long(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= 500
+    if path.stem in ("__init__", "conftest", "helpers"):
+        return
+    packages = {folder.name for folder in PACKAGE.rglob("*") if folder.is_dir()}
+    assert path.stem.removeprefix("test_") in {module.stem for module in MODULES} | packages | OF_THE_WHOLE
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_tests_know_no_private_names_and_share_helpers_only(path: Path) -> None:
+    """What is private may change without a test: limits, clocks and failures come in by public names."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            # The standard library's way to end a process, and torch's and pytest's own names.
+            assert own or node.attr in ("_exit", "_run_exitfuncs", "_dynamo", "_inductor"), f"line {node.lineno}"
+        if isinstance(node, ast.ImportFrom):
+            assert not str(node.module).startswith("tests.test_"), f"line {node.lineno}"
+            assert not any(is_private(alias.name) for alias in node.names), f"line {node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr":
+            names = [str(given.value) for given in node.args[:2] if isinstance(given, ast.Constant)]
+            assert not any(is_private(name.rpartition(".")[2]) for name in names), f"line {node.lineno}"
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
 
 
 def test_scripts_are_a_few_lines_over_the_package() -> None:
