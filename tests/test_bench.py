@@ -59,9 +59,9 @@ def test_the_time_to_a_loss_is_that_of_the_first_evaluation_that_has_it(
         (folder / "summary.json").write_text(json.dumps(summary))
         return 0.0, folder
 
-    monkeypatch.setattr(commands, "_run", run)
-    monkeypatch.setattr(commands, "_workplace", lambda: contextlib.nullcontext(tmp_path))
-    monkeypatch.setattr(commands, "_looking_alike", lambda *recipe, times: [])
+    monkeypatch.setattr(commands, "run", run)
+    monkeypatch.setattr(commands, "workplace", lambda: contextlib.nullcontext(tmp_path))
+    monkeypatch.setattr(commands, "looking_alike", lambda *recipe, times: [])
     reached, whole, losses = commands.gpt(2)
     assert reached.ratios == [8 / 20] * 2
     assert whole.ratios == [9 / 20] * 2
@@ -72,7 +72,7 @@ def test_the_time_to_a_loss_is_that_of_the_first_evaluation_that_has_it(
 def test_runs_that_are_compared_evaluate_as_often_over_the_whole_of_val() -> None:
     for block, batch, steps_ in ((64, 12, 1999), (16, 4, 40)):
         shape = (f"data.block_size={block}", f"data.batch_size={batch}", f"trainer.steps={steps_}")
-        every, batches = commands._looking_alike("data=bundled", *shape, times=20)
+        every, batches = commands.looking_alike("data=bundled", *shape, times=20)
         assert math.ceil(steps_ / int(every.partition("=")[2])) == 20
         covered = int(batches.partition("=")[2]) * block * batch
         assert 0 <= covered - 6948 < block * batch
@@ -97,7 +97,7 @@ def test_profile_tells_phases_and_floors(tool: Cli) -> None:
 def test_gpt2_compares_the_compiled_step_with_the_step_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced, and not compiled: how fast it is, is not for tests."""
     compile_ = torch.compile
-    monkeypatch.setattr(steps, "_REPEAT_FOR", 0.0)
+    monkeypatch.setattr(steps, "REPEAT_FOR", 0.0)
     monkeypatch.setattr(torch, "compile", lambda function, *, mode, **k: compile_(function, **k, backend="eager"))
     shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 2}
     rate, mfu = steps.gpt2(1, **shape)

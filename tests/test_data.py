@@ -1,4 +1,4 @@
-"""Reading a text, splitting it, and the batches and blocks that come of it."""
+"""Reading a text, and splitting it."""
 
 import gzip
 import hashlib
@@ -8,105 +8,13 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigramlm.data.batches import Batches, Stream, blocks, on_device
 from bigramlm.data.config import TextConfig
 from bigramlm.data.text import Text, TextChanged, check_length, in_pieces, read_text, zstd
-from bigramlm.data.tokens import narrowest
-from bigramlm.errors import UserError
-
-TOKENS = torch.arange(5000, dtype=torch.int32)  # an id says where it stands
-
-
-def batches(seed: int = 1, block_size: int = 8, batch_size: int = 4) -> Batches:
-    return Batches(Stream(TOKENS, block_size=block_size), batch_size=batch_size, seed=seed)
-
-
-def test_targets_are_the_inputs_one_token_on() -> None:
-    x, y = batches()[0]
-    assert x.shape == y.shape == (4, 8)
-    assert x.dtype == y.dtype == torch.int64
-    assert torch.equal(y, x + 1)
-    assert torch.equal(x[:, 1:], x[:, :-1] + 1)
-
-
-def test_a_batch_depends_on_seed_and_step_alone() -> None:
-    steps = [0, 1, 1023, 1024, 1025, 5000]
-    forward = {step: batches()[step] for step in steps}
-    one = batches()
-    for step in reversed(steps):
-        assert torch.equal(one[step][0], forward[step][0])
-    in_order = batches()
-    walked = [in_order[step][0] for step in range(1030)]
-    assert torch.equal(walked[1025], forward[1025][0])
-    assert not torch.equal(forward[0][0], forward[1][0])
-    assert not torch.equal(forward[0][0], forward[1024][0])
-    assert not torch.equal(forward[0][0], batches(seed=2)[0][0])
-
-
-def test_batches_do_not_depend_on_how_many_are_gathered_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = [batches()[step][0] for step in (0, 7, 1023, 1024, 2047)]
-    for gathered in (1, 100, 1 << 20):
-        monkeypatch.setattr("bigramlm.data.batches._GATHERED_TOKENS", gathered)
-        found = [batches()[step][0] for step in (0, 7, 1023, 1024, 2047)]
-        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
-
-
-def test_every_place_is_drawn_up_to_the_last_token() -> None:
-    tokens = torch.arange(12, dtype=torch.int32)
-    drawn = Batches(Stream(tokens, block_size=8), batch_size=64, seed=0)
-    starts = {int(start) for step in range(5) for start in drawn[step][0][:, 0]}
-    assert starts == {0, 1, 2, 3}
-    assert int(max(drawn[step][1].max() for step in range(5))) == 11
-
-
-@pytest.mark.parametrize("n", [9, 16, 17, 18, 100])
-def test_blocks_cover_each_target_exactly_once(n: int) -> None:
-    covered = blocks(TOKENS[:n], block_size=8)
-    targets = torch.cat([y.flatten() for _, y in covered])
-    inputs = torch.cat([x.flatten() for x, _ in covered])
-    assert torch.equal(targets, torch.arange(1, n))
-    assert torch.equal(inputs, torch.arange(n - 1))
-
-
-def test_limited_blocks_reach_from_the_first_token_to_the_last() -> None:
-    ((x, y),) = blocks(TOKENS, block_size=8, limit=10)
-    assert x.shape == (10, 8)
-    assert torch.equal(y, x + 1)
-    assert x[0, 0] == 0
-    assert y[-1, -1] == len(TOKENS) - 1
-    gaps = x[1:, 0] - x[:-1, 0]
-    assert gaps.max() - gaps.min() <= 1, "spread evenly"
-    assert torch.equal(x, blocks(TOKENS, block_size=8, limit=10)[0][0]), "always the same ones"
-
-
-@pytest.mark.parametrize(
-    ("vocab_size", "kind"),
-    [(256, np.uint8), (257, np.int16), (32768, np.int16), (32769, np.uint16), (65536, np.uint16), (65537, np.int32)],
-)
-def test_ids_are_kept_in_the_narrowest_type(vocab_size: int, kind: type[np.generic]) -> None:
-    assert narrowest(vocab_size) is kind
-    ids = np.array([0, vocab_size - 1, 1], dtype=narrowest(vocab_size))
-    kept = on_device(ids, torch.device("cpu"))
-    assert kept.tolist() == [0, vocab_size - 1, 1]
-    x, y = Batches(Stream(kept, block_size=1), batch_size=50, seed=0)[0]
-    assert {(int(a), int(b)) for a, b in zip(x, y, strict=True)} == {(0, vocab_size - 1), (vocab_size - 1, 1)}
-    ((inputs, targets),) = blocks(kept, block_size=2)
-    assert inputs.long().tolist() == [[0, vocab_size - 1]]
-    assert targets.long().tolist() == [[vocab_size - 1, 1]]
-
-
-def test_blocks_are_views_that_copy_nothing() -> None:
-    for x, y in blocks(TOKENS, block_size=8):
-        assert x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() == TOKENS.untyped_storage().data_ptr()
-
-
-# Reading
+from tests.helpers import refuses
 
 
 def read(*files: Path, name: str = "text", field: str = "text", train_fraction: float = 0.9) -> Text:
@@ -167,7 +75,7 @@ def test_a_document_that_ends_soon_behind_the_split_is_not_cut(tmp_path: Path, l
 
 
 def test_of_very_many_documents_the_split_is_found_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigramlm.data.text._ENDS_AT_MOST", 2000)
+    monkeypatch.setattr("bigramlm.data.text.ENDS_AT_MOST", 2000)
     lengths = [2 + n % 3 for n in range(10_000)]
     lines = "".join(json.dumps({"text": "x" * n}) + "\n" for n in lengths)
     text = read(written(tmp_path / "a.jsonl", lines))
@@ -187,7 +95,7 @@ def test_no_split_falls_at_the_end(tmp_path: Path) -> None:
     st.integers(1, 9),
     st.integers(1, 40),
 )
-@settings(database=None, deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_pieces_are_the_document_cut_the_same_way_however_it_came(blocks: list[str], size: int, every: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bigramlm.data.text.PIECE", size)
@@ -265,16 +173,16 @@ def test_a_text_that_changes_while_it_is_read_is_noticed(tmp_path: Path, monkeyp
     text = read(path)
     for content in (b"y" * 1000, b"\xff" * 1000):
         written(path, content)
-        with pytest.raises(TextChanged, match=r"a.txt: was changed while it was read"):
+        with pytest.raises(TextChanged, match=r"a\.txt"):
             list(text.pieces())
     path.unlink()
-    with pytest.raises(TextChanged, match=r"a.txt: was changed while it was read"):
+    with pytest.raises(TextChanged, match=r"a\.txt"):
         list(text.pieces())
 
 
 def test_length_is_checked_to_the_token() -> None:
     check_length(9, split="val", block_size=8, text="t")
-    with pytest.raises(UserError, match=r"data.block_size=8: the val split of t has only 8 of the 9 tokens"):
+    with refuses("val", "8 of the 9", field="data.block_size", value=8):
         check_length(8, split="val", block_size=8, text="t")
 
 
@@ -286,59 +194,54 @@ def test_text_is_read_to_the_byte(tmp_path: Path) -> None:
 
 
 def test_characters_that_blocks_cut_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigramlm.data.text._BLOCK", 3)
+    monkeypatch.setattr("bigramlm.data.text.READ_AT_ONCE", 3)
     content = "日本\n\U0001f40dé"
     assert documents(read(written(tmp_path / "a.txt", content))) == [content]
-    with pytest.raises(UserError, match=r"byte 0xff at offset 14 \(line 2\)"):
+    with refuses("b.txt", "0xff", "offset 14", "line 2"):
         read(written(tmp_path / "b.txt", content.encode() + b" \xff"))
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "named"),
     [
-        ("a.txt", b"", "a.txt: is empty"),
-        ("a.jsonl", b"\n\n", "a.jsonl: is empty"),
-        ("a.txt", b"good\nline \xff here", r"byte 0xff at offset 10 \(line 2\)"),
-        ("a.txt", b"cut short \xe6\x97", r"byte 0xe6 at offset 10 \(line 1\)"),
-        ("a.txt.gz", b"good\nline \xff here", r"byte 0xff at offset 10 \(line 2\)"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "b"', r"a.jsonl, line 2: is not JSON: .* \(column 13\); mend the line"),
-        ("a.jsonl.zst", b'{"text": "a"}\n\n{"text" "b"}', r"a.jsonl.zst, line 3: is not JSON: .* \(column 9\)"),
-        ("a.jsonl", b'{"text": "\xff"}', r"a.jsonl, line 1: not UTF-8: byte 0xff"),
-        ("a.jsonl", b'["text"]', r"a.jsonl, line 1: is not an object like"),
-        ("a.jsonl", b'{"text": ' + b"[" * 100_000, r"a.jsonl, line 1: is not JSON"),
-        (
-            "a.jsonl",
-            b'{"id": 1, "content": "a"}',
-            r"line 1: has no field 'text'; it has id, content \(data",
-        ),
-        ("a.jsonl", b'{"text": 7}', r"a.jsonl, line 1: its field 'text' is not a text"),
-        ("a.jsonl", b'{"text": "\\ud83d"}', r"a.jsonl, line 1: holds half of a surrogate pair"),
+        ("a.txt", b"", ("empty",)),
+        ("a.jsonl", b"\n\n", ("empty",)),
+        ("a.txt", b"good\nline \xff here", ("0xff", "offset 10", "line 2")),
+        ("a.txt", b"cut short \xe6\x97", ("0xe6", "offset 10", "line 1")),
+        ("a.txt.gz", b"good\nline \xff here", ("0xff", "offset 10", "line 2")),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b"', ("line 2", "JSON", "column 13")),
+        ("a.jsonl.zst", b'{"text": "a"}\n\n{"text" "b"}', ("line 3", "JSON", "column 9")),
+        ("a.jsonl", b'{"text": "\xff"}', ("line 1", "UTF-8", "0xff")),
+        ("a.jsonl", b'["text"]', ("line 1", "object")),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000, ("line 1", "JSON")),
+        ("a.jsonl", b'{"id": 1, "content": "a"}', ("line 1", "'text'", "id, content", "data.text_field=")),
+        ("a.jsonl", b'{"text": 7}', ("line 1", "'text'", "not")),
+        ("a.jsonl", b'{"text": "\\ud83d"}', ("line 1", "surrogate")),
     ],
 )
-def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    with pytest.raises(UserError, match=message) as error:
+def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, named: tuple[str, ...]) -> None:
+    with refuses(tmp_path / name, *named):
         read(written(tmp_path / name, content))
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst", "a.jsonl.gz", "a.jsonl.zst"])
 def test_an_archive_cut_short_is_refused(tmp_path: Path, name: str) -> None:
-    lines = [json.dumps({"text": f"{n} {n * n} {n**3}"}) + "\n" for n in range(20_000)]
+    lines = [json.dumps({"text": f"{n} {n * n} {n**3}"}) + "\n" for n in range(2000)]
     path = written(tmp_path / name, "".join(lines))
     raw = path.read_bytes()
     for kept in (len(raw) - 1, len(raw) // 2, 5):
         path.write_bytes(raw[:kept])
-        with pytest.raises(UserError, match=f"{name}: is cut short: the archive ends in the middle; get it again"):
+        with refuses(path, "cut"):
             read(path)
     path.write_bytes(b"no archive at all")
-    with pytest.raises(UserError, match=f"{name}: is no whole archive"):
+    with refuses(path, "whole"):
         read(path)
 
 
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no such file"):
+    with refuses(tmp_path / "none.txt", "data.path=FILE"):
         read(tmp_path / "none.txt")
-    with pytest.raises(UserError, match=r"is a folder; give a text file in it, or several"):
+    with refuses(tmp_path, "folder", f"data.path='{tmp_path}/*.txt'"):
         read(tmp_path)
 
 
@@ -353,9 +256,9 @@ def test_globs_take_files_in_order(tmp_path: Path) -> None:
     assert found("*.txt") == ["[1].txt", "a.txt", "b.txt"]
     assert found("**/*.txt") == ["[1].txt", "a.txt", "b.txt", "deep/d.txt"]
     assert found("[1].txt") == ["[1].txt"], "a file of that name is meant, where there is one"
-    with pytest.raises(UserError, match=r"data.path=.*\*.tex: matches no file"):
+    with refuses(field="data.path", value=tmp_path / "*.tex"):
         found("*.tex")
-    with pytest.raises(UserError, match="there is no such file"):
+    with refuses(tmp_path / "none.txt", "data.path=FILE"):
         TextConfig(path=str(tmp_path / "none.txt")).read()
 
 

@@ -22,7 +22,7 @@ def machine(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
         monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: macos >= major)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        monkeypatch.setattr(module, "has_fast_bf16", lambda kind: bf16 if kind == "cuda" else amx)
 
     make()
     return make
@@ -99,28 +99,37 @@ def test_bf16_on_a_cpu_that_is_slow_in_it_is_told(machine, caplog: pytest.LogCap
     assert "bf16 (as asked; without AMX it may be slower than fp32)" in caplog.text
 
 
-def test_the_peak_of_a_cpu_is_measured_once_for_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    product = torch.mm
+def test_the_peak_of_a_cpu_is_the_best_of_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, now, product = [], [0.0], torch.mm
 
     def slow(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         made.append(len(a))
         now[0] += 0.001 if len(made) == 7 else 0.004
         return product(a[:1], b)
 
-    now = [0.0]
     monkeypatch.setattr(torch, "mm", slow)
-    monkeypatch.setattr(peak_module.time, "perf_counter", lambda: now[0])
-    peak_module._measured.cache_clear()
-    for threads in ("1", "1", "2"):
-        device = set_up(decided(name="cpu", threads=threads))
-        found = peak_module.peak(device)
+    found = peak_module.measured(set_up(decided(name="cpu", threads="1")), clock=lambda: now[0])
+    assert made == [512] * 30
+    assert found.flops == pytest.approx(2 * 512**3 / 0.001)
+    assert "measured" in found.how
+
+
+def test_the_peak_of_a_cpu_is_measured_once_for_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def measured(device: Device) -> peak_module.Peak:
+        made.append(torch.get_num_threads())
+        return peak_module.Peak(1.0, "measured")
+
+    monkeypatch.setattr(peak_module, "measured", measured)
+    # A GPU that is in no table, so that nothing that another test has found is in the way.
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "none")
+    device = Device(torch.device("cuda", 7), "bf16", compile=False)
+    for threads in (1, 1, 2):
+        torch.set_num_threads(threads)
         peak_module.peak(device)
-        if len(made) == 30:
-            assert found.flops == pytest.approx(2 * 512**3 / 0.001), "the best of them"
-            assert "measured" in found.how
-    peak_module._measured.cache_clear()
-    assert made == [512] * 60
+        peak_module.peak(device)
+    assert made == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -145,12 +154,12 @@ def test_the_peak_of_a_known_gpu_is_its_makers(name: str, tera: float, monkeypat
 @pytest.mark.parametrize("name", ["NVIDIA RTX A1000", "NVIDIA L40", "NVIDIA T400", "NVIDIA A100-SXM4-40GB MIG 1g.5gb"])
 def test_the_peak_of_another_gpu_is_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    monkeypatch.setattr(peak_module, "_measured", lambda device, threads: peak_module.Peak(1.0, "measured"))
+    monkeypatch.setattr(peak_module, "measured", lambda device: peak_module.Peak(1.0, "measured"))
     assert peak_module.peak(Device(torch.device("cuda"), "bf16", compile=False)).how == "measured"
 
 
 def test_threads_follow_the_size_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ALL_THREADS", 8)
+    monkeypatch.setattr(module, "ALL_THREADS", 8)
     edge = int(SMALL_BELOW / 6)
     assert decided(n_params=edge - 1, tokens=1).threads == "1"
     assert decided(n_params=edge + 1, tokens=1).threads == "8"

@@ -1,5 +1,7 @@
 """The docs say what the code does."""
 
+import functools
+import json
 import re
 import shlex
 import subprocess
@@ -12,14 +14,39 @@ from hydra.core.override_parser.types import IntervalSweep
 
 from bigramlm import cli, paths, prepare, sample
 from bigramlm.config_reference import reference
-from tests.helpers import gpt2_folder, run_config
+from tests.helpers import run_config
 
-DOCS = sorted([*(paths.home() / "docs").rglob("*.md"), *paths.home().glob("*.md"), *paths.home().glob("*/README.md")])
+# Those of the repository, and not of what tools left in folders of their own, such as .pytest_cache.
+DOCS = sorted(path for wanted in ("docs/**/*.md", "*.md", "[!.]*/README.md") for path in paths.home().glob(wanted))
 
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return gpt2_folder(tmp_path_factory.mktemp("gpt2"))
+    """As much of a GPT-2 as a command line asks for: what shape it has, and that there is a tokenizer."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 300, "n_positions": 32}
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **shape}))
+    for name in ("model.safetensors", "tokenizer.json"):
+        (folder / name).touch()
+    return folder
+
+
+@functools.cache
+def composes(*overrides: str) -> None:
+    """Compose a run's config; once, however often the docs have the command."""
+    run_config(*overrides)
+
+
+@functools.cache
+def composes_as(command: str, free_text: tuple[str, ...], *typed: str) -> None:
+    """Compose another command's fields; once, too."""
+    cli.composed(command, typed, free_text)
+
+
+@pytest.fixture(scope="module")
+def told() -> str:
+    """The config reference."""
+    return reference()
 
 
 def weights(overrides: list[str], gpt2: Path) -> list[str]:
@@ -29,24 +56,24 @@ def weights(overrides: list[str], gpt2: Path) -> list[str]:
     return [*others, f"init_from={gpt2}"] if starts else others
 
 
-def test_the_config_reference_is_current() -> None:
+def test_the_config_reference_is_current(told: str) -> None:
     written = (paths.home() / "docs" / "config.md").read_text("utf-8")
-    assert written == reference(), "run `make docs`"
+    assert written == told, "run `make docs`"
 
 
-def test_every_field_is_documented() -> None:
-    for row in re.findall(r"^\| `.*", reference(), re.MULTILINE):
+def test_every_field_is_documented(told: str) -> None:
+    for row in re.findall(r"^\| `.*", told, re.MULTILINE):
         assert row.split("|")[-2].strip(), row
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
-def test_links_lead_somewhere(path) -> None:
+def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text("utf-8")):
         assert (path.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
-def test_commands_in_the_docs_have_their_overrides_right(path, gpt2: Path) -> None:
+def test_commands_in_the_docs_have_their_overrides_right(path: Path, gpt2: Path) -> None:
     """Every `python scripts/train.py ...` in the docs composes."""
 
     for line in re.findall(r"python scripts/train\.py([^`\n#|>]*)", path.read_text("utf-8")):
@@ -54,11 +81,11 @@ def test_commands_in_the_docs_have_their_overrides_right(path, gpt2: Path) -> No
         if "-m" in line.split() or any(word.isupper() for word in re.findall(r"\w+", line)) or "-sc" in line:
             continue
         arguments = [a for a in arguments if not a.startswith(("resume=", "hydra."))]  # there may be no run yet
-        run_config(*weights([a.replace('"', "").replace("'", "") for a in arguments], gpt2))
+        composes(*weights([a.replace('"', "").replace("'", "") for a in arguments], gpt2))
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
-def test_sweeps_in_the_docs_have_their_overrides_right(path, gpt2: Path) -> None:
+def test_sweeps_in_the_docs_have_their_overrides_right(path: Path, gpt2: Path) -> None:
     """Every `python scripts/train.py -m ...` composes, with the first of what is swept."""
 
     text = path.read_text("utf-8").replace("\\\n", " ")
@@ -73,25 +100,25 @@ def test_sweeps_in_the_docs_have_their_overrides_right(path, gpt2: Path) -> None
                 first.append(f"{override.get_key_element()}={next(override.sweep_string_iterator())}")
             else:
                 first.append(str(override.input_line))
-        run_config(*weights(first, gpt2))
+        composes(*weights(first, gpt2))
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
-def test_commands_that_sample_have_their_fields_right(path) -> None:
+def test_commands_that_sample_have_their_fields_right(path: Path) -> None:
     sample.register()
     for line in re.findall(r"python scripts/sample\.py([^`\n#|>]*)", path.read_text("utf-8")):
         arguments = [a for a in re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", line) if "=" in a]
         if not any(word in line for word in ("FIELD", "FOLDER")):
-            cli.composed("sample", [a.replace('"', "") for a in arguments], sample.FREE_TEXT)
+            composes_as("sample", sample.FREE_TEXT, *(a.replace('"', "") for a in arguments))
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
-def test_commands_that_prepare_have_their_fields_right(path) -> None:
+def test_commands_that_prepare_have_their_fields_right(path: Path) -> None:
     prepare.register()
     for line in re.findall(r"python scripts/prepare\.py([^`\n#|>]*)", path.read_text("utf-8")):
         arguments = [a for a in shlex.split(line) if "=" in a]
         if not any(word in line for word in ("FIELD", "FOLDER")):
-            cli.composed("prepare", arguments, prepare.FREE_TEXT)
+            composes_as("prepare", prepare.FREE_TEXT, *arguments)
 
 
 SNIPPETS = re.findall(

@@ -1,6 +1,5 @@
 """Pairs of prompt and completion: what is learned of them, how they are told apart, and where a text ends."""
 
-import csv
 import gzip
 import json
 import math
@@ -12,15 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bigramlm import prepare, sample
 from bigramlm.data.batches import IGNORED, Batches, Examples
-from bigramlm.data.pairs import fitted, row_length
+from bigramlm.data.config import PairsConfig
+from bigramlm.data.pairs import row_length
 from bigramlm.data.text import zstd
 from bigramlm.device.device import Device, decide, set_up
-from bigramlm.errors import UserError
 from bigramlm.evaluate import mean_loss
 from bigramlm.generate import stream
 from bigramlm.load import load_model, open_checkpoint
@@ -32,7 +29,7 @@ from bigramlm.run import RunFolder
 from bigramlm.step import CompiledStep, TrainStep
 from bigramlm.tokenizer.char import CharTokenizer
 from bigramlm.trainer import Trainer
-from tests.helpers import Cli, run_config, summary
+from tests.helpers import Cli, assert_refused, refuses, resumed, run_config, summary, table
 
 CPU = torch.device("cpu")
 SUMS = [(f"{a} + {b} =", f" {a + b}") for a in range(6) for b in range(6)]
@@ -66,83 +63,6 @@ def examples(lengths: list[tuple[int, int]], block_size: int | None = None) -> t
     return Examples(tokens, bounds, block_size=length), [tokens[a:b].tolist() for a, _, b in bounds]
 
 
-# Rows and batches
-
-
-def test_a_row_is_an_example_and_its_targets_are_of_the_completion_alone() -> None:
-    split, _ = examples([(2, 3), (1, 1), (3, 1)])
-    x, y = split.rows(torch.arange(3), CPU)
-    assert x.tolist() == [[1, 2, 3, 4], [6, 7, 0, 0], [8, 9, 10, 11]]
-    assert y.tolist() == [[-100, 3, 4, 5], [7, -100, -100, -100], [-100, -100, 11, -100]]
-    assert x.dtype == y.dtype == torch.int64
-
-
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=9), st.integers(1, 20))
-@settings(database=None, deadline=None, max_examples=200)
-def test_what_is_too_long_is_cut_as_it_would_be_by_hand(lengths: list[tuple[int, int]], block_size: int) -> None:
-    split, tokens = examples(lengths, block_size)
-    longest = max(p + t - 1 for p, t in lengths)
-    assert split.block_size == min(block_size, longest)
-    x, y = split.rows(torch.arange(len(lengths)), CPU)
-    for row, ((p, t), ids) in enumerate(zip(lengths, tokens, strict=True)):
-        prompt, targets = ids[:p], ids[p:]
-        while len(prompt) > 1 and len(prompt) + len(targets) - 1 > block_size:
-            prompt = prompt[1:]
-        while len(prompt) + len(targets) - 1 > block_size:
-            targets = targets[:-1]
-        seen = y[row] != IGNORED
-        assert y[row][seen].tolist() == targets
-        assert seen.nonzero().flatten().tolist() == [*range(len(prompt) - 1, len(prompt) + len(targets) - 1)]
-        assert x[row, : len(prompt) + len(targets) - 1].tolist() == (prompt + targets)[:-1]
-        assert t >= len(targets) >= 1
-
-
-@pytest.mark.parametrize(("n", "batch_size"), [(7, 3), (2, 8), (50, 4), (5000, 4)])
-def test_each_example_comes_once_in_an_epoch(n: int, batch_size: int) -> None:
-    split, _ = examples([(1, 1)] * n)
-    batches = Batches(split, batch_size=batch_size, seed=3)
-    steps = -(-3 * n // batch_size)
-    drawn = torch.cat([batches[step][0][:, 0] for step in range(steps)])
-    epochs = [drawn[epoch * n : (epoch + 1) * n].tolist() for epoch in range(3)]
-    for epoch in epochs:
-        assert sorted(epoch) == sorted(x for x, *_ in split.rows(torch.arange(n), CPU)[0].tolist())
-    if n > 2:
-        assert epochs[0] != epochs[1] != epochs[2], "in another order each time"
-
-
-def test_a_batch_depends_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    split, _ = examples([(2, 1 + n % 5) for n in range(300)])
-    steps = [0, 7, 74, 75, 1023, 1024, 2500]
-    expected = {step: Batches(split, batch_size=4, seed=1)[step] for step in steps}
-    for gathered in (1, 100, 1 << 20):
-        monkeypatch.setattr("bigramlm.data.batches._GATHERED_TOKENS", gathered)
-        batches = Batches(split, batch_size=4, seed=1)
-        for step in reversed(steps):
-            assert all(torch.equal(a, b) for a, b in zip(batches[step], expected[step], strict=True))
-    assert not torch.equal(Batches(split, batch_size=4, seed=2)[0][0], expected[0][0])
-    whole = Batches(split, batch_size=8, seed=1)[0][0]
-    halves = [Batches(split, batch_size=4, seed=1)[step][0] for step in (0, 1)]
-    assert torch.equal(whole, torch.cat(halves)), "however many are drawn for a step, the order is the same"
-
-
-def test_what_evaluation_covers(monkeypatch: pytest.MonkeyPatch) -> None:
-    split, _ = examples([(2, 1 + n % 5) for n in range(100)])
-    monkeypatch.setattr("bigramlm.data.batches._GATHERED_TOKENS", 70)
-
-    def covered(limit: int | None) -> torch.Tensor:
-        x, y = (torch.cat(parts) for parts in zip(*split.blocks(limit=limit), strict=True))
-        rows = split.rows(torch.arange(100), CPU)
-        found = (x[:, None] == rows[0]).all(-1).nonzero()[:, 1]
-        assert torch.equal(y, rows[1][found])
-        return found
-
-    assert covered(None).tolist() == covered(100).tolist() == covered(1000).tolist() == [*range(100)]
-    some = covered(10)
-    assert (some[0], some[-1], len(some)) == (0, 99, 10)
-    assert (some[1:] - some[:-1]).max() - (some[1:] - some[:-1]).min() <= 1, "spread evenly"
-    assert covered(1).tolist() == [0]
-
-
 # The loss
 
 
@@ -152,27 +72,26 @@ def gpt(**fields: Any) -> LanguageModel:
     return model.build(vocab_size=60, block_size=16)
 
 
-def by_hand(model: LanguageModel, split: Examples, at: list[int]) -> tuple[float, int]:
+LENGTHS = [(3, 1), (2, 9), (1, 2), (5, 4), (1, 1), (2, 2), (6, 1), (1, 7)]
+
+
+def by_hand(model: LanguageModel, tokens: list[list[int]]) -> tuple[float, int]:
     """The sum of the losses of completions, each example alone and unpadded, and how many tokens they have."""
     total, count = 0.0, 0
-    for begin, first, end in split._bounds[at].tolist():
-        ids = split.tokens[begin:end].long()
-        logits, _ = model(ids[None, :-1])
+    for (prompt, _), ids in zip(LENGTHS, tokens, strict=True):
+        logits, _ = model(torch.tensor([ids[:-1]]))
         p = logits[0].double().log_softmax(-1)
-        for place in range(first - begin, end - begin):
+        for place in range(prompt, len(ids)):
             total -= p[place - 1, ids[place]].item()
             count += 1
     return total, count
 
 
-LENGTHS = [(3, 1), (2, 9), (1, 2), (5, 4), (1, 1), (2, 2), (6, 1), (1, 7)]
-
-
 def test_the_loss_is_of_the_completion_alone() -> None:
-    model, (split, _) = gpt().eval(), examples(LENGTHS)
+    model, (split, tokens) = gpt().eval(), examples(LENGTHS)
     x, y = split.rows(torch.arange(8), CPU)
     logits, loss = model(x, y)
-    total, count = by_hand(model, split, [*range(8)])
+    total, count = by_hand(model, tokens)
     assert loss is not None
     assert loss.item() == pytest.approx(total / count, rel=1e-5)
     logits.retain_grad()
@@ -198,17 +117,25 @@ def taken(split: Examples, *, parts: int, model: LanguageModel, compiled: bool =
 
 
 def test_accumulation_makes_the_gradient_of_the_whole_batch() -> None:
-    split, _ = examples(LENGTHS)
+    split, tokens = examples(LENGTHS)
     whole = taken(split, parts=1, model=gpt())
-    total, count = by_hand(gpt().eval(), split, [*range(8)])
+    total, count = by_hand(gpt().eval(), tokens)
     assert whole[0].item() == pytest.approx(total / count, rel=1e-5)
     for parts in (2, 4, 8):
         torch.testing.assert_close(taken(split, parts=parts, model=gpt()), whole, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_a_compiled_step_accumulates_the_same() -> None:
+INDUCTOR = (
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU"),
+)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=INDUCTOR)])
+def test_a_compiled_step_accumulates_the_same(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced, and not compiled, in the short one."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, *, mode, **k: compile_(function, **k, backend=backend))
     split, _ = examples(LENGTHS)
     models = []
     for _ in range(2):
@@ -219,10 +146,10 @@ def test_a_compiled_step_accumulates_the_same() -> None:
 
 
 def test_evaluation_is_the_mean_over_all_targets_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, (split, _) = gpt(), examples(LENGTHS)
-    total, count = by_hand(model.eval(), split, [*range(8)])
+    model, (split, tokens) = gpt(), examples(LENGTHS)
+    total, count = by_hand(model.eval(), tokens)
     for at_once in (1, 60 * split.block_size * 3, 1 << 20):  # a row, three, all
-        monkeypatch.setattr("bigramlm.evaluate._LOGITS_AT_ONCE", {"cpu": at_once})
+        monkeypatch.setattr("bigramlm.evaluate.LOGITS_AT_ONCE", {"cpu": at_once})
         found = mean_loss(model, split.blocks(limit=None), Device(CPU, "fp32", compile=False))
         assert found == pytest.approx(total / count, rel=1e-5)
 
@@ -232,7 +159,7 @@ def test_the_first_batch_is_looked_at_where_targets_count() -> None:
     x, y = split.rows(torch.arange(8), CPU)
     check_targets(x, y)
     for shifted in (y.roll(1, dims=1), y.roll(-1, dims=1)):
-        with pytest.raises(UserError, match="not its inputs one step on"):
+        with refuses("inputs"):
             check_targets(x, shifted)
     targets = whole(x, y)
     for row, (p, t) in enumerate(LENGTHS):
@@ -255,7 +182,7 @@ def test_it_learns_what_follows_and_stops(cli: Cli, tool: Cli, sums: Path, tmp_p
     assert shown.startswith(first + " ")
     assert "<|endoftext|>" not in shown
     known = lines[:34]
-    for line in known[:5]:
+    for line in known[:2]:
         done = tool(sample.main, f"run={ended.folder}", f"prompt={line['prompt']}", "temperature=0")
         assert done.out == line["prompt"] + line["completion"] + "\n"
         on = ("stop_at_end=false", "max_new_tokens=4")
@@ -305,22 +232,29 @@ def test_losses_are_those_of_completions_computed_by_hand(cli: Cli, tmp_path: Pa
 def test_a_run_that_is_resumed_is_the_run_that_was_not_interrupted(cli: Cli, sums: Path) -> None:
     config = ("data=pairs", f"data.path={sums}", *SHORT, "data.batch_size=5", "trainer.grad_accumulation=2")
     whole, half = cli(*config, "trainer.steps=8"), cli(*config)
-    assert cli(f"resume={half.folder}", "trainer.steps=8", run_dir=False).code == 0
+    assert resumed(cli, half.folder, "trainer.steps=8").code == 0
     weights = [(run.folder / "checkpoints" / "step_8" / "model.safetensors").read_bytes() for run in (whole, half)]
     assert weights[0] == weights[1]
     samples = [(run.folder / "samples.txt").read_text() for run in (whole, half)]
     assert samples[1].endswith(samples[0])
     sums.write_text(sums.read_text().replace("5", "4"))
-    other = cli(f"resume={half.folder}", "trainer.steps=9", run_dir=False)
-    assert (other.code, "is not the text that the run was trained on" in other.err) == (2, True)
+    assert_refused(resumed(cli, half.folder, "trainer.steps=9"), sums, "SHA-256")
 
 
 @pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst", ".ndjson"])
-def test_files_may_be_compressed_and_several_and_have_other_fields(cli: Cli, tmp_path: Path, suffix: str) -> None:
+def test_files_may_be_compressed_and_several_and_have_other_fields(tmp_path: Path, suffix: str) -> None:
     for name, some in (("a", SUMS[:20]), ("b", SUMS[20:])):
         written(tmp_path / f"{name}{suffix}", some, prompt="question", completion="answer")
+    found = PairsConfig(path=f"{tmp_path}/*{suffix}", prompt_field="question", completion_field="answer").read()
+    assert [(example.prompt, example.completion) for example in found.kept] == SUMS
+    assert [Path(file.path).name for file in found.files] == [f"a{suffix}", f"b{suffix}"]
+
+
+def test_it_does_not_matter_how_pairs_are_stored(cli: Cli, tmp_path: Path) -> None:
+    for name, some in (("a", SUMS[:20]), ("b", SUMS[20:])):
+        written(tmp_path / f"{name}.jsonl.gz", some, prompt="question", completion="answer")
     fields = ("data.prompt_field=question", "data.completion_field=answer")
-    one = cli("data=pairs", f"data.path={tmp_path}/*{suffix}", *fields, *SHORT)
+    one = cli("data=pairs", f"data.path={tmp_path}/*.gz", *fields, *SHORT)
     assert one.code == 0, one.err
     two = cli("data=pairs", f"data.path={written(tmp_path / 'whole.jsonl', SUMS)}", *SHORT)
     losses = [summary(run.folder)["final"] for run in (one, two)]
@@ -332,12 +266,9 @@ def test_a_sweep_of_pairs(cli: Cli, sums: Path, tmp_path: Path) -> None:
     typed = ("-m", "data=pairs", f"data.path={sums}", *SHORT, f"hydra.sweep.dir={folder}")
     assert cli(*typed, "seed=1,2", run_dir=False).code == 0
     again = cli(*typed, "seed=1,2,3", f"sweep={folder}", run_dir=False)
-    assert again.code == 2, "hydra.sweep.dir contradicts it"
+    assert_refused(again, "hydra.sweep.dir", field="sweep", value=folder)
     assert cli(*typed[:-1], "seed=1,2,3", f"sweep={folder}", run_dir=False).code == 0
-    with (folder / "results.csv").open(encoding="utf-8") as file:
-        assert sorted((row["job"], row["status"]) for row in csv.DictReader(file)) == [
-            (job, "completed") for job in ("0", "1", "2")
-        ]
+    assert sorted((row["job"], row["status"]) for row in table(folder)) == [(job, "completed") for job in "012"]
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe", "wordpiece"])
@@ -362,9 +293,10 @@ def test_an_example_that_is_too_long_is_cut_and_told(cli: Cli, tmp_path: Path) -
         "2 of 4 examples are longer than data.block_size=8: their prompts lose the beginning, and 1 of their "
         "completions the end" in ended.err
     )
+    ended = cli("data=pairs", f"data.path={path}", "data.block_size=1", *SHORT)
+    assert ended.code == 0, ended.err
     ended = cli("data=pairs", f"data.path={path}", "data.block_size=31", *SHORT)
-    assert "1 of 4 examples are longer than data.block_size=31: their prompts lose the beginning" not in ended.err
-    assert cli("data=pairs", f"data.path={path}", "data.block_size=1", *SHORT).code == 0
+    assert "data.block_size" not in ended.err, "all of them fit"
 
 
 def test_fine_tuning_keeps_the_tokenizer_of_the_weights(cli: Cli, tmp_path: Path) -> None:
@@ -380,9 +312,7 @@ def test_fine_tuning_keeps_the_tokenizer_of_the_weights(cli: Cli, tmp_path: Path
     saved = [run.folder / "checkpoints" / "step_4" / "tokenizer.json" for run in (source, ended)]
     assert saved[0].read_text() == saved[1].read_text()
     path = written(tmp_path / "b.jsonl", [*SUMS[:3], ("7 * 2 =", " 14")])
-    refused = cli("data=pairs", f"data.path={path}", *from_it)
-    assert refused.code == 2
-    assert "b.jsonl, line 4: the vocabulary of 17 characters lacks '*'" in refused.err
+    assert_refused(cli("data=pairs", f"data.path={path}", *from_it), "b.jsonl", "line 4", "17", "'*'")
 
 
 # What stops
@@ -419,59 +349,72 @@ def test_writing_stops_when_every_row_has_ended(until: int | None, calls: int) -
 # What is refused
 
 GOOD = '{"prompt": "a", "completion": "b"}\n'
-BAD = {
-    "not JSONL": ("a.txt", GOOD, (), "a.txt: pairs are read from *.jsonl"),
-    "no such file": (None, "", (), "a.jsonl: there is no such file"),
-    "empty": ("a.jsonl", "\n", (), "a.jsonl: has no examples; it takes two or more"),
-    "one example": ("a.jsonl", GOOD, (), "a.jsonl: has one example; it takes two or more"),
-    "broken": ("a.jsonl", GOOD + '{"prompt": "a"', (), "a.jsonl, line 2: is not JSON"),
-    "no object": ("a.jsonl", GOOD + '["a", "b"]\n', (), "a.jsonl, line 2: is not an object like"),
-    "no prompt": ("a.jsonl", '{"q": "a", "completion": "b"}', (), "it has q, completion (data.prompt_field=NAME)"),
-    "no completion": ("a.jsonl", '{"prompt": "a", "a": ""}', (), "it has prompt, a (data.completion_field=NAME)"),
-    "no such field": ("a.jsonl", GOOD, ("data.prompt_field=q",), "line 1: has no field 'q'; it has prompt, completion"),
-    "a number": ("a.jsonl", '{"prompt": "a", "completion": 5}', (), "line 1: its field 'completion' is not a text"),
-    "a list": ("a.jsonl", '{"prompt": ["a"], "completion": "5"}', (), "line 1: its field 'prompt' is not a text"),
+BAD: dict[str, tuple[str | None, str, dict[str, Any], tuple[str, ...]]] = {
+    "not JSONL": ("a.txt", GOOD, {}, ("a.txt", "*.jsonl", "data=text")),
+    "no such file": (None, "", {}, ("a.jsonl", "data.path=FILE")),
+    "empty": ("a.jsonl", "\n", {}, ("a.jsonl", "no examples")),
+    "one example": ("a.jsonl", GOOD, {}, ("a.jsonl", "one example")),
+    "broken": ("a.jsonl", GOOD + '{"prompt": "a"', {}, ("a.jsonl", "line 2", "JSON")),
+    "no object": ("a.jsonl", GOOD + '["a", "b"]\n', {}, ("a.jsonl", "line 2", "object")),
+    "no prompt": (
+        "a.jsonl",
+        '{"q": "a", "completion": "b"}',
+        {},
+        ("line 1", "'prompt'", "q, completion", "data.prompt_field="),
+    ),
+    "no completion": (
+        "a.jsonl",
+        '{"prompt": "a", "a": ""}',
+        {},
+        ("line 1", "'completion'", "prompt, a", "data.completion_field="),
+    ),
+    "no such field": ("a.jsonl", GOOD, {"prompt_field": "q"}, ("line 1", "'q'", "prompt, completion")),
+    "a number": ("a.jsonl", '{"prompt": "a", "completion": 5}', {}, ("line 1", "'completion'", "not")),
+    "a list": ("a.jsonl", '{"prompt": ["a"], "completion": "5"}', {}, ("line 1", "'prompt'", "not")),
     "nothing to learn": (
         "a.jsonl",
         GOOD + '{"prompt": "a", "completion": ""}',
-        (),
-        "line 2: its field 'completion' is",
+        {},
+        ("line 2", "'completion'", "empty"),
     ),
-    "no training": ("a.jsonl", GOOD * 3, ("data.train_fraction=0.1",), "leaves none of the 3 examples to train on"),
-    "a counted model": (
-        "a.jsonl",
-        GOOD * 3,
-        ("model=ngram",),
-        "data=pairs model=ngram: n-grams are counted in running",
-    ),
-    "n-grams below": (
-        "a.jsonl",
-        GOOD * 3,
-        ("model=gpt", "model.ngram_order=3"),
-        "data=pairs model.ngram_order=3: n-grams",
-    ),
-    "no room": ("a.jsonl", GOOD * 3, ("data.block_size=0",), "data.block_size=0: must be 1 or more"),
-    "a prompt it lacks": ("a.jsonl", GOOD * 3, ("sample.prompt=c",), "sample.prompt='c': the vocabulary of 2"),
+    "no training": ("a.jsonl", GOOD * 3, {"train_fraction": 0.1}, ("data.train_fraction=0.1", "3 examples")),
+    "no room": ("a.jsonl", GOOD * 3, {"block_size": 0}, ("data.block_size=0",)),
 }
 
 
-@pytest.mark.parametrize(("name", "content", "overrides", "message"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("name", "content", "fields", "named"), BAD.values(), ids=BAD)
 def test_bad_input_is_one_line(
-    cli: Cli, tmp_path: Path, name: str | None, content: str, overrides: tuple[str, ...], message: str
+    tmp_path: Path, name: str | None, content: str, fields: dict[str, Any], named: tuple[str, ...]
 ) -> None:
     if name is not None:
         (tmp_path / name).write_text(content)
-    ended = cli("data=pairs", f"data.path={tmp_path / (name or 'a.jsonl')}", "trainer.steps=1", *overrides)
-    errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
-    assert (ended.code, len(errors)) == (2, 1), ended.err
-    assert message in errors[0]
+    with refuses(*named):
+        PairsConfig(path=str(tmp_path / (name or "a.jsonl")), **fields).read()
+
+
+@pytest.mark.parametrize(
+    ("content", "overrides", "named"),
+    [
+        (GOOD + '{"prompt": "a"', [], ["a.jsonl", "line 2"]),
+        (GOOD * 3, ["model=ngram"], ["data=pairs", "model=ngram"]),
+        (GOOD * 3, ["model=gpt", "model.ngram_order=3"], ["data=pairs", "model.ngram_order=3"]),
+        (GOOD * 3, ["sample.prompt=c"], ["sample.prompt='c'"]),
+    ],
+    ids=["a broken line", "a counted model", "n-grams below", "a prompt it lacks"],
+)
+def test_a_run_that_cannot_be_leaves_nothing(
+    cli: Cli, tmp_path: Path, content: str, overrides: list[str], named: list[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    ended = cli("data=pairs", f"data.path={tmp_path / 'a.jsonl'}", "trainer.steps=1", *overrides)
+    assert_refused(ended, *named)
     assert not (ended.folder / "metrics.jsonl").exists()
 
 
 def test_token_files_of_pairs_are_refused(tool: Cli, sums: Path) -> None:
     done = tool(prepare.main, "data=pairs", f"data.path={sums}")
-    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert "data=pairs: are kept in memory, and token files have no place for" in done.err
+    assert_refused(done, "data=pairs")
+    assert done.err.count("\n") == 1
 
 
 def test_the_trainer_takes_no_references_of_examples(tmp_path: Path) -> None:
@@ -492,10 +435,3 @@ def test_the_trainer_takes_no_references_of_examples(tmp_path: Path) -> None:
     assert trainer.references == {}
     assert trainer.train_step.masked
     assert trainer.tokens_per_step == 4 * split.block_size
-
-
-def test_cutting_leaves_what_fits_as_it_is() -> None:
-    bounds = np.array([[0, 2, 5], [5, 6, 7]])
-    assert np.array_equal(fitted(bounds, 4), bounds)
-    assert fitted(bounds, 3).tolist() == [[1, 2, 5], [5, 6, 7]]
-    assert fitted(bounds, 2).tolist() == [[1, 2, 4], [5, 6, 7]]

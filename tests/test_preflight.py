@@ -222,13 +222,13 @@ def test_the_loss_of_a_tiny_vocabulary_says_nothing() -> None:
 
 
 def test_a_failed_check_stops_the_run_before_it_trains(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    gather = batches.Batches._gather
+    take = batches.Batches.__getitem__
 
-    def shifted_twice(self: batches.Batches, step: int) -> None:
-        gather(self, step)
-        self._y = tuple(y.roll(-1, dims=1) for y in self._y)
+    def shifted_twice(self: batches.Batches, step: int) -> Any:
+        x, y = take(self, step)
+        return x, y.roll(-1, dims=1)
 
-    monkeypatch.setattr(batches.Batches, "_gather", shifted_twice)
+    monkeypatch.setattr(batches.Batches, "__getitem__", shifted_twice)
     ended = cli(*SHORT)
     assert ended.code == 2
     assert "error: preflight: the targets of the first batch" in ended.err

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bigramlm import paths, run
+from bigramlm import files, paths
 from bigramlm.run import RunFolder, git_state, versions
 
 
@@ -27,7 +27,7 @@ def test_a_summary_still_tells_of_a_failure_where_the_disk_is_full(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run, "_write", full)
+    monkeypatch.setattr(files, "write", full)
     folder.update_summary(status="failed", note="")
     assert json.loads((tmp_path / "summary.json").read_text("utf-8")) == {"status": "failed", "note": ""}
 
@@ -41,7 +41,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(Path, "replace", fails)
     with pytest.raises(OSError, match="Input/output"):
-        run._write(path, "new")
+        files.write(path, [b"new"])
     assert path.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 

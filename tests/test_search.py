@@ -1,5 +1,6 @@
 """Searches by Optuna: spaces, studies that are gone on with, and trials that are given up early."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -17,13 +18,24 @@ from bigramlm.results import Results
 from bigramlm.run import read_summary
 from bigramlm.search import space_of
 from bigramlm.sweep import Job, Sweep
-from tests.helpers import Cli, Ended, came_to, started, study, table, trials, wait_for
+from tests.helpers import Cli, Ended, Started, came_to, started, study, table, trials, wait_for
 
 SEARCH = (
     *("hydra/sweeper=optuna", "data=bundled", "logger=none", "trainer.steps=20"),
     *("trainer.eval_every=5", "trainer.log_every=5", "trainer.eval_batches=2"),
 )
 SPACE = "optim.lr=tag(log, interval(1e-4, 1))"
+
+
+def sweeping(folder: Path, *arguments: str) -> contextlib.AbstractContextManager[Started]:
+    """A sweep in a process of its own, ended when the test ends."""
+    return started("-m", *arguments, f"hydra.sweep.dir={folder}")
+
+
+def finished(process: Started) -> tuple[str, str]:
+    """What a command wrote to standard output and standard error, once it has ended."""
+    ended = process.end()
+    return ended.out, ended.err
 
 
 @pytest.fixture
@@ -222,15 +234,14 @@ def test_a_search_that_was_killed_goes_on_with_its_trials(tmp_path: Path) -> Non
         "hydra.sweeper.pruner=none",
     )
     arguments = (*SEARCH, *longer, SPACE, "hydra.sweeper.n_trials=3")
-    with started(folder, *arguments) as process:
+    with sweeping(folder, *arguments) as process:
         wait_for(lambda: came_to(folder / "1", 1000))
         process.kill()
-        process.communicate()
     values = {t.number: t.params for t in trials(folder)}
     assert [t.state.name for t in trials(folder)] == ["COMPLETE", "RUNNING"]
-    with started(folder, *arguments) as process:
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
+    with sweeping(folder, *arguments) as process:
+        _, err = finished(process)
+        assert process.code == 0, err
     assert [t.state.name for t in trials(folder)] == ["COMPLETE"] * 3
     assert {t.number: t.params for t in trials(folder)[:2]} == values
     summary = read_summary(folder / "1")

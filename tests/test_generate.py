@@ -1,0 +1,87 @@
+"""Text, token by token: the same with a cache and without, in windows of any length, at any temperature."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bigramlm.device.device import Device
+from bigramlm.generate import generate, stream
+from bigramlm.model.bigram import Bigram
+from bigramlm.model.config import GPTConfig
+from bigramlm.model.gpt import GPT
+from tests.helpers import PRESETS, Stub, build, run_config, small
+
+DEVICE = Device(torch.device("cpu"), "fp32", compile=False)
+V, BLOCK = 11, 8
+CFG = GPTConfig(n_layer=2, n_head=4, n_embd=16)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_is_written_with_a_cache_is_what_is_written_without(preset: str) -> None:
+    torch.manual_seed(0)
+    model = run_config(f"model={preset}", *small(preset)).model.build(vocab_size=V, block_size=BLOCK).double()
+    with torch.no_grad():
+        for p in model.parameters():  # far from zero, as after some training
+            p.add_(0.3 * torch.randn_like(p))
+    model.count(torch.randint(V, (200,)))
+    start = torch.randint(V, (2, 3))
+    for temperature in (0.0, 1.0):
+        settings: dict[str, Any] = {"temperature": temperature, "seed": 5, "device": DEVICE}
+        cached, anew = (generate(model, start, 3 * BLOCK, cached=cached, **settings) for cached in (True, False))
+        assert torch.equal(cached, anew)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_full_window_starts_again_from_its_last_half(cached: bool) -> None:
+    seen: list[int] = []
+
+    class Noting(GPT):
+        def forward(self, idx: torch.Tensor, targets: Any = None, cache: Any = None) -> Any:
+            found = super().forward(idx, targets, cache)
+            seen.append(cache.length if cache else idx.shape[1])
+            return found
+
+    model = Noting(CFG, vocab_size=V, block_size=BLOCK)
+    for _ in stream(model, torch.zeros(1, 6).long(), 9, temperature=1.0, seed=0, device=DEVICE, cached=cached):
+        pass
+    assert seen == [6, 7, 8, 4, 5, 6, 7, 8, 4]
+    seen.clear()
+    for _ in stream(model, torch.zeros(1, 20).long(), 2, temperature=1.0, seed=0, device=DEVICE, cached=cached):
+        pass
+    assert seen == [8, 4]
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3])
+def test_the_shortest_windows_write_too(block_size: int) -> None:
+    model = CFG.build(vocab_size=V, block_size=block_size)
+    seen: list[int] = []
+    model.get_submodule("wte").register_forward_pre_hook(lambda module, given: seen.append(given[0].shape[1]))
+    for cached in (True, False):
+        ids = generate(model, torch.zeros(1, 1).long(), 7, temperature=1.0, seed=0, device=DEVICE, cached=cached)
+        assert ids.shape == (1, 8)
+    assert max(seen) <= block_size
+
+
+def test_dropout_is_off_in_sampling_and_on_again_after(tmp_path: Path) -> None:
+    trainer = build(tmp_path, kind=Stub)
+    trainer.model.train()
+    start = torch.zeros((1, 1), dtype=torch.long)
+    first, second = (
+        generate(trainer.model, start, 30, temperature=0.0, seed=0, device=trainer.device) for _ in range(2)
+    )
+    assert torch.equal(first, second), "30 tokens, of which the model, with positions for 8, sees the last 8"
+    assert trainer.model.training
+    x, y = trainer.batches[0]
+    assert trainer.model(x, y)[1] != trainer.model(x, y)[1], "on in training"
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-3, 1e3])
+def test_no_temperature_overflows(temperature: float) -> None:
+    torch.manual_seed(0)
+    model = Bigram(vocab_size=V, block_size=BLOCK)
+    start = torch.zeros((1, 1), dtype=torch.long)
+    ids = generate(model, start, 20, temperature=temperature, seed=0, device=DEVICE)
+    likeliest = generate(model, start, 20, temperature=0.0, seed=0, device=DEVICE)
+    assert torch.equal(ids, likeliest) == (temperature < 1)

@@ -1,0 +1,88 @@
+"""What --help shows: all there is to choose from, the fields as they would be, at once, with its choices within 80 columns."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from bigramlm import paths
+from bigramlm.config import GROUPS, KINDS
+from tests.helpers import Cli, run_config
+
+
+@pytest.fixture
+def shown(cli: Cli) -> str:
+    ended = cli("--help", run_dir=False)
+    assert (ended.code, ended.err) == (0, "")
+    return ended.out
+
+
+def section(shown: str, head: str) -> str:
+    """The lines below a heading, up to the next one."""
+    found = re.search(rf"^{head}.*:\n((?: .*\n|\n(?= ))+)", shown, re.MULTILINE)
+    assert found, head
+    return found[1]
+
+
+def test_help_has_the_choices_of_every_group(shown: str) -> None:
+    """Those that the folders of conf/ hold: the kinds as they are sorted in the code, and then the other presets."""
+    lines = re.sub(r"\n {14}", " ", section(shown, "Groups")).splitlines()
+    found = {group: choices for group, *choices in map(str.split, lines)}
+    assert list(found) == list(GROUPS)
+    for group, choices in found.items():
+        presets = {path.stem for path in (paths.conf_dir() / group).glob("*.yaml")}
+        kinds = [kind for kind in KINDS.get(group, {}) if kind in presets]
+        assert choices == [*kinds, *sorted(presets - set(kinds))], group
+
+
+def test_the_choices_are_laid_out_for_80_columns(shown: str) -> None:
+    for line in section(shown, "Groups").splitlines():
+        assert len(line) <= 80
+        assert re.match(r"  \w[\w ]{10} \S| {14}\S", line), "names, and beside them a column of choices"
+
+
+def test_help_has_the_fields_and_what_they_are(shown: str) -> None:
+    fields = section(shown, "Fields")
+    for field in ("lr: 0.001", "block_size: 8", "max_new_tokens: 300", "steps: 10000"):
+        assert field in fields
+    assert "schema" not in shown
+
+
+def test_the_examples_of_help_are_right(shown: str) -> None:
+    examples = re.findall(r"^  python scripts/train\.py(.*?)(?:  .*)?$", section(shown, "Examples"), re.MULTILINE)
+    assert len(examples) > 5
+    for example in examples:
+        typed = re.findall(r'(?:[^\s"]|"[^"]*")+', example)
+        if not any(re.match("resume=|init_from=|-", word) for word in typed):  # there may be no run yet
+            run_config(*(word.replace('"', "") for word in typed))
+    assert "python scripts/train.py --hydra-help" in shown
+
+
+def test_help_has_the_launchers_and_sweepers(shown: str) -> None:
+    for kind in ("launcher", "sweeper"):
+        for path in (paths.conf_dir() / "hydra" / kind).glob("*.yaml"):
+            assert re.search(rf"{kind}s: [\w ]*\b{path.stem}\b", shown), path
+
+
+def test_help_shows_the_fields_as_they_would_be_and_refuses_what_cannot(cli: Cli) -> None:
+    assert "lr: 7.0" in cli("--help", "optim.lr=7", run_dir=False).out
+    ended = cli("-h", "optim.lrr=7", run_dir=False)
+    assert ended.code == 1
+    assert "Key 'lrr' not in" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_help_and_refusals_do_not_import_torch() -> None:
+    code = """
+import sys
+from bigramlm.train import main
+try:
+    main()
+except SystemExit:
+    pass
+sys.exit("torch" in sys.modules)
+"""
+    for argument in ("--help", "optim.lrr=1"):
+        done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, check=False)
+        assert done.returncode == 0, argument

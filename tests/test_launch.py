@@ -1,0 +1,237 @@
+"""Launchers: submitit, Slurm, what they report, and what is waited for."""
+
+import contextlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+
+from bigramlm import launch, stop, train
+from bigramlm.results import Results
+from bigramlm.run import RunFolder, holder, read_summary
+from bigramlm.sweep import Job, Sweep
+from tests.helpers import Cli, Ended, Started, came_to, composed, started, wait_for
+
+SHORT = ("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5")
+
+# Some tenths of a second a job, with a checkpoint now and then.
+LONGER = (
+    *("data=bundled", "logger=none", "trainer.steps=6000", "trainer.eval_every=500"),
+    *("trainer.checkpoint_every=500", "trainer.log_every=500"),
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "sweep"
+
+
+@pytest.fixture
+def swept(cli: Cli, folder: Path) -> Callable[..., Ended]:
+    """Runs `train -m` with these arguments in one folder: swept("seed=1,2") -> Ended."""
+    return lambda *arguments: cli("-m", *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
+
+
+def state(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Every file below a folder, as it is."""
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def sweeping(folder: Path, *arguments: str) -> contextlib.AbstractContextManager[Started]:
+    """A sweep in a process of its own, ended when the test ends."""
+    return started("-m", *arguments, f"hydra.sweep.dir={folder}")
+
+
+def finished(process: Started) -> tuple[str, str]:
+    """What a command wrote to standard output and standard error, once it has ended."""
+    ended = process.end()
+    return ended.out, ended.err
+
+
+def kill_when_it_came_to(job: Path, step: int) -> None:
+    """Kill the process that trains in a folder, without a warning."""
+    wait_for(lambda: came_to(job, step))
+    pid = holder(job)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+def forged(folder: Path, *summaries: dict[str, Any]) -> Results:
+    """The results of a sweep over seeds with these summaries."""
+    made = Sweep(folder)
+    made.fields = ["seed"]
+    for number, summary in enumerate(summaries):
+        made.jobs[number] = Job(number, [f"seed={number}"])
+        (folder / str(number)).mkdir(parents=True)
+        (folder / str(number) / "summary.json").write_text(json.dumps(summary))
+    made.save()
+    return Results(Sweep(folder))
+
+
+def test_submitit_runs_each_job_in_a_process(swept: Callable[..., Ended], folder: Path) -> None:
+    ended = swept(*SHORT, "seed=1,2,3", "hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=2")
+    assert ended.code == 0, ended.err
+    pids = set()
+    for job in "012":
+        summary = read_summary(folder / job)
+        assert summary is not None
+        pids.add(summary["pid"])
+    assert len(pids) == 3
+    assert "3 jobs: 3 completed" in ended.out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
+def test_a_job_of_submitits_that_is_killed_costs_itself_only(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    arguments = (*LONGER, "trainer.steps=20000", "seed=1,2", "hydra/launcher=submitit_local")
+    with sweeping(folder, *arguments) as process:
+        kill_when_it_came_to(folder / "0", 500)
+        out, err = finished(process)
+        assert process.code == 1
+    assert "2 jobs: 1 completed, 1 killed" in out, err
+    with sweeping(folder, *arguments) as process:
+        out, err = finished(process)
+        assert process.code == 0, err
+
+
+# Stand-ins for Slurm's programs: sbatch starts the array's tasks, a moment after it has answered.
+SLURM = {
+    "sbatch": """#!/bin/sh
+cp "$1" "$SLURM_STAND_IN/submitted.sh"
+echo "Submitted batch job 4242"
+(
+  sleep 1
+  for task in $(seq 0 $(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")); do
+    SLURM_JOB_ID=4242 SLURM_ARRAY_JOB_ID=4242 SLURM_ARRAY_TASK_ID=$task SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 \\
+      SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_JOB_NODELIST=node sh "$SLURM_STAND_IN/submitted.sh"
+    touch "$SLURM_STAND_IN/ended_$task"
+  done
+) > "$SLURM_STAND_IN/tasks.log" 2>&1 &
+""",
+    "srun": """#!/bin/sh
+while [ "${1#-}" != "$1" ]; do case "$1" in --output|--error) shift;; esac; shift; done
+exec "$@"
+""",
+    "sacct": """#!/bin/sh
+echo "JobID|State|NodeList"
+for task in 0 1 2 3; do
+  state=RUNNING
+  [ -e "$SLURM_STAND_IN/ended_$task" ] && state=COMPLETED
+  echo "4242_$task|$state|node"
+done
+""",
+    "scancel": "#!/bin/sh\n",
+    "squeue": "#!/bin/sh\n",
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Slurm is not for Windows")
+def test_a_sweep_goes_through_slurm(
+    swept: Callable[..., Ended], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through stand-ins: there is no cluster here."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, script in SLURM.items():
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_STAND_IN", str(tmp_path))
+    fields = ("partition=gpu", "account=lab", "timeout_min=90", "gpus_per_node=2", "cpus_per_task=3", "mem_gb=5")
+    typed = [f"hydra.launcher.{field}" for field in (*fields, "array_parallelism=2", "'setup=[echo ready]'"[1:-1])]
+    ended = swept(*SHORT, "seed=1,2,3", "hydra/launcher=submitit_slurm", *typed)
+    assert ended.code == 0, ended.err
+    assert "3 jobs: 3 completed" in ended.out
+    asked = (tmp_path / "submitted.sh").read_text()
+    for line in (
+        *("--partition=gpu", "--account=lab", "--time=90", "--gpus-per-node=2", "--cpus-per-task=3", "--mem=5GB"),
+        *("--array=0-2%2", "--nodes=1", "--signal=USR2@120"),
+    ):
+        assert f"#SBATCH {line}\n" in asked
+    assert "\necho ready\n" in asked
+
+
+def watching(folder: Path) -> launch.Launch:
+    """A sweep at work through a launcher that only watches its jobs."""
+    config = OmegaConf.create({"hydra": {"launcher": {"_target_": "elsewhere.SlurmLauncher"}}})
+    return launch.Launch(Sweep(folder), config, None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reported", [JobReturn(status=JobStatus.COMPLETED), launch.failed(RuntimeError("no output"))])
+def test_what_is_reported_as_ended_is_waited_for_while_it_works(folder: Path, reported: JobReturn) -> None:
+    """As where Slurm's accounting is ahead of the job's own process."""
+    forged(folder, {"status": "running"}, {"status": "completed"})
+    sweep_ = watching(folder)
+    returns = [reported, JobReturn(status=JobStatus.COMPLETED)]
+    waiting = threading.Thread(target=sweep_.wait_until_written, args=(list(sweep_.sweep.jobs.values()), returns))
+    with RunFolder(folder / "0").lock():
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive(), "job 0 still works"
+        (folder / "0" / "summary.json").write_text('{"status": "completed"}')
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert Results(Sweep(folder)).count() == "2 jobs: 2 completed"
+
+
+def test_what_is_reported_as_completed_has_some_time_to_be_seen(folder: Path) -> None:
+    """As on a disk that several machines share."""
+    forged(folder, {"status": "completed"})
+    (folder / "0" / "summary.json").rename(folder / "late")
+    sweep_ = watching(folder)
+    (job,) = sweep_.sweep.jobs.values()
+    sweep_.wait_until_written([job], [JobReturn(status=JobStatus.COMPLETED)], within=0.0)
+    assert sweep_.sweep.status(job) == "pending", "and no longer than that"
+    sweep_.wait_until_written([job], [launch.failed(RuntimeError("it never began"))])
+    waiting = threading.Thread(
+        target=sweep_.wait_until_written, args=([job], [JobReturn(status=JobStatus.COMPLETED)]), kwargs={"within": 60.0}
+    )
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    (folder / "late").rename(folder / "0" / "summary.json")
+    waiting.join(30)
+    assert not waiting.is_alive()
+
+
+def test_a_launcher_that_fails_is_one_line(swept: Callable[..., Ended], folder: Path, tmp_path: Path) -> None:
+    """There is no Slurm here."""
+    ended = swept(*SHORT, "seed=1,2,3", "hydra/launcher=submitit_slurm")
+    assert ended.code == 2, ended.err
+    assert [line for line in ended.err.splitlines() if line.startswith("error: ")] == ended.err.splitlines()[-1:]
+    assert "Traceback" not in ended.err
+    assert "the launcher failed" in ended.err
+
+
+def test_a_job_that_is_started_again_goes_on_or_is_done(tmp_path: Path) -> None:
+    """As Slurm does with one that ran out of time: the same job, called once more in its folder."""
+    folder, config = tmp_path / "0", composed(*SHORT, "trainer.checkpoint_every=10", "seed=1")
+    folder.mkdir()
+
+    def hopeless_at_10(step: int, _: Mapping[str, float]) -> bool:
+        if step == 10:
+            raise KeyboardInterrupt
+        return False
+
+    def again(is_hopeless: Callable[[int, Mapping[str, float]], bool] | None = None) -> BaseException | None:
+        return train.train(config, RunFolder(folder), [], in_sweep=True, is_hopeless=is_hopeless)
+
+    assert isinstance(again(hopeless_at_10), stop.Stopped)
+    assert again() is None
+    summary = read_summary(folder)
+    assert summary is not None
+    assert (summary["status"], summary["resumed"][0]["step"]) == ("completed", 0)
+    before = state(folder)
+    assert again() is None
+    assert state(folder) == before
+    # Another config is another run, and has no business here.
+    failure = train.train(composed(*SHORT, "seed=2"), RunFolder(folder), [], in_sweep=True)
+    assert "holds a run already" in str(failure)

@@ -1,0 +1,319 @@
+"""What a sweep ends with: the table, the groups over seeds, the verdict, and what is said of them."""
+
+import json
+import math
+import random
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigramlm import runs
+from bigramlm.results import Entry, Group, Outcomes, Results, t_95, verdict
+from bigramlm.run import read_summary
+from bigramlm.sweep import Job, Sweep
+from tests.helpers import Cli, Ended, table
+
+SHORT = ("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "sweep"
+
+
+@pytest.fixture
+def swept(cli: Cli, folder: Path) -> Callable[..., Ended]:
+    """Runs `train -m` with these arguments in one folder: swept("seed=1,2") -> Ended."""
+    return lambda *arguments: cli("-m", *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
+
+
+def test_a_sweep_ends_with_a_table_the_best_first(swept: Callable[..., Ended], folder: Path) -> None:
+    ended = swept(*SHORT, "optim.lr=1e-3,1e-1", "seed=1,2,3")
+    assert ended.code == 0, ended.err
+    rows = table(folder)
+    assert list(rows[0]) == [
+        *("job", "optim.lr", "seed", "status", "val/loss", "best val/loss", "val/bpc", "n_params", "step"),
+        *("tokens_per_second", "seconds", "folder", "error"),
+    ]
+    losses = [float(row["val/loss"]) for row in rows]
+    assert losses == sorted(losses)
+    for row in rows:
+        summary = read_summary(folder / row["job"])
+        assert summary is not None
+        assert float(row["val/loss"]) == summary["final"]["val/loss"], "every digit"
+        assert float(row["best val/loss"]) == summary["best"]["val/loss"]
+        assert f"seed={row['seed']}" in summary["overrides"]
+        assert f"optim.lr={row['optim.lr']}" in summary["overrides"]
+        assert Path(row["folder"]) == folder / row["job"]
+    page, shown = (folder / "results.md").read_text("utf-8"), ended.out
+    for text in (page, shown):
+        assert "6 jobs: 6 completed" in text
+        for lr in ("0.1", "0.001"):
+            of_lr = [float(row["val/loss"]) for row in rows if float(row["optim.lr"]) == float(lr)]
+            (line,) = (line for line in text.splitlines() if f"optim.lr={lr} " in line and "before" not in line)
+            figures = [word for word in line.replace("|", " ").split() if not word.startswith("optim")]
+            assert figures == [f"{statistics.fmean(of_lr):.4f}", f"{statistics.stdev(of_lr):.4f}", "3"]
+        assert "optim.lr=0.1 before optim.lr=0.001" in text
+    best = [line.split()[1] for line in shown.splitlines() if line.startswith("*")]
+    assert best == [rows[0]["job"]]
+    as_usual = shown.replace(str(folder), "outputs/sweeps/2026-11-24_14-15-02-334871")
+    assert max(len(line) for line in as_usual.splitlines() if not line.startswith("A page: ")) <= 80, "but for a path"
+    assert f"\nA page: python scripts/runs.py report {folder}\n" in shown
+
+
+def test_without_seeds_nothing_is_called_better_than_chance(swept: Callable[..., Ended]) -> None:
+    assert "how much of the differences is chance" in " ".join(swept(*SHORT, "optim.lr=1e-3,1e-1").out.split())
+
+
+def test_what_is_in_the_way_of_a_comparison_is_said(swept: Callable[..., Ended], folder: Path) -> None:
+    swept(*SHORT, "seed=1,2")
+    summary = json.loads((folder / "1" / "summary.json").read_text())
+    summary["data"]["sha256"] = "another"
+    (folder / "1" / "summary.json").write_text(json.dumps(summary))
+    assert "2 different texts" in Results(Sweep(folder)).text()
+
+
+def test_the_verdict_is_welchs_test() -> None:
+    """Of two groups that are alike a winner is called in some 5% of cases, of two that are not nearly always."""
+    draw = random.Random(0)
+
+    def called(distance: float, std: float, n: int) -> float:
+        found = 0
+        for _ in range(2000):
+            groups = [
+                Group("a", [draw.gauss(0, 1) for _ in range(4)]),
+                Group("b", [draw.gauss(distance, std) for _ in range(n)]),
+            ]
+            groups.sort(key=lambda group: group.mean)
+            found += verdict(groups).endswith(": a winner.")
+        return found / 2000
+
+    assert 0.02 < called(0, 1, 4) < 0.07
+    assert 0.02 < called(0, 3, 12) < 0.07
+    assert called(5, 1, 4) > 0.95
+
+
+def test_the_verdict_in_numbers() -> None:
+    # By hand: means 1 and 2, both variances 1/6, so the spread is their root.
+    a, b = Group("a", [0.5, 1.0, 1.0, 1.5]), Group("b", [1.5, 2.0, 2.0, 2.5])
+    spread = math.sqrt(statistics.variance(a.losses))
+    needed = 2.447 * math.sqrt(2 * spread**2 / 4) / spread  # 6 degrees of freedom
+    assert verdict([a, b]) == (
+        f"a before b by 1.0000, {1 / spread:.1f} standard deviations over seeds, where {needed:.1f} would tell at 95%: "
+        "a winner."
+    )
+    near = Group("c", [loss + 0.1 for loss in a.losses])
+    assert "inside the noise, no winner" in verdict([a, near])
+    assert "one seed only" in verdict([a, Group("d", [9.0])])
+    assert "changes nothing" in verdict([Group("e", [1.0, 1.0]), Group("f", [2.0, 2.0])])
+
+
+def test_values_that_look_alike_are_not_one_group(swept: Callable[..., Ended], folder: Path) -> None:
+    ended = swept(*SHORT, "optim.lr=0.01000001,0.01000002", "seed=1,2")
+    groups = [line for line in ended.out.splitlines() if line.startswith("optim.lr=0.0100000")]
+    assert len({line.split()[0] for line in groups}) == 2
+    assert "  4" not in "".join(line[-3:] for line in groups)
+
+
+def test_what_differs_gets_a_column_also_where_it_was_not_swept(swept: Callable[..., Ended], folder: Path) -> None:
+    swept(*SHORT, "optim.lr=1e-2,1e-1", "seed=1,2")
+    ended = swept(*SHORT, "optim.lr=1e-2,1e-1", "seed=1,2", "data.batch_size=64")
+    rows = table(folder)
+    assert {(row["data.batch_size"], row["optim.lr"], row["seed"]) for row in rows} == {
+        (size, lr, seed) for size in ("32", "64") for lr in ("0.01", "0.1") for seed in ("1", "2")
+    }, "of those that it was not typed for, what their config says"
+    assert "optim.lr=0.1 data.batch_size=64" in ended.out
+    assert "data.batch_size=32" in ended.out
+
+
+def test_a_job_that_was_resumed_with_a_change_is_none_of_the_sweeps(
+    swept: Callable[..., Ended], cli: Cli, folder: Path
+) -> None:
+    swept(*SHORT, "seed=1,2")
+    assert cli(f"resume={folder / '0'}", "trainer.steps=30", run_dir=False).code == 0
+    ended = swept(*SHORT, "seed=1,2")
+    assert ended.code == 0, ended.err
+    steps = {row["job"]: row["step"] for row in table(folder)}
+    assert steps == {"0": "30", "1": "20", "2": "20"}
+
+
+def test_a_wide_table_leaves_out_what_is_least_needed(swept: Callable[..., Ended], folder: Path) -> None:
+    ended = swept(*SHORT, "optim.lr=1e-2,1e-1", "seed=1", "data.batch_size=8,16", "optim.weight_decay=0.01,0.02")
+    head, *_ = (line for line in ended.out.splitlines() if "status" in line)
+    assert len(head) <= 80
+    assert "tok/s" not in head
+    assert "val" in head.split()
+    assert "tok/s" in (folder / "results.md").read_text("utf-8")
+
+
+def test_models_of_one_size_are_not_told_apart_by_it(swept: Callable[..., Ended], folder: Path) -> None:
+    ended = swept(*SHORT, "seed=1,2")
+    for text in (ended.out, (folder / "results.md").read_text("utf-8")):
+        assert "status" in text
+        assert "params" not in text
+        assert "sample" not in text
+
+
+SAMPLES = {
+    "the first line that is long enough": (
+        "ROMEO:\nBut soft, what light is this?\nIt is the east of something.\n",
+        "But",
+    ),
+    "else the longest": ("a\nabcdef\nabc\n", "abcdef"),
+    "of the last sample": (
+        "of the first sample, a line\n---- step 9\nof the last one, another line\n",
+        "of the last one",
+    ),
+    "what no terminal may get": ("a line with \x1b[31m a colour in it\n", "a line with  [31m"),
+    "nothing": ("", ""),
+}
+
+
+@pytest.mark.parametrize(("text", "shown"), SAMPLES.values(), ids=SAMPLES)
+def test_a_line_of_sample(text: str, shown: str, folder: Path) -> None:
+    done = {"status": "completed", "final": {"val/loss": 3.0, "val/bpc": 4.328}, "seconds": 1.0}
+    results = forged(folder, {**done, "n_params": 10_000_000}, {**done, "n_params": 4225})
+    for name in ("0", "1"):
+        (results.folder / name / "samples.txt").write_text(f"---- step 5\n{text}", "utf-8")
+    lines = results.text().splitlines()
+    head = next(line for line in lines if "params" in line)
+    assert head.split()[-1] == "sample"
+    assert max(map(len, lines)) <= 80
+    cell = next(line for line in lines if "10,000,000" in line)[head.index("sample") :]
+    assert cell.startswith(shown)
+    assert bool(cell) == bool(shown)
+    assert "4.328" in results.markdown()
+
+
+def test_the_verdict_with_unequal_spreads_and_numbers() -> None:
+    """By hand: Welch's degrees of freedom are 2.0 here, where as many as all losses would give 5."""
+    a, b = Group("a", [1.0, 1.01, 1.02, 1.03]), Group("b", [1.2, 1.6, 2.0])
+    errors = (a.std**2 / 4, b.std**2 / 3)
+    freedom = sum(errors) ** 2 / (errors[0] ** 2 / 3 + errors[1] ** 2 / 2)
+    assert freedom == pytest.approx(2.0, abs=0.05)
+    needed = t_95(freedom) * math.sqrt(sum(errors)) / math.sqrt((a.std**2 + b.std**2) / 2)
+    assert f"where {needed:.1f} would tell at 95%: inside the noise" in verdict([a, b])
+
+
+def forged(folder: Path, *summaries: dict[str, Any]) -> Results:
+    """The results of a sweep over seeds with these summaries."""
+    made = Sweep(folder)
+    made.fields = ["seed"]
+    for number, summary in enumerate(summaries):
+        made.jobs[number] = Job(number, [f"seed={number}"])
+        (folder / str(number)).mkdir(parents=True)
+        (folder / str(number) / "summary.json").write_text(json.dumps(summary))
+    made.save()
+    return Results(Sweep(folder))
+
+
+def test_the_order_is_by_final_loss_then_by_the_best_so_far(folder: Path) -> None:
+    results = forged(
+        folder,
+        {"status": "stopped", "best": {"val/loss": 1.0}, "error": "stopped by SIGINT"},
+        {"status": "completed", "final": {"val/loss": 3.0}, "best": {"val/loss": 1.5}},
+        {"status": "failed", "error": "early"},
+        {"status": "completed", "final": {"val/loss": 2.0}, "best": {"val/loss": 1.9}},
+        {"status": "pruned", "best": {"val/loss": 0.5}},
+        {"status": "failed", "final": {"val/loss": 0.1}, "best": {"val/loss": 4.0}, "error": "late"},
+    )
+    assert [row.name for row in results.rows] == ["3", "1", "4", "0", "5", "2"]
+    assert results.best is not None
+    assert results.best.name == "3"
+    assert "all  2.5000  0.7071      2" in results.text(), "of the completed ones"
+    results.write()
+    assert {row["job"]: row["error"] for row in table(folder) if row["error"]} == {"2": "early", "5": "late"}
+
+
+def seeded(folder: Path, *runs_: tuple[str, str, float, str]) -> Outcomes:
+    """Completed runs, each with its learning rate, seed, final val loss and start."""
+    entries = []
+    for number, (lr, seed, loss, begun) in enumerate(runs_):
+        path = folder / str(number)
+        path.mkdir(parents=True)
+        done = {"status": "completed", "final": {"val/loss": loss}, "started": begun}
+        (path / "summary.json").write_text(json.dumps(done))
+        entries.append(Entry(str(number), path, {"optim.lr": lr, "seed": seed}))
+    return Outcomes(entries)
+
+
+def test_a_seed_that_was_run_several_times_counts_once_by_its_newest_run(folder: Path) -> None:
+    outcomes = seeded(
+        folder,
+        *(("0.011", "1", 2.5, "2026-11-01"), ("0.011", "1", 2.7, "2026-11-03"), ("0.011", "1", 2.6, "2026-11-02")),
+        *(("0.02", "1", 3.0, "2026-11-01"), ("0.02", "2", 3.2, "2026-11-01"), ("0.02", "2", 3.4, "2026-11-01")),
+    )
+    one, two = outcomes.groups()
+    assert (one.losses, two.losses) == ([2.7], [3.0, 3.4])
+    assert [row.name for row in one.rows] == ["1"]
+    assert math.isnan(one.std)
+    notes = outcomes.notes()
+    assert "one of them has one seed only" in notes[0]
+    assert "optim.lr=0.011: 1 seed, run 3 times; the newest run counts." in notes
+    assert "optim.lr=0.02: 2 seeds, 3 runs; of each seed the newest run counts." in notes
+
+
+def test_one_seed_run_several_times_is_told_where_no_other_was_run(folder: Path) -> None:
+    """Three runs of one learning rate and three of another, all with seed 1, are no six draws."""
+    outcomes = seeded(
+        folder, *((lr, "1", loss, "") for lr, loss in (("0.011", 2.5), ("0.0108", 2.6)) for _ in range(3))
+    )
+    assert outcomes.groups() == []
+    notes = " ".join(outcomes.notes())
+    assert "optim.lr=0.011: 1 seed, run 3 times" in notes
+    assert "optim.lr=0.0108: 1 seed, run 3 times" in notes
+    assert "changes nothing" not in notes
+
+
+def test_each_seed_once_is_not_remarked_on(folder: Path) -> None:
+    outcomes = seeded(folder, *((lr, seed, 2.5, "") for lr in ("0.1", "0.2") for seed in "12"))
+    assert not any("run" in note and "seed," in note for note in outcomes.notes())
+
+
+def test_students_t() -> None:
+    values = [t_95(n / 8) for n in range(8, 800)]
+    assert values == sorted(values, reverse=True), "no jump where the table ends"
+    assert t_95(1) == 12.706
+    assert t_95(1e9) == pytest.approx(1.960)
+    assert t_95(3.95) == pytest.approx(2.790, abs=0.01), "between 3.182 and 2.776"
+    assert t_95(60) == pytest.approx(2.000, abs=0.002)
+    assert t_95(120) == pytest.approx(1.980, abs=0.002)
+
+
+def test_a_long_table_shows_the_best_and_is_whole_on_the_page(folder: Path) -> None:
+    results = forged(
+        folder,
+        *(
+            {"status": "completed", "final": {"val/loss": 2 + number / 1000}, "best": {"val/loss": 2.0}}
+            for number in range(100)
+        ),
+    )
+    results.write()
+    assert "and 60 more" in results.text()
+    assert len(table(folder)) == 100
+    assert (folder / "results.md").read_text("utf-8").count("| completed |") == 100
+
+
+def test_results_of_a_sweep_that_is_not_ours(cli: Cli, tool: Callable[..., Ended], folder: Path) -> None:
+    """As another of Hydra's sweepers leaves it: folders, and no plan."""
+    for number, lr in enumerate(("0.1", "0.01")):
+        cli(*SHORT, f"optim.lr={lr}", f"hydra.run.dir={folder / str(number)}", run_dir=False)
+    ended = tool(runs.main, "results", str(folder))
+    assert ended.code == 0, ended.err
+    assert "2 jobs: 2 completed" in ended.out
+    assert ended.out.splitlines()[2].split() == ["job", "optim.lr", "status", "val", "best", "step", "tok/s", "s"]
+
+
+def test_results_are_found_by_name(swept: Callable[..., Ended], tool: Callable[..., Ended], folder: Path) -> None:
+    swept(*SHORT, "seed=1,2")
+    before = (folder / "results.csv").read_text()
+    for name in ("results.csv", "results.md"):
+        (folder / name).unlink()
+    ended = tool(runs.main, "results", str(folder), "--csv")
+    assert ended.out == before == (folder / "results.csv").read_text()
+    for where in (folder / "no", folder / "0" / "checkpoints"):
+        ended = tool(runs.main, "results", str(where))
+        assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err

@@ -1,0 +1,149 @@
+"""Token files: what training makes of them, and what is refused of them."""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bigramlm import paths, sample
+from bigramlm.data.batches import Batches, Stream, on_device
+from bigramlm.data.tokens import SPLITS, About, Counts, TokenFiles, TokenWriter, narrowest, open_tokens
+from bigramlm.files import sha256_of
+from bigramlm.tokenizer.config import BPEConfig
+from tests.helpers import Cli, assert_refused, refuses, resumed
+
+TEXT = paths.bundled_text().read_text("utf-8")
+SHORT = ("logger=none", "trainer.steps=4", "trainer.eval_every=2", "trainer.eval_batches=2", "sample.max_new_tokens=9")
+BPE = ("tokenizer=bpe", "tokenizer.vocab_size=300")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Token files of the bundled text, in 300 tokens of BPE."""
+    folder = tmp_path_factory.mktemp("made")
+    cfg, cut = BPEConfig(vocab_size=300), int(0.9 * len(TEXT))
+    splits = {"train": TEXT[:cut], "val": TEXT[cut:]}
+    tokenizer = cfg.build(characters="", documents=1, train=lambda most: iter([splits["train"]]))
+    kind = narrowest(tokenizer.vocab_size)
+    about = About(
+        name="text",
+        sha256=sha256_of(TEXT),
+        n_characters=len(TEXT),
+        documents=1,
+        split=cut,
+        tokenizer=asdict(cfg),
+        tokenizer_sha256=sha256_of(tokenizer.to_json()),
+        vocab_size=tokenizer.vocab_size,
+        dtype=np.dtype(kind).name,
+    )
+    with TokenWriter(folder, about, tokenizer.to_json()) as writer:
+        ids = {split: tokenizer.encode(text).astype(kind).tobytes() for split, text in splits.items()}
+        writer.write(ids, {split: len(text) for split, text in splits.items()}, pieces=1)
+        writer.finish()
+    return folder
+
+
+@pytest.fixture
+def damaged(made: Path, tmp_path: Path) -> Path:
+    """A copy of the token files, for a test to damage."""
+    return shutil.copytree(made, tmp_path / "damaged")
+
+
+def shorter(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 3)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda folder: shorter(folder / "val.bin"), ("val.bin", "cut")),
+        (lambda folder: (folder / "val.bin").open("ab").write(b"more"), ("val.bin", "another")),
+        (lambda folder: (folder / "train.bin").unlink(), ("train.bin", "0 bytes")),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), ("manifest.json", "prepare.py")),
+        (lambda folder: (folder / "manifest.json").unlink(), ("manifest.json", "prepare.py")),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), ("tokenizer.json", "SHA-256")),
+        (lambda folder: (folder / "tokenizer.json").unlink(), ("tokenizer.json", "read")),
+    ],
+)
+def test_damaged_token_files_are_refused(
+    damage: Callable[[Path], Any], named: tuple[str, ...], made: Path, damaged: Path
+) -> None:
+    assert open_tokens(damaged).tokenizer() == open_tokens(made).tokenizer()
+    damage(damaged)
+    with refuses(damaged, *named):
+        open_tokens(damaged).tokenizer()
+
+
+@pytest.mark.parametrize("name", ["val.bin", "tokenizer.json"])
+def test_training_on_damaged_token_files_is_refused(name: str, damaged: Path, cli: Cli) -> None:
+    shorter(damaged / name)
+    assert_refused(cli(*SHORT, "data=tokens", f"data.path={damaged}"), damaged / name)
+
+
+def test_token_files_of_another_format_are_refused(damaged: Path) -> None:
+    about = json.loads((damaged / "manifest.json").read_text("utf-8"))
+    (damaged / "manifest.json").write_text(json.dumps({**about, "format": 99}), "utf-8")
+    with refuses(damaged, "99"):
+        open_tokens(damaged)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_flipped_bit_is_found(split: str, damaged: Path) -> None:
+    found = open_tokens(damaged)
+    found.verify()
+    path = damaged / f"{split}.bin"
+    raw = bytearray(path.read_bytes())
+    raw[100] ^= 1
+    path.write_bytes(raw)
+    with refuses(path, "delete"):
+        found.verify()
+
+
+def test_a_run_on_token_files_needs_no_text(made: Path, cli: Cli, tool: Cli) -> None:
+    ended = cli(*SHORT, "data=tokens", f"data.path={made}")
+    assert ended.code == 0, ended.err
+    config = (ended.folder / "config.yaml").read_text("utf-8")
+    assert "vocab_size: 300" in config, "the tokenizer is that of the files"
+    assert "vocabulary of 300" in (ended.folder / "train.log").read_text("utf-8")
+    again = resumed(cli, ended.folder, "trainer.steps=6")
+    assert again.code == 0, again.err
+    shown = tool(sample.main, f"run={ended.folder}", "max_new_tokens=20", "prompt=Who's 日本?")
+    assert shown.code == 0, shown.err
+    assert shown.out.startswith("Who's 日本?")
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        (["tokenizer=char"], ("tokenizer=char", "tokenizer=bpe", "vocab_size=300")),
+        ([*BPE, "tokenizer.min_frequency=3"], ("tokenizer.min_frequency=3", "tokenizer.min_frequency=2")),
+        (["data.train_fraction=0.5"], ("data.train_fraction=0.5", "0.9")),
+    ],
+)
+def test_token_files_of_another_tokenizer_or_split_are_refused(
+    typed: list[str], named: tuple[str, ...], made: Path, cli: Cli
+) -> None:
+    assert_refused(cli(*SHORT, "data=tokens", f"data.path={made}", *typed), made, *named)
+
+
+def test_batches_from_files_are_those_from_memory(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 50_257, 5000).astype(np.uint16)
+    ids.tofile(tmp_path / "train.bin")
+    about = About("t", "0", 5000, 1, 5000, {}, "0", 50_257, "uint16")
+    found = TokenFiles(tmp_path, about, {"train": Counts(5000, 5000)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mapped = on_device(found.ids("train"), torch.device("cpu"))
+    assert mapped.dtype == torch.uint16
+    for step in (0, 5, 2000):
+        one = Batches(Stream(mapped, block_size=7), batch_size=3, seed=1)[step]
+        other = Batches(Stream(torch.from_numpy(ids.astype(np.int32)), block_size=7), batch_size=3, seed=1)[step]
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -1,0 +1,140 @@
+"""Jobs in processes of joblib's: their shares, their signals and their deaths."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bigramlm import runs, workers
+from bigramlm.results import Results
+from bigramlm.run import holder, read_summary
+from bigramlm.sweep import Sweep
+from tests.helpers import Cli, Ended, Started, came_to, started, wait_for
+
+SHORT = ("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5")
+
+# Some tenths of a second a job, with a checkpoint now and then.
+LONGER = (
+    *("data=bundled", "logger=none", "trainer.steps=6000", "trainer.eval_every=500"),
+    *("trainer.checkpoint_every=500", "trainer.log_every=500"),
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "sweep"
+
+
+@pytest.fixture
+def swept(cli: Cli, folder: Path) -> Callable[..., Ended]:
+    """Runs `train -m` with these arguments in one folder: swept("seed=1,2") -> Ended."""
+    return lambda *arguments: cli("-m", *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
+
+
+def sweeping(folder: Path, *arguments: str) -> contextlib.AbstractContextManager[Started]:
+    """A sweep in a process of its own, ended when the test ends."""
+    return started("-m", *arguments, f"hydra.sweep.dir={folder}")
+
+
+def finished(process: Started) -> tuple[str, str]:
+    """What a command wrote to standard output and standard error, once it has ended."""
+    ended = process.end()
+    return ended.out, ended.err
+
+
+def kill_when_it_came_to(job: Path, step: int) -> None:
+    """Kill the process that trains in a folder, without a warning."""
+    wait_for(lambda: came_to(job, step))
+    pid = holder(job)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
+def test_a_worker_that_is_killed_costs_its_job_only(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    arguments = (*LONGER, "trainer.steps=12000", "seed=1,2,3,4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    with sweeping(folder, *arguments) as process:
+        kill_when_it_came_to(folder / "0", 1000)
+        out, err = finished(process)
+        assert process.code == 1
+    assert "job 0: its process was killed" in err
+    assert "4 jobs: 3 completed, 1 killed" in out
+    with sweeping(folder, *arguments) as process:
+        out, err = finished(process)
+        assert process.code == 0, err
+    assert "4 jobs: 4 completed" in out
+    resumed = read_summary(folder / "0")
+    assert resumed is not None
+    assert resumed["resumed"][0]["step"] >= 1000
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_jobs_in_other_processes_with_a_save(tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "sweep"
+    arguments = (*LONGER, "trainer.steps=1000000", "seed=1,2,3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    with sweeping(folder, *arguments) as process:
+        wait_for(lambda: all(came_to(folder / job, 500) for job in "01"))
+        process.send(number)
+        out, err = finished(process)
+    assert process.code == 128 + number, err
+    assert "Traceback" not in err
+    assert "3 jobs: 2 stopped, 1 pending" in out
+    for job in "01":
+        summary = read_summary(folder / job)
+        assert summary is not None
+        assert (folder / job / "checkpoints" / f"step_{summary['step']}").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
+def test_with_the_command_killed_no_worker_trains_on(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    arguments = (*LONGER, "trainer.steps=1000000", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    with sweeping(folder, *arguments) as process:
+        wait_for(lambda: came_to(folder / "0", 500) and holder(folder / "1"))
+        process.kill()
+    wait_for(lambda: statuses_now(folder) == ["stopped", "stopped"])
+
+
+def statuses_now(folder: Path) -> list[str]:
+    return [row.status for row in Results(Sweep(folder)).rows]
+
+
+def test_each_worker_has_its_share_of_cores_and_gpus() -> None:
+    made = workers.environments(2, cores=8, gpus=["0", "3"])
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in made] == ["0", "3"], "one GPU a job"
+    assert {e["OMP_NUM_THREADS"] for e in made} == {"4"}
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in workers.environments(3, cores=2, gpus=["1"])] == ["1"] * 3
+    assert {e["OMP_NUM_THREADS"] for e in workers.environments(3, cores=2, gpus=[])} == {"1"}
+    assert "CUDA_VISIBLE_DEVICES" not in workers.environments(1, cores=2, gpus=[])[0]
+
+
+def test_gpus_are_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
+    assert workers.visible_gpus() == ["2", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert workers.visible_gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert workers.visible_gpus() == []
+    if os.name != "nt":
+        listing = tmp_path / "nvidia-smi"
+        listing.write_text("#!/bin/sh\necho 'GPU 0: one'\necho '  MIG device'\necho 'GPU 1: two'\n")
+        listing.chmod(0o755)
+        assert workers.visible_gpus() == ["0", "1"]
+
+
+def test_the_jobs_of_joblib_share_the_cores(swept: Callable[..., Ended], folder: Path) -> None:
+    # Too large for one thread on auto, so it takes all that it is given.
+    large = ("data.batch_size=4096", "data.block_size=64", "trainer.steps=1")
+    n = max(2, os.cpu_count() or 1)
+    ended = swept(*SHORT, *large, "seed=1,2", "hydra/launcher=joblib", f"hydra.launcher.n_jobs={n}")
+    assert ended.code == 0, ended.err
+    for job in "01":
+        run = runs.read_run(folder / job)
+        assert run is not None
+        assert run.get("device.threads") == "1"
