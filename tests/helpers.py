@@ -125,10 +125,13 @@ def assert_refused(ended: Ended, *named: object, field: str = "", value: object 
 
 
 @contextlib.contextmanager
-def refuses(*named: object, field: str = "", value: object = "") -> Iterator[None]:
-    """Check that a UserError is raised in the block, in one line that names the field, the value and the rest."""
+def refuses(*named: object, field: str = "", value: object = "") -> Iterator[pytest.ExceptionInfo[UserError]]:
+    """Check that a UserError is raised in the block, in one line that names the field, the value and the rest.
+
+    What it yields has the error, after the block, as its `value`.
+    """
     with pytest.raises(UserError) as raised:
-        yield
+        yield raised
     message = str(raised.value)
     assert message, "it says nothing"
     assert "\n" not in message, message
@@ -478,6 +481,6 @@ def serving(handler: type[http.server.BaseHTTPRequestHandler], **attributes: obj
     """Serve on this machine, with these attributes of the handler; yields the address."""
     made = type("Handler", (handler,), attributes)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), made) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

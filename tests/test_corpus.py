@@ -445,7 +445,7 @@ def test_a_sweep_over_tokenizers_is_compared_in_bits_a_character(cli: Cli, tmp_p
 
 
 def test_runs_from_before_tokenizers_are_compared_too(cli: Cli, tmp_path: Path) -> None:
-    folders = [cli(*SHORT, "data=bundled", *typed).folder for typed in ([], list(BPE))]
+    folders = [cli(*SHORT, "data=bundled", *typed).folder for typed in ([], list(BPE), ["tokenizer=byte"])]
     path = folders[0] / "summary.json"
     summary = json.loads(path.read_text("utf-8"))
     del summary["tokenizer"]

@@ -1,4 +1,4 @@
-"""What --help shows: all there is to choose from, the fields as they would be, at once, with its choices within 80 columns."""
+"""What --help shows, at once: all there is to choose from, and the fields as they would be."""
 
 import re
 import subprocess

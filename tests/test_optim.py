@@ -4,17 +4,18 @@ import copy
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from bigramlm.errors import UserError
 from bigramlm.model.bigram import Bigram
+from bigramlm.model.config import GPTConfig
 from bigramlm.optim.base import learning_rate, set_learning_rate
 from bigramlm.optim.config import SCHEDULES, AdamWConfig, MuonConfig, OptimConfig, SGDConfig
 from bigramlm.optim.muon import POLAR_EXPRESS, Muon, orthogonal, polar_express
-from tests.helpers import Cli, run_config, small
+from tests.helpers import PRESETS, Cli, assert_refused, gpts, refuses, run_config
 
 
 def train(optimizer: torch.optim.Optimizer, model: Bigram) -> torch.Tensor:
@@ -113,9 +114,12 @@ def test_each_part_of_muon_gets_its_share_of_a_rate() -> None:
 
 
 def gpt() -> torch.nn.Module:
+    """All that an optimizer can meet: matrices between embedding and head, gains, biases."""
     torch.manual_seed(0)
-    cfg = run_config("model=nanogpt", *small("nanogpt"), "model.bias=true").model
-    return cfg.build(vocab_size=7, block_size=8)
+    cfg = GPTConfig(n_layer=2, n_head=4, n_embd=16, position="learned", norm="layer", qk_norm=False, bias=True)
+    return replace(cfg, activation="gelu", tie_weights=True, init="gpt2", zero_init=False).build(
+        vocab_size=7, block_size=8
+    )
 
 
 def a_step(optimizer: torch.optim.Optimizer, of: torch.nn.Module) -> None:
@@ -238,7 +242,7 @@ def test_muon_leaves_alone_what_is_frozen() -> None:
     assert {id(p) for p in held} == {id(p) for p in of.parameters()} - {id(frozen)}
     for p in others:
         p.requires_grad = False
-    with pytest.raises(UserError, match="none that is trained"):
+    with refuses("optim=adamw", field="optim", value="muon"):
         MuonConfig().build(of, compiled=False)
 
 
@@ -284,35 +288,36 @@ def test_rounding_to_bf16_lets_nothing_run_away() -> None:
             assert torch.linalg.svdvals(got).max() < 2.1, (value, n)
 
 
-@pytest.mark.parametrize("chosen", ["model=bigram", "model=ngram"])
-def test_muon_is_refused_where_there_is_no_matrix_for_it(chosen: str, cli: Cli) -> None:
-    ended = cli("data=bundled", chosen, "optim=muon", "trainer.steps=5")
-    assert ended.code == 2
-    assert "optim=muon: is for the matrices between" in ended.err
-    assert "take optim=adamw" in ended.err
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset not in gpts()])
+def test_muon_is_refused_where_there_is_no_matrix_for_it(preset: str, cli: Cli) -> None:
+    ended = cli("data=bundled", f"model={preset}", "optim=muon", "trainer.steps=5")
+    assert_refused(ended, "optim=adamw", field="optim", value="muon")
 
 
 def test_a_warmup_longer_than_the_run_is_refused(cli: Cli) -> None:
     ended = cli("data=bundled", "optim.warmup_steps=11", "trainer.steps=10")
-    assert (ended.code, ended.err.count("\n")) == (2, 1)
-    assert "optim.warmup_steps=11: longer than the run, which has trainer.steps=10" in ended.err
+    assert_refused(ended, "trainer.steps=10", field="optim.warmup_steps", value=11)
+    assert ended.err.count("\n") == 1
     run_config("optim.warmup_steps=10", "trainer.steps=10")
     run_config("optim.warmup_steps=10", "trainer.steps=0")  # which trains nothing
 
 
-@pytest.mark.parametrize("optim", ["adamw", "sgd", "muon"])
-def test_an_uncompiled_run_does_not_import_the_compiler(optim: str) -> None:
-    code = f"""
+def test_an_uncompiled_run_does_not_import_the_compiler() -> None:
+    """With any optimizer; in a process that has imported nothing before."""
+    code = """
 import sys
-from tests.helpers import run_config, small
 import torch
-of = run_config("model=nanogpt", *small("nanogpt")).model.build(vocab_size=5, block_size=4)
-optimizer = run_config("optim={optim}").optim.build(of, compiled=False)
-of(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long))[1].backward()
-optimizer.step(); optimizer.zero_grad(); optimizer.load_state_dict(optimizer.state_dict()); optimizer.step()
-sys.exit("torch._dynamo" in sys.modules)
+from bigramlm.model.config import GPTConfig
+from bigramlm.optim.config import OPTIMIZERS
+for kind in OPTIMIZERS.values():
+    of = GPTConfig(n_layer=1, n_head=2, n_embd=8).build(vocab_size=5, block_size=4)
+    optimizer = kind().build(of, compiled=False)
+    of(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long))[1].backward()
+    optimizer.step(); optimizer.zero_grad(); optimizer.load_state_dict(optimizer.state_dict()); optimizer.step()
+    assert "torch._dynamo" not in sys.modules, kind
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -340,9 +345,8 @@ sys.exit("torch._dynamo" in sys.modules)
 )
 def test_bad_fields_are_refused_by_name_and_value(fields: dict[str, object]) -> None:
     ((name, value),) = fields.items()
-    with pytest.raises(UserError) as error:
+    with refuses(field=f"optim.{name}", value=value):
         AdamWConfig(**fields)  # type: ignore[arg-type]
-    assert f"optim.{name}={value}" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -361,5 +365,5 @@ def test_bad_fields_are_refused_by_name_and_value(fields: dict[str, object]) -> 
 )
 def test_bad_fields_of_the_others_are_refused_too(kind: type[OptimConfig], fields: dict[str, Any]) -> None:
     ((name, value),) = fields.items()
-    with pytest.raises(UserError, match=f"optim.{name}={value}".replace(".0", "").replace("[", r"\[")):
+    with refuses(field=f"optim.{name}", value=f"{value:g}" if isinstance(value, float) else value):
         kind(**fields)

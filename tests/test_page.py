@@ -33,13 +33,15 @@ def sweep_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report.html"
 
 
-# Puts back whatever a reader can choose with the switches of the page, and the mouse and the window to where they were.
+# What is drawn of the parallel coordinates.
+DIMENSIONS = "document.getElementById('parallel').data[0].dimensions"
+
+# Puts back whatever a reader can choose with the switches of the page, and scrolls to its top.
 PUT_BACK = """
   for (const form of document.querySelectorAll("form")) {
     form.reset();
-    for (const input of form.elements) {
-      if (input.type !== "radio" || input.checked) input.dispatchEvent(new Event(input.type === "search" ? "input" : "change"));
-    }
+    const told = [...form.elements].filter((input) => input.type !== "radio" || input.checked);
+    for (const input of told) input.dispatchEvent(new Event(input.type === "search" ? "input" : "change"));
   }
   document.getElementById("all").click();
   scrollTo(0, 0);
@@ -50,7 +52,7 @@ PUT_BACK = """
 def sweep(window: Browser, sweep_page: Path) -> Iterator[Browser]:
     """The page of the sweep, as if it were fresh; whatever a test does on it, the console has nothing to complain of.
 
-    It is opened once for all tests that do nothing to it but what its switches undo; see the fixture anew.
+    It is opened once for all tests but those that do to it what its switches do not undo; see `anew`.
     """
     window.looks(width=1280, height=2400)
     if window.driver.current_url == sweep_page.as_uri():
@@ -58,7 +60,8 @@ def sweep(window: Browser, sweep_page: Path) -> Iterator[Browser]:
         window.run(PUT_BACK)
         eventually(window, "return [...document.querySelectorAll('.hoverlayer')].every((layer) => !layer.textContent)")
     else:
-        open_sweep(window, sweep_page)
+        window.open(sweep_page)
+        eventually(window, "return document.querySelectorAll('#curves .scatterlayer .trace').length > 0")
     settled(window)
     yield window
     assert window.complaints() == []
@@ -71,11 +74,6 @@ def anew(window: Browser) -> Iterator[None]:
     yield
     window.open("about:blank")
     window.requests()
-
-
-def open_sweep(window: Browser, path: Path) -> None:
-    window.open(path)
-    eventually(window, "return document.querySelectorAll('#curves .scatterlayer .trace').length > 0")
 
 
 def eventually(window: Browser, script: str, *arguments: Any) -> None:
@@ -103,40 +101,51 @@ def click(window: Browser, selector: str) -> None:
     settled(window)
 
 
+def drag(window: Browser, *places: tuple[float, float]) -> None:
+    """Press the mouse at the first place, and let go of it at the last."""
+    mouse(window, "mouseMoved", *places[0])
+    mouse(window, "mousePressed", *places[0])
+    for place in places[1:]:
+        mouse(window, "mouseMoved", *place)
+    mouse(window, "mouseReleased", *places[-1])
+
+
+def boxes(window: Browser, selector: str) -> list[tuple[float, float, float, float]]:
+    """Where such elements are, from left to right: x, y, width and height."""
+    script = """
+        const found = [...document.querySelectorAll(args[0])].map((one) => one.getBoundingClientRect());
+        return found.sort((a, b) => a.x - b.x).map(({x, y, width, height}) => [x, y, width, height]);
+    """
+    return window.run(script, selector)  # type: ignore[no-any-return]
+
+
 def column(window: Browser, head: str, table: str = "results") -> list[str]:
     """The cells of the rows that are shown."""
-    return window.run(  # type: ignore[no-any-return]
-        """
+    script = """
         const table = document.getElementById(args[1]);
         const at = [...table.querySelectorAll("th")].findIndex((th) => th.innerText.trim().split(" ")[0] === args[0]);
         return [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[at].innerText.trim());
-        """,
-        *(head, table),
-    )
+    """
+    return window.run(script, head, table)  # type: ignore[no-any-return]
 
 
 def traces(window: Browser, chart: str = "curves") -> list[dict[str, Any]]:
     """What Plotly draws in a chart."""
-    return window.run(  # type: ignore[no-any-return]
-        """
+    script = """
         return document.getElementById(args[0]).data.map(({name, x, y, customdata, line, opacity, mode}) =>
           ({name, x: Array.from(x), y: Array.from(y), runs: [...new Set(customdata ?? [])], line, opacity, mode}));
-        """,
-        chart,
-    )
+    """
+    return window.run(script, chart)  # type: ignore[no-any-return]
 
 
 def place_of(window: Browser, chart: str, x: float, y: float) -> tuple[float, float]:
     """Where on the screen a chart shows a value."""
-    found = window.run(
-        """
+    script = """
         const chart = document.getElementById(args[0]), {xaxis, yaxis} = chart._fullLayout;
         const {x, y} = chart.querySelector(".nsewdrag").getBoundingClientRect();
         return [x + xaxis.d2p(args[1]), y + yaxis.d2p(args[2])];
-        """,
-        *(chart, x, y),
-    )
-    return found[0], found[1]
+    """
+    return window.run(script, chart, x, y)  # type: ignore[no-any-return]
 
 
 def hovered(window: Browser, chart: str, x: float, y: float) -> str:
@@ -148,12 +157,32 @@ def hovered(window: Browser, chart: str, x: float, y: float) -> str:
     return str(window.run(label))
 
 
+def few(window: Browser, folder: Path, *runs: tuple[dict[str, str], tuple[float | None, ...], dict[str, Any]]) -> None:
+    """Open the page of runs that have these fields, val losses and, of their folders, other files."""
+    entries = []
+    for n, (fields, losses, files) in enumerate(runs):
+        records = [{"step": step, "seconds": step / 10, "val/loss": loss} for step, loss in enumerate(losses)]
+        told_of(folder / str(n), metrics="\n".join(map(json.dumps, records)), **files)
+        entries.append(Entry(next(iter(fields.values())), folder / str(n), fields))
+    (folder / "report.html").write_text(page(Outcomes(entries), title="of few"), "utf-8")
+    window.looks(width=1280, height=2400)
+    window.open(folder / "report.html")
+    eventually(window, "return onScreen.size > 0")
+    settled(window)
+    assert window.complaints() == []
+
+
+def completed(loss: float, **more: object) -> dict[str, Any]:
+    """The files of a run that came to this final loss."""
+    return {"summary": {"status": "completed", "final": {"val/loss": loss}, **more}}
+
+
 def test_all_of_the_page_is_there_and_nothing_is_fetched(window: Browser, sweep_page: Path) -> None:
-    window.open("about:blank")
     window.requests()
-    open_sweep(window, sweep_page)
+    window.open(sweep_page)
     assert window.run("return [document.title, document.querySelector('h1').innerText]") == ["Made up", "Made up"]
     eventually(window, "return document.querySelector('#parallel canvas') !== null")
+    settled(window)
     drawn = window.run("return [...document.querySelectorAll('.chart')].map((chart) => [chart.id, !!chart.data])")
     assert drawn == [[name, True] for name in ("curves", "field-0", "field-1", "field-2", "parallel")]
     assert len(column(window, "val")) == 80
@@ -162,54 +191,17 @@ def test_all_of_the_page_is_there_and_nothing_is_fetched(window: Browser, sweep_
     assert window.requests() == [sweep_page.as_uri()]
 
 
-@pytest.mark.usefixtures("anew")
-def test_the_table_sorts_by_numbers_and_back(sweep: Browser) -> None:
-    losses = column(sweep, "val")
-    assert losses == sorted(losses, key=float), "the best first"
-    click(sweep, "#results th:nth-child(2) button")
-    rates = column(sweep, "optim.lr")
-    assert rates == sorted(rates, key=float)
-    assert (rates[0], rates[-1]) == ("0.0001", "3.16")
-    click(sweep, "#results th:nth-child(2) button")
-    assert column(sweep, "optim.lr") == rates[::-1]
-    state = "return [...document.querySelectorAll('#results th')].map((th) => th.getAttribute('aria-sort'))"
-    assert [sort for sort in sweep.run(state) if sort] == ["descending"]
-    click(sweep, "#seeds th:nth-child(3) button")
-    spreads = column(sweep, "std", "seeds")
-    assert spreads == sorted(spreads, key=float)
-
-
-def test_what_there_is_none_of_is_sorted_to_the_end(window: Browser, tmp_path: Path) -> None:
-    entries = []
-    for name, loss in (("1,000", 3.0), ("20", None), ("3", 1.5)):
-        final = {} if loss is None else {"val/loss": loss}
-        told_of(tmp_path / name, summary={"status": "completed" if final else "failed", "final": final})
-        entries.append(Entry(name, tmp_path / name, {"data.block_size": name.replace(",", "")}))
-    write(Outcomes(entries), tmp_path / "report.html", title="three")
-    window.open(tmp_path / "report.html")
-    settled(window)
-    for _ in ("up", "down"):
-        click(window, "#results th:nth-child(4) button")
-        assert column(window, "val")[-1] == "-"
-    assert column(window, "val") == ["3.0000", "1.5000", "-"]
-    click(window, "#results th:nth-child(2) button")
-    assert column(window, "data.block_size") == ["3", "20", "1000"]
-
-
 def test_pointing_at_a_curve_names_its_run(sweep: Browser) -> None:
     curve = traces(sweep)[0]
-    run = curve["runs"][0]
-    at = curve["x"][10]
-    told = sweep.run("return [runs[args[0]].name, runs[args[0]].typed, runs[args[0]].series.val.loss[10]]", run)
-    said = hovered(sweep, "curves", at, told[2])
+    told = sweep.run("return runs[args[0]]", curve["runs"][0])
+    said = hovered(sweep, "curves", curve["x"][10], told["series"]["val"]["loss"][10])
     name = said.partition("optim.lr")[0]
-    assert name.startswith("job ")
     assert "val " in said
     assert "step 1,000" in said
     # Curves of other seeds lie so near that the mouse may have met one of them.
     found = sweep.run("return runs.find((run) => 'job ' + run.name === args[0]).typed", name)
     assert found in said
-    assert found.split()[0] == told[1].split()[0]
+    assert found.split()[0] == told["typed"].split()[0]
 
 
 def test_pointing_at_a_final_loss_names_its_run(sweep: Browser) -> None:
@@ -226,11 +218,9 @@ def test_the_switches_change_what_is_drawn(sweep: Browser) -> None:
     assert len(steps) == 10, "a colour for each learning rate"
     click(sweep, "[name=x][value=tokens]")
     assert sweep.run(axis)[0] == "tokens"
-    first = sweep.run(
-        "return [runs[args[0]].tokensPerStep, runs[args[0]].values['data.block_size']]", steps[0]["runs"][0]
-    )
-    assert first[0] == 32 * int(first[1])
-    assert traces(sweep)[0]["x"][1] == steps[0]["x"][1] * first[0]
+    first = sweep.run("return runs[args[0]]", steps[0]["runs"][0])
+    assert first["tokensPerStep"] == 32 * int(first["values"]["data.block_size"])
+    assert traces(sweep)[0]["x"][1] == steps[0]["x"][1] * first["tokensPerStep"]
     click(sweep, "[name=x][value=seconds]")
     assert (sweep.run(axis)[0], traces(sweep)[0]["x"][1]) == ("seconds", 0.1)
     click(sweep, "#bar [name=y][value=log]")
@@ -249,9 +239,7 @@ def test_the_switches_change_what_is_drawn(sweep: Browser) -> None:
 def test_axes_are_logarithmic_where_a_field_was_swept_so(sweep: Browser) -> None:
     kinds = sweep.run("return [0, 1, 2].map((at) => document.getElementById('field-' + at).layout.xaxis.type)")
     assert kinds == ["log", "log", "linear"]
-    axes = sweep.run(
-        "return document.getElementById('parallel').data[0].dimensions.map((d) => [d.tickvals, d.ticktext])"
-    )
+    axes = sweep.run(f"return {DIMENSIONS}.map((d) => [d.tickvals, d.ticktext])")
     places, texts = axes[0]
     assert [10**place for place in places] == pytest.approx([float(text) for text in texts]), "half a decade apart"
     assert axes[1][1] == ["8", "16", "32", "64"]
@@ -263,8 +251,7 @@ def test_axes_are_logarithmic_where_a_field_was_swept_so(sweep: Browser) -> None
 
 
 def test_runs_that_fly_off_do_not_flatten_the_others(sweep: Browser) -> None:
-    shown = sweep.run("return document.getElementById('curves')._fullLayout.yaxis.range")
-    assert shown[1] < 5
+    assert sweep.run("return document.getElementById('curves')._fullLayout.yaxis.range[1]") < 5
     assert sweep.run("return !document.getElementById('clipped').hidden")
     assert max(value for trace in traces(sweep, "field-0") for value in trace["y"]) < 5
     symbols = "return [...document.getElementById('field-0').data].flatMap(({marker}) => marker?.symbol ?? [])"
@@ -272,21 +259,15 @@ def test_runs_that_fly_off_do_not_flatten_the_others(sweep: Browser) -> None:
 
 
 def test_words_leave_the_runs_that_have_them_everywhere(sweep: Browser) -> None:
-    from selenium.webdriver.common.by import By
-
-    sweep.driver.find_element(By.ID, "words").send_keys("lr=0.01 seed=2")
+    sweep.driver.find_element("id", "words").send_keys("lr=0.01 seed=2")
     settled(sweep)
     assert sweep.run("return document.getElementById('count').innerText") == "4 of 80"
     assert set(column(sweep, "optim.lr")) == {"0.01"}
     assert sum(len(trace["runs"]) for trace in traces(sweep)) == 4
     captions = "return [...document.querySelectorAll('figure:not([hidden]) figcaption')].map((f) => f.innerText)"
     assert ["lr=0.01" in caption and "seed=2" in caption for caption in sweep.run(captions)] == [True] * 4
-    for words, left in (
-        ("seed=2 lr=1e-2", 4),
-        ("block_size=6", 0),
-        ("block_size=8", 20),
-        ("data.block_size=8 seed=1", 10),
-    ):
+    found = {"seed=2 lr=1e-2": 4, "block_size=6": 0, "block_size=8": 20, "data.block_size=8 seed=1": 10}
+    for words, left in found.items():
         sweep.run("words.value = args[0]; words.dispatchEvent(new Event('input'))", words)
         settled(sweep)
         assert len(column(sweep, "val")) == left, words
@@ -296,20 +277,11 @@ def test_words_leave_the_runs_that_have_them_everywhere(sweep: Browser) -> None:
 
 def test_dragging_along_an_axis_leaves_the_runs_that_pass_there(sweep: Browser) -> None:
     eventually(sweep, "return document.querySelector('#parallel .axis-brush') !== null")
-    x, top, height = sweep.run(
-        """
-        const r = document.querySelectorAll('#parallel .axis-brush .background')[0].getBoundingClientRect();
-        return [r.x + r.width / 2, r.y, r.height];
-        """
-    )
-    mouse(sweep, "mouseMoved", x, top + 5)
-    mouse(sweep, "mousePressed", x, top + 5)
-    for part in (0.1, 0.3, 0.45):
-        mouse(sweep, "mouseMoved", x, top + part * height)
-    mouse(sweep, "mouseReleased", x, top + 0.45 * height)
+    x, top, width, height = boxes(sweep, "#parallel .axis-brush .background")[0]
+    drag(sweep, *((x + width / 2, top + down) for down in (5, 0.1 * height, 0.3 * height, 0.45 * height)))
     eventually(sweep, "return document.getElementById('count').innerText !== 'all 80'")
     settled(sweep)
-    low, high = sweep.run("return document.getElementById('parallel').data[0].dimensions[0].constraintrange")
+    low, high = sweep.run(f"return {DIMENSIONS}[0].constraintrange")
     left = {rate for rate in map(float, column(sweep, "optim.lr")) if low <= math.log10(rate) <= high}
     assert left == {float(rate) for rate in column(sweep, "optim.lr")}
     assert {0.1, 0.316, 1.0} <= left <= {0.0316, 0.1, 0.316, 1.0, 3.16}, "those of the part that was dragged along"
@@ -319,48 +291,9 @@ def test_dragging_along_an_axis_leaves_the_runs_that_pass_there(sweep: Browser) 
     assert len(column(sweep, "val")) == 80
     sweep.run("document.getElementById('parallel').scrollIntoView()")
     settled(sweep)
-    assert sweep.run("return document.getElementById('parallel').data[0].dimensions.every((d) => !d.constraintrange)")
+    assert sweep.run(f"return {DIMENSIONS}.every((d) => !d.constraintrange)")
 
 
-@pytest.mark.usefixtures("anew")
-def test_an_axis_that_was_moved_still_filters_its_own_field(sweep: Browser) -> None:
-    drag = """
-      const boxes = [...document.querySelectorAll(args[0])].map((found) => found.getBoundingClientRect());
-      const {x, y, width, height} = boxes.sort((a, b) => a.x - b.x)[args[1]];
-      return [x, y, width, height];
-    """
-    places = """
-      const places = [...document.querySelectorAll("#parallel .axis-brush .background")];
-      return places.map((found) => Math.round(found.getBoundingClientRect().x)).sort((a, b) => a - b);
-    """
-    eventually(sweep, "return document.querySelectorAll('#parallel .axis-title').length === 4")
-    before = sweep.run(places)
-    (x, y, width, height), (other, *_) = (sweep.run(drag, "#parallel .axis-title", at) for at in (0, 1))
-    mouse(sweep, "mouseMoved", x + width / 2, y + height / 2)
-    mouse(sweep, "mousePressed", x + width / 2, y + height / 2)
-    for part in (0.3, 0.7, 1.2):
-        mouse(sweep, "mouseMoved", x + width / 2 + part * (other - x), y + height / 2)
-    mouse(sweep, "mouseReleased", x + width / 2 + 1.2 * (other - x), y + height / 2)
-    eventually(sweep, "return document.getElementById('parallel').data[0].dimensions[0].label === 'data.block_size'")
-    wait_for(lambda: sweep.run(places) == before)  # the axes glide there
-    # Above the middle of what is the first axis now: blocks of 32.
-    x, y, width, height = sweep.run(drag, "#parallel .axis-brush .background", 0)
-    for kind, part in (
-        *(("mouseMoved", 0.1), ("mousePressed", 0.1)),
-        *(("mouseMoved", part) for part in (0.2, 0.3, 0.45)),
-        ("mouseReleased", 0.45),
-    ):
-        mouse(sweep, kind, x + width / 2, y + part * height)
-    eventually(sweep, "return document.getElementById('count').innerText !== 'all 80'")
-    assert set(column(sweep, "data.block_size")) == {"32"}
-    sweep.looks(width=1280, height=2400, dark=True)
-    settled(sweep)
-    first = "return document.getElementById('parallel').data[0].dimensions[0]"
-    assert sweep.run(f"{first}.label") == "data.block_size", "it stays where it was put"
-    assert set(column(sweep, "data.block_size")) == {"32"}
-
-
-@pytest.mark.usefixtures("anew")
 def test_a_zoom_stays_when_something_is_picked(sweep: Browser) -> None:
     sweep.run("return Plotly.relayout('curves', {'xaxis.range': [0, 500]})")
     click(sweep, "#results tbody tr:nth-child(1) .pick")
@@ -403,6 +336,51 @@ def test_all_samples_can_be_shown(sweep: Browser) -> None:
     assert sweep.run("return document.querySelectorAll('#samples figure:not([hidden])').length") == 6
 
 
+@pytest.mark.parametrize("width", [360, 768, 1920])
+def test_it_fits_the_width_of_the_window(sweep: Browser, width: int) -> None:
+    sweep.looks(width=width, height=2400)
+    eventually(sweep, "return document.getElementById('curves')._fullLayout.width <= innerWidth")
+    is_wide = "(found) => !found.closest('.scroll') && found.getBoundingClientRect().right > innerWidth + 1"
+    wide = f"[...document.querySelectorAll('body *')].filter({is_wide}).map((found) => found.tagName)"
+    assert sweep.run(f"return [document.documentElement.scrollWidth, {wide}]") == [width, []]
+
+
+@pytest.mark.usefixtures("anew")
+def test_the_table_sorts_by_numbers_and_back(sweep: Browser) -> None:
+    losses = column(sweep, "val")
+    assert losses == sorted(losses, key=float), "the best first"
+    click(sweep, "#results th:nth-child(2) button")
+    rates = column(sweep, "optim.lr")
+    assert rates == sorted(rates, key=float)
+    assert (rates[0], rates[-1]) == ("0.0001", "3.16")
+    click(sweep, "#results th:nth-child(2) button")
+    assert column(sweep, "optim.lr") == rates[::-1]
+    state = "return [...document.querySelectorAll('#results th')].map((th) => th.getAttribute('aria-sort'))"
+    assert [sort for sort in sweep.run(state) if sort] == ["descending"]
+    click(sweep, "#seeds th:nth-child(3) button")
+    spreads = column(sweep, "std", "seeds")
+    assert spreads == sorted(spreads, key=float)
+
+
+@pytest.mark.usefixtures("anew")
+def test_an_axis_that_was_moved_still_filters_its_own_field(sweep: Browser) -> None:
+    eventually(sweep, "return document.querySelectorAll('#parallel .axis-title').length === 4")
+    axes = boxes(sweep, "#parallel .axis-brush .background")
+    (x, y, width, height), (other, *_) = boxes(sweep, "#parallel .axis-title")[:2]
+    drag(sweep, *((x + width / 2 + part * (other - x), y + height / 2) for part in (0, 0.3, 0.7, 1.2)))
+    eventually(sweep, f"return {DIMENSIONS}[0].label === 'data.block_size'")
+    wait_for(lambda: boxes(sweep, "#parallel .axis-brush .background") == axes)  # the axes glide to their places
+    # Above the middle of what is the first axis now: blocks of 32.
+    x, y, width, height = axes[0]
+    drag(sweep, *((x + width / 2, y + part * height) for part in (0.1, 0.2, 0.3, 0.45)))
+    eventually(sweep, "return document.getElementById('count').innerText !== 'all 80'")
+    assert set(column(sweep, "data.block_size")) == {"32"}
+    sweep.looks(width=1280, height=2400, dark=True)
+    settled(sweep)
+    assert sweep.run(f"return {DIMENSIONS}[0].label") == "data.block_size", "it stays where it was put"
+    assert set(column(sweep, "data.block_size")) == {"32"}
+
+
 @pytest.mark.usefixtures("anew")
 def test_light_and_dark_are_the_machines_until_they_are_chosen(sweep: Browser) -> None:
     def colours() -> list[str]:
@@ -422,52 +400,30 @@ def test_light_and_dark_are_the_machines_until_they_are_chosen(sweep: Browser) -
     assert colours() == dark
 
 
-@pytest.mark.parametrize("width", [360, 768, 1920])
-def test_it_fits_the_width_of_the_window(sweep: Browser, width: int) -> None:
-    sweep.looks(width=width, height=2400)
-    eventually(sweep, "return document.getElementById('curves')._fullLayout.width <= innerWidth")
-    wide = """
-      const isWide = (found) => !found.closest(".scroll") && found.getBoundingClientRect().right > innerWidth + 1;
-      const wide = [...document.querySelectorAll("body *")].filter(isWide).map((found) => found.tagName);
-      return [document.documentElement.scrollWidth, wide];
-    """
-    assert sweep.run(wide) == [width, []]
-
-
-def opened(window: Browser, path: Path, outcomes: Outcomes) -> None:
-    path.write_text(page(outcomes, title="of few"), "utf-8")
-    window.looks(width=1280, height=2400)
-    window.open(path)
-    eventually(window, "return onScreen.size > 0")
-    settled(window)
-    assert window.complaints() == []
-
-
-def metrics(*losses: float | None) -> str:
-    return "\n".join(json.dumps({"step": n, "seconds": n / 10, "val/loss": loss}) for n, loss in enumerate(losses))
+def test_what_there_is_none_of_is_sorted_to_the_end(window: Browser, tmp_path: Path) -> None:
+    failed = {"summary": {"status": "failed"}}
+    sizes = (("1000", completed(3.0)), ("20", failed), ("3", completed(1.5)))
+    few(window, tmp_path, *(({"data.block_size": size}, (), files) for size, files in sizes))
+    for _ in ("up", "down"):
+        click(window, "#results th:nth-child(4) button")
+        assert column(window, "val")[-1] == "-"
+    assert column(window, "val") == ["3.0000", "1.5000", "-"]
+    click(window, "#results th:nth-child(2) button")
+    assert column(window, "data.block_size") == ["3", "20", "1000"]
 
 
 def test_one_run_is_enough(window: Browser, tmp_path: Path) -> None:
-    summary = {"status": "completed", "final": {"val/loss": 2.0}}
-    told_of(tmp_path / "run", summary=summary, metrics=metrics(4.0, 3.0, 2.0), config="seed: 1")
-    opened(window, tmp_path / "report.html", Outcomes([Entry("run", tmp_path / "run", {"seed": "1"})]))
+    few(window, tmp_path, ({"seed": "1"}, (4.0, 3.0, 2.0), {"config": "seed: 1", **completed(2.0)}))
     (trace,) = traces(window)
     assert trace["y"][:3] == [4, 3, 2]
     assert window.run("return document.querySelectorAll('#words, #colour, #fields, #parallel').length") == 0
 
 
-@pytest.mark.parametrize(
-    "losses",
-    [(), (4.0, None), *(pytest.param(losses, marks=pytest.mark.slow) for losses in ((4.0,), (None, None)))],
-)
-def test_a_run_with_hardly_a_record_is_no_error(
-    window: Browser, tmp_path: Path, losses: tuple[float | None, ...]
-) -> None:
-    entries = []
-    for name in ("0", "1"):
-        told_of(tmp_path / name, summary={"status": "failed", "error": "it broke"}, metrics=metrics(*losses))
-        entries.append(Entry(name, tmp_path / name, {"seed": name, "model": f"m{name}", "optim.lr": f"0.{name}"}))
-    opened(window, tmp_path / "report.html", Outcomes(entries))
+@pytest.mark.parametrize("losses", [(), (4.0, None)])
+def test_a_run_with_hardly_a_record_is_no_error(window: Browser, tmp_path: Path, losses: tuple[float, ...]) -> None:
+    files = {"summary": {"status": "failed", "error": "it broke"}}
+    both = ({"seed": n, "model": f"m{n}", "optim.lr": f"0.{n}"} for n in "01")
+    few(window, tmp_path, *((fields, losses, files) for fields in both))
     n = sum(loss is not None for loss in losses)
     assert [len(trace["y"]) - 1 for trace in traces(window)] == ([n, n] if n else [])
     assert all(trace["mode"] == "markers" for trace in traces(window))
@@ -475,55 +431,39 @@ def test_a_run_with_hardly_a_record_is_no_error(
 
 
 def test_a_run_with_one_record_is_seen_beside_longer_ones(window: Browser, tmp_path: Path) -> None:
-    entries = []
-    for name, losses in (("counted", (1.5,)), ("trained", (4.0, 3.0, 2.0)), ("other", (4.0, 2.5))):
-        told_of(tmp_path / name, metrics=metrics(*losses), summary={"status": "completed", "final": {"val/loss": 2.0}})
-        entries.append(Entry(name, tmp_path / name, {"optim.lr": "0.1" if name != "other" else "0.2", "model": name}))
-    opened(window, tmp_path / "report.html", Outcomes(entries))
+    runs = (("counted", "0.1", (1.5,)), ("trained", "0.1", (4.0, 3.0, 2.0)), ("other", "0.2", (4.0, 2.5)))
+    few(window, tmp_path, *(({"model": name, "optim.lr": lr}, losses, completed(2.0)) for name, lr, losses in runs))
     window.run("colour.value = 'field optim.lr'; colour.dispatchEvent(new Event('change'))")
     settled(window)
-    assert [(trace["mode"], trace["name"], len(trace["y"]) - 1) for trace in traces(window)] == [
-        *(("lines", "optim.lr 0.1", 3), ("markers", "optim.lr 0.1", 1), ("lines", "optim.lr 0.2", 2))
-    ]
+    drawn = [(trace["mode"], trace["name"], len(trace["y"]) - 1) for trace in traces(window)]
+    assert drawn == [("lines", "optim.lr 0.1", 3), ("markers", "optim.lr 0.1", 1), ("lines", "optim.lr 0.2", 2)]
 
 
 def test_long_names_with_one_beginning_stay_apart(window: Browser, tmp_path: Path) -> None:
-    entries = []
+    runs = []
     for n, name in enumerate(("a.txt", "b.txt", "c.txt")):
-        told_of(
-            tmp_path / name, metrics=metrics(4.0, 2.0 + n), summary={"status": "completed", "final": {"val/loss": n}}
-        )
         path = f"/somewhere/in/a/folder/that/is/deep/{name}"
-        entries.append(
-            Entry(path, tmp_path / name, {"data.path": path, "seed": str(n), "optim.lr": f"{n % 2}.123456789"})
-        )
-    opened(window, tmp_path / "report.html", Outcomes(entries))
+        fields = {"data.path": path, "seed": str(n), "optim.lr": f"{n % 2}.123456789"}
+        runs.append((fields, (4.0, 2.0 + n), completed(n)))
+    few(window, tmp_path, *runs)
     axis = window.run("return document.getElementById('field-0').layout.xaxis")
     assert axis["tickvals"] == [0, 1, 2]
     assert [text[-5:] for text in axis["ticktext"]] == ["a.txt", "b.txt", "c.txt"]
     eventually(window, "return document.querySelector('#parallel .axis-title') !== null")
-    assert window.run("return document.getElementById('parallel').data[0].dimensions[2].ticktext") == [
-        "0.1235",
-        "1.123",
-    ]
-    texts = window.run("return document.getElementById('parallel').data[0].dimensions[0].ticktext")
-    assert [text[-5:] for text in texts] == ["a.txt", "b.txt", "c.txt"]
+    texts = window.run(f"return {DIMENSIONS}.map((d) => d.ticktext)")
+    assert texts[2] == ["0.1235", "1.123"]
+    assert [text[-5:] for text in texts[0]] == ["a.txt", "b.txt", "c.txt"]
     assert "b.txt" in hovered(window, "curves", 1, 3.0)
 
 
 def test_nothing_of_hostile_names_runs(window: Browser, tmp_path: Path) -> None:
-    entries = []
+    files = {"config": json.dumps({"sample": {"prompt": HOSTILE}}), "samples": f"---- step 1\n{HOSTILE}\n"}
+    runs = []
     for n in range(3):
-        told_of(
-            tmp_path / str(n),
-            summary={"status": "completed", "final": {"val/loss": 2.0 + n}, "overrides": [f"sample.prompt={HOSTILE}"]},
-            metrics=metrics(4.0, 2.0 + n),
-            config=json.dumps({"sample": {"prompt": HOSTILE}}),
-            samples=f"---- step 1\n{HOSTILE}\n",
-        )
-        typed = {HOSTILE: f"{HOSTILE}{n}", "optim.lr": f"0.{n + 1}", "model": f"<i>{n}</i>"}
-        entries.append(Entry(f"{HOSTILE}{n}", tmp_path / str(n), typed))
-    opened(window, tmp_path / "report.html", Outcomes(entries))
+        fields = {HOSTILE: f"{HOSTILE}{n}", "optim.lr": f"0.{n + 1}", "model": f"<i>{n}</i>"}
+        told = completed(2.0 + n, overrides=[f"sample.prompt={HOSTILE}"])
+        runs.append((fields, (4.0, 2.0 + n), {**files, **told}))
+    few(window, tmp_path, *runs)
     said = hovered(window, "curves", 1, 3.0)
     assert "<img src=x onerror=hacked" in said, "as it is, and no tag"
     assert "model=<i>1</i>" in said, "nor one of those that Plotly reads"

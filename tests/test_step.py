@@ -32,7 +32,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def gpt(**fields: Any) -> Any:
-    cfg = GPTConfig(n_layer=2, n_head=2, n_embd=16, **fields)
+    cfg = GPTConfig(**{"n_layer": 2, "n_head": 2, "n_embd": 16, **fields})
     return lambda *, vocab_size, block_size: cfg.build(vocab_size=vocab_size, block_size=block_size)
 
 
@@ -190,30 +190,27 @@ def test_a_graph_that_cannot_be_made_costs_no_step(
 
 
 @pytest.fixture(params=["eager", pytest.param("inductor", marks=[pytest.mark.slow, COMPILER])])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch.compile makes of a step's graph: nothing (eager runs it as it was traced), or code."""
-    compile_, chosen = torch.compile, str(request.param)
+    compile_, chosen = torch.compile, request.param
     monkeypatch.setattr(torch, "compile", lambda function, *, mode, **k: compile_(function, **k, backend=chosen))
-    return chosen
 
 
-def test_a_compiled_step_is_the_same_step(backend: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.usefixtures("backend")
+def test_a_compiled_step_is_the_same_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """With all that an update can have: a learning rate that rises, clipping, accumulation."""
-    # Steps that share a call fill the gap between two records.
-    every, together = (10, 9) if backend == "inductor" else (4, 3)
-    looks = tuple(f"trainer.{name}_every={every}" for name in ("log", "eval"))
     update = ("optim.warmup_steps=6", "optim.lr=0.05", "optim.grad_clip=0.05", "trainer.grad_accumulation=2")
-    overrides = (*update, *looks, f"trainer.steps={3 * every}")
+    overrides = (*update, "trainer.log_every=4", "trainer.eval_every=4", "trainer.steps=12")
     eager = fitted(tmp_path / "1", *overrides)
     compiled = fitted(tmp_path / "2", *overrides, "device.compile=true")
     assert "does not compile" not in caplog.text
-    assert compiled.train_step.together == together
-    assert compiled.step == 3 * every
+    assert compiled.train_step.together == 3
+    assert compiled.step == 12
     torch.testing.assert_close(weights(eager), weights(compiled), rtol=1e-4, atol=1e-5)
-    assert [r["step"] for r in records(tmp_path / "2")] == [0, every, 2 * every, 3 * every]
+    assert [r["step"] for r in records(tmp_path / "2")] == [0, 4, 8, 12]
     for a, b in zip(records(tmp_path / "1"), records(tmp_path / "2"), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
-    half = fitted(tmp_path / "3", *overrides, "device.compile=true", f"trainer.steps={2 * every}")
+    half = fitted(tmp_path / "3", *overrides, "device.compile=true", "trainer.steps=8")
     going_on = build(tmp_path / "3", *overrides, "device.compile=true")
     going_on.resume(Checkpoint(half.checkpoints.path("last")))
     fit(going_on)
@@ -232,6 +229,14 @@ def test_a_compiled_step_with_muon_is_the_same_step(tmp_path: Path, caplog: pyte
     assert "does not compile" not in caplog.text
     for (name, a), (_, b) in zip(plain.model.named_parameters(), compiled.model.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(("log_every", "together"), [(10, 9), (100, 11)])
+def test_steps_that_share_a_call_fill_the_gap_between_two_records(
+    log_every: int, together: int, tmp_path: Path
+) -> None:
+    trainer = build(tmp_path, f"trainer.log_every={log_every}", "device.compile=true")
+    assert trainer.train_step.together == together
 
 
 @COMPILER

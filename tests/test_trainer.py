@@ -56,9 +56,10 @@ def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_looking_does_not_change_the_run(tmp_path: Path) -> None:
-    plain = fitted(tmp_path / "1")
+    plain = fitted(tmp_path / "1", "trainer.steps=12")
     watched = fitted(
         tmp_path / "2",
+        "trainer.steps=12",
         "trainer.eval_every=1",
         "trainer.log_every=3",
         "trainer.checkpoint_every=2",
