@@ -1,6 +1,7 @@
 """What a run leaves in its folder, besides metrics and checkpoints: its config, its summary and its samples."""
 
 import contextlib
+import errno
 import functools
 import json
 import logging
@@ -110,9 +111,7 @@ class RunFolder:
         except OSError:  # on a full disk what is there can still be written over where it stands
             if not path.exists():
                 raise
-            with path.open("r+", encoding="utf-8") as file:
-                file.write(content)
-                file.truncate()
+            _write_over(path, content.encode())
 
     def add_sample(self, step: int, text: str) -> None:
         """Add a sample to samples.txt, but where it is the last one there, as it may be after a resume."""
@@ -220,3 +219,19 @@ def git_state() -> dict[str, Any] | None:
 
 def _write(path: Path, content: str) -> None:
     files.write(path, [content.encode()], durable=False)
+
+
+def _write_over(path: Path, content: bytes) -> None:
+    # Where the file stands, which takes no room but for what it grows by; if that is not to be had, it is as it was.
+    with path.open("r+b", buffering=0) as file:
+        before = file.read()
+        for text in (content, before):
+            file.seek(0)
+            try:
+                if file.write(text) == len(text):
+                    file.truncate()
+                    break
+            except OSError:
+                continue
+    if text is before:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

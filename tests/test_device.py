@@ -132,7 +132,11 @@ def test_a_measured_peak_is_the_best_of_several_products(monkeypatch: pytest.Mon
 def test_the_peak_of_a_cpu_is_measured_once_for_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[Device] = []
 
-    monkeypatch.setattr(peak, "measured", lambda device: measured.append(device) or peak.Peak(1.0, "measured"))
+    def measure(device: Device) -> peak.Peak:
+        measured.append(device)
+        return peak.Peak(1.0, "measured")
+
+    monkeypatch.setattr(peak, "measured", measure)
     device = own()(torch.device("cpu"), "fp32", compile=False)
     for threads, so_far in ((1, 1), (1, 1), (2, 2), (1, 2)):
         torch.set_num_threads(threads)

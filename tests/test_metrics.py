@@ -10,9 +10,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bigramlm import metrics as module
-from bigramlm.errors import UserError
 from bigramlm.metrics import LoggerConfig, Metrics, Origin
-from tests.helpers import Cli
+from tests.helpers import Cli, refuses, summary
+
+# A run that is over at once.
+FEW = ("data=bundled", "trainer.steps=1", "trainer.eval_batches=1", "sample.max_new_tokens=5")
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -79,9 +81,9 @@ def hparams(folder: Path) -> tuple[Any, list[Any]]:
 
 
 def test_hparams_of_tensorboard_has_a_row_a_job_and_no_run_more(cli: Cli, tmp_path: Path) -> None:
-    sweep = ("-m", "data=bundled", "trainer.steps=4", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    sweep = ("-m", *FEW, f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert cli(*sweep, "optim.lr=0.5,0.25", "model=bigram,attention", run_dir=False).code == 0
-    other = ("-m", "data=bundled", "trainer.steps=4", f"hydra.sweep.dir={tmp_path / 'other'}")
+    other = ("-m", *FEW, f"hydra.sweep.dir={tmp_path / 'other'}")
     assert cli(*other, "trainer.eval_batches=all,1", run_dir=False).code == 0
     experiment, rows = hparams(tmp_path)
     assert sorted(info.name for info in experiment.hparam_infos) == ["model", "optim.lr", "trainer.eval_batches"]
@@ -96,8 +98,7 @@ def test_hparams_of_tensorboard_has_a_row_a_job_and_no_run_more(cli: Cli, tmp_pa
         assert row.sessions[0].status == 1, "success"
         final = {value.name.tag: value.value for value in row.metric_values}
         folder = tmp_path / row.sessions[0].name
-        summary = json.loads((folder / "summary.json").read_text("utf-8"))
-        for name, value in summary["final"].items():
+        for name, value in summary(folder)["final"].items():  # type: ignore[attr-defined]
             assert final[f"final/{name}"] == pytest.approx(value)
         assert len(list(folder.glob("events.out.tfevents.*"))) == 1
         assert not [path for path in folder.iterdir() if path.is_dir() and path.name not in ("checkpoints", ".hydra")]
@@ -124,9 +125,9 @@ def test_a_job_that_was_stopped_and_goes_on_is_one_row_that_ends(tmp_path: Path)
 
 
 def test_bad_logger_fields_are_refused() -> None:
-    with pytest.raises(UserError, match=r"logger.use=tensorbored: unknown; choose one of tensorboard, wandb"):
+    with refuses("tensorboard", "wandb", field="logger.use", value="tensorbored"):
         LoggerConfig(use=["tensorbored"])
-    with pytest.raises(UserError, match=r"logger.mode=on"):
+    with refuses("online", "offline", "disabled", field="logger.mode", value="on"):
         LoggerConfig(mode="on")
 
 
@@ -168,8 +169,10 @@ def test_a_logger_that_fails_to_start_or_to_close_costs_a_warning(
     metrics = Metrics(LoggerConfig(use=["tensorboard", "wandb"]), Origin(tmp_path, {}, "id"))
     metrics.log(0, 0.0, {"loss": 1.0})
     metrics.close()
-    assert "the wandb logger failed" in caplog.text
-    assert "the tensorboard logger failed" in caplog.text
+    warned = [record.getMessage() for record in caplog.records]
+    assert len(warned) == 2
+    assert "wandb" in warned[0]
+    assert "tensorboard" in warned[1]
     assert len(records(tmp_path)) == 1
 
 
@@ -186,7 +189,7 @@ def test_wandb_without_a_key_goes_offline_and_says_so(cli: Cli) -> None:
     """A real W&B run: without a network or a key it leaves its file, ready to be uploaded later."""
     ended = cli("data=bundled", "trainer.steps=2", "logger=all", "logger.tags=[a,b]", "logger.name=first")
     assert ended.code == 0
-    assert "the run is kept offline" in ended.err
+    assert "offline" in ended.err
     assert "wandb sync" in ended.err
     (written,) = ended.folder.glob("wandb/offline-run-*/run-*.wandb")
     assert written.stat().st_size > 0
@@ -270,7 +273,7 @@ def test_jobs_of_a_sweep_are_a_group_of_wandb_named_and_finished_each(
 ) -> None:
     stub = StubWandb(refuse_online=False)
     monkeypatch.setitem(sys.modules, "wandb", stub)
-    sweep = ("-m", "data=bundled", "trainer.steps=2", "logger=wandb", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    sweep = ("-m", *FEW, "logger=wandb", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert cli(*sweep, "optim.lr=0.5,0.25", "seed=1,2", run_dir=False).code == 0
     assert [init["group"] for init in stub.inits] == ["sweep"] * 4
     assert [init["name"] for init in stub.inits] == [

@@ -1,7 +1,9 @@
 """What every preset in conf/ does; they are found, and none is left out."""
 
+import functools
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from bigramlm import checkpoint_tool, paths, prepare, sample
 from bigramlm.checkpoint import Checkpoint, Checkpoints
-from bigramlm.config import GROUPS, KINDS, RunConfig, to_yaml
+from bigramlm.config import GROUPS, KINDS, to_yaml
 from bigramlm.device.device import Device
 from bigramlm.help import choices_of_groups
 from bigramlm.load import load_model
 from bigramlm.model.base import is_counted
-from bigramlm.model.config import GPTConfig
+from bigramlm.model.config import GPTConfig, ModelConfig
+from bigramlm.optim.config import SGDConfig
 from bigramlm.step import TrainStep
 from bigramlm.verify_resume import compare
 from tests.helpers import (
@@ -29,7 +32,6 @@ from tests.helpers import (
     gpts,
     resumed,
     run_config,
-    small,
     summary,
     table,
 )
@@ -58,15 +60,29 @@ WAYS = (
     *(f"optim={name}" for name in KINDS["optim"]),
     *("model.ngram_order=3", "trainer.activation_checkpointing=true"),
 )
+
+
+@functools.cache
+def model_of(preset: str) -> ModelConfig:
+    return run_config(f"model={preset}").model
+
+
 WAY = {**dict.fromkeys(PRESETS, WAYS[0]), **dict(zip(gpts(), itertools.cycle(WAYS), strict=False))}
 # A preset of each class of model; the others are of the same classes.
-A_CLASS = set({type(run_config(f"model={preset}").model): preset for preset in PRESETS}.values())
+A_CLASS = set({KINDS["model"].get(preset): preset for preset in PRESETS}.values())
 SAMPLED = [pytest.param(preset, marks=[] if preset in A_CLASS else [pytest.mark.slow]) for preset in PRESETS]
+
+
+def shrunk(model: Any) -> list[str]:
+    """Overrides that make a model of this config small."""
+    if not hasattr(model, "n_embd"):
+        return []
+    return [f"model.n_embd={4 * model.n_head}", f"model.n_layer={min(2, model.n_layer)}"]
 
 
 def overrides(preset: str, *more: str) -> list[str]:
     dropout = ["model.dropout=0.1"] if preset in gpts() else []
-    return [*RUN, f"model={preset}", *small(preset), *dropout, *more]
+    return [*RUN, f"model={preset}", *shrunk(model_of(preset)), *dropout, *more]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +96,7 @@ def trained(preset: str, place: Path, cli: Cli) -> Path:
     folder = place / preset
     if not folder.exists():
         # What takes no steps needs no warmup, and may have any.
-        longer = [] if run_config(f"model={preset}").model.trains else ["optim.warmup_steps=100"]
+        longer = [] if model_of(preset).trains else ["optim.warmup_steps=100"]
         given = overrides(preset, WAY[preset], *HARDER, *longer)
         ended = cli(*given, f"hydra.run.dir={folder}", run_dir=False)
         assert ended.code == 0, ended.err
@@ -119,15 +135,20 @@ def goes_on(experiment: str) -> bool:
 
 @pytest.fixture
 def needed(text_file: Path, tool: Cli) -> Any:
-    """What presets need besides: fields that have no default, trained weights."""
+    """Makes what presets need besides: fields that have no default, trained weights.
 
-    def of(*chosen: str) -> list[str]:
-        trained = []
+    What is given back is all overrides, and what these compose but for those that had no default.
+    """
+
+    def of(*chosen: str) -> tuple[list[str], DictConfig]:
+        trained, needs = [], set()
         if any(word.startswith("experiment=") and goes_on(word.partition("=")[2]) for word in chosen):
             trained.append(f"init_from={gpt2_folder(text_file.with_name('gpt2'))}")
-        cfg, found = composed(*chosen, *trained), []
-        fields = OmegaConf.missing_keys(cfg) | ({"tokenizer.path"} if "path" in cfg.tokenizer else set())
-        for field in sorted(fields):
+        cfg, found = composed(*chosen, *trained), list(chosen)
+        needs |= OmegaConf.missing_keys(cfg)
+        if "path" in cfg.tokenizer and not trained:
+            needs.add("tokenizer.path")
+        for field in sorted(needs):
             if field == "tokenizer.vocab_size":
                 found.append(f"{field}=300")
             elif field == "data.path" and cfg.data.name == "pairs":
@@ -142,17 +163,18 @@ def needed(text_file: Path, tool: Cli) -> Any:
                 found.append(f"{field}={text_file}")
         if cfg.adapter.name != "none" and not trained:
             trained.append(f"init_from={gpt2_folder(text_file.with_name('gpt2'))}")
-        return found + trained
+        return found + trained, cfg
 
     return of
 
 
-def one_step(cli: Cli, chosen: list[str], cfg: RunConfig) -> None:
+def is_here(device: str) -> bool:
+    """Whether this machine has a device."""
+    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(device, True)
+
+
+def takes_a_step(cli: Cli, chosen: list[str], cfg: DictConfig) -> None:
     """Check that a run of these overrides, which make this config, takes a step."""
-    assert to_yaml(cfg)
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(cfg.device.name, True):
-        pytest.skip(f"this machine has no {cfg.device.name}")
     given = [] if any(choice.startswith("data=") for choice in chosen) else ["data=bundled"]
     if cfg.data.name == "shakespeare" and not given:
         given.append("data.url=http://127.0.0.1:9/")  # no network in tests: the file, or else the bundled text
@@ -160,50 +182,40 @@ def one_step(cli: Cli, chosen: list[str], cfg: RunConfig) -> None:
     ended = cli(*given, *chosen, *short, "device.compile=false")
     assert ended.code == 0, ended.err
     told = summary(ended.folder)
-    assert (told["status"], told["step"]) == ("completed", 1 if cfg.model.trains else 0)
-
-
-def shrunk(cfg: RunConfig) -> list[str]:
-    """Overrides that make a run's model and batches small, where its weights are not given."""
-    chosen = ["data.batch_size=2"]
-    if cfg.init_from is None:
-        chosen.append("data.block_size=16")
-        if isinstance(cfg.model, GPTConfig):
-            chosen += [f"model.n_embd={4 * cfg.model.n_head}", "model.n_layer=1"]
-    return chosen
+    steps = 1 if KINDS["model"][cfg.model.name].trains else 0
+    assert (told["status"], told["step"]) == ("completed", steps)
 
 
 @pytest.mark.parametrize(("group", "name"), ALONE, ids=[f"{group}={name}" for group, name in ALONE])
 def test_a_preset_takes_a_step(group: str, name: str, cli: Cli, needed: Any) -> None:
-    chosen = [f"{group}={name}", *needed(f"{group}={name}")]
-    cfg = run_config(*chosen)
-    one_step(cli, [*chosen, *shrunk(cfg), "logger=none"], cfg)
+    chosen, cfg = needed(f"{group}={name}")
+    if not any(choice.startswith("init_from=") for choice in chosen):  # which decides the shapes
+        chosen += [*shrunk(cfg.model), "data.block_size=16"]
+    takes_a_step(cli, [*chosen, "data.batch_size=2", "logger=none"], cfg)
 
 
 @pytest.mark.parametrize("mix", MIXES, ids=[" ".join(mix.values()) for mix in MIXES])
 def test_presets_take_a_step_together(mix: dict[str, str], cli: Cli, needed: Any) -> None:
-    """With a model that all optimizers can train; a device that is not there is composed all the same."""
-    chosen = [f"{group}={name}" for group, name in mix.items()]
-    chosen += [*needed(*chosen), "model=gpt", *small("gpt"), "logger.mode=disabled"]
-    cfg = run_config(*chosen)
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(cfg.device.name, True):
+    """With a model that all optimizers can train; a device that is not here is composed all the same."""
+    chosen, cfg = needed(*(f"{group}={name}" for group, name in mix.items()), "model=gpt", "logger.mode=disabled")
+    if not is_here(cfg.device.name):
+        assert f"name: {cfg.device.name}" in to_yaml(run_config(*chosen))
         chosen.append("device=cpu")
-    cfg = run_config(*chosen)
-    one_step(cli, [*chosen, *shrunk(cfg)], cfg)
+    takes_a_step(cli, [*chosen, *shrunk(cfg.model), "data.block_size=16", "data.batch_size=2"], cfg)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("group", "name"), ALL, ids=[f"{group}={name}" for group, name in ALL])
 def test_a_preset_takes_a_step_at_its_size(group: str, name: str, cli: Cli, needed: Any) -> None:
     """Each by itself, and as large as it is, but for the number of layers and the batch of the largest."""
-    chosen = [f"{group}={name}", *needed(f"{group}={name}"), "logger.mode=offline"]
+    chosen, cfg = needed(f"{group}={name}", "logger.mode=offline")
+    if not is_here(cfg.device.name):
+        pytest.skip(f"this machine has no {cfg.device.name}")
     if group == "optim":
         chosen.append("model=gpt")  # which has matrices for Muon
-    cfg = run_config(*chosen)
-    if cfg.init_from is None and isinstance(cfg.model, GPTConfig) and cfg.model.n_embd > 128:
+    if not any(choice.startswith("init_from=") for choice in chosen) and cfg.model.get("n_embd", 0) > 128:
         chosen += ["model.n_layer=1", "data.batch_size=2"]
-    one_step(cli, chosen, cfg)
+    takes_a_step(cli, chosen, cfg)
 
 
 # Models: all that a run can do
@@ -228,7 +240,7 @@ def test_a_run_is_gone_on_with_to_the_bit_and_sampled_from(
     preset: str, place: Path, cli: Cli, tool: Cli, tmp_path: Path
 ) -> None:
     run = trained(preset, place, cli)
-    assert summary(run)["step"] == (4 if run_config(f"model={preset}").model.trains else 0)
+    assert summary(run)["step"] == (4 if model_of(preset).trains else 0)
     is_gone_on_with_to_the_bit_and_sampled_from(run, cli, tool, tmp_path)
 
 
@@ -268,18 +280,18 @@ def test_a_new_run_starts_from_its_weights(preset: str, place: Path, cli: Cli) -
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_accumulation_is_the_update_of_the_whole_batch(preset: str) -> None:
-    cfg = run_config(f"model={preset}", *small(preset), "optim=sgd")
-    if not cfg.model.trains:
+    cfg = model_of(preset)
+    if not cfg.trains:
         return
-    if isinstance(cfg.model, GPTConfig):
-        cfg.model.dropout = 0.0
+    if isinstance(cfg, GPTConfig):
+        cfg = replace(cfg, n_embd=4 * cfg.n_head, n_layer=min(2, cfg.n_layer), dropout=0.0)
     ids = torch.randint(11, (8, 17), generator=torch.Generator().manual_seed(0))
     device, scaler = Device(torch.device("cpu"), "fp32", compile=False), torch.amp.GradScaler("cpu", enabled=False)
 
     def updated(steps: int, parts: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        model = cfg.model.build(vocab_size=11, block_size=16)
-        optimizer = cfg.optim.build(model, compiled=False)
+        model = cfg.build(vocab_size=11, block_size=16)
+        optimizer = SGDConfig().build(model, compiled=False)
         take = TrainStep(model, optimizer, device, scaler, grad_accumulation=parts, grad_clip=0.0)
         for _ in range(steps):
             take([(ids[:, :-1], ids[:, 1:])], [0.1])
@@ -294,7 +306,7 @@ def test_accumulation_is_the_update_of_the_whole_batch(preset: str) -> None:
 # Models that count
 
 
-ON_COUNTS = (*RUN, "model=gpt", *small("gpt"), "model.ngram_order=3", "trainer.steps=1")
+ON_COUNTS = (*RUN, "model=gpt", *shrunk(model_of("gpt")), "model.ngram_order=3", "trainer.steps=1")
 
 
 def tables(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """The run's folder and its summary."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -24,12 +25,30 @@ def test_a_summary_still_tells_of_a_failure_where_the_disk_is_full(
     folder = RunFolder(tmp_path)
     folder.update_summary(status="running", note="something long that is to go, all of it")
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "write", full)
     folder.update_summary(status="failed", note="")
     assert json.loads((tmp_path / "summary.json").read_text("utf-8")) == {"status": "failed", "note": ""}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a limit on the size of files stands in for a full disk; Windows has none")
+def test_a_summary_is_as_it_was_where_it_cannot_grow(tmp_path: Path) -> None:
+    """Written over in part it would be neither the one nor the other."""
+    import resource
+
+    folder = RunFolder(tmp_path)
+    folder.update_summary(status="running", overrides=["a" * 50])
+    before = (tmp_path / "summary.json").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="space|large"):
+            folder.update_summary(error="b" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "summary.json").read_bytes() == before
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +60,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(Path, "replace", fails)
     with pytest.raises(OSError, match="Input/output"):
-        files.write(path, [b"new"])
+        files.write(path, [b"new"], durable=False)
     assert path.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 

@@ -174,13 +174,17 @@ def limit_files(size: int) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a limit on the size of files stands in for a full disk; Windows has none")
-@pytest.mark.parametrize("limit", [2_000, 10_000, 30_000])
-def test_a_full_disk_is_one_line(tmp_path: Path, limit: int) -> None:
+@pytest.mark.parametrize(
+    ("limit", "log_every", "full"),
+    [(10_000, 10, "checkpoints/step_0"), (30_000, 10, "checkpoints/step_1000"), (30_000, 2, "")],
+    ids=["weights", "optimizer", "metrics"],
+)
+def test_a_full_disk_is_one_line(tmp_path: Path, limit: int, log_every: int, full: str) -> None:
     # Standard error is a file too: one evaluation says little there.
-    typed = ("data=bundled", "trainer.steps=2000", "trainer.eval_every=2000", "trainer.log_every=10")
+    typed = ("data=bundled", "trainer.steps=2000", "trainer.eval_every=2000", f"trainer.log_every={log_every}")
     folder = tmp_path / "run"
     ended = command(*typed, f"hydra.run.dir={folder}", setup=functools.partial(limit_files, limit))
-    assert_refused(ended, folder, os.strerror(errno.EFBIG))
+    assert_refused(ended, folder / full, os.strerror(errno.EFBIG))
     assert summary(folder)["status"] == "failed"
 
 

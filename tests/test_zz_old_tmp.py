@@ -1,0 +1,517 @@
+"""The report as a reader meets it: in a real browser, which is told by the mouse what to do."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigramlm.bench.report import made_up_sweep
+from bigramlm.browser import Browser, browser, missing
+from bigramlm.report.page import page, write
+from bigramlm.results import Entry, Outcomes, Results
+from bigramlm.sweep import Sweep
+from tests.helpers import HOSTILE, told_of
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=f"a browser is needed, and {missing()}")
+
+
+@pytest.fixture(scope="module")
+def window() -> Iterator[Browser]:
+    with browser(width=1280, height=2400) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def sweep_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a made-up sweep of 80 jobs: ten learning rates, four block sizes, two seeds."""
+    folder = tmp_path_factory.mktemp("made-up")
+    made_up_sweep(folder, records=20, seeds=2)
+    write(Results(Sweep(folder)), folder / "report.html", title="Made up")
+    return folder / "report.html"
+
+
+@pytest.fixture
+def sweep(window: Browser, sweep_page: Path) -> Iterator[Browser]:
+    """The page of the sweep, fresh; whatever a test does on it, the console has nothing to complain of."""
+    window.looks(width=1280, height=2400)
+    window.open(sweep_page)
+    eventually(window, "return document.querySelectorAll('#curves .scatterlayer .trace').length > 0")
+    settled(window)
+    yield window
+    assert window.complaints() == []
+    assert {address.partition(":")[0] for address in window.requests()} <= {"file", "data", "blob"}
+
+
+def eventually(window: Browser, script: str, *arguments: Any) -> None:
+    """Wait until this is true in the page."""
+    until = time.monotonic() + 20
+    while not window.run(script, *arguments):
+        assert time.monotonic() < until, script
+        time.sleep(0.05)
+
+
+def settled(window: Browser) -> None:
+    """Wait until every chart on the screen is drawn as it is to be."""
+    eventually(window, "return !isWaiting && ![...stale].some((name) => onScreen.has(name))")
+
+
+def mouse(window: Browser, kind: str, x: float, y: float) -> None:
+    event = {"type": kind, "x": x, "y": y, "button": "left" if kind != "mouseMoved" else "none", "clickCount": 1}
+    window.driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+
+
+def click(window: Browser, selector: str) -> None:
+    """Click in the middle of an element, as a hand does."""
+    window.run("document.querySelector(args[0]).scrollIntoView({block: 'center'})", selector)
+    box = "const {x, y, width, height} = document.querySelector(args[0]).getBoundingClientRect();"
+    x, y = window.run(f"{box} return [x + width / 2, y + height / 2]", selector)
+    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+        mouse(window, kind, x, y)
+    settled(window)
+
+
+def column(window: Browser, head: str, table: str = "results") -> list[str]:
+    """The cells of the rows that are shown."""
+    return window.run(  # type: ignore[no-any-return]
+        """
+        const table = document.getElementById(args[1]);
+        const at = [...table.querySelectorAll("th")].findIndex((th) => th.innerText.trim().split(" ")[0] === args[0]);
+        return [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[at].innerText.trim());
+        """,
+        *(head, table),
+    )
+
+
+def traces(window: Browser, chart: str = "curves") -> list[dict[str, Any]]:
+    """What Plotly draws in a chart."""
+    return window.run(  # type: ignore[no-any-return]
+        """
+        return document.getElementById(args[0]).data.map(({name, x, y, customdata, line, opacity, mode}) =>
+          ({name, x: Array.from(x), y: Array.from(y), runs: [...new Set(customdata ?? [])], line, opacity, mode}));
+        """,
+        chart,
+    )
+
+
+def place_of(window: Browser, chart: str, x: float, y: float) -> tuple[float, float]:
+    """Where on the screen a chart shows a value."""
+    found = window.run(
+        """
+        const chart = document.getElementById(args[0]), {xaxis, yaxis} = chart._fullLayout;
+        const {x, y} = chart.querySelector(".nsewdrag").getBoundingClientRect();
+        return [x + xaxis.d2p(args[1]), y + yaxis.d2p(args[2])];
+        """,
+        *(chart, x, y),
+    )
+    return found[0], found[1]
+
+
+def hovered(window: Browser, chart: str, x: float, y: float) -> str:
+    """What a chart says of the value that the mouse is moved to."""
+    for away in (3, 0):
+        mouse(window, "mouseMoved", *(at + away for at in place_of(window, chart, x, y)))
+    label = f"return document.querySelector('#{chart} .hoverlayer').textContent"
+    eventually(window, label)
+    return str(window.run(label))
+
+
+def test_all_of_the_page_is_there_and_nothing_is_fetched(sweep: Browser, sweep_page: Path) -> None:
+    assert sweep.run("return [document.title, document.querySelector('h1').innerText]") == ["Made up", "Made up"]
+    eventually(sweep, "return document.querySelector('#parallel canvas') !== null")
+    drawn = sweep.run("return [...document.querySelectorAll('.chart')].map((chart) => [chart.id, !!chart.data])")
+    assert drawn == [[name, True] for name in ("curves", "field-0", "field-1", "field-2", "parallel")]
+    assert len(column(sweep, "val")) == 80
+    assert column(sweep, "seeds", "seeds") == ["2"] * 40, "with the seeds' spread"
+    assert sweep.run("return document.querySelectorAll('#samples figure:not([hidden])').length") == 6
+    assert sweep.requests() == [sweep_page.as_uri()]
+
+
+def test_the_table_sorts_by_numbers_and_back(sweep: Browser) -> None:
+    losses = column(sweep, "val")
+    assert losses == sorted(losses, key=float), "the best first"
+    click(sweep, "#results th:nth-child(2) button")
+    rates = column(sweep, "optim.lr")
+    assert rates == sorted(rates, key=float)
+    assert (rates[0], rates[-1]) == ("0.0001", "3.16")
+    click(sweep, "#results th:nth-child(2) button")
+    assert column(sweep, "optim.lr") == rates[::-1]
+    state = "return [...document.querySelectorAll('#results th')].map((th) => th.getAttribute('aria-sort'))"
+    assert [sort for sort in sweep.run(state) if sort] == ["descending"]
+    click(sweep, "#seeds th:nth-child(3) button")
+    spreads = column(sweep, "std", "seeds")
+    assert spreads == sorted(spreads, key=float)
+
+
+def test_what_there_is_none_of_is_sorted_to_the_end(window: Browser, tmp_path: Path) -> None:
+    entries = []
+    for name, loss in (("1,000", 3.0), ("20", None), ("3", 1.5)):
+        final = {} if loss is None else {"val/loss": loss}
+        told_of(tmp_path / name, summary={"status": "completed" if final else "failed", "final": final})
+        entries.append(Entry(name, tmp_path / name, {"data.block_size": name.replace(",", "")}))
+    write(Outcomes(entries), tmp_path / "report.html", title="three")
+    window.open(tmp_path / "report.html")
+    settled(window)
+    for _ in ("up", "down"):
+        click(window, "#results th:nth-child(4) button")
+        assert column(window, "val")[-1] == "-"
+    assert column(window, "val") == ["3.0000", "1.5000", "-"]
+    click(window, "#results th:nth-child(2) button")
+    assert column(window, "data.block_size") == ["3", "20", "1000"]
+
+
+def test_pointing_at_a_curve_names_its_run(sweep: Browser) -> None:
+    curve = traces(sweep)[0]
+    run = curve["runs"][0]
+    at = curve["x"][10]
+    told = sweep.run("return [runs[args[0]].name, runs[args[0]].typed, runs[args[0]].series.val.loss[10]]", run)
+    said = hovered(sweep, "curves", at, told[2])
+    name = said.partition("optim.lr")[0]
+    assert name.startswith("job ")
+    assert "val " in said
+    assert "step 1,000" in said
+    # Curves of other seeds lie so near that the mouse may have met one of them.
+    found = sweep.run("return runs.find((run) => 'job ' + run.name === args[0]).typed", name)
+    assert found in said
+    assert found.split()[0] == told[1].split()[0]
+
+
+def test_pointing_at_a_final_loss_names_its_run(sweep: Browser) -> None:
+    said = hovered(sweep, "field-1", 64, sweep.run("return runs[0].final"))
+    found = sweep.run("return runs.find((run) => args[0].startsWith('job ' + run.name + run.typed))", said)
+    assert found["values"]["data.block_size"] == "64"
+    assert said.endswith(f"final val {found['final']:.4f}")
+
+
+def test_the_switches_change_what_is_drawn(sweep: Browser) -> None:
+    axis = "const {xaxis, yaxis} = document.getElementById('curves').layout; return [xaxis.title.text, yaxis.type]"
+    assert sweep.run(axis) == ["step", "linear"]
+    steps = traces(sweep)
+    assert len(steps) == 10, "a colour for each learning rate"
+    click(sweep, "[name=x][value=tokens]")
+    assert sweep.run(axis)[0] == "tokens"
+    first = sweep.run(
+        "return [runs[args[0]].tokensPerStep, runs[args[0]].values['data.block_size']]", steps[0]["runs"][0]
+    )
+    assert first[0] == 32 * int(first[1])
+    assert traces(sweep)[0]["x"][1] == steps[0]["x"][1] * first[0]
+    click(sweep, "[name=x][value=seconds]")
+    assert (sweep.run(axis)[0], traces(sweep)[0]["x"][1]) == ("seconds", 0.1)
+    click(sweep, "#bar [name=y][value=log]")
+    assert sweep.run(axis)[1] == "log"
+    assert sweep.run("return document.getElementById('field-0').layout.yaxis.type") == "log"
+    click(sweep, "[name=train]")
+    assert len(traces(sweep)) == 20
+    assert {(trace["line"]["width"], trace["opacity"]) for trace in traces(sweep)} == {(1, 0.6), (2, 1)}
+    click(sweep, "[name=batch]")
+    assert len(traces(sweep)) == 30
+    for name in ("val", "train", "batch"):
+        click(sweep, f"[name={name}]")
+    assert traces(sweep) == []
+
+
+def test_axes_are_logarithmic_where_a_field_was_swept_so(sweep: Browser) -> None:
+    kinds = sweep.run("return [0, 1, 2].map((at) => document.getElementById('field-' + at).layout.xaxis.type)")
+    assert kinds == ["log", "log", "linear"]
+    axes = sweep.run(
+        "return document.getElementById('parallel').data[0].dimensions.map((d) => [d.tickvals, d.ticktext])"
+    )
+    places, texts = axes[0]
+    assert [10**place for place in places] == pytest.approx([float(text) for text in texts]), "half a decade apart"
+    assert axes[1][1] == ["8", "16", "32", "64"]
+    places, texts = axes[3]
+    assert len(set(texts)) == len(texts) == len(places), "one tick for each final loss, of which some are named"
+    named = [(place, text) for place, text in zip(places, texts, strict=True) if text.strip("\u200b")]
+    assert 5 <= len(named) <= 17
+    assert all(text == "≥ 4.200" or float(text) == pytest.approx(place, abs=1e-3) for place, text in named)
+
+
+def test_runs_that_fly_off_do_not_flatten_the_others(sweep: Browser) -> None:
+    shown = sweep.run("return document.getElementById('curves')._fullLayout.yaxis.range")
+    assert shown[1] < 5
+    assert sweep.run("return !document.getElementById('clipped').hidden")
+    assert max(value for trace in traces(sweep, "field-0") for value in trace["y"]) < 5
+    symbols = "return [...document.getElementById('field-0').data].flatMap(({marker}) => marker?.symbol ?? [])"
+    assert sweep.run(symbols).count("triangle-up") == 8
+
+
+def test_words_leave_the_runs_that_have_them_everywhere(sweep: Browser) -> None:
+    from selenium.webdriver.common.by import By
+
+    sweep.driver.find_element(By.ID, "words").send_keys("lr=0.01 seed=2")
+    settled(sweep)
+    assert sweep.run("return document.getElementById('count').innerText") == "4 of 80"
+    assert set(column(sweep, "optim.lr")) == {"0.01"}
+    assert sum(len(trace["runs"]) for trace in traces(sweep)) == 4
+    captions = "return [...document.querySelectorAll('figure:not([hidden]) figcaption')].map((f) => f.innerText)"
+    assert ["lr=0.01" in caption and "seed=2" in caption for caption in sweep.run(captions)] == [True] * 4
+    for words, left in (
+        ("seed=2 lr=1e-2", 4),
+        ("block_size=6", 0),
+        ("block_size=8", 20),
+        ("data.block_size=8 seed=1", 10),
+    ):
+        sweep.run("words.value = args[0]; words.dispatchEvent(new Event('input'))", words)
+        settled(sweep)
+        assert len(column(sweep, "val")) == left, words
+    click(sweep, "#all")
+    assert len(column(sweep, "val")) == 80
+
+
+def test_dragging_along_an_axis_leaves_the_runs_that_pass_there(sweep: Browser) -> None:
+    eventually(sweep, "return document.querySelector('#parallel .axis-brush') !== null")
+    x, top, height = sweep.run(
+        """
+        const r = document.querySelectorAll('#parallel .axis-brush .background')[0].getBoundingClientRect();
+        return [r.x + r.width / 2, r.y, r.height];
+        """
+    )
+    mouse(sweep, "mouseMoved", x, top + 5)
+    mouse(sweep, "mousePressed", x, top + 5)
+    for part in (0.1, 0.3, 0.45):
+        mouse(sweep, "mouseMoved", x, top + part * height)
+    mouse(sweep, "mouseReleased", x, top + 0.45 * height)
+    eventually(sweep, "return document.getElementById('count').innerText !== 'all 80'")
+    settled(sweep)
+    low, high = sweep.run("return document.getElementById('parallel').data[0].dimensions[0].constraintrange")
+    left = {rate for rate in map(float, column(sweep, "optim.lr")) if low <= math.log10(rate) <= high}
+    assert left == {float(rate) for rate in column(sweep, "optim.lr")}
+    assert {0.1, 0.316, 1.0} <= left <= {0.0316, 0.1, 0.316, 1.0, 3.16}, "those of the part that was dragged along"
+    assert len(column(sweep, "optim.lr")) == 8 * len(left)
+    assert sum(len(trace["runs"]) for trace in traces(sweep)) == 8 * len(left)
+    click(sweep, "#all")
+    assert len(column(sweep, "val")) == 80
+    sweep.run("document.getElementById('parallel').scrollIntoView()")
+    settled(sweep)
+    assert sweep.run("return document.getElementById('parallel').data[0].dimensions.every((d) => !d.constraintrange)")
+
+
+def test_an_axis_that_was_moved_still_filters_its_own_field(sweep: Browser) -> None:
+    drag = """
+      const boxes = [...document.querySelectorAll(args[0])].map((found) => found.getBoundingClientRect());
+      const {x, y, width, height} = boxes.sort((a, b) => a.x - b.x)[args[1]];
+      return [x, y, width, height];
+    """
+    eventually(sweep, "return document.querySelectorAll('#parallel .axis-title').length === 4")
+    (x, y, width, height), (other, *_) = (sweep.run(drag, "#parallel .axis-title", at) for at in (0, 1))
+    mouse(sweep, "mouseMoved", x + width / 2, y + height / 2)
+    mouse(sweep, "mousePressed", x + width / 2, y + height / 2)
+    for part in (0.3, 0.7, 1.2):
+        mouse(sweep, "mouseMoved", x + width / 2 + part * (other - x), y + height / 2)
+    mouse(sweep, "mouseReleased", x + width / 2 + 1.2 * (other - x), y + height / 2)
+    eventually(sweep, "return document.getElementById('parallel').data[0].dimensions[0].label === 'data.block_size'")
+    time.sleep(1)  # while the axes glide to their places
+    # Above the middle of what is the first axis now: blocks of 32.
+    x, y, width, height = sweep.run(drag, "#parallel .axis-brush .background", 0)
+    for kind, part in (
+        *(("mouseMoved", 0.1), ("mousePressed", 0.1)),
+        *(("mouseMoved", part) for part in (0.2, 0.3, 0.45)),
+        ("mouseReleased", 0.45),
+    ):
+        mouse(sweep, kind, x + width / 2, y + part * height)
+    eventually(sweep, "return document.getElementById('count').innerText !== 'all 80'")
+    assert set(column(sweep, "data.block_size")) == {"32"}
+    sweep.looks(width=1280, height=2400, dark=True)
+    settled(sweep)
+    first = "return document.getElementById('parallel').data[0].dimensions[0]"
+    assert sweep.run(f"{first}.label") == "data.block_size", "it stays where it was put"
+    assert set(column(sweep, "data.block_size")) == {"32"}
+
+
+def test_a_zoom_stays_when_something_is_picked(sweep: Browser) -> None:
+    sweep.run("return Plotly.relayout('curves', {'xaxis.range': [0, 500]})")
+    click(sweep, "#results tbody tr:nth-child(1) .pick")
+    sweep.run("scrollTo(0, 0)")
+    settled(sweep)
+    shown = "return document.getElementById('curves')._fullLayout.xaxis.range"
+    assert sweep.run(shown) == [0, 500]
+    click(sweep, "[name=x][value=tokens]")
+    assert sweep.run(shown) != [0, 500], "of steps, and no tokens"
+
+
+def test_a_run_that_is_picked_stands_out(sweep: Browser) -> None:
+    click(sweep, "#results tbody tr:nth-child(30) .pick")
+    picked = "return [...document.querySelectorAll('.picked')].map((found) => found.tagName + found.dataset.run)"
+    assert sweep.run(picked) == ["TR29", "FIGURE29"], "its sample too, which was not among the first"
+    sweep.run("scrollTo(0, 0)")  # charts are drawn when they are on the screen
+    eventually(sweep, "return document.getElementById('curves').data.length === 11")
+    *others, own = traces(sweep)
+    assert own["runs"] == [29]
+    assert own["opacity"] == 1
+    assert own["line"]["width"] > others[0]["line"]["width"]
+    assert {trace["opacity"] for trace in others} == {0.2}
+    click(sweep, "#results tbody tr:nth-child(30) .pick")
+    assert sweep.run(picked) == []
+    sweep.run("scrollTo(0, 0)")
+    eventually(sweep, "return document.getElementById('curves').data.length === 10")
+    # And by its curve.
+    x, y = traces(sweep)[0]["x"][10], traces(sweep)[0]["y"][10]
+    hovered(sweep, "curves", x, y)
+    until = time.monotonic() + 20
+    while (
+        not sweep.run(picked) and time.monotonic() < until
+    ):  # a click that comes before Plotly has seen the mouse is none
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            mouse(sweep, kind, *place_of(sweep, "curves", x, y))
+        time.sleep(1)
+    assert len(sweep.run(picked)) == 2
+
+
+def test_all_samples_can_be_shown(sweep: Browser) -> None:
+    click(sweep, "#more")
+    assert sweep.run("return document.querySelectorAll('#samples figure:not([hidden])').length") == 80
+    click(sweep, "#more")
+    assert sweep.run("return document.querySelectorAll('#samples figure:not([hidden])').length") == 6
+
+
+def test_light_and_dark_are_the_machines_until_they_are_chosen(sweep: Browser) -> None:
+    def colours() -> list[str]:
+        page = "const {color, backgroundColor} = getComputedStyle(document.body);"
+        chart = "const font = document.getElementById('curves')._fullLayout.font.color;"
+        return sweep.run(f"{page} {chart} return [color, backgroundColor, font]")  # type: ignore[no-any-return]
+
+    light = colours()
+    sweep.looks(width=1280, height=2400, dark=True)
+    eventually(sweep, "return document.getElementById('curves')._fullLayout.font.color !== args[0]", light[2])
+    dark = colours()
+    assert [sum(map(int, text[4:-1].split(","))) > 380 for text in (light[1], dark[1])] == [True, False]
+    assert (light[0], dark[0]) == (light[2], dark[2]), "the charts' texts are the page's"
+    click(sweep, "#theme")
+    assert colours() == light
+    click(sweep, "#theme")
+    assert colours() == dark
+
+
+@pytest.mark.parametrize("width", [360, 768, 1920])
+def test_it_fits_the_width_of_the_window(sweep: Browser, width: int) -> None:
+    sweep.looks(width=width, height=2400)
+    eventually(sweep, "return document.getElementById('curves')._fullLayout.width <= innerWidth")
+    wide = """
+      const isWide = (found) => !found.closest(".scroll") && found.getBoundingClientRect().right > innerWidth + 1;
+      const wide = [...document.querySelectorAll("body *")].filter(isWide).map((found) => found.tagName);
+      return [document.documentElement.scrollWidth, wide];
+    """
+    assert sweep.run(wide) == [width, []]
+
+
+def opened(window: Browser, path: Path, outcomes: Outcomes) -> None:
+    path.write_text(page(outcomes, title="of few"), "utf-8")
+    window.looks(width=1280, height=2400)
+    window.open(path)
+    eventually(window, "return onScreen.size > 0")
+    settled(window)
+    assert window.complaints() == []
+
+
+def metrics(*losses: float | None) -> str:
+    return "\n".join(json.dumps({"step": n, "seconds": n / 10, "val/loss": loss}) for n, loss in enumerate(losses))
+
+
+def test_one_run_is_enough(window: Browser, tmp_path: Path) -> None:
+    summary = {"status": "completed", "final": {"val/loss": 2.0}}
+    told_of(tmp_path / "run", summary=summary, metrics=metrics(4.0, 3.0, 2.0), config="seed: 1")
+    opened(window, tmp_path / "report.html", Outcomes([Entry("run", tmp_path / "run", {"seed": "1"})]))
+    (trace,) = traces(window)
+    assert trace["y"][:3] == [4, 3, 2]
+    assert window.run("return document.querySelectorAll('#words, #colour, #fields, #parallel').length") == 0
+
+
+@pytest.mark.parametrize("losses", [(), (4.0,), (None, None), (4.0, None)])
+def test_a_run_with_hardly_a_record_is_no_error(
+    window: Browser, tmp_path: Path, losses: tuple[float | None, ...]
+) -> None:
+    entries = []
+    for name in ("0", "1"):
+        told_of(tmp_path / name, summary={"status": "failed", "error": "it broke"}, metrics=metrics(*losses))
+        entries.append(Entry(name, tmp_path / name, {"seed": name, "model": f"m{name}", "optim.lr": f"0.{name}"}))
+    opened(window, tmp_path / "report.html", Outcomes(entries))
+    n = sum(loss is not None for loss in losses)
+    assert [len(trace["y"]) - 1 for trace in traces(window)] == ([n, n] if n else [])
+    assert all(trace["mode"] == "markers" for trace in traces(window))
+    assert window.complaints() == []
+
+
+def test_a_run_with_one_record_is_seen_beside_longer_ones(window: Browser, tmp_path: Path) -> None:
+    entries = []
+    for name, losses in (("counted", (1.5,)), ("trained", (4.0, 3.0, 2.0)), ("other", (4.0, 2.5))):
+        told_of(tmp_path / name, metrics=metrics(*losses), summary={"status": "completed", "final": {"val/loss": 2.0}})
+        entries.append(Entry(name, tmp_path / name, {"optim.lr": "0.1" if name != "other" else "0.2", "model": name}))
+    opened(window, tmp_path / "report.html", Outcomes(entries))
+    window.run("colour.value = 'field optim.lr'; colour.dispatchEvent(new Event('change'))")
+    settled(window)
+    assert [(trace["mode"], trace["name"], len(trace["y"]) - 1) for trace in traces(window)] == [
+        *(("lines", "optim.lr 0.1", 3), ("markers", "optim.lr 0.1", 1), ("lines", "optim.lr 0.2", 2))
+    ]
+
+
+def test_long_names_with_one_beginning_stay_apart(window: Browser, tmp_path: Path) -> None:
+    entries = []
+    for n, name in enumerate(("a.txt", "b.txt", "c.txt")):
+        told_of(
+            tmp_path / name, metrics=metrics(4.0, 2.0 + n), summary={"status": "completed", "final": {"val/loss": n}}
+        )
+        path = f"/somewhere/in/a/folder/that/is/deep/{name}"
+        entries.append(
+            Entry(path, tmp_path / name, {"data.path": path, "seed": str(n), "optim.lr": f"{n % 2}.123456789"})
+        )
+    opened(window, tmp_path / "report.html", Outcomes(entries))
+    axis = window.run("return document.getElementById('field-0').layout.xaxis")
+    assert axis["tickvals"] == [0, 1, 2]
+    assert [text[-5:] for text in axis["ticktext"]] == ["a.txt", "b.txt", "c.txt"]
+    eventually(window, "return document.querySelector('#parallel .axis-title') !== null")
+    assert window.run("return document.getElementById('parallel').data[0].dimensions[2].ticktext") == [
+        "0.1235",
+        "1.123",
+    ]
+    texts = window.run("return document.getElementById('parallel').data[0].dimensions[0].ticktext")
+    assert [text[-5:] for text in texts] == ["a.txt", "b.txt", "c.txt"]
+    assert "b.txt" in hovered(window, "curves", 1, 3.0)
+
+
+def test_nothing_of_hostile_names_runs(window: Browser, tmp_path: Path) -> None:
+    entries = []
+    for n in range(3):
+        told_of(
+            tmp_path / str(n),
+            summary={"status": "completed", "final": {"val/loss": 2.0 + n}, "overrides": [f"sample.prompt={HOSTILE}"]},
+            metrics=metrics(4.0, 2.0 + n),
+            config=json.dumps({"sample": {"prompt": HOSTILE}}),
+            samples=f"---- step 1\n{HOSTILE}\n",
+        )
+        typed = {HOSTILE: f"{HOSTILE}{n}", "optim.lr": f"0.{n + 1}", "model": f"<i>{n}</i>"}
+        entries.append(Entry(f"{HOSTILE}{n}", tmp_path / str(n), typed))
+    opened(window, tmp_path / "report.html", Outcomes(entries))
+    said = hovered(window, "curves", 1, 3.0)
+    assert "<img src=x onerror=hacked" in said, "as it is, and no tag"
+    assert "model=<i>1</i>" in said, "nor one of those that Plotly reads"
+    eventually(window, "return document.querySelector('#parallel .axis-title') !== null")
+    click(window, "#results .pick")
+    choose = "const choice = document.getElementById('colour'); choice.selectedIndex = args[0];"
+    for at in range(window.run("return document.getElementById('colour').length")):
+        window.run(f"{choose} choice.dispatchEvent(new Event('change'))", at)
+        settled(window)
+        legend = window.run("return document.querySelector('#curves .legend').textContent")
+        if window.run("return state.colour").endswith(HOSTILE):
+            assert legend.count("<img src=x onerror") >= 3
+    found = "return [window.hacked, document.querySelectorAll('img, pre script, td script, b, i').length]"
+    assert window.run(found) == [None, 0]
+    shown = window.run("return document.querySelector('#results').innerText + document.querySelector('pre').innerText")
+    assert shown.count("<script>window.hacked = 1</script>") >= 4
+    assert window.run("return document.querySelector('#parallel').textContent").count("<i>0</i>") == 1
+    assert window.complaints() == []
+    assert {address.partition(":")[0] for address in window.requests()} == {"file"}
+
+
+def test_a_script_that_got_in_all_the_same_would_not_run(window: Browser, tmp_path: Path) -> None:
+    told_of(tmp_path / "run", summary={"status": "completed"})
+    text = page(Outcomes([Entry("run", tmp_path / "run", {})]), title="t")
+    for sort, broken in enumerate(("<script>window.hacked = 1</script>", "<img src='x:' onerror='window.hacked = 1'>")):
+        path = tmp_path / f"{sort}.html"
+        path.write_text(text.replace("<main>", f"<main>{broken}"), "utf-8")
+        window.open(path)
+        eventually(window, "return document.readyState === 'complete'")
+        assert window.run("return window.hacked ?? null") is None
+        assert any("Content Security Policy" in complaint for complaint in window.complaints())
