@@ -12,6 +12,10 @@ from bigramlm.device.device import SMALL_BELOW, Device, decide, has_fast_bf16, s
 from tests.helpers import refuses
 
 
+def test_a_cpu_has_fast_bf16_or_has_not() -> None:
+    assert isinstance(has_fast_bf16("cpu"), bool)
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch):
     """Makes the machine look as if it had these devices."""

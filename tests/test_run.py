@@ -44,7 +44,7 @@ def test_a_summary_is_as_it_was_where_it_cannot_grow(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
     try:
-        with pytest.raises(OSError, match="space|large"):
+        with pytest.raises(OSError, match=r"space|large"):
             folder.update_summary(error="b" * 100)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
