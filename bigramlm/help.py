@@ -36,7 +36,7 @@ Examples:
 Sweeps (docs/sweeps.md):
   python scripts/train.py -m optim.lr=1e-4,1e-3,1e-2 seed=1,2,3
   python scripts/train.py -m experiment=ladder      from a bigram to a GPT
-  python scripts/train.py -m seed=1,2,3,4 hydra/launcher=joblib   several at a time
+  python scripts/train.py -m seed=1,2,3,4 hydra/launcher=joblib   in parallel
   python scripts/train.py -m ... sweep=latest                     go on with one
   launchers: {launchers}; sweepers: {sweepers}
 

@@ -36,9 +36,11 @@ def test_help_has_the_choices_of_every_group(shown: str) -> None:
         assert choices == [*kinds, *sorted(presets - set(kinds))], group
 
 
-def test_the_choices_are_laid_out_for_80_columns(shown: str) -> None:
+def test_it_is_laid_out_for_80_columns(shown: str) -> None:
+    """All but the fields, whose values are as long as they are."""
+    wide = [line for line in shown.splitlines() if len(line) > 80]
+    assert set(wide) <= set(section(shown, "Fields").splitlines())
     for line in section(shown, "Groups").splitlines():
-        assert len(line) <= 80
         assert re.match(r"  \w[\w ]{10} \S| {14}\S", line), "names, and beside them a column of choices"
 
 

@@ -3,8 +3,10 @@
 import json
 import math
 import random
+import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ from bigramlm import runs
 from bigramlm.results import Entry, Group, Outcomes, Results, t_95, verdict
 from bigramlm.run import read_summary
 from bigramlm.sweep import Job, Sweep
-from tests.helpers import Cli, Ended, assert_refused, table
+from tests.helpers import Cli, Ended, assert_refused, command, table
 
-SHORT = ("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5")
+SHORT = (
+    *("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5"),
+    *("trainer.eval_batches=2", "sample.max_new_tokens=20"),
+)
 
 
 @pytest.fixture
@@ -30,8 +35,39 @@ def swept(cli: Cli, folder: Path) -> Callable[..., Ended]:
     return lambda *arguments: cli("-m", *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """A sweep of two jobs, seed=1 and seed=2, to look at; its folder is .folder."""
+    folder = tmp_path_factory.mktemp("two") / "sweep"
+    ended = command("-m", *SHORT, "seed=1,2", f"hydra.sweep.dir={folder}")
+    assert ended.code == 0, ended.err
+    return replace(ended, folder=folder)
+
+
+@pytest.fixture
+def begun(two: Ended, folder: Path) -> Path:
+    """The same sweep in the test's own folder, to go on with."""
+    shutil.copytree(two.folder, folder)
+    return folder
+
+
+def forged(folder: Path, *summaries: dict[str, Any], typed: Sequence[Sequence[str]] = ()) -> Results:
+    """The results of a sweep with these summaries; typed: the overrides of each job, by themselves seed=0, 1, ..."""
+    made = Sweep(folder)
+    for number, summary in enumerate(summaries):
+        made.jobs[number] = Job(number, list(typed[number]) if typed else [f"seed={number}"])
+        (folder / str(number)).mkdir(parents=True)
+        (folder / str(number) / "summary.json").write_text(json.dumps(summary))
+    made.fields = list(made.jobs[0].values)
+    made.save()
+    return Results(Sweep(folder))
+
+
+DONE = {"status": "completed", "final": {"val/loss": 3.0, "val/bpc": 4.3}, "best": {"val/loss": 2.9}, "step": 20}
+
+
 def test_a_sweep_ends_with_a_table_the_best_first(swept: Callable[..., Ended], folder: Path) -> None:
-    ended = swept(*SHORT, "optim.lr=1e-3,1e-1", "seed=1,2,3")
+    ended = swept(*SHORT, "optim.lr=1e-3,1e-1", "seed=1,2")
     assert ended.code == 0, ended.err
     rows = table(folder)
     assert list(rows[0]) == [
@@ -50,12 +86,12 @@ def test_a_sweep_ends_with_a_table_the_best_first(swept: Callable[..., Ended], f
         assert Path(row["folder"]) == folder / row["job"]
     page, shown = (folder / "results.md").read_text("utf-8"), ended.out
     for text in (page, shown):
-        assert "6 jobs: 6 completed" in text
+        assert "4 jobs: 4 completed" in text
         for lr in ("0.1", "0.001"):
             of_lr = [float(row["val/loss"]) for row in rows if float(row["optim.lr"]) == float(lr)]
             (line,) = (line for line in text.splitlines() if f"optim.lr={lr} " in line and "before" not in line)
             figures = [word for word in line.replace("|", " ").split() if not word.startswith("optim")]
-            assert figures == [f"{statistics.fmean(of_lr):.4f}", f"{statistics.stdev(of_lr):.4f}", "3"]
+            assert figures == [f"{statistics.fmean(of_lr):.4f}", f"{statistics.stdev(of_lr):.4f}", "2"]
         assert "optim.lr=0.1 before optim.lr=0.001" in text
     best = [line.split()[1] for line in shown.splitlines() if line.startswith("*")]
     assert best == [rows[0]["job"]]
@@ -64,16 +100,17 @@ def test_a_sweep_ends_with_a_table_the_best_first(swept: Callable[..., Ended], f
     assert f"\nA page: python scripts/runs.py report {folder}\n" in shown
 
 
-def test_without_seeds_nothing_is_called_better_than_chance(swept: Callable[..., Ended]) -> None:
-    assert "how much of the differences is chance" in " ".join(swept(*SHORT, "optim.lr=1e-3,1e-1").out.split())
+def test_without_seeds_nothing_is_called_better_than_chance(folder: Path) -> None:
+    results = forged(folder, DONE, {**DONE, "final": {"val/loss": 2.0}}, typed=[["optim.lr=0.1"], ["optim.lr=0.2"]])
+    assert "how much of the differences is chance" in " ".join(results.text().split())
 
 
-def test_what_is_in_the_way_of_a_comparison_is_said(swept: Callable[..., Ended], folder: Path) -> None:
-    swept(*SHORT, "seed=1,2")
-    summary = json.loads((folder / "1" / "summary.json").read_text())
+def test_what_is_in_the_way_of_a_comparison_is_said(begun: Path) -> None:
+    assert "texts" not in Results(Sweep(begun)).text()
+    summary = json.loads((begun / "1" / "summary.json").read_text())
     summary["data"]["sha256"] = "another"
-    (folder / "1" / "summary.json").write_text(json.dumps(summary))
-    assert "2 different texts" in Results(Sweep(folder)).text()
+    (begun / "1" / "summary.json").write_text(json.dumps(summary))
+    assert "2 different texts" in Results(Sweep(begun)).text()
 
 
 def test_the_verdict_is_welchs_test() -> None:
@@ -111,47 +148,53 @@ def test_the_verdict_in_numbers() -> None:
     assert "changes nothing" in verdict([Group("e", [1.0, 1.0]), Group("f", [2.0, 2.0])])
 
 
-def test_values_that_look_alike_are_not_one_group(swept: Callable[..., Ended], folder: Path) -> None:
-    ended = swept(*SHORT, "optim.lr=0.01000001,0.01000002", "seed=1,2")
-    groups = [line for line in ended.out.splitlines() if line.startswith("optim.lr=0.0100000")]
+def test_values_that_look_alike_are_not_one_group(folder: Path) -> None:
+    typed = [[f"optim.lr={lr}", f"seed={seed}"] for lr in ("0.01000001", "0.01000002") for seed in (1, 2)]
+    losses = (2.0, 2.1, 2.2, 2.3)
+    results = forged(folder, *({**DONE, "final": {"val/loss": loss}} for loss in losses), typed=typed)
+    groups = [line for line in results.text().splitlines() if line.startswith("optim.lr=0.0100000")]
     assert len({line.split()[0] for line in groups}) == 2
     assert "  4" not in "".join(line[-3:] for line in groups)
 
 
-def test_what_differs_gets_a_column_also_where_it_was_not_swept(swept: Callable[..., Ended], folder: Path) -> None:
-    swept(*SHORT, "optim.lr=1e-2,1e-1", "seed=1,2")
-    ended = swept(*SHORT, "optim.lr=1e-2,1e-1", "seed=1,2", "data.batch_size=64")
-    rows = table(folder)
+def test_what_differs_gets_a_column_also_where_it_was_not_swept(swept: Callable[..., Ended], begun: Path) -> None:
+    ended = swept(*SHORT, "seed=1,2", "optim.lr=0.1", "data.batch_size=64")
+    rows = table(begun)
     assert {(row["data.batch_size"], row["optim.lr"], row["seed"]) for row in rows} == {
-        (size, lr, seed) for size in ("32", "64") for lr in ("0.01", "0.1") for seed in ("1", "2")
+        *(("32", "0.001", "1"), ("32", "0.001", "2"), ("64", "0.1", "1"), ("64", "0.1", "2"))
     }, "of those that it was not typed for, what their config says"
     assert "optim.lr=0.1 data.batch_size=64" in ended.out
     assert "data.batch_size=32" in ended.out
 
 
 def test_a_job_that_was_resumed_with_a_change_is_none_of_the_sweeps(
-    swept: Callable[..., Ended], cli: Cli, folder: Path
+    swept: Callable[..., Ended], cli: Cli, begun: Path, folder: Path
 ) -> None:
-    swept(*SHORT, "seed=1,2")
-    assert cli(f"resume={folder / '0'}", "trainer.steps=30", run_dir=False).code == 0
+    assert cli(f"resume={begun / '0'}", "trainer.steps=30", run_dir=False).code == 0
     ended = swept(*SHORT, "seed=1,2")
     assert ended.code == 0, ended.err
     steps = {row["job"]: row["step"] for row in table(folder)}
     assert steps == {"0": "30", "1": "20", "2": "20"}
 
 
-def test_a_wide_table_leaves_out_what_is_least_needed(swept: Callable[..., Ended], folder: Path) -> None:
-    ended = swept(*SHORT, "optim.lr=1e-2,1e-1", "seed=1", "data.batch_size=8,16", "optim.weight_decay=0.01,0.02")
-    head, *_ = (line for line in ended.out.splitlines() if "status" in line)
+def test_a_wide_table_leaves_out_what_is_least_needed(folder: Path) -> None:
+    typed = [
+        [f"optim.lr={lr}", f"data.batch_size={size}", f"optim.weight_decay={decay}"]
+        for lr in ("1e-2", "1e-1")
+        for size in (8, 16)
+        for decay in ("0.01", "0.02")
+    ]
+    summary = {**DONE, "tokens_per_second": 123456.7, "seconds": 1.2, "n_params": 4225}
+    results = forged(folder, *(summary for _ in typed), typed=typed)
+    head, *_ = (line for line in results.text().splitlines() if "status" in line)
     assert len(head) <= 80
     assert "tok/s" not in head
     assert "val" in head.split()
-    assert "tok/s" in (folder / "results.md").read_text("utf-8")
+    assert "tok/s" in results.markdown()
 
 
-def test_models_of_one_size_are_not_told_apart_by_it(swept: Callable[..., Ended], folder: Path) -> None:
-    ended = swept(*SHORT, "seed=1,2")
-    for text in (ended.out, (folder / "results.md").read_text("utf-8")):
+def test_models_of_one_size_are_not_told_apart_by_it(two: Ended) -> None:
+    for text in (two.out, (two.folder / "results.md").read_text("utf-8")):
         assert "status" in text
         assert "params" not in text
         assert "sample" not in text
@@ -196,18 +239,6 @@ def test_the_verdict_with_unequal_spreads_and_numbers() -> None:
     assert freedom == pytest.approx(2.0, abs=0.05)
     needed = t_95(freedom) * math.sqrt(sum(errors)) / math.sqrt((a.std**2 + b.std**2) / 2)
     assert f"where {needed:.1f} would tell at 95%: inside the noise" in verdict([a, b])
-
-
-def forged(folder: Path, *summaries: dict[str, Any]) -> Results:
-    """The results of a sweep over seeds with these summaries."""
-    made = Sweep(folder)
-    made.fields = ["seed"]
-    for number, summary in enumerate(summaries):
-        made.jobs[number] = Job(number, [f"seed={number}"])
-        (folder / str(number)).mkdir(parents=True)
-        (folder / str(number) / "summary.json").write_text(json.dumps(summary))
-    made.save()
-    return Results(Sweep(folder))
 
 
 def test_the_order_is_by_final_loss_then_by_the_best_so_far(folder: Path) -> None:
@@ -307,8 +338,8 @@ def test_results_of_a_sweep_that_is_not_ours(cli: Cli, tool: Callable[..., Ended
     assert ended.out.splitlines()[2].split() == ["job", "optim.lr", "status", "val", "best", "step", "tok/s", "s"]
 
 
-def test_results_are_found_by_name(swept: Callable[..., Ended], tool: Callable[..., Ended], folder: Path) -> None:
-    swept(*SHORT, "seed=1,2")
+def test_results_are_found_by_name(begun: Path, tool: Callable[..., Ended], folder: Path) -> None:
+    assert tool(runs.main, "results", str(folder)).code == 0, "with the paths of this copy"
     before = (folder / "results.csv").read_text()
     for name in ("results.csv", "results.md"):
         (folder / name).unlink()
@@ -316,4 +347,4 @@ def test_results_are_found_by_name(swept: Callable[..., Ended], tool: Callable[.
     assert ended.out == before == (folder / "results.csv").read_text()
     for where in (folder / "no", folder / "0" / "checkpoints"):
         ended = tool(runs.main, "results", str(where))
-        assert_refused(ended)
+        assert_refused(ended, where)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,7 @@ from bigramlm import runs, workers
 from bigramlm.results import Results
 from bigramlm.run import holder, read_summary
 from bigramlm.sweep import Sweep
-from tests.helpers import Cli, Ended, Started, came_to, started, wait_for
-
-SHORT = ("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5")
+from tests.helpers import Started, came_to, started, wait_for
 
 # Some tenths of a second a job, with a checkpoint now and then.
 LONGER = (
@@ -23,26 +20,9 @@ LONGER = (
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "sweep"
-
-
-@pytest.fixture
-def swept(cli: Cli, folder: Path) -> Callable[..., Ended]:
-    """Runs `train -m` with these arguments in one folder: swept("seed=1,2") -> Ended."""
-    return lambda *arguments: cli("-m", *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
-
-
 def sweeping(folder: Path, *arguments: str) -> contextlib.AbstractContextManager[Started]:
     """A sweep in a process of its own, ended when the test ends."""
     return started("-m", *arguments, f"hydra.sweep.dir={folder}")
-
-
-def finished(process: Started) -> tuple[str, str]:
-    """What a command wrote to standard output and standard error, once it has ended."""
-    ended = process.end()
-    return ended.out, ended.err
 
 
 def kill_when_it_came_to(job: Path, step: int) -> None:
@@ -59,14 +39,14 @@ def test_a_worker_that_is_killed_costs_its_job_only(tmp_path: Path) -> None:
     arguments = (*LONGER, "trainer.steps=8000", "seed=1,2,3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     with sweeping(folder, *arguments) as process:
         kill_when_it_came_to(folder / "0", 1000)
-        out, err = finished(process)
-        assert process.code == 1
-    assert "job 0: its process was killed" in err
-    assert "3 jobs: 2 completed, 1 killed" in out
+        ended = process.end()
+        assert ended.code == 1
+    assert "job 0: its process was killed" in ended.err
+    assert "3 jobs: 2 completed, 1 killed" in ended.out
     with sweeping(folder, *arguments) as process:
-        out, err = finished(process)
-        assert process.code == 0, err
-    assert "3 jobs: 3 completed" in out
+        ended = process.end()
+        assert ended.code == 0, ended.err
+    assert "3 jobs: 3 completed" in ended.out
     resumed = read_summary(folder / "0")
     assert resumed is not None
     assert resumed["resumed"][0]["step"] >= 1000
@@ -78,12 +58,12 @@ def test_a_signal_stops_jobs_in_other_processes_with_a_save(tmp_path: Path, numb
     folder = tmp_path / "sweep"
     arguments = (*LONGER, "trainer.steps=1000000", "seed=1,2,3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     with sweeping(folder, *arguments) as process:
-        wait_for(lambda: all(came_to(folder / job, 500) for job in "01"))
+        wait_for(lambda: all(came_to(folder / job, 500) for job in "01"), of=process)
         process.send(number)
-        out, err = finished(process)
-    assert process.code == 128 + number, err
-    assert "Traceback" not in err
-    assert "3 jobs: 2 stopped, 1 pending" in out
+        ended = process.end()
+    assert ended.code == 128 + number, ended.err
+    assert "Traceback" not in ended.err
+    assert "3 jobs: 2 stopped, 1 pending" in ended.out
     for job in "01":
         summary = read_summary(folder / job)
         assert summary is not None
@@ -91,13 +71,22 @@ def test_a_signal_stops_jobs_in_other_processes_with_a_save(tmp_path: Path, numb
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
-def test_with_the_command_killed_no_worker_trains_on(tmp_path: Path) -> None:
+def test_workers_share_the_cores_and_with_the_command_killed_none_trains_on(tmp_path: Path) -> None:
+    from joblib.externals import loky
+
     folder = tmp_path / "sweep"
-    arguments = (*LONGER, "trainer.steps=1000000", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    with sweeping(folder, *arguments) as process:
-        wait_for(lambda: came_to(folder / "0", 500) and holder(folder / "1"))
+    # Too large for one thread on auto, so each takes all that it is given.
+    large = ("data.batch_size=4096", "data.block_size=64", "trainer.checkpoint_every=1")
+    arguments = (*LONGER, *large, "trainer.steps=1000000", "seed=1,2", "hydra/launcher=joblib")
+    with sweeping(folder, *arguments, "hydra.launcher.n_jobs=2") as process:
+        wait_for(lambda: all(came_to(folder / job, 1) for job in "01"), of=process)
         process.kill()
     wait_for(lambda: statuses_now(folder) == ["stopped", "stopped"])
+    shares = workers.environments(2, cores=loky.cpu_count(), gpus=[])
+    for job, share in zip("01", shares, strict=True):
+        run = runs.read_run(folder / job)
+        assert run is not None
+        assert run.get("device.threads") == share["OMP_NUM_THREADS"]
 
 
 def statuses_now(folder: Path) -> list[str]:
@@ -126,16 +115,3 @@ def test_gpus_are_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch, tmp_pa
         listing.write_text("#!/bin/sh\necho 'GPU 0: one'\necho '  MIG device'\necho 'GPU 1: two'\n")
         listing.chmod(0o755)
         assert workers.visible_gpus() == ["0", "1"]
-
-
-@pytest.mark.slow
-def test_the_jobs_of_joblib_share_the_cores(swept: Callable[..., Ended], folder: Path) -> None:
-    # Too large for one thread on auto, so it takes all that it is given.
-    large = ("data.batch_size=4096", "data.block_size=64", "trainer.steps=1")
-    n = max(2, os.cpu_count() or 1)
-    ended = swept(*SHORT, *large, "seed=1,2", "hydra/launcher=joblib", f"hydra.launcher.n_jobs={n}")
-    assert ended.code == 0, ended.err
-    for job in "01":
-        run = runs.read_run(folder / job)
-        assert run is not None
-        assert run.get("device.threads") == "1"
