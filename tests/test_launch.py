@@ -1,4 +1,4 @@
-"""Launchers: submitit, Slurm, what they report, and what is waited for."""
+"""Launches: how jobs are composed, submitit and Slurm, what they report, and what is waited for."""
 
 import contextlib
 import json
@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from bigramlm import launch, stop, train
+from bigramlm import launch, paths, stop, train
 from bigramlm.errors import UserError
 from bigramlm.results import Results
 from bigramlm.run import RunFolder, holder, read_summary
@@ -72,6 +75,32 @@ def forged(folder: Path, *summaries: dict[str, Any]) -> Results:
         (folder / str(number) / "summary.json").write_text(json.dumps(summary))
     made.save()
     return Results(Sweep(folder))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["seed=3", "optim.lr=0.3"],
+        ["experiment=quick", "seed=3", "optim.lr=0.3", 'sample.prompt="a, b"'],
+        ["data=text", 'data.path="x y"', "++data.batch_size=7", "logger=none", "hydra.sweep.subdir=9"],
+        ["optim.lr=1e-3", "optim.lr=1e-4", "optim.betas=[0.1,0.2]", "logger.tags=[a,b]"],
+    ],
+)
+def test_composing_fast_gives_what_hydra_composes(overrides: list[str]) -> None:
+    train.set_up_hydra()
+    with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        assert loader is not None
+        typed = ["hydra.mode=MULTIRUN", "hydra.sweep.dir=/somewhere", "seed=1,2"]
+        master = loader.load_configuration("train", typed, run_mode=RunMode.MULTIRUN)
+        composer = launch.Composer(loader)
+        # The second comes from what is kept of the first.
+        first = [word for word in overrides if not word.startswith(("seed=", "optim.lr="))]
+        composer.load_sweep_config(master, first)
+        for one in (overrides, overrides[::-1]):
+            ours, hydras = (of.load_sweep_config(master, one) for of in (composer, loader))
+            assert OmegaConf.to_container(ours) == OmegaConf.to_container(hydras)
+            assert ours.hydra.sweep.dir == "/somewhere"
 
 
 def test_submitit_runs_each_job_in_a_process(swept: Callable[..., Ended], folder: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -17,15 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
-from omegaconf import OmegaConf
 
-from bigramlm import launch, paths, runs, sweep, train, trainer
+from bigramlm import paths, runs, sweep, train, trainer
 from bigramlm.data import shakespeare
 from bigramlm.data import text as data_text
 from bigramlm.model.bigram import Bigram
+from bigramlm.optim.config import OptimConfig
 from bigramlm.results import Results
 from bigramlm.run import RunFolder, read_summary
 from bigramlm.sweep import Sweep
@@ -284,32 +282,6 @@ sys.exit(any(name in sys.modules for name in {("torch", "optuna", "joblib", "sub
     assert "joblib" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["seed=3", "optim.lr=0.3"],
-        ["experiment=quick", "seed=3", "optim.lr=0.3", 'sample.prompt="a, b"'],
-        ["data=text", 'data.path="x y"', "++data.batch_size=7", "logger=none", "hydra.sweep.subdir=9"],
-        ["optim.lr=1e-3", "optim.lr=1e-4", "optim.betas=[0.1,0.2]", "logger.tags=[a,b]"],
-    ],
-)
-def test_composing_fast_gives_what_hydra_composes(overrides: list[str]) -> None:
-    train.set_up_hydra()
-    with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        assert loader is not None
-        typed = ["hydra.mode=MULTIRUN", "hydra.sweep.dir=/somewhere", "seed=1,2"]
-        master = loader.load_configuration("train", typed, run_mode=RunMode.MULTIRUN)
-        composer = launch.Composer(loader)
-        # The second comes from what is kept of the first.
-        first = [word for word in overrides if not word.startswith(("seed=", "optim.lr="))]
-        composer.load_sweep_config(master, first)
-        for one in (overrides, overrides[::-1]):
-            ours, hydras = (of.load_sweep_config(master, one) for of in (composer, loader))
-            assert OmegaConf.to_container(ours) == OmegaConf.to_container(hydras)
-            assert ours.hydra.sweep.dir == "/somewhere"
-
-
 def test_groups_experiments_and_free_text_are_swept_too(
     swept: Callable[..., Ended], folder: Path, tmp_path: Path
 ) -> None:
@@ -440,43 +412,44 @@ def test_two_commands_at_once_in_one_sweep_are_refused(swept: Callable[..., Ende
     assert not (folder / "0").exists()
 
 
-def dies_after(steps: int) -> None:
-    """Have this process killed once it is to take one step more than so many, counted over all its jobs."""
-    rate, begun = trainer.learning_rate, []
+def dies_in(nth: int, at: int) -> None:
+    """Have this process killed at a step of the nth, from 0, of the jobs that it trains."""
+    rate, seen = trainer.learning_rate, [0]
 
-    def learning_rate(*given: Any) -> float:
-        begun.append(1)
-        if len(begun) > steps:
+    def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:
+        seen.append(step)
+        begun = sum(later < earlier for earlier, later in itertools.pairwise(seen))
+        if begun == nth and step >= at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return rate(*given)
+        return rate(cfg, step, steps)
 
     trainer.learning_rate = learning_rate
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
 def test_killed_three_times_and_gone_on_with_it_has_the_same_table(
-    swept: Callable[..., Ended], folder: Path, tmp_path: Path
+    swept: Callable[..., Ended], cli: Cli, folder: Path, tmp_path: Path
 ) -> None:
     arguments = (*SHORT, "trainer.checkpoint_every=5", "optim.lr=1e-2,1e-1", "seed=1,2")
     whole = tmp_path / "whole"
-    for at, done, job, step in ((7, 0, 0, 5), (15 + 12, 1, 1, 10), (10 + 20 + 18, 3, 3, 15)):
-        setup = functools.partial(dies_after, at)
+    for job, nth, at, done in ((0, 0, 7, 0), (1, 1, 12, 1), (3, 2, 18, 3)):
+        setup = functools.partial(dies_in, nth, at)
         ended = command("-m", *arguments, f"hydra.sweep.dir={folder}", setup=setup)
         assert ended.code == -signal.SIGKILL, ended.err
         left = {row.name: row.status for row in Results(Sweep(folder)).rows}
         assert list(left.values()).count("completed") == done
         assert left[str(job)] == "killed"
-        assert came_to(folder / str(job), step)
-        assert not came_to(folder / str(job), step + 1)
+        assert came_to(folder / str(job), at - 5)
+        assert not came_to(folder / str(job), at)
     ended = swept(*arguments)
     assert ended.code == 0, ended.err
     assert "3 done already, 1 begun, 0 to begin" in ended.err
     assert "4 jobs: 4 completed" in ended.out
-    for job, steps in (("0", [5]), ("1", [10]), ("2", []), ("3", [15])):
-        summary = read_summary(folder / job)
+    for job, steps in enumerate(([5], [10], [], [15])):
+        summary = read_summary(folder / str(job))
         assert summary is not None
         assert [time["step"] for time in summary.get("resumed", [])] == steps
-    ended = swept(*arguments, f"hydra.sweep.dir={whole}")
+    ended = cli("-m", *arguments, f"hydra.sweep.dir={whole}", run_dir=False)
     assert ended.code == 0, ended.err
     assert table(folder, but=TIMES) == table(whole, but=TIMES)
 
