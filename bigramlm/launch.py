@@ -35,7 +35,7 @@ from bigramlm.config import RunConfig, identity, to_run_config
 from bigramlm.data.config import DataConfig
 from bigramlm.errors import UserError, require
 from bigramlm.results import Results
-from bigramlm.run import LOCK, RunFolder, holder, read_summary
+from bigramlm.run import HOLDER, LOCK, RunFolder, holder, read_summary
 from bigramlm.search import STUDY, Search
 from bigramlm.stop import Stopped, stop_signals
 from bigramlm.sweep import FINISHED, Job, Sweep, values_of
@@ -327,34 +327,41 @@ def launching(config: DictConfig, context: HydraContext, launcher: Launcher) -> 
 
     Ends the process with exit code 1 where jobs are left undone, 130 or 143 after a signal.
     """
-    folder, code = Path(config.hydra.sweep.dir).absolute(), 0
+    folder, code, left = Path(config.hydra.sweep.dir).absolute(), 0, False
     try:
         if hasattr(launcher, "check"):
             launcher.check()
         with RunFolder(folder).lock():
-            launch = Launch(Sweep(folder), config, context, launcher)
             try:
-                with stop_signals():
-                    yield launch
-            except Stopped as stopped:
-                code = 128 + stopped.signal
-                launch.wait_for_others(stopped)
-            except SystemExit as ended:  # a job that was stopped in this process
-                code = int(ended.code or 0)
-            except Exception:
-                if launch.has_launched:
-                    launch.report()
-                raise
+                launch = Launch(Sweep(folder), config, context, launcher)
+                try:
+                    with stop_signals():
+                        yield launch
+                except Stopped as stopped:
+                    code = 128 + stopped.signal
+                    launch.wait_for_others(stopped)
+                except SystemExit as ended:  # a job that was stopped in this process
+                    code = int(ended.code or 0)
+                except Exception:
+                    if launch.has_launched:
+                        launch.report()
+                    raise
+                finally:
+                    if hasattr(launcher, "close"):
+                        launcher.close()
+                left = launch.report() if launch.sweep.jobs else False
             finally:
-                if hasattr(launcher, "close"):
-                    launcher.close()
-            left = launch.report() if launch.sweep.jobs else False
+                _remove_empty(folder, but={LOCK, HOLDER, STUDY})
     finally:
-        # Refused before anything began it holds nothing.
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK, STUDY}:
-            shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(folder, but=set())  # a lock in it is another command's
     if code or left:
         sys.exit(code or 1)
+
+
+def _remove_empty(folder: Path, *, but: set[str]) -> None:
+    # Refused before anything began a sweep's folder holds nothing.
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= but:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def search(launch: Launch, study: Search, fixed: Sequence[str], *, n_trials: int, at_once: int) -> None:

@@ -118,12 +118,13 @@ class Search:
         described = [f"{name}={part}" for name, part in sorted(space.items())]
         about = {"space": described, "fields": sorted(fixed), "pruner": [pruner, pruner_options]}
         for name, now in about.items():
-            before = self.study.user_attrs.get(name)
+            before: Any = self.study.user_attrs.get(name)
             if before is None:
                 self.study.set_user_attr(name, now)
             elif name != "pruner" and json.dumps(before, sort_keys=True) != json.dumps(now, sort_keys=True):
+                gone, new = ([part for part in a if part not in b] for a, b in ((before, now), (now, before)))
                 raise UserError(
-                    f"{relative(folder)}: holds a search with other {name}: {_brief(before)}; now {_brief(now)}: "
+                    f"{relative(folder)}: holds a search with other {name}: {_brief(gone)}; now {_brief(new)}: "
                     "search that in a new sweep"
                 )
         options = {"seed": seed, **sampler_options}
@@ -247,6 +248,6 @@ def _make(kind: Callable[..., Any], what: str, options: dict[str, Any]) -> Any:
         raise UserError(f"hydra.sweeper.{what}_options={options}: {error}") from None
 
 
-def _brief(value: Any) -> str:
-    text = ", ".join(value) if isinstance(value, list) else str(value)
+def _brief(value: list[str]) -> str:
+    text = ", ".join(value) or "none"
     return text if len(text) <= 120 else f"{text[:119]}…"

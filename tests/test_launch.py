@@ -238,6 +238,7 @@ def test_a_launcher_that_fails_is_one_line(swept: Callable[..., Ended], folder: 
     ended = swept(*SHORT, "seed=1,2,3", "hydra/launcher=submitit_slurm")
     assert "3 jobs: 3 pending" in ended.out, "the table, also of what has not begun"
     assert_refused(replace(ended, out=""), "srun")
+    assert "Error(" not in ended.err, "what it says, and not how Python shows it"
 
 
 def test_a_job_that_is_started_again_goes_on_or_is_done(tmp_path: Path) -> None:

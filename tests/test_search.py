@@ -146,7 +146,7 @@ def test_another_search_is_another_sweep(searched: Callable[..., Ended], folder:
     searched(SPACE, "hydra.sweeper.n_trials=1")
     for change, field, value in (
         (["optim.lr=interval(0.1, 1)"], "space", "low=0.1"),
-        ([SPACE, "trainer.grad_accumulation=2"], "fields", ""),
+        ([SPACE, "trainer.grad_accumulation=2"], "fields", "trainer.grad_accumulation=2"),
     ):
         ended = searched(*change, "hydra.sweeper.n_trials=2")
         assert_refused(ended, folder, field=field, value=value)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from bigramlm import paths, runs, sweep, train, trainer
 from bigramlm.data import shakespeare
@@ -25,7 +26,7 @@ from bigramlm.data import text as data_text
 from bigramlm.model.bigram import Bigram
 from bigramlm.optim.config import OptimConfig
 from bigramlm.results import Results
-from bigramlm.run import RunFolder, read_summary
+from bigramlm.run import LOCK, RunFolder, read_summary
 from bigramlm.sweep import Sweep
 from tests.helpers import Cli, Ended, Started, assert_refused, came_to, command, refuses, started, table, wait_for
 
@@ -401,6 +402,13 @@ def test_a_job_that_another_process_trains_in_is_left_to_it(
     assert "job 0: another process trains in it" in ended.err
     after = state(folder / "0")
     assert all(after[path] == before[path] for path in before if path.name != ".lock")
+
+
+def test_who_is_refused_a_folder_leaves_it_to_who_has_it(swept: Callable[..., Ended], folder: Path) -> None:
+    folder.mkdir()
+    with FileLock(folder / LOCK):  # has just begun, and has written nothing yet
+        assert_refused(swept(*SHORT, "seed=1,2"))
+        assert [path.name for path in folder.iterdir()] == [LOCK]
 
 
 def test_two_commands_at_once_in_one_sweep_are_refused(swept: Callable[..., Ended], folder: Path) -> None:
