@@ -116,9 +116,9 @@ class Search:
         )
         self.study = _open(folder, pruner=_make_pruner(pruner, pruner_options))
         described = [f"{name}={part}" for name, part in sorted(space.items())]
-        about = {"space": described, "fields": sorted(fixed), "pruner": [pruner, pruner_options]}
+        about: dict[str, Any] = {"space": described, "fields": sorted(fixed), "pruner": [pruner, pruner_options]}
         for name, now in about.items():
-            before: Any = self.study.user_attrs.get(name)
+            before = self.study.user_attrs.get(name)
             if before is None:
                 self.study.set_user_attr(name, now)
             elif name != "pruner" and json.dumps(before, sort_keys=True) != json.dumps(now, sort_keys=True):
