@@ -66,7 +66,7 @@ HOSTILE = (
 
 @dataclass
 class Ended:
-    """How a command line ended."""
+    """A command line that has ended: how, and what it printed."""
 
     code: int
     out: str
@@ -78,14 +78,14 @@ Cli = Callable[..., Ended]
 
 
 def composed(*overrides: str) -> DictConfig:
-    """What Hydra composes from these overrides."""
+    """Compose these overrides as Hydra does."""
     train.set_up_hydra()
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
         return compose("train", train.command_line(list(overrides)))
 
 
 def run_config(*overrides: str) -> RunConfig:
-    """The run config that these overrides make."""
+    """Make the run config of these overrides."""
     return to_run_config(composed(*overrides))
 
 
@@ -103,7 +103,7 @@ def small(preset: str) -> list[str]:
 
 @functools.cache
 def gpts() -> list[str]:
-    """The presets that make a GPT of some kind."""
+    """Find the presets that make a GPT of some kind."""
     return [preset for preset in PRESETS if isinstance(run_config(f"model={preset}").model, GPTConfig)]
 
 
@@ -187,12 +187,12 @@ class Started:
 
     @property
     def out(self) -> str:
-        """What it has written to standard output."""
+        """Read what it has written to standard output."""
         return self._read("stdout")
 
     @property
     def err(self) -> str:
-        """What it has written to standard error."""
+        """Read what it has written to standard error."""
         return self._read("stderr")
 
     def send(self, number: int) -> None:
@@ -275,7 +275,7 @@ def started(
 
 
 def wait_for(there: Callable[[], Any], *, of: Started | None = None) -> Any:
-    """What `there` returns, once it is true; of: the command that brings it about, and must not end before."""
+    """Wait for what `there` returns to be true; of: the command that brings it about, and must not end before."""
     until = time.monotonic() + PATIENCE
     while not (found := there()):
         assert of is None or of.code is None or there(), f"it ended:\n{of.err}"
@@ -293,7 +293,7 @@ def summary(folder: Path) -> dict[str, object]:
 
 
 def cut_back(run: Path, to: Path, step: int) -> Path:
-    """What a crash leaves that came after the records of later steps: the checkpoints up to this step, all records."""
+    """Leave what a crash does that came after the records of later steps: all records, checkpoints up to this step."""
     shutil.copytree(run, to)
     for path in (to / "checkpoints").glob("step_*"):
         if int(path.name.removeprefix("step_")) > step:
@@ -314,7 +314,7 @@ def table(folder: Path, *, but: set[str] = frozenset()) -> list[dict[str, str]]:
 
 
 def came_to(job: Path, step: int) -> bool:
-    """Whether a job has a checkpoint of this step, or a later one."""
+    """Tell whether a job has a checkpoint of this step, or a later one."""
     return any(int(path.name[5:]) >= step for path in job.glob("checkpoints/step_*"))
 
 
@@ -331,12 +331,12 @@ def told_of(folder: Path, **fields: object) -> Told:
 
 
 def study(folder: Path) -> optuna.Study:
-    """The study of the search in a folder."""
+    """Load the study of the search in a folder."""
     return optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / 'study.db'}")
 
 
 def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    """The trials of the search in a folder."""
+    """List the trials of the search in a folder."""
     return study(folder).get_trials()
 
 
@@ -357,7 +357,7 @@ TOKENS = torch.randint(11, (2000,), generator=torch.Generator().manual_seed(0)).
 
 
 class Stub(LanguageModel):
-    """What the bigram lacks: positions, dropout, a matrix product, a tied weight; it notes the dtype it computes in."""
+    """A model with what the bigram lacks: positions, dropout, a matrix product, a tied weight; it notes its dtype."""
 
     def __init__(self, *, vocab_size: int, block_size: int) -> None:
         super().__init__()
@@ -412,7 +412,7 @@ def fit(trainer: Trainer) -> Trainer:
 
 
 def kept_for_the_gradient(forward: Callable[[], object]) -> int:
-    """How many numbers autograd keeps of what is computed here."""
+    """Count the numbers that autograd keeps of what is computed here."""
     sizes: list[int] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
