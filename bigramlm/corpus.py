@@ -376,7 +376,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoder:
-    """What turns pieces into ids; where: of the text, for errors; ends: whether documents end with a token."""
+    """An encoder of pieces into ids; where: of the text, for errors; ends: whether documents end with a token."""
 
     tokenizer: Tokenizer
     where: str

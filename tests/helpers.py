@@ -1,4 +1,4 @@
-"""What the tests share: configs, commands in this process and in others, refusals, small models, texts and servers."""
+"""Shared by the tests: configs, commands in this process and in others, refusals, small models, texts and servers."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def _decide_precision(precision: str, name: str, n_params: int) -> tuple[str, st
 
 
 def has_fast_bf16(kind: str) -> bool:
-    """Whether a kind of device computes in bf16 in hardware, and not by converting."""
+    """Tell whether a kind of device computes in bf16 in hardware, and not by converting."""
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_amx_tile_supported())
