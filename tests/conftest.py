@@ -89,6 +89,18 @@ def ended(
 
 
 @pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sweep's folder, which is not there yet."""
+    return tmp_path / "sweep"
+
+
+@pytest.fixture
+def swept(cli: Cli, folder: Path) -> Callable[..., Ended]:
+    """Runs `train -m` with these arguments in one folder: swept("seed=1,2") -> Ended."""
+    return lambda *arguments: cli("-m", *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
+
+
+@pytest.fixture
 def text_file(tmp_path: Path) -> Path:
     """A small text with enough in it to split."""
     path = tmp_path / "text.txt"

@@ -53,7 +53,7 @@ def _quiet() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the runs are that several tests read."""
+    """Make the folder of the runs that several tests read."""
     return tmp_path_factory.mktemp("shared")
 
 

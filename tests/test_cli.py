@@ -1,4 +1,4 @@
-"""What the commands share: free text as typed, refusals in one line, exit codes."""
+"""Shared by the commands: free text as typed, refusals in one line, exit codes."""
 
 import os
 import signal

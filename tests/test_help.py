@@ -1,4 +1,4 @@
-"""What --help shows, at once: all there is to choose from, and the fields as they would be."""
+"""The text of --help, at once: all there is to choose from, and the fields as they would be."""
 
 import re
 import subprocess

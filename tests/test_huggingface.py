@@ -384,7 +384,7 @@ NOWHERE = "http://127.0.0.1:9"
 
 @pytest.fixture
 def files(gpt2: Path) -> dict[str, bytes]:
-    """What the model on the hub has."""
+    """Give the files of the model on the hub."""
     return {name: (gpt2 / name).read_bytes() for name in ("config.json", "model.safetensors", "tokenizer.json")}
 
 

@@ -22,7 +22,7 @@ from bigramlm.errors import UserError
 from bigramlm.results import Results
 from bigramlm.run import RunFolder, holder, read_summary
 from bigramlm.sweep import Job, Sweep
-from tests.helpers import PATIENCE, Cli, Ended, Started, assert_refused, came_to, composed, started, wait_for
+from tests.helpers import PATIENCE, Ended, Started, assert_refused, came_to, composed, started, wait_for
 
 SHORT = (
     *("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5"),
@@ -34,17 +34,6 @@ LONGER = (
     *("data=bundled", "logger=none", "trainer.steps=6000", "trainer.eval_every=500"),
     *("trainer.checkpoint_every=500", "trainer.log_every=500"),
 )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "sweep"
-
-
-@pytest.fixture
-def swept(cli: Cli, folder: Path) -> Callable[..., Ended]:
-    """Runs `train -m` with these arguments in one folder: swept("seed=1,2") -> Ended."""
-    return lambda *arguments: cli("-m", *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
 
 
 def state(folder: Path) -> dict[Path, tuple[int, bytes]]:

@@ -102,7 +102,7 @@ def test_a_file_of_tests_mirrors_a_module_and_is_not_long(path: Path) -> None:
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
 def test_tests_know_no_private_names_and_share_helpers_only(path: Path) -> None:
-    """What is private may change without a test: limits, clocks and failures come in by public names."""
+    """Hold tests to public names: what is private may change without one."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
             own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")

@@ -1,4 +1,4 @@
-"""What LoRA can be put beside, and what is refused before anything is trained."""
+"""LoRA: beside what it can be put, and what is refused before anything is trained."""
 
 import importlib.util
 from pathlib import Path

@@ -111,7 +111,7 @@ def drag(window: Browser, *places: tuple[float, float]) -> None:
 
 
 def boxes(window: Browser, selector: str) -> list[tuple[float, float, float, float]]:
-    """Where such elements are, from left to right: x, y, width and height."""
+    """Find where such elements are, from left to right: x, y, width and height."""
     script = """
         const found = [...document.querySelectorAll(args[0])].map((one) => one.getBoundingClientRect());
         return found.sort((a, b) => a.x - b.x).map(({x, y, width, height}) => [x, y, width, height]);

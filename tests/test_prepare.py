@@ -24,7 +24,7 @@ BPE = ("tokenizer=bpe", "tokenizer.vocab_size=300")
 
 
 def encoded_here(text: Text, cfg: TokenizerConfig, encoder: Encoder, *, skip: int) -> Iterator[Encoded]:
-    """What `encode_on_all_cores` gives, without the second that it takes to start other processes."""
+    """Give what `encode_on_all_cores` does, without the second that it takes to start other processes."""
     return map(encoder, corpus.units(text.pieces(), skip=skip))
 
 

@@ -1,4 +1,4 @@
-"""What every preset in conf/ does; they are found, and none is left out."""
+"""Every preset in conf/, and what it does; they are found, and none is left out."""
 
 import functools
 import itertools
@@ -125,7 +125,7 @@ def test_every_kind_has_its_preset() -> None:
 
 
 def goes_on(experiment: str) -> bool:
-    """Whether an experiment is of trained weights: it, or one that it stands on, names init_from, if in a comment."""
+    """Tell whether an experiment is of trained weights: it, or one that it stands on, names init_from somewhere."""
     path = paths.conf_dir() / "experiment" / f"{experiment}.yaml"
     preset = OmegaConf.load(path)
     assert isinstance(preset, DictConfig)
@@ -169,7 +169,7 @@ def needed(text_file: Path, tool: Cli) -> Any:
 
 
 def is_here(device: str) -> bool:
-    """Whether this machine has a device."""
+    """Tell whether this machine has a device."""
     return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(device, True)
 
 
@@ -310,7 +310,7 @@ ON_COUNTS = (*RUN, "model=gpt", *shrunk(model_of("gpt")), "model.ngram_order=3",
 
 
 def tables(folder: Path) -> dict[str, torch.Tensor]:
-    """What the newest checkpoint of a run has counted."""
+    """Load what the newest checkpoint of a run has counted."""
     return {name: value for name, value in load_model(newest(folder))[0].state_dict().items() if is_counted(name)}
 
 

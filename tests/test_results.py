@@ -24,17 +24,6 @@ SHORT = (
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "sweep"
-
-
-@pytest.fixture
-def swept(cli: Cli, folder: Path) -> Callable[..., Ended]:
-    """Runs `train -m` with these arguments in one folder: swept("seed=1,2") -> Ended."""
-    return lambda *arguments: cli("-m", *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """A sweep of two jobs, seed=1 and seed=2, to look at; its folder is .folder."""

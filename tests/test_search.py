@@ -30,11 +30,6 @@ SPACE = "optim.lr=tag(log, interval(1e-4, 1))"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "sweep"
-
-
-@pytest.fixture
 def searched(cli: Cli, folder: Path) -> Callable[..., Ended]:
     """Runs a search in one folder: searched("hydra.sweeper.n_trials=3") -> Ended."""
     return lambda *arguments: cli("-m", *SEARCH, *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
