@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 
@@ -14,6 +15,7 @@ from bigramlm.bench.data import data
 from bigramlm.bench.measure import Report
 from bigramlm.bench.report import report
 from bigramlm.bench.steps import generate, gpt2, nanogpt, profile, step, threads
+from bigramlm.bench.versions import bits, versions
 from bigramlm.cli import exit_codes, show
 from bigramlm.errors import require
 
@@ -33,6 +35,8 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Report]]] = {
     "search": search,
     "report": report,
     "data": data,
+    "versions": versions,
+    "bits": bits,
 }
 
 
@@ -48,7 +52,8 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=BENCHMARKS, help="what to compare")
-    parser.add_argument("overrides", nargs="*", help="of step and profile: the run to measure, as for train.py")
+    about_overrides = "of step and profile: the run to measure, as for train.py; of versions and bits: OLD NEW"
+    parser.add_argument("overrides", nargs="*", help=about_overrides)
     parser.add_argument("--pairs", type=int, default=7, help="how many pairs to measure (7)")
     parser.add_argument("--json", action="store_true", help="print every figure as JSON, a line a comparison")
     arguments = parser.parse_intermixed_args()
@@ -57,5 +62,8 @@ def main() -> None:
         require(arguments.pairs >= 1, f"--pairs={arguments.pairs}: must be 1 or more")
         takes = inspect.Parameter.VAR_POSITIONAL in {p.kind for p in inspect.signature(benchmark).parameters.values()}
         require(takes or not overrides, f"{' '.join(overrides)}: bench {arguments.name} takes no overrides")
+        same = True
         for found in benchmark(arguments.pairs, *overrides):
             show(json.dumps(found.to_dict()) if arguments.json else str(found))
+            same = same and getattr(found, "ok", True)
+    sys.exit(0 if same else 1)
