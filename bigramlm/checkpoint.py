@@ -1,5 +1,7 @@
 """Checkpoints: a folder a step, whole or absent, with nothing in it that runs when it is loaded."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import itertools
@@ -9,7 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,45 @@ class Base:
     sha256: str
 
 
+@dataclass(frozen=True)
+class AdapterState:
+    """What is trained of a model where that is an adapter, with the weights that it stands beside."""
+
+    adapter: LoRA
+    base: Base
+
+
+@dataclass
+class Progress:
+    """How far a run is: what a checkpoint says of it beside its tensors."""
+
+    step: int = 0
+    """The updates that made the weights."""
+    seconds: float = 0.0
+    """Of training until then, evaluations and saves included."""
+    best: dict[str, float] = field(default_factory=dict)
+    """The lowest val loss of an evaluation, with its step: {"step": 10, "val/loss": 2.5}; empty before the first."""
+    waited: int = 0
+    """Evaluations since the best one."""
+    evaluated: int = -1
+    """The step of the last evaluation."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a run's checkpoints are made from; what never changes is bound here once."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    tokenizer: str
+    """As JSON."""
+    config: str
+    """The run's, as YAML."""
+    adapter: AdapterState | None = None
+    """What is saved in the place of the weights, where there is one."""
+
+
 class Checkpoints:
     """The checkpoints of a run: folders `step_<n>`, and the files `last` and `best`, each with the name of one.
 
@@ -64,61 +105,8 @@ class Checkpoints:
     was, the tokenizer, the run's config, and a manifest with every file's size and SHA-256.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 1) -> None:
-        """keep: how many of the newest stay, `best` not counted."""
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._keep = keep
-
-    def save(
-        self,
-        step: int,
-        *,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        tokenizer: str,
-        config: str,
-        state: dict[str, Any],
-        best: int | None,
-        adapter: LoRA | None = None,
-        base: Base | None = None,
-    ) -> None:
-        """Save a step as `last`; best: the step of the best one so far; tokenizer: as JSON; config: the run's, as YAML;
-        adapter: what is saved in the place of the weights, where there is one, and the base of it.
-
-        The folder is written aside, synced and renamed: a crash at any moment leaves it whole or absent.
-        """
-        self.folder.mkdir(exist_ok=True)
-        final = self.folder / f"step_{step}"
-        aside = files.aside(final)
-        try:
-            aside.mkdir()
-            tensors, plain = _training_state(model, optimizer)
-            assert (adapter is None) == (base is None)
-            if adapter is None or base is None:
-                save_model(model, str(aside / MODEL))
-            else:
-                adapter.save(aside, base=base.place)
-                _write_json(aside / BASE, {**asdict(base), "from_here": _from_here(base.place, final)})
-            save_file(tensors, str(aside / TRAINING), metadata={"optimizer": json.dumps(plain)})
-            _write_json(aside / STATE, {"step": step, **state})
-            (aside / TOKENIZER).write_text(tokenizer + "\n", "utf-8")
-            (aside / CONFIG).write_text(config, "utf-8")
-            write_manifest(aside, step)
-            _sync_all(aside)
-            _put(aside, final)
-        except SafetensorError as error:
-            raise UserError(f"{final}: the checkpoint could not be written: {error}") from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-        self.point(step, best=best)
-
-    def point(self, step: int, *, best: int | None) -> None:
-        """Name a step that is saved as `last`, and the best one as `best`; remove what is old."""
-        for name, named in (("last", step), ("best", best)):
-            if named is not None:
-                # Not synced: going on relies on neither of them.
-                files.write(self.folder / name, [f"step_{named}\n".encode()], durable=False)
-        self._prune(step, best)
 
     def path(self, name: str) -> Path:
         """The folder that `last` or `best` names. UserError where it names none."""
@@ -134,7 +122,7 @@ class Checkpoints:
         steps = (paths.step_of(path.name) for path in self.folder.glob("step_*"))
         return sorted(step for step in steps if step is not None)
 
-    def newest(self) -> "Checkpoint | None":
+    def newest(self) -> Checkpoint | None:
         """The newest one that is whole, None where there is none at all; the log says which were passed over and why.
 
         UserError where there are some and not one of them is whole.
@@ -148,14 +136,14 @@ class Checkpoints:
         require(not steps, f"{self.folder}: none of the {len(steps)} checkpoints is whole")
         return None
 
-    def set_aside(self, *, after: int) -> None:
-        """Rename the checkpoints of later steps, which were passed over: they are not whole."""
+    def quarantine(self, *, after: int | None) -> None:
+        """Rename the checkpoints of later steps, which were passed over: they are not whole. None renames none."""
         for step in self.steps():
-            if step > after:
+            if after is not None and step > after:
                 path = self.folder / f"step_{step}"
                 path.rename(self.folder / f"damaged_{path.name}.{uuid.uuid4().hex[:6]}")
 
-    def best_at(self, resumed: "Checkpoint") -> dict[str, float]:
+    def best_at(self, resumed: Checkpoint) -> dict[str, float]:
         """The best evaluation, as a run knows it that goes on from this checkpoint.
 
         Where the best checkpoint was lost, none is best until the next evaluation.
@@ -181,6 +169,88 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+class CheckpointManager(Checkpoints):
+    """The checkpoints of a run that trains: saves its states, restores one, and removes what is old."""
+
+    def __init__(self, folder: Path, contents: Contents, *, keep: int = 1) -> None:
+        """keep: how many of the newest stay, `best` not counted."""
+        super().__init__(folder)
+        self.contents = contents
+        self._keep = keep
+        self._restored: Checkpoint | None = None
+
+    def has(self, progress: Progress) -> bool:
+        """Tell whether a state is saved already: the run was restored from it, and has found no other to be best."""
+        restored = self._restored
+        return restored is not None and (restored.step, restored.best) == (progress.step, progress.best)
+
+    def save(self, progress: Progress) -> None:
+        """Save the state as `last`.
+
+        The folder is written aside, synced and renamed: a crash at any moment leaves it whole or absent.
+        """
+        if not self.has(progress):
+            self.folder.mkdir(exist_ok=True)
+            final = self.folder / f"step_{progress.step}"
+            aside = files.aside(final)
+            try:
+                aside.mkdir()
+                self._write(aside, final, progress)
+                _sync_all(aside)
+                _put(aside, final)
+            except SafetensorError as error:
+                raise UserError(f"{final}: the checkpoint could not be written: {error}") from error
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        self.point(progress.step, best=int(progress.best["step"]) if progress.best else None)
+
+    def _write(self, aside: Path, final: Path, progress: Progress) -> None:
+        of = self.contents
+        tensors, plain = _training_state(of.model, of.optimizer)
+        if of.adapter is None:
+            save_model(of.model, str(aside / MODEL))
+        else:
+            base = of.adapter.base
+            of.adapter.adapter.save(aside, base=base.place)
+            _write_json(aside / BASE, {**asdict(base), "from_here": _from_here(base.place, final)})
+        save_file(tensors, str(aside / TRAINING), metadata={"optimizer": json.dumps(plain)})
+        _write_json(
+            aside / STATE,
+            {
+                "step": progress.step,
+                "seconds": progress.seconds,
+                "best": progress.best,
+                "scaler": of.scaler.state_dict(),
+                "waited": progress.waited,
+                "evaluated": progress.evaluated,
+            },
+        )
+        (aside / TOKENIZER).write_text(of.tokenizer + "\n", "utf-8")
+        (aside / CONFIG).write_text(of.config, "utf-8")
+        write_manifest(aside, progress.step)
+
+    def restore(self, checkpoint: Checkpoint) -> Progress:
+        """Put everything in place as it was when the checkpoint was saved, and return how far the run was.
+
+        UserError where that cannot be. Where the best checkpoint was lost, none is best until the next evaluation.
+        """
+        of = self.contents
+        checkpoint.restore(of.model, of.optimizer, of.adapter.adapter if of.adapter else None)
+        with checkpoint.reading(STATE):
+            if of.scaler.is_enabled() and checkpoint.state["scaler"]:
+                of.scaler.load_state_dict(checkpoint.state["scaler"])
+        self._restored = checkpoint
+        return replace(checkpoint.progress, best=self.best_at(checkpoint))
+
+    def point(self, step: int, *, best: int | None) -> None:
+        """Name a step that is saved as `last`, and the best one as `best`; remove what is old."""
+        for name, named in (("last", step), ("best", best)):
+            if named is not None:
+                # Not synced: going on relies on neither of them.
+                files.write(self.folder / name, [f"step_{named}\n".encode()], durable=False)
+        self._prune(step, best)
 
     def _prune(self, just_saved: int, best: int | None) -> None:
         steps = self.steps()
@@ -212,16 +282,28 @@ class Checkpoint:
                 )
         with self.reading(STATE):
             self.state: dict[str, Any] = json.loads((path / STATE).read_text("utf-8"))
-            self.step = int(self.state["step"])
-            self.seconds = float(self.state["seconds"])
-            self.waited, self.evaluated = int(self.state.get("waited", 0)), int(self.state.get("evaluated", -1))
-            self.best = {name: float(value) for name, value in self.state["best"].items()}
-            if self.best:
-                self.best = {"step": int(self.best["step"]), "val/loss": self.best["val/loss"]}
+            best = {name: float(value) for name, value in self.state["best"].items()}
+            self.progress = Progress(
+                step=int(self.state["step"]),
+                seconds=float(self.state["seconds"]),
+                best={"step": int(best["step"]), "val/loss": best["val/loss"]} if best else {},
+                waited=int(self.state.get("waited", 0)),
+                evaluated=int(self.state.get("evaluated", -1)),
+            )
             if self.step != self.manifest["step"]:
                 raise ValueError("its step is not that of the manifest")
         if paths.step_of(path.name) not in (None, self.step):
             raise UserError(f"{path}: damaged: what is in it was saved as step_{self.step}")
+
+    @property
+    def step(self) -> int:
+        """The updates that made the weights."""
+        return self.progress.step
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The lowest val loss until then, with its step."""
+        return self.progress.best
 
     @property
     def stripped(self) -> bool:

@@ -65,7 +65,7 @@ def inspect(where: str) -> None:
     best = checkpoint.best
     facts = {
         "checkpoint": relative(checkpoint.path),
-        "step": f"{checkpoint.step:,}, after {checkpoint.seconds:,.1f} s of training",
+        "step": f"{checkpoint.step:,}, after {checkpoint.progress.seconds:,.1f} s of training",
         "best": f"val loss {best['val/loss']:.4f} at step {best['step']:,}" if best else "not evaluated yet",
         "model": " ".join(f"{name}={value}" for name, value in vars(cfg.model).items()),
         **_adapter_facts(checkpoint, cfg),

@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bigramlm import paths
-from bigramlm.config import escape_references
 from bigramlm.errors import UserError, require
 from bigramlm.memory import is_out_of_memory
+from bigramlm.overrides import Overrides
 
 T = TypeVar("T")
 
@@ -100,24 +100,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(next(aligned) for _ in head).rstrip() for _ in lines)
 
 
-def quote_free_text(argument: str, fields: Sequence[str]) -> str:
-    """The same override with its value quoted for Hydra's grammar, where it is one of the fields that hold free text.
-
-    Free text is taken as typed, whatever that grammar would make of it.
-    """
-    match = re.fullmatch(rf"(\+{{0,2}}(?:{'|'.join(map(re.escape, fields))})=)(.*)", argument, re.DOTALL)
-    return match[1] + quoted(match[2]) if match else argument
-
-
-def quoted(text: str) -> str:
-    """The text in quotes of Hydra's grammar, so that it arrives as it stands."""
-    # Hydra's quotes end at a quote; the backslashes before one, and before the end, count double.
-    text = re.sub(
-        r'(\\*)("|$(?![\s\S]))', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), escape_references(text)
-    )
-    return f'"{text}"'
-
-
 def known(error: BaseException, folder: Path | None = None) -> BaseException:
     """The error as a UserError where it is one that the user can mend, such as a full disk; folder: written to."""
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
@@ -134,7 +116,7 @@ def known(error: BaseException, folder: Path | None = None) -> BaseException:
 def composed(config_name: str, typed: Sequence[str], free_text: Sequence[str]) -> DictConfig:
     """What is typed, on top of conf/<config_name>.yaml; raises what Hydra raises for a wrong field or value."""
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
-        return compose(config_name, [quote_free_text(argument, free_text) for argument in typed])
+        return compose(config_name, Overrides.typed(typed, free_text).words)
 
 
 def fields_command(config_name: str, schema: type[T], about: str, free_text: Sequence[str]) -> T | None:

@@ -1,11 +1,12 @@
 """RunConfig, the sum of the parts' configs: as Hydra's schemas, and to and from YAML."""
 
+import dataclasses
 import functools
 import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -241,10 +242,52 @@ def tokenizer_config(fields: dict[str, Any]) -> TokenizerConfig:
         raise UserError(f"tokenizer {fields}: not the config of one: {error}") from None
 
 
-def identity(cfg: RunConfig) -> str:
-    """What tells a config, as it was asked for, from every other: a hash of all fields but how it came about."""
-    fields = {name: value for name, value in to_dict(cfg).items() if name not in ("resume", "sweep", "base")}
+# Fields that say how a run came about, and not how it is.
+_NOT_HASHED = ("resume", "sweep", "base")
+
+ADDED: frozenset[str] = frozenset()
+"""The fields, by their full names, that are newer than `config_hash`: hashes of before, of all fields, lack them."""
+
+
+def config_hash(cfg: RunConfig) -> str:
+    """Return what identifies a config as it was asked for: a hash of the fields that differ from their defaults.
+
+    So a new field with a default leaves every hash as it was. Where a default changes, hashes of before mean another
+    config: tests/old/defaults.json holds the defaults.
+    """
+    return _hash({name: part for name, part in _not_default(cfg).items() if name not in _NOT_HASHED})
+
+
+def config_hashes(cfg: RunConfig) -> tuple[str, ...]:
+    """Return the config's hash, and behind it those that it had in earlier versions, by which a sweep may know it."""
+    if ADDED & flat(_not_default(cfg)).keys():
+        return (config_hash(cfg),)
+    all_fields = {name: value for name, value in to_dict(cfg).items() if name not in _NOT_HASHED}
+    for name in ADDED:
+        group, _, last = name.rpartition(".")
+        (all_fields[group] if group else all_fields).pop(last, None)
+    return config_hash(cfg), _hash(all_fields)
+
+
+def _hash(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _not_default(part: Any) -> dict[str, Any]:
+    # The fields of a dataclass that differ from their defaults, and the name of its kind.
+    found: dict[str, Any] = {}
+    for of in fields(part):
+        value = getattr(part, of.name)
+        if is_dataclass(value):
+            found[of.name] = _not_default(value)
+        elif of.name == "name" or value != default_of(of):
+            found[of.name] = value
+    return found
+
+
+def default_of(of: Field[Any]) -> Any:
+    """Return the default of a dataclass's field."""
+    return of.default if of.default_factory is dataclasses.MISSING else of.default_factory()
 
 
 def to_yaml(cfg: RunConfig) -> str:

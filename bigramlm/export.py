@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def merge(where: str, folder: Path, base: str | None) -> str:
     apart = logits_of(model)
     adapter.merge()
     same = _same(apart, logits_of(model), checkpoint)
-    cfg.adapter = NoAdapterConfig()
+    cfg = replace(cfg, adapter=NoAdapterConfig())
     checkpoint.merged(folder, model, to_yaml(cfg))
     return _done("merged", checkpoint, folder, same)
 

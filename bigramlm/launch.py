@@ -9,7 +9,6 @@ import contextlib
 import copy
 import logging
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -23,22 +22,22 @@ from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from bigramlm.cli import known, quoted, relative, show
-from bigramlm.config import RunConfig, identity, to_run_config
+from bigramlm.cli import known, relative, show
+from bigramlm.config import RunConfig, config_hashes, to_run_config
 from bigramlm.data.config import DataConfig
 from bigramlm.errors import UserError, require
+from bigramlm.overrides import Overrides, quoted, sets_a_field
 from bigramlm.results import Results
 from bigramlm.run import HOLDER, LOCK, RunFolder, holder, read_summary
 from bigramlm.search import STUDY, Search
 from bigramlm.stop import Stopped, stop_signals
-from bigramlm.sweep import FINISHED, Job, Sweep, values_of
+from bigramlm.sweep import FINISHED, Job, Sweep
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +61,8 @@ class Composer(ConfigLoaderImpl):
         return {**vars(self), "_bases": {}}  # a job in another process composes for itself
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        parsed = OverridesParser.create(config_loader=self).parse_overrides(sweep_overrides)
-        single = [override for override in parsed if re.match(r"\w+\.|seed=", str(override.input_line))]
+        parsed = Overrides(sweep_overrides).parsed(self)
+        single = [override for override in parsed if sets_a_field(override)]
         groups = tuple(str(override.input_line) for override in parsed if override not in single)
         if groups not in self._bases:
             self._bases[groups] = super().load_sweep_config(master_config, list(groups))
@@ -117,20 +116,18 @@ class Launch:
         free = list(self.sweep.jobs.values())
         known = len(free)
         for line in lines:
-            overrides, cfg = self.settle([typed for typed in line if not re.match(r"\+*sweep=", typed)])
-            asked = identity(cfg)
-            if any(job.asked == asked for job in self.jobs):
-                log.warning("asked for twice, and run once: %s", " ".join(overrides))
+            overrides, cfg = self.settle(Overrides(line).without("sweep"))
+            hashes = config_hashes(cfg)
+            if any(job.asked in hashes for job in self.jobs):
+                log.warning("asked for twice, and run once: %s", " ".join(overrides.words))
                 continue
-            job = next((job for job in free if job.asked == asked and self._is_still(job, cfg)), None)
+            job = next((job for job in free if job.asked in hashes and self._is_still(job, cfg)), None)
             if job is None:
-                job = self.add(overrides, asked)
+                job = self.add(overrides, hashes[0])
             else:
                 free.remove(job)
                 # Where something is now is no matter of what the job is.
-                base = re.compile(r"\+*base=")
-                job.overrides = [typed for typed in job.overrides if not base.match(typed)]
-                job.overrides += filter(base.match, overrides)
+                job.overrides = (Overrides(job.overrides).without("base") + overrides.only("base")).words
             self.jobs.append(job)
         self.sweep.save()
         states = [self.sweep.status(job) for job in self.jobs]
@@ -144,13 +141,13 @@ class Launch:
         if not self.sweep.fields:
             log.warning("nothing is swept; FIELD=A,B would try both")
 
-    def add(self, overrides: list[str], asked: str) -> Job:
+    def add(self, overrides: Overrides, asked: str) -> Job:
         """A new job, in a folder of its own."""
         number = max([-1, *self.sweep.jobs, *_numbers(self.sweep.folder)]) + 1
-        self.sweep.jobs[number] = job = Job(number, overrides, asked)
+        self.sweep.jobs[number] = job = Job(number, overrides.words, asked)
         return job
 
-    def settle(self, overrides: list[str]) -> tuple[list[str], RunConfig]:
+    def settle(self, overrides: Overrides) -> tuple[Overrides, RunConfig]:
         """The overrides of a job and the config that they make, with the text that all jobs are to have.
 
         UserError for a config that cannot be.
@@ -170,20 +167,20 @@ class Launch:
         kept = self.sweep.settled[asked] = self._texts[key]
         if kept == asked:
             return overrides, cfg
-        shared = "|".join(_OF_EVERY_TEXT - {"name"})
-        overrides = [typed for typed in overrides if not re.match(rf"\+*data(=|\.(?!({shared})=))", typed)]
-        overrides.append(f"data={kept}")
+        shared = {f"data.{name}" for name in _OF_EVERY_TEXT - {"name"}}
+        of_this_text = [word.field for word in overrides if word.field.split(".")[0] == "data"]
+        overrides = overrides.without(*set(of_this_text) - shared) + Overrides([f"data={kept}"])
         return overrides, self.compose(overrides)
 
-    def compose(self, overrides: list[str]) -> RunConfig:
+    def compose(self, overrides: Overrides) -> RunConfig:
         """The config of a job. UserError, naming the job, where it cannot be."""
-        composed = self.context.config_loader.load_sweep_config(self.config, overrides)
+        composed = self.context.config_loader.load_sweep_config(self.config, overrides.words)
         with open_dict(composed):
             del composed["hydra"]
         try:
             return to_run_config(composed)
         except UserError as error:
-            values = [f"{name}={value}" for name, value in values_of(overrides).items() if name in self.sweep.fields]
+            values = [f"{name}={value}" for name, value in overrides.values().items() if name in self.sweep.fields]
             raise UserError(f"{error} (in the job with {' '.join(values)})") from None
 
     def _is_still(self, job: Job, cfg: RunConfig) -> bool:
@@ -364,7 +361,7 @@ def _remove_empty(folder: Path, *, but: set[str]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def search(launch: Launch, study: Search, fixed: Sequence[str], *, n_trials: int, at_once: int) -> None:
+def search(launch: Launch, study: Search, fixed: Overrides, *, n_trials: int, at_once: int) -> None:
     """Run trials until the study has so many; those that were begun before go on first."""
     sweep = launch.sweep
     open_ = study.unfinished()
@@ -377,18 +374,19 @@ def search(launch: Launch, study: Search, fixed: Sequence[str], *, n_trials: int
     while batch or study.count() < n_trials:
         while len(batch) < at_once and study.count() < n_trials:
             trial, values = study.ask()
-            overrides, asked, error = [*fixed, *values], "", None
+            overrides, error = fixed + Overrides(values), None
+            hashes: tuple[str, ...] = ("",)
             try:
                 overrides, cfg = launch.settle(overrides)
-                asked = identity(cfg)
+                hashes = config_hashes(cfg)
             except (UserError, HydraException) as refused:
                 if not launch.jobs:  # with the very first it is no matter of the values
                     raise
                 error = str(refused)
             # What has been trained already is not trained once more: to Optuna it is another trial with that outcome.
-            same = (job for job in sweep.jobs.values() if asked and job.asked == asked)
+            same = (job for job in sweep.jobs.values() if job.asked and job.asked in hashes)
             done = next((job for job in same if sweep.status(job) == "completed"), None)
-            job = done or launch.add(overrides, asked)
+            job = done or launch.add(overrides, hashes[0])
             sweep.save()
             trial.set_user_attr("job", job.number)
             if error is None:

@@ -1,5 +1,7 @@
 """Where a run's metrics go: always to metrics.jsonl, and to the loggers that were chosen."""
 
+from __future__ import annotations
+
 import contextlib
 import html
 import io
@@ -85,6 +87,13 @@ class Metrics:
         for name in cfg.use:
             with self._guarded(name):
                 self._loggers[name] = LOGGERS[name](cfg, origin)
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Close what is open; an exception says that the run did not come to its end."""
+        self.close(completed=kind is None)
 
     def log(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
         """Record metrics by name for a step; seconds: training time since the start."""

@@ -20,8 +20,9 @@ from bigramlm import files
 from bigramlm.cli import relative, table
 from bigramlm.config import KINDS, flat
 from bigramlm.errors import UserError
+from bigramlm.overrides import Overrides
 from bigramlm.run import last_sample, read_config, read_summary, status
-from bigramlm.sweep import Sweep, compares_tokenizers, values_of
+from bigramlm.sweep import Sweep, compares_tokenizers
 
 T = TypeVar("T")
 
@@ -491,7 +492,7 @@ def swept(folder: Path) -> dict[str, str] | None:
 
 def typed_of(overrides: Any) -> dict[str, str]:
     """What a summary says was typed, by field; nothing where it is damaged."""
-    return values_of([str(override) for override in overrides]) if isinstance(overrides, list) else {}
+    return Overrides(map(str, overrides)).values() if isinstance(overrides, list) else {}
 
 
 def part(summary: dict[str, Any], name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import platform
 import re
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,10 +41,10 @@ class RunFolder:
             )
         self.summary = {"id": uuid.uuid4().hex[:12]}
 
-    def holds(self, asked: str) -> bool:
-        """Whether the folder holds a run that began with just this config, by its `config.identity`."""
+    def holds(self, hashes: Sequence[str]) -> bool:
+        """Whether the folder holds a run that began with just this config, by its `config.config_hashes`."""
         found = read_summary(self.path) or {}
-        return found.get("asked") == asked and (self.path / "config.yaml").exists()
+        return found.get("asked") in hashes and (self.path / "config.yaml").exists()
 
     def reopen(self) -> None:
         """Take up the run that the folder holds; nothing in it changes before `begin`."""
@@ -67,6 +67,20 @@ class RunFolder:
         self.update_summary(
             status="running", step=resumed_at, resumed=[*self.summary.get("resumed", []), resumed], **now
         )
+
+    def begin_training(
+        self, config: str, overrides: list[str], *, resumed_at: int | None, is_changed: bool = False
+    ) -> None:
+        """Save the config as it was resolved, as YAML; of a run that is resumed, say in the summary that it goes on.
+
+        is_changed: whether the config is another than it was, so that a sweep that the run is a job of has not asked
+        for it.
+        """
+        if resumed_at is not None:
+            if is_changed:
+                self.summary["asked"] = None
+            self.begin(overrides, resumed_at=resumed_at)
+        self.save_config(config, overrides, resumed_at=resumed_at)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from bigramlm.cli import relative
 from bigramlm.errors import UserError, require, require_choice
+from bigramlm.overrides import Overrides
 from bigramlm.sweep import Sweep, compares_tokenizers
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Search:
         self,
         folder: Path,
         space: Space,
-        fixed: Sequence[str],
+        fixed: Overrides,
         *,
         sampler: str,
         sampler_options: dict[str, Any],
@@ -116,7 +117,7 @@ class Search:
         )
         self.study = _open(folder, pruner=_make_pruner(pruner, pruner_options))
         described = [f"{name}={part}" for name, part in sorted(space.items())]
-        about: dict[str, Any] = {"space": described, "fields": sorted(fixed), "pruner": [pruner, pruner_options]}
+        about: dict[str, Any] = {"space": described, "fields": sorted(fixed.words), "pruner": [pruner, pruner_options]}
         for name, now in about.items():
             before = self.study.user_attrs.get(name)
             if before is None:

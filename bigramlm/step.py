@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,25 +17,31 @@ from bigramlm.optim.base import set_learning_rate, trained
 log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
-# The loss before the update and, where gradients are clipped, their norm before that; both of shape ().
-Outcome = tuple[Tensor, Tensor | None]
+
+# The most compiled updates of a small model that one call takes: more gain little and take longer to compile.
+STEPS_PER_CALL_AT_MOST = 12
+
+
+class StepResult(NamedTuple):
+    """An update of the weights."""
+
+    loss: Tensor
+    """The loss before it, of shape ()."""
+    grad_norm: Tensor | None
+    """Where gradients are clipped, their norm before that, of shape ()."""
 
 
 class TrainStep:
     """The update of the weights, as PyTorch runs it: operation by operation."""
-
-    together = 1
-    """How many updates one call may take; it may always take just one."""
 
     def __init__(
         self,
         model: LanguageModel,
         optimizer: torch.optim.Optimizer,
         device: Device,
-        scaler: torch.amp.GradScaler,
         *,
-        grad_accumulation: int,
-        grad_clip: float,
+        grad_accumulation: int = 1,
+        grad_clip: float = 0.0,
         masked: bool = False,
     ) -> None:
         """grad_accumulation: the parts A that a batch is cut in; grad_clip: the largest norm of a gradient, 0 any;
@@ -44,18 +51,22 @@ class TrainStep:
         self.params = trained(model)
         self.optimizer = optimizer
         self.device = device
-        self.scaler = scaler
+        self.scaler = torch.amp.GradScaler(device.torch.type, enabled=device.precision == "fp16")
         self.grad_accumulation = grad_accumulation
         self.grad_clip = grad_clip
         self.masked = masked
 
-    def __call__(self, batches: Sequence[Batch], lrs: Sequence[float]) -> Outcome:
-        """Update the weights once for each batch, and return the first update's outcome.
+    def start_at(self, step: int) -> None:
+        """Take this as the number of the next step."""
 
-        batches: inputs and targets, all (A * B, T); lrs: the learning rate of each. The gradients of the last update
-        stay in place until the next.
+    def __call__(self, batch: Batch, lr: float) -> StepResult | None:
+        """Update the weights, and return what came of it; None where the update waits for others to share a call.
+
+        batch: inputs and targets, both (A * B, T). The gradients of the last update stay in place until the next.
         """
-        (batch,), (lr,) = batches, lrs
+        return self._update(batch, lr)
+
+    def _update(self, batch: Batch, lr: float) -> StepResult:
         set_learning_rate(self.optimizer, lr)
         for p in self.params:  # what optimizer.zero_grad() does, less a fifth of a bigram's step for its profiling
             p.grad = None
@@ -68,7 +79,7 @@ class TrainStep:
         norm = clip_grad_norm_(self.params, self.grad_clip) if self.grad_clip else None
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return total, norm
+        return StepResult(total, norm)
 
     def losses(self, batch: Batch) -> Iterator[Tensor]:
         """The losses of a batch's parts, each by its share of the targets: their sum is the loss of the whole batch."""
@@ -83,27 +94,68 @@ class TrainStep:
                 yield loss if parts == 1 else loss / parts
 
 
+class SharedCalls:
+    """Which updates share a call: those between two records, as many at a time as share them out without a rest.
+
+    It follows from the steps' numbers and from when something looks at the weights, so that a resumed run takes the
+    same calls as one that was not interrupted.
+    """
+
+    def __init__(self, *, log_every: int, looks: Sequence[int]) -> None:
+        """log_every: every so many steps one is recorded, and taken alone; looks: intervals at which the weights are
+        evaluated or saved, and the number of all steps.
+        """
+        self.log_every = log_every
+        self.looks = (log_every, *looks)
+        self.most = max(n for n in range(1, STEPS_PER_CALL_AT_MOST + 1) if (log_every - 1) % n == 0)
+
+    def __call__(self, first: int) -> int:
+        """Return how many updates a call takes that begins with step `first`."""
+        since_a_record, n = first % self.log_every, self.most
+        undisturbed = (
+            since_a_record > 0
+            and (since_a_record - 1) % n == 0
+            and all(first // every == (first + n - 1) // every for every in self.looks)
+        )
+        return n if undisturbed else 1
+
+
 class CompiledStep(TrainStep):
     """The same update as one compiled graph, from the logits to the new weights; as it stands where that fails.
 
-    A small model's update is shorter than the call that starts it: one call may take several of them.
+    A small model's update is shorter than the call that starts it: one call may take several of them, which wait until
+    they are complete.
     """
 
-    def compile(self, *, together: int) -> None:
-        """Make ready to compile, which the first call does."""
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: torch.optim.Optimizer,
+        device: Device,
+        *,
+        steps_per_call: Callable[[int], int] = lambda _: 1,
+        **options: Any,
+    ) -> None:
+        """steps_per_call: how many steps a call takes that begins with the step of this number.
+
+        options: as of TrainStep. The first call compiles.
+        """
         import torch._dynamo.config
 
+        super().__init__(model, optimizer, device, **options)
         torch._dynamo.reset()  # jobs of a sweep share a process: none may meet what another compiled
         torch._dynamo.config.trace_autograd_ops = True
-        self.together = together
+        self.steps_per_call = steps_per_call
+        self._step = 0
+        self._waiting: list[tuple[Batch, float]] = []
         # Calls that may still fail: the first of each number of steps, which compiles, and on CUDA the second, which
         # captures.
-        self._first_calls = 2 if self.device.torch.type == "cuda" else 1
+        self._first_calls = 2 if device.torch.type == "cuda" else 1
         self._calls: Counter[int] = Counter()
         # On a GPU the graph's kernels are captured in a CUDA graph too, and started by one call: a small model's would
         # be started more slowly than they run.
-        mode = "reduce-overhead" if self.device.torch.type == "cuda" else None
-        self._compiled: Callable[[Tensor, Tensor, Tensor], Outcome] | None = torch.compile(
+        mode = "reduce-overhead" if device.torch.type == "cuda" else None
+        self._compiled: Callable[[Tensor, Tensor, Tensor], StepResult] | None = torch.compile(
             self._several, fullgraph=True, dynamic=False, mode=mode
         )
 
@@ -112,33 +164,47 @@ class CompiledStep(TrainStep):
         """Whether it compiled, as far as it was tried."""
         return self._compiled is not None
 
-    def __call__(self, batches: Sequence[Batch], lrs: Sequence[float]) -> Outcome:
+    def start_at(self, step: int) -> None:
+        self._step = step
+
+    def __call__(self, batch: Batch, lr: float) -> StepResult | None:
         if self._compiled is None:
-            return super().__call__(batches, lrs)
-        x = torch.stack([x for x, _ in batches])  # (K, A * B, T)
-        y = torch.stack([y for _, y in batches])
-        rates = torch.tensor(lrs).to(x.device, non_blocking=x.device.type == "cuda")
-        if self._calls[len(batches)] >= self._first_calls:
-            outcome: Outcome = self._compiled(x, y, rates)
-            return outcome
+            return self._update(batch, lr)
+        self._waiting.append((batch, lr))
+        if len(self._waiting) == 1:
+            self._due = self.steps_per_call(self._step)
+        self._step += 1
+        if len(self._waiting) < self._due:
+            return None
+        waiting, self._waiting = self._waiting, []
+        return self._call(waiting)
+
+    def _call(self, steps: list[tuple[Batch, float]]) -> StepResult:
+        # Returns what came of the first one.
+        x = torch.stack([x for (x, _), _ in steps])  # (K, A * B, T)
+        y = torch.stack([y for (_, y), _ in steps])
+        lrs = torch.tensor([lr for _, lr in steps]).to(x.device, non_blocking=x.device.type == "cuda")
+        assert self._compiled is not None
+        if self._calls[len(steps)] >= self._first_calls:
+            return self._compiled(x, y, lrs)
         if not self._calls:
             log.info("compiling the training step, which takes a while the first time")
             for p in self.params:
                 p.grad = torch.zeros_like(p)
             self._mark_static()
         try:
-            outcome = self._compiled(x, y, rates)
+            result = self._compiled(x, y, lrs)
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception as error:  # compiling and capturing fail in many ways, all of them before anything has run
             lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
             reason = lines[0] if lines else type(error).__name__
             log.warning("device.compile: the step does not compile here (%s); going on uncompiled", reason)
-            self._compiled, self.together = None, 1
-            first, *_ = [super(CompiledStep, self).__call__([b], [lr]) for b, lr in zip(batches, lrs, strict=True)]
+            self._compiled = None
+            first, *_ = [self._update(batch, lr) for batch, lr in steps]
             return first
-        self._calls[len(batches)] += 1
-        return outcome
+        self._calls[len(steps)] += 1
+        return result
 
     def _mark_static(self) -> None:
         # What a call changes where it stands: a CUDA graph of anything else would change copies.
@@ -151,11 +217,11 @@ class CompiledStep(TrainStep):
             if torch.is_tensor(tensor):
                 torch._dynamo.mark_static_address(tensor)
 
-    def _several(self, x: Tensor, y: Tensor, lrs: Tensor) -> Outcome:
+    def _several(self, x: Tensor, y: Tensor, lrs: Tensor) -> StepResult:
         first, *_ = [self._one((x[k], y[k]), lrs[k]) for k in range(len(x))]
         return first
 
-    def _one(self, batch: Batch, lr: Tensor) -> Outcome:
+    def _one(self, batch: Batch, lr: Tensor) -> StepResult:
         set_learning_rate(self.optimizer, lr)
         # Gradients are added into tensors that stay where they are: the compiler follows what a tensor holds, and not
         # the exchange of `p.grad` for another.
@@ -168,4 +234,4 @@ class CompiledStep(TrainStep):
             total = total + loss.detach()
         norm = clip_grad_norm_(self.params, self.grad_clip) if self.grad_clip else None
         self.optimizer.step()
-        return total, norm
+        return StepResult(total, norm)

@@ -8,10 +8,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from bigramlm.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -28,24 +24,35 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """What a signal to stop does: end the run at once or, while a Trainer is at work, after its step and a save."""
+    """What a signal to stop does: end the run at once or, while steps are taken, be noted until one is complete."""
 
     def __init__(self) -> None:
-        self._trainer: Trainer | None = None
+        self.received: int | None = None
+        """The signal that was noted."""
+        self._is_noted = False
+
+    def requested(self) -> bool:
+        """Tell whether the run is to stop."""
+        return self.received is not None
+
+    def raise_if_requested(self) -> None:
+        """Raise Stopped where the run is to stop."""
+        if self.received is not None:
+            raise Stopped(self.received)
 
     @contextlib.contextmanager
-    def after_the_step(self, trainer: Trainer) -> Iterator[None]:
-        """Let this Trainer finish its step at the first signal; a second one ends the run at once."""
-        self._trainer = trainer
+    def after_the_step(self) -> Iterator[None]:
+        """Note the first signal in the block, for who asks `requested`; a second one ends the run at once."""
+        self._is_noted = True
         try:
             yield
         finally:
-            self._trainer = None
+            self._is_noted = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if self._trainer is None or self._trainer.stop_signal is not None:
+        if not self._is_noted or self.received is not None:
             raise Stopped(number)
-        self._trainer.stop_signal = number
+        self.received = number
         level = logging.WARNING if len(STOP_SIGNALS) > 1 else logging.INFO  # of workers the parent tells
         log.log(level, "%s: saving after this step; once more to stop at once", signal.Signals(number).name)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from bigramlm import files
 from bigramlm.errors import UserError
+from bigramlm.overrides import Overrides
 from bigramlm.run import read_summary, status
 
 log = logging.getLogger(__name__)
@@ -29,14 +30,14 @@ class Job:
     overrides: list[str]
     """What is typed for this job."""
     asked: str = ""
-    """What identifies the config that this makes (`config.identity`)."""
+    """What identifies the config that this makes (`config.config_hash`)."""
     error: str | None = None
     """Why it could not leave a summary, where it could not."""
 
     @property
     def values(self) -> dict[str, str]:
         """The overrides by field: {"optim.lr": "0.01", ...}."""
-        return values_of(self.overrides)
+        return Overrides(self.overrides).values()
 
 
 class Sweep:
@@ -88,16 +89,6 @@ class Sweep:
         if summary is None:
             return "failed" if job.error else "pending", {}
         return status(self.path(job), summary), summary
-
-
-def values_of(overrides: list[str]) -> dict[str, str]:
-    """Overrides by field, as typed, quotes left out."""
-    found = {}
-    for override in overrides:
-        field, _, value = override.lstrip("+").partition("=")
-        quote = re.fullmatch(r"""(["'])(.*)\1""", value, re.DOTALL)
-        found[field] = quote[2] if quote else value
-    return found
 
 
 def _jobs_of_a_stranger(folder: Path) -> list[Job]:

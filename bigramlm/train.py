@@ -10,13 +10,11 @@ import gc
 import importlib.util
 import logging
 import os
-import re
 import shlex
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,27 +25,24 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from bigramlm import paths, runs
-from bigramlm.cli import exit_codes, known, quiet, quote_free_text, quoted, relative, show
-from bigramlm.config import RunConfig, identity, load, register_schemas, to_dict, to_run_config, to_yaml
+from bigramlm.cli import exit_codes, known, quiet, relative, show
+from bigramlm.config import config_hash, config_hashes, load, register_schemas, to_run_config
 from bigramlm.errors import UserError, require
 from bigramlm.help import help_text
 from bigramlm.memory import is_out_of_memory, out_of_memory
+from bigramlm.overrides import Overrides, quoted
+from bigramlm.recipe import JobContext, RunEnd
 from bigramlm.results import Results, swept
-from bigramlm.resume import Start, find_start, is_saved_preset, saved_presets, settle_tokens
-from bigramlm.run import RunFolder, git_state, versions
+from bigramlm.resume import SAVED, saved_presets
+from bigramlm.run import RunFolder
 from bigramlm.stop import Stopped, StopSignals, stop_signals
 from bigramlm.sweep import FINISHED, PLAN, Sweep
 from bigramlm.sweep import log as sweep_log
 
 if TYPE_CHECKING:
-    from bigramlm.adapter.lora import LoRA
-    from bigramlm.checkpoint import Base
-    from bigramlm.model.base import LanguageModel
+    pass
 
 log = logging.getLogger(__name__)
-
-# Fields that hold free text: taken as typed, whatever Hydra's grammar would make of it.
-FREE_TEXT = ("sample.prompt", "data.path", "tokenizer.path", "resume", "init_from", "base", "sweep")
 
 # What runs sweeps and is not installed with the rest, by its class: how it is chosen, its extra, the module it needs.
 EXTRAS = {
@@ -63,57 +58,42 @@ def main() -> None:
     set_up_hydra()
     with exit_codes():
         if {"--help", "-h"} & set(sys.argv[1:]):
-            show(help_text([argument for argument in sys.argv[1:] if re.match(r"~|[^-].*=", argument)]))
+            show(help_text(Overrides.among(sys.argv[1:]).words))
         else:
             sys.argv[1:] = command_line(sys.argv[1:])
             _hydra_main()
 
 
 def command_line(arguments: list[str]) -> list[str]:
-    """What is typed as Hydra takes it: free text quoted, and what a saved run brings in front of the rest."""
-    sweeps = bool({"-m", "--multirun"} & set(arguments))
-    typed = [
-        argument
-        if (sweeps and _LISTED.search(argument)) or _NULL.fullmatch(argument)
-        else quote_free_text(argument, FREE_TEXT)
-        for argument in arguments
-    ]
+    """Return what is typed as Hydra takes it: free text quoted, and what a saved run brings in front of the rest."""
+    flags = {"-m", "--multirun"}
+    sweeps = bool(flags & set(arguments))
+    typed = Overrides.typed(arguments, sweeps=sweeps)
     if sweeps:  # Hydra takes the flag before all overrides or after them, and not in between
-        typed = ["-m", *(argument for argument in typed if argument not in ("-m", "--multirun"))]
-    typed += _sweep_folder(arguments, sweeps=sweeps)
-    presets = saved_presets(arguments)
-    if any(preset.startswith("model=") for preset in presets):  # of model=gpt2 the weights' own shape is the better one
-        typed = [argument for argument in typed if not re.match(r"\+*model=", argument)]
+        typed = Overrides(["-m", *(word for word in typed.words if word not in flags)])
+    typed += _sweep_folder(typed, sweeps=sweeps)
+    presets = saved_presets(typed, sweeps=sweeps)
+    if presets.has("model"):  # of model=gpt2 the weights' own shape is the better one
+        typed = typed.without("model")
     # Behind what they stand for: of a field that is given twice the last one counts.
-    after = max(
-        (at for at, word in enumerate(typed) if re.match(r"\+*(resume|init_from|experiment)=", word)), default=0
-    )
-    return typed[: after + 1] + presets + typed[after + 1 :]
+    first, rest = typed.after("resume", "init_from", "experiment")
+    return (first + presets + rest).words
 
 
-# Of a place null is none, and no place of that name.
-_NULL = re.compile(r"\+*(resume|init_from|base|sweep)=null")
-
-# Free text is swept as a list in quotes: 'sample.prompt="To be","Or not"'. Anything else is one text.
-_LISTED = re.compile(r"""=("[^"]*"|'[^']*')(,\s*("[^"]*"|'[^']*'))+$""")
-
-
-def _sweep_folder(arguments: list[str], *, sweeps: bool) -> list[str]:
+def _sweep_folder(typed: Overrides, *, sweeps: bool) -> Overrides:
     # What `sweep=` means to Hydra. UserError where it names no sweep, or contradicts the rest.
-    for argument in arguments:
-        field, _, value = argument.lstrip("+").partition("=")
-        if field == "hydra.sweep.subdir" and sweeps:
-            raise UserError(f"{argument}: the folders of a sweep's jobs are numbered, so that it can be gone on with")
-        if field == "sweep" and value != "null":
-            if not sweeps:
-                raise UserError(f"{argument}: goes on with a sweep; add -m, and what was swept")
-            if any(other.startswith("hydra.sweep.dir=") for other in arguments):
-                raise UserError(f"{argument}: contradicts hydra.sweep.dir; leave one out")
-            folder = runs.find_sweep(value)
-            if not (folder / PLAN).exists():
-                raise UserError(f"{argument}: holds no sweep of ours, which would have a {PLAN}")
-            return [f"hydra.sweep.dir={quoted(str(folder))}"]
-    return []
+    subdir, sweep = typed.get("hydra.sweep.subdir"), typed.get("sweep", "null")
+    if subdir is not None and sweeps:
+        raise UserError(
+            f"hydra.sweep.subdir={subdir}: the folders of a sweep's jobs are numbered, so that it can be gone on with"
+        )
+    if sweep in (None, "null"):
+        return Overrides()
+    require(sweeps, f"sweep={sweep}: goes on with a sweep; add -m, and what was swept")
+    require(not typed.has("hydra.sweep.dir"), f"sweep={sweep}: contradicts hydra.sweep.dir; leave one out")
+    folder = runs.find_sweep(str(sweep))
+    require((folder / PLAN).exists(), f"sweep={sweep}: holds no sweep of ours, which would have a {PLAN}")
+    return Overrides([f"hydra.sweep.dir={quoted(str(folder))}"])
 
 
 def set_up_hydra() -> None:
@@ -126,26 +106,33 @@ def job(composed: DictConfig) -> float | None:
     """One run, alone or of a sweep: what Hydra calls. Returns the final val loss, as sweepers want it."""
     hydra_cfg = HydraConfig.get()
     folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
-    overrides = [typed for typed in hydra_cfg.overrides.task if not is_saved_preset(typed)]
+    overrides = Overrides(hydra_cfg.overrides.task).without_choice(SAVED)
     if hydra_cfg.mode == RunMode.MULTIRUN:
-        return _job_of_a_sweep(composed, folder, overrides)
-    failure = train(composed, folder, overrides)
-    if isinstance(failure, Stopped):
-        sys.exit(128 + failure.signal)
-    if failure is not None:
-        sys.exit(2 if isinstance(failure, UserError) else 1)
+        return _job_of_a_sweep(composed, folder, overrides.without("sweep"))
+    came_to = train(composed, folder, overrides, JobContext(swept(folder.path)))
+    if isinstance(came_to, Stopped):
+        sys.exit(128 + came_to.signal)
+    if isinstance(came_to, BaseException):
+        sys.exit(2 if isinstance(came_to, UserError) else 1)
+    if came_to is not None:
+        try:
+            print_end(came_to, folder)
+        except UserError as error:  # the run is complete all the same
+            log.warning("%s", error)
     return None
 
 
 _hydra_main = hydra.main(version_base="1.3", config_path=str(paths.conf_dir()), config_name="train")(job)
 
 
-def _job_of_a_sweep(composed: DictConfig, folder: RunFolder, overrides: list[str]) -> float | None:
+def _job_of_a_sweep(composed: DictConfig, folder: RunFolder, overrides: Overrides) -> float | None:
     from bigramlm.search import pruner_of
 
-    overrides = [typed for typed in overrides if not re.match(r"\+*sweep=", typed)]
     with quiet(but=sweep_log.name):
-        failure = train(composed, folder, overrides, in_sweep=True, is_hopeless=pruner_of(folder.path))
+        context = JobContext(swept(folder.path), pruner_of(folder.path))
+        came_to = train(composed, folder, overrides, context, continues=True)
+    failure = came_to if isinstance(came_to, BaseException) else None
+    del came_to
     results = Results(Sweep(folder.path.parent))
     with contextlib.suppress(OSError):  # a full disk; the sweep's end tries again
         results.write()
@@ -216,24 +203,18 @@ def _check_folder(field: str, folder: Path) -> None:
 
 
 def train(
-    composed: DictConfig,
-    folder: RunFolder,
-    overrides: list[str],
-    *,
-    in_sweep: bool = False,
-    is_hopeless: Callable[[int, Mapping[str, float]], bool] | None = None,
-) -> BaseException | None:
-    """Train what Hydra composed. However it ends, the folder's log and summary tell it.
+    composed: DictConfig, folder: RunFolder, overrides: Overrides, context: JobContext, *, continues: bool = False
+) -> RunEnd | BaseException | None:
+    """Train what Hydra composed. However it ends, the folder's log and summary say so.
 
-    in_sweep: where the folder holds this run already, go on with it, or leave it if it is finished; print nothing at
-    the end. is_hopeless: asked at every evaluation, with the step and what was found, whether to end the run as pruned.
-    Returns None for a run that completed, else what ended it: a UserError for what the user can mend, Stopped after a
-    signal, or any other exception.
+    continues: as a job of a sweep does, resume the run that the folder holds already, or leave it if it is finished.
+    Returns what a run that completed came to, or what ended it: a UserError for what the user can mend, Stopped after a
+    signal, or any other exception; None where it was pruned, or was finished before.
     """
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(folder.lock())
-            again = in_sweep and folder.holds(identity(to_run_config(composed)))
+            again = continues and folder.holds(config_hashes(to_run_config(composed)))
             if composed.resume is None and not again:
                 folder.claim()
             else:
@@ -243,271 +224,66 @@ def train(
             return known(error, folder.path)
         if again and folder.summary.get("status") in FINISHED:
             return None
-        return _train(composed, folder, overrides, again=again, in_sweep=in_sweep, is_hopeless=is_hopeless)
+        try:
+            with stop_signals() as stop:
+                return _run(composed, folder, Overrides() if again else overrides, context, stop, again=again)
+        except (Exception, KeyboardInterrupt, Stopped) as raised:
+            return _ended(raised, composed, folder, quietly=continues)
 
 
-def _train(
+def _run(
     composed: DictConfig,
     folder: RunFolder,
-    overrides: list[str],
-    *,
-    again: bool,
-    in_sweep: bool,
-    is_hopeless: Callable[[int, Mapping[str, float]], bool] | None,
-) -> BaseException | None:
-    cfg: RunConfig | None = None
-    try:
-        with stop_signals() as stop:
-            if again:  # as it was decided then: device, threads, the text
-                cfg = load(folder.path / "config.yaml")
-                cfg.resume, cfg.base, overrides = str(folder.path), composed.base, []
-            else:
-                if composed.resume is None:
-                    folder.begin(overrides)
-                cfg = to_run_config(composed)
-                if composed.resume is None:
-                    folder.update_summary(asked=identity(cfg))
-            run(cfg, folder, overrides, stop, show_end=not in_sweep, is_hopeless=is_hopeless)
-        return None
-    except (Exception, KeyboardInterrupt, Stopped) as raised:
-        end = Stopped(signal.SIGINT) if isinstance(raised, KeyboardInterrupt) else known(raised, folder.path)
-        if cfg is not None and "vocab_size" in folder.summary and is_out_of_memory(raised):
-            end = UserError(out_of_memory(cfg, vocab_size=folder.summary["vocab_size"]))
-        if isinstance(end, Stopped):
-            can_go_on = (folder.path / "config.yaml").exists()
-            how = (
-                shlex.quote(f"resume={relative(folder.path)}") + " goes on with it"
-                if can_go_on
-                else "training had not begun; the same command starts again, with what was prepared"
-            )
-            log.log(logging.INFO if in_sweep else logging.WARNING, "%s; %s", end, how)
-        elif isinstance(end, UserError):
-            log.error("error: %s", end, exc_info=raised if os.environ.get("HYDRA_FULL_ERROR") else None)
-        else:
-            log.exception("the run failed")
-        if folder.begun:
-            with contextlib.suppress(OSError):  # a full disk may be the very reason
-                folder.update_summary(
-                    status="stopped" if isinstance(end, Stopped) else "failed", error=str(end) or repr(end)
-                )
-        return end
-
-
-def run(
-    cfg: RunConfig,
-    folder: RunFolder,
-    overrides: list[str],
+    overrides: Overrides,
+    context: JobContext,
     stop: StopSignals,
     *,
-    show_end: bool = True,
-    is_hopeless: Callable[[int, Mapping[str, float]], bool] | None = None,
-) -> None:
-    """One run, from its config to its sample. Everything that can be refused is refused before training."""
-    from bigramlm.corpus import tokenized
-    from bigramlm.data.pairs import Pairs, row_length
-    from bigramlm.data.text import check_length
-    from bigramlm.data.tokens import TokenFiles
-    from bigramlm.tokenizer.base import start_tokens
+    again: bool,
+) -> RunEnd | None:
+    from bigramlm import recipe
 
-    cfg.adapter.require_installed()
-    cfg.sweep = None  # the saved config says how the run is, and not how it came about
-    cfg.data = cfg.data.prepare(the_same=cfg.resume is not None)
-    text = cfg.data.read()
-    if isinstance(text, TokenFiles):
-        settle_tokens(cfg, text, overrides)
-    start = find_start(cfg, folder, text, overrides)
-    corpus = tokenized(text, cfg.tokenizer, start.tokenizer(cfg.tokenizer), cfg.data.kept_in())
-    tokenizer, vocab_size = corpus.tokenizer, corpus.tokenizer.vocab_size
-    folder.summary["vocab_size"] = vocab_size
-    block_size, start_text = cfg.data.block_size, cfg.sample.prompt
-    if isinstance(text, Pairs):
-        block_size = row_length(corpus.bounds, block_size)
-        start_text = start_text or text.examples("val")[0].prompt
+    if again:  # as it was decided then: device, threads, the text
+        cfg = replace(load(folder.path / "config.yaml"), resume=str(folder.path), base=composed.base)
+    elif composed.resume is not None:
+        cfg = to_run_config(composed)
     else:
-        for name, found in corpus.ids.items():
-            check_length(len(found), split=name, block_size=block_size, text=str(relative(cfg.data.file())))
-    try:
-        prompt = start_tokens(tokenizer, start_text)
-    except UserError as error:
-        raise UserError(f"sample.prompt={cfg.sample.prompt!r}: {error}") from None
+        folder.begin(overrides.words)
+        cfg = to_run_config(composed)
+        folder.update_summary(asked=config_hash(cfg))
+    return recipe.run(cfg, overrides, folder, stop, context)
 
-    if start.resumed_at is None:
-        # Importing torch takes a second: a run that is killed in it can be resumed too.
-        folder.save_config(to_yaml(cfg), overrides)
 
-    import torch
-
-    from bigramlm.data.batches import Examples, Split, Stream, on_device
-    from bigramlm.device.device import decide, set_up
-    from bigramlm.generate import before, generate
-    from bigramlm.metrics import Metrics, Origin
-    from bigramlm.preflight import preflight
-    from bigramlm.trainer import Trainer
-
-    torch.manual_seed(cfg.seed)
-    model = cfg.model.build(vocab_size=vocab_size, block_size=cfg.data.block_size)
-    if not cfg.model.trains and cfg.trainer.steps:
-        log.info("steps: none, a model that is counted has nothing to train")
-        cfg.trainer.steps = 0
-    cfg.device = decide(cfg.device, n_params=model.n_params(), tokens=cfg.data.batch_size * block_size)
-    require(
-        cfg.device.name != "mps"
-        or not (cfg.trainer.activation_checkpointing and getattr(cfg.model, "dropout", 0.0) > 0),
-        "trainer.activation_checkpointing=true with model.dropout: on MPS PyTorch draws others again; leave one out",
-    )
-    device = set_up(cfg.device)
-
-    kind = "examples" if corpus.bounds else "documents"
-    documents = f" in {corpus.documents:,} {kind}" if corpus.documents > 1 else ""
-    log.info(
-        "data: %s, %s characters%s, vocabulary of %d",
-        *(corpus.name, f"{corpus.n_characters:,}", documents, vocab_size),
-    )
-    adapter, base = _start_weights(cfg, model, start, folder)
-    model.to(device.torch)
-    tokens = {name: on_device(found, device.torch) for name, found in corpus.ids.items()}
-    splits: dict[str, Split] = {
-        name: Examples(found, corpus.bounds[name], block_size=block_size)
-        if corpus.bounds
-        else Stream(found, block_size=block_size)
-        for name, found in tokens.items()
-    }
-    per_token = {name: corpus.characters[name] / split.n_tokens for name, split in splits.items()}
-    each = f", of {per_token['val']:.2f} characters" if per_token["val"] != 1 else ""
-    n_tokens = [f"{split.n_tokens:,}" for split in splits.values()]
-    if corpus.bounds:
-        n_rows = [f"{split.n_rows:,}" for split in splits.values()]
-        log.info("split: %s examples train, %s val, with completions of %s and %s tokens%s", *n_rows, *n_tokens, each)
+def _ended(raised: BaseException, composed: DictConfig, folder: RunFolder, *, quietly: bool) -> BaseException:
+    # What ended a run, as it is reported: in the log, and in the summary if the run had begun.
+    end = Stopped(signal.SIGINT) if isinstance(raised, KeyboardInterrupt) else known(raised, folder.path)
+    path = folder.path / "config.yaml"
+    if is_out_of_memory(raised) and "vocab_size" in folder.summary and path.exists():
+        cfg = load(path) if composed.resume is None else to_run_config(composed)
+        end = UserError(out_of_memory(cfg, vocab_size=folder.summary["vocab_size"]))
+    if isinstance(end, Stopped):
+        how = "training had not begun; the same command starts again, with what was prepared"
+        if path.exists():
+            how = shlex.quote(f"resume={relative(folder.path)}") + " goes on with it"
+        log.log(logging.INFO if quietly else logging.WARNING, "%s; %s", end, how)
+    elif isinstance(end, UserError):
+        log.error("error: %s", end, exc_info=raised if os.environ.get("HYDRA_FULL_ERROR") else None)
     else:
-        log.info("split: %s tokens train, %s val%s", *n_tokens, each)
-    began = time.perf_counter()
-    counted = model.count(tokens["train"])  # also where weights come from elsewhere: it is of the text at hand
-    counting = time.perf_counter() - began if counted else 0.0
-    if counted:
-        log.info("counted: the training text, in %.1f s", counting)
-        model.to(device.torch)  # of a text that is mapped from files it was counted on the CPU
-    trainer = Trainer(
-        cfg,
-        model=model,
-        train=splits["train"],
-        val=splits["val"],
-        val_characters=corpus.characters["val"],
-        tokenizer=tokenizer.to_json(),
-        lossless=tokenizer.lossless,
-        device=device,
-        folder=folder,
-        adapter=adapter,
-        base=base,
-        is_hopeless=is_hopeless,
-    )
-    trainer.seconds = counting
-    if start.own is not None:
-        trainer.resume(start.own)
-    elif cfg.preflight:
-        began = time.perf_counter()
-        texts = corpus.texts if tokenizer.lossless else {}
-        fresh = start.source is None or cfg.from_scratch
-        preflight(model, tokenizer, texts, trainer.batches[0], fresh=fresh and not counted)
-        log.info("preflight: passed, in %.0f ms", 1e3 * (time.perf_counter() - began))
-    # Nothing of a run that is resumed has changed up to here, and nothing is refused from here on.
-    if start.resumed_at is not None:
-        folder.begin(overrides, resumed_at=start.resumed_at)
-        trainer.checkpoints.set_aside(after=start.resumed_at)
-    folder.save_config(trainer.config_yaml, overrides, resumed_at=start.resumed_at)
-    folder.update_summary(
-        device=cfg.device.name,
-        n_params=model.n_params(),
-        **({} if adapter is None else {"n_params_total": adapter.n_total, "base": vars(base)}),
-        data={"name": corpus.name, "sha256": corpus.sha256},
-        tokenizer={
-            "name": cfg.tokenizer.name,
-            "sha256": corpus.tokenizer_sha256,
-            "vocab_size": vocab_size,
-            "lossless": tokenizer.lossless,
-            "characters_per_token": per_token,
-        },
-        versions=versions(),
-        git=git_state(),
-    )
-
-    origin = Origin(folder.path, to_dict(cfg), str(folder.summary["id"]), start.resumed_at, swept(folder.path))
-    metrics = Metrics(cfg.logger, origin)
-    completed = False
-    try:
-        with stop.after_the_step(trainer):
-            trainer.fit(metrics)
-        if trainer.stop_signal is not None:
-            raise Stopped(trainer.stop_signal)
-        if trainer.pruned:
-            completed = True
-            folder.update_summary(status="pruned")
-            return
-        early = {"early_stopped": True} if trainer.early_stopped else {}
-        folder.update_summary(final=trainer.final, references=trainer.references, **early)
-
-        end = tokenizer.end_of_text if cfg.sample.stop_at_end else None
-        ids = generate(
-            model,
-            torch.tensor([prompt], device=device.torch),
-            cfg.sample.max_new_tokens,
-            temperature=cfg.sample.temperature,
-            top_k=cfg.sample.top_k,
-            top_p=cfg.sample.top_p,
-            seed=cfg.seed,
-            device=device,
-            until=end,
-        )
-        sample = tokenizer.decode(prompt + before(ids[0, len(prompt) :].tolist(), end))
-        metrics.text(trainer.step, "sample", sample)
-        folder.add_sample(trainer.step, sample)
-        completed = True
-    finally:
-        metrics.close(completed=completed)
-    folder.update_summary(status="completed")
-    if not show_end:
-        return
-    try:
-        print_end(trainer.final, sample, trainer.references, folder.path, cfg.logger.use, in_bits=bool(each))
-    except UserError as error:  # the run is complete all the same
-        log.warning("%s", error)
+        log.exception("the run failed", exc_info=raised)
+    if folder.begun:
+        with contextlib.suppress(OSError):  # a full disk may be the very reason
+            status = "stopped" if isinstance(end, Stopped) else "failed"
+            folder.update_summary(status=status, error=str(end) or repr(end))
+    return end
 
 
-def _start_weights(
-    cfg: RunConfig, model: LanguageModel, start: Start, folder: RunFolder
-) -> tuple[LoRA | None, Base | None]:
-    # Puts weights that were trained before into a fresh model, and beside them an adapter, where these are asked for.
-    from bigramlm.checkpoint import Base
-    from bigramlm.load import keep_base, put_weights
-    from bigramlm.model.huggingface import Pretrained, check_vocabulary
+def print_end(end: RunEnd, folder: RunFolder) -> None:
+    """Print what a run ends with: its losses, its sample, what counting gives, and where it is.
 
-    weights = start.source
-    if isinstance(weights, Pretrained):
-        check_vocabulary(weights, model.vocab_size)
-    if weights is not None and not cfg.from_scratch:
-        put_weights(weights, model, counted=False, base=cfg.base)
-    cfg.base = None
-    log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
-    adapter = cfg.adapter.attach(model)
-    if adapter is None or weights is None:
-        return None, None
-    keep_base(weights, folder.path)
-    for line in adapter.audit():
-        log.info("%s", line)
-    return adapter, Base(weights.place, weights.sha256)
-
-
-def print_end(
-    final: dict[str, float],
-    sample: str,
-    references: dict[str, float],
-    folder: Path,
-    loggers: list[str],
-    *,
-    in_bits: bool,
-) -> None:
-    """What a run ends with on standard output; in_bits: also the loss in bits a character, where no token is one."""
-    lines = ["----", f"End of training. Loss: {final['train/loss']:.4f} (val {final['val/loss']:.4f})", sample, ""]
-    if in_bits:
+    Where a token is not a character, also the loss in bits a character.
+    """
+    final, references = end.final, end.references
+    lines = ["----", f"End of training. Loss: {final['train/loss']:.4f} (val {final['val/loss']:.4f})", end.sample, ""]
+    if folder.summary["tokenizer"]["characters_per_token"]["val"] != 1:
         lines.append(
             f"Bits a character: {final['val/bpc']:.4f} on val, which compares tokenizers; a loss is of a token"
         )
@@ -519,9 +295,9 @@ def print_end(
             lines.append(f"as long as val), where no {what} can do better; {val_loss:.4f} on val.")
     if ngrams := [loss for name, loss in references.items() if name.startswith("val/ngram_")]:
         lines.append(f"By counting, on val, orders 1 to {len(ngrams)}: {' '.join(f'{loss:.3f}' for loss in ngrams)}")
-    lines.append(f"Run: {relative(folder)}")
-    if "tensorboard" in loggers:
+    lines.append(f"Run: {relative(folder.path)}")
+    if "tensorboard" in load(folder.path / "config.yaml").logger.use:
         outputs = paths.home() / "outputs"
-        where = relative(outputs if outputs in folder.parents else folder)
+        where = relative(outputs if outputs in folder.path.parents else folder.path)
         lines.append(f"Look at it: tensorboard --logdir {shlex.quote(str(where))}")
     show("\n".join(lines))

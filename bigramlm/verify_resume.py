@@ -22,6 +22,7 @@ from bigramlm.cli import exit_codes, show
 from bigramlm.config import load
 from bigramlm.errors import UserError, require
 from bigramlm.metrics import read_records
+from bigramlm.overrides import Overrides
 from bigramlm.run import read_summary
 
 # What is taken where nothing else is typed: short, with everything that can differ recorded and saved often.
@@ -53,8 +54,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with exit_codes():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and remove the folder
-        for taken in ("resume=", "-m"):
-            wrong = [override for override in arguments.overrides if override.startswith(taken)]
+        for taken in ("resume", "-m"):
+            wrong = [word.text for word in Overrides(arguments.overrides) if word.field == taken]
             require(not wrong, f"{wrong and wrong[0]}: the runs are made, and resumed, here; leave it out")
         require(arguments.kills >= 0, f"--kills={arguments.kills}: must be 0 or more")
         with tempfile.TemporaryDirectory(prefix="bigramlm-resume-") as place:
@@ -68,8 +69,8 @@ def verify(overrides: list[str], place: Path, *, kills: int, seed: int = 0) -> l
     place: an empty folder for the runs; kills: how many runs are killed at random moments; 0 is one, at half its steps.
     UserError where a run ends otherwise than it should.
     """
-    typed = {override.partition("=")[0] for override in overrides}
-    config = [*overrides, *(f"{name}={value}" for name, value in _SHORT.items() if name not in typed)]
+    typed = Overrides(overrides)
+    config = [*overrides, *(f"{name}={value}" for name, value in _SHORT.items() if not typed.has(name))]
     config.append("trainer.keep_checkpoints=1000000")
     whole = place / "whole"
     seconds = _complete(whole, [*config, f"hydra.run.dir={whole}"])
@@ -115,7 +116,7 @@ def compare(whole: Path, resumed: Path) -> str | None:
             if name != "seconds" and a.state.get(name) != b.state.get(name):
                 return f"step {step}: state.json: {name} differs"
     for a_path, b_path in ((whole / name, resumed / name) for name in ("checkpoints/best", "samples.txt")):
-        if a_path.read_text("utf-8") != b_path.read_text("utf-8"):
+        if _text(a_path) != _text(b_path):
             return f"step {steps[-1]}: {a_path.name} differs"
     records = [[_timeless(record) for record in read_records(run / "metrics.jsonl")] for run in (whole, resumed)]
     for one, other in zip(*records, strict=False):
@@ -186,10 +187,10 @@ def _train(arguments: list[str], log: Path, killed_at: int | None) -> None:
     update = Trainer.update
 
     def killed_after(trainer: Trainer) -> Any:
-        outcome = update(trainer)
-        if killed_at is not None and trainer.step >= killed_at:
+        result = update(trainer)
+        if killed_at is not None and trainer.progress.step >= killed_at:
             os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
-        return outcome
+        return result
 
     Trainer.update = killed_after  # type: ignore[method-assign,assignment]
     with log.open("a") as file:
@@ -213,6 +214,10 @@ def _first_tensor(a: Path, b: Path) -> str:
     one, other = load_file(a), load_file(b)
     names = [name for name in one if name not in other or one[name].tobytes() != other[name].tobytes()]
     return f"{a.name}: {names[0]} differs" if names else f"{a.name} differs in its names"
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text("utf-8") if path.exists() else None  # a run that was pruned has no sample
 
 
 def _timeless(record: dict[str, Any]) -> dict[str, Any]:

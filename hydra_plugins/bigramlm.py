@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -51,14 +50,15 @@ class GridSweeper(BasicSweeper):
         from bigramlm.cli import exit_codes
         from bigramlm.errors import require
         from bigramlm.launch import launching
+        from bigramlm.overrides import Overrides
 
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
         with exit_codes(), launching(self.config, self.hydra_context, self.launcher) as launch:
             _require_whole("max_batch_size", self.max_batch_size, or_null=True)
-            parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-            overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+            typed = Overrides([*self._parse_config(), *arguments])
+            overrides = typed.parsed(self.hydra_context.config_loader)
             swept = [override for override in overrides if override.is_sweep_override()]
             for override in swept:
                 require(
@@ -106,6 +106,7 @@ class OptunaSweeper(Sweeper):
         from bigramlm.cli import exit_codes
         from bigramlm.errors import require
         from bigramlm.launch import launching, search
+        from bigramlm.overrides import Overrides
         from bigramlm.search import Search, space_of
 
         assert self.config is not None
@@ -120,10 +121,10 @@ class OptunaSweeper(Sweeper):
                     isinstance(self.options[name], dict),
                     f"hydra.sweeper.{name}={self.options[name]}: must be {{NAME: VALUE}}",
                 )
-            parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-            typed = [*(f"{name}={value}" for name, value in self.params.items()), *arguments]
-            overrides = parser.parse_overrides([word for word in typed if not word.lstrip("+").startswith("sweep=")])
-            fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+            given = [*(f"{name}={value}" for name, value in self.params.items()), *arguments]
+            typed = Overrides(given).without("sweep")
+            overrides = typed.parsed(self.hydra_context.config_loader)
+            fixed = Overrides(w for w, o in zip(typed.words, overrides, strict=True) if not o.is_sweep_override())
             space = space_of(overrides)
             launch.sweeps(list(space), log_names=[name for name, part in space.items() if getattr(part, "log", False)])
             at_once = self.n_jobs or int(getattr(self.launcher, "at_once", 1))
@@ -162,7 +163,9 @@ class JoblibLauncher(_Launcher):
         return self.workers.n
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        subdirs = [line[-1].partition("hydra.sweep.subdir=")[2] for line in job_overrides]
+        from bigramlm.overrides import Overrides
+
+        subdirs = [str(Overrides(line).get("hydra.sweep.subdir")) for line in job_overrides]
         numbers = [int(name) if name.isdecimal() else initial_job_idx + i for i, name in enumerate(subdirs)]
         return self.workers.run(job_overrides, numbers)
 

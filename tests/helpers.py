@@ -29,21 +29,24 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch.nn import functional as F
 
+from bigramlm import build as parts
 from bigramlm import paths, train, verify_resume
 from bigramlm.config import RunConfig, to_run_config
-from bigramlm.data.batches import Stream
-from bigramlm.device.device import Device, decide, set_up
+from bigramlm.corpus import Corpus
+from bigramlm.data.batches import Split, Stream
+from bigramlm.device.device import Device, set_up
 from bigramlm.errors import UserError
 from bigramlm.metrics import LoggerConfig, Metrics, Origin
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram
 from bigramlm.model.config import GPTConfig
 from bigramlm.report.gather import Told, told
+from bigramlm.resolve import resolve_for_model
 from bigramlm.results import Entry, Outcomes
 from bigramlm.run import RunFolder
 from bigramlm.tokenizer.char import CharTokenizer
 from bigramlm.tokenizer.subword import train_bpe
-from bigramlm.trainer import Trainer
+from bigramlm.trainer import Hooks, Trainer
 
 SCRIPT = paths.home() / "scripts" / "train.py"
 
@@ -378,22 +381,36 @@ class Stub(LanguageModel):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def build(folder: Path, *overrides: str, device: Device | None = None, kind: type[LanguageModel] = Bigram) -> Trainer:
+def build(
+    folder: Path,
+    *overrides: str,
+    device: Device | None = None,
+    kind: type[LanguageModel] = Bigram,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Trainer:
     """A Trainer of a small model on random tokens; everything else as the overrides say."""
-    cfg: RunConfig = run_config("trainer.steps=30", "trainer.log_every=10", "trainer.eval_every=10", *overrides)
+    cfg = run_config("trainer.steps=30", "trainer.log_every=10", "trainer.eval_every=10", *overrides)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(cfg.seed)
     model = kind(vocab_size=11, block_size=cfg.data.block_size)
-    cfg.device = decide(cfg.device, n_params=model.n_params(), tokens=256)
+    if cfg.trainer.activation_checkpointing:
+        model.checkpoint_activations()
+    cfg = resolve_for_model(cfg, model, 8)
+    device = device or set_up(cfg.device)
+    splits: dict[str, Split] = {
+        "train": Stream(TOKENS[:1800], block_size=cfg.data.block_size),
+        "val": Stream(TOKENS[1800:], block_size=cfg.data.block_size),
+    }
+    corpus = Corpus("random", "", 2000, 1, CharTokenizer("abcdefghijk"), {}, {"train": 1800, "val": 200}, {})
+    step = parts.train_step(cfg, model, splits["train"], device)
     return Trainer(
-        cfg,
-        model=model,
-        train=Stream(TOKENS[:1800], block_size=cfg.data.block_size),
-        val=Stream(TOKENS[1800:], block_size=cfg.data.block_size),
-        val_characters=200,
-        tokenizer=CharTokenizer("abcdefghijk").to_json(),
-        device=device or set_up(cfg.device),
-        folder=RunFolder(folder),
+        cfg.trainer,
+        step,
+        parts.batches(cfg, splits["train"], device),
+        parts.evaluator(cfg, model, splits, corpus, device),
+        parts.checkpoints(cfg, step, corpus, None, RunFolder(folder)),
+        parts.schedule(cfg),
+        Hooks(RunFolder(folder).update_summary, should_stop),
     )
 
 
@@ -402,12 +419,9 @@ def fitted(folder: Path, *overrides: str, device: Device | None = None, kind: ty
 
 
 def fit(trainer: Trainer) -> Trainer:
-    at = trainer.step if trainer.step else None
-    metrics = Metrics(LoggerConfig(use=[]), Origin(trainer.folder.path, {}, "id", at))
-    try:
+    at = trainer.progress.step if trainer.progress.step else None
+    with Metrics(LoggerConfig(use=[]), Origin(trainer.checkpoints.folder.parent, {}, "id", at)) as metrics:
         trainer.fit(metrics)
-    finally:
-        metrics.close()
     return trainer
 
 

@@ -129,11 +129,12 @@ def test_what_is_frozen_stays_to_the_bit_and_all_of_the_adapter_is_trained(
     changed: dict[str, bool] = {}
     fit = Trainer.fit
 
-    def watched(trainer: Trainer, metrics: Any) -> None:
+    def watched(trainer: Trainer, metrics: Any) -> Any:
         before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-        fit(trainer, metrics)
+        result = fit(trainer, metrics)
         for name, parameter in trainer.model.named_parameters():
             changed[name] = not torch.equal(parameter, before[name])
+        return result
 
     monkeypatch.setattr(Trainer, "fit", watched)
     adapted(cli, base, *VARIANTS[variant], "trainer.steps=2", "trainer.eval_every=2")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bigramlm.checkpoint import Checkpoint, Checkpoints, write_manifest
+from bigramlm.checkpoint import Checkpoint, CheckpointManager, Checkpoints, Progress, write_manifest
 from bigramlm.load import load_model, open_checkpoint
 from bigramlm.model.bigram import Bigram
 from tests.helpers import Stub, assert_refused, build, command, fitted, refuses
@@ -53,16 +53,16 @@ def test_as_many_checkpoints_are_kept_as_asked(tmp_path: Path) -> None:
 
 def test_the_best_is_kept_and_a_worse_one_never_replaces_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([9.0, 3.0, 1.0, 2.0, 1.0, 1.5, 7.0])  # train and val in turn are asked for
-    monkeypatch.setattr("bigramlm.trainer.mean_loss", lambda *_: next(losses, 5.0))
+    monkeypatch.setattr("bigramlm.evaluate.mean_loss", lambda *_: next(losses, 5.0))
     trainer = fitted(tmp_path, "trainer.eval_every=1", "trainer.checkpoint_every=1", "trainer.steps=6")
     # val: 3, 2, 1.5, then 5s
-    assert trainer.best == {"step": 2, "val/loss": 1.5}
+    assert trainer.progress.best == {"step": 2, "val/loss": 1.5}
     assert trainer.checkpoints.path("best").name == "step_2"
     assert trainer.checkpoints.steps() == [2, 5, 6]
     again = build(tmp_path, "trainer.eval_every=1", "trainer.checkpoint_every=1", "trainer.steps=8")
-    again.resume(Checkpoint(again.checkpoints.path("last")))
-    assert again.best == trainer.best
-    again.step = 7
+    again.start(Checkpoint(again.checkpoints.path("last")))
+    assert again.progress.best == trainer.progress.best
+    again.progress.step = 7
     again.evaluate()
     again.save()
     assert again.checkpoints.path("best").name == "step_2"
@@ -71,17 +71,17 @@ def test_the_best_is_kept_and_a_worse_one_never_replaces_it(tmp_path: Path, monk
 def test_the_log_says_where_the_best_was_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = fitted(tmp_path, *SMALL, "trainer.steps=5")
     trainer.checkpoints.point(2, best=2)
-    trainer.step, trainer.best = 7, {"step": 2, "val/loss": 1.0}
+    trainer.progress.step, trainer.progress.best = 7, {"step": 2, "val/loss": 1.0}
     trainer.save()
     again = build(tmp_path, *SMALL, "trainer.steps=8")
-    again.resume(Checkpoint(steps(tmp_path) / "step_7"))
-    assert again.best["step"] == 2
+    again.start(Checkpoint(steps(tmp_path) / "step_7"))
+    assert again.progress.best["step"] == 2
     (steps(tmp_path) / "step_2" / "state.json").write_text("{}")
-    again.resume(Checkpoint(steps(tmp_path) / "step_7"))
-    assert again.best == {}
+    again.start(Checkpoint(steps(tmp_path) / "step_7"))
+    assert again.progress.best == {}
     assert str(Path("step_2") / "state.json") in caplog.text
     again.evaluate()
-    assert again.best["step"] == 7
+    assert again.progress.best["step"] == 7
 
 
 @pytest.mark.parametrize("content", [b"step_\xb0\n", b"", b"a/b", b"step_99"])
@@ -90,7 +90,7 @@ def test_a_damaged_name_of_the_best_is_one_line_and_stops_no_run(tmp_path: Path,
     (steps(tmp_path) / "best").write_bytes(content)
     with refuses(steps(tmp_path)):
         open_checkpoint(str(steps(tmp_path) / "best"))
-    trainer.step = 6
+    trainer.progress.step = 6
     trainer.save()
     assert trainer.checkpoints.path("last").name == "step_6"
 
@@ -102,8 +102,8 @@ def test_a_crash_between_a_save_and_its_name_loses_no_best(tmp_path: Path, caplo
     again = build(tmp_path, "trainer.steps=5", "trainer.eval_every=1")
     newest = again.checkpoints.newest()
     assert newest is not None
-    again.resume(newest)
-    assert again.best["step"] == 5
+    again.start(newest)
+    assert again.progress.best["step"] == 5
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     again.evaluate()
     again.save()
@@ -135,16 +135,16 @@ def test_optimizer_state_goes_by_name_and_not_by_place(tmp_path: Path) -> None:
     trainer = fitted(tmp_path, "trainer.steps=3", kind=Stub)
     turned = build(tmp_path / "other", kind=Turned)
     params = dict(turned.model.named_parameters())
-    turned.optimizer = torch.optim.AdamW(list(params.values()))
-    Checkpoint(trainer.checkpoints.path("last")).restore(turned.model, turned.optimizer)
+    turned.train_step.optimizer = torch.optim.AdamW(list(params.values()))
+    Checkpoint(trainer.checkpoints.path("last")).restore(turned.model, turned.train_step.optimizer)
     for name, parameter in trainer.model.named_parameters():
-        for key, value in trainer.optimizer.state[parameter].items():
-            assert torch.equal(value, turned.optimizer.state[params[name]][key]), (name, key)
+        for key, value in trainer.train_step.optimizer.state[parameter].items():
+            assert torch.equal(value, turned.train_step.optimizer.state[params[name]][key]), (name, key)
 
 
 def test_the_same_step_can_be_saved_again(tmp_path: Path) -> None:
     trainer = fitted(tmp_path)
-    trainer.step, trainer.best = 5, {"step": 5, "val/loss": 0.0}
+    trainer.progress.step, trainer.progress.best = 5, {"step": 5, "val/loss": 0.0}
     for _ in range(2):
         trainer.save()
         assert trainer.checkpoints.path("last").name == "step_5"
@@ -154,7 +154,7 @@ def test_the_same_step_can_be_saved_again(tmp_path: Path) -> None:
 def test_what_was_passed_over_is_set_aside_and_not_lost(run: Path, tmp_path: Path) -> None:
     checkpoints = Checkpoints(Path(shutil.copytree(run, tmp_path / "run")) / "checkpoints")
     (checkpoints.folder / "step_5" / "state.json").unlink()
-    checkpoints.set_aside(after=4)
+    checkpoints.quarantine(after=4)
     assert checkpoints.steps() == [0, 2, 4]
     (aside,) = checkpoints.folder.glob("damaged_step_5.*")
     assert (aside / "model.safetensors").exists()
@@ -183,7 +183,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
     folder = trainer.checkpoints.folder
 
     def save(stage: str, at: int | None) -> int:
-        trainer.step += 1
+        trainer.progress.step += 1
         function = pydoc.locate(stage)
         assert callable(function)
         stand_in = failing(function, at=at)
@@ -202,8 +202,8 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
             with pytest.raises(OSError, match="No space"):
                 save(stage, at=at)
             if (stage, at) == (SYNCED, calls - 1):
-                assert trainer.checkpoints.steps() == [*steps, trainer.step]
-                Checkpoint(folder / f"step_{trainer.step}")
+                assert trainer.checkpoints.steps() == [*steps, trainer.progress.step]
+                Checkpoint(folder / f"step_{trainer.progress.step}")
             else:
                 assert sorted(path.name for path in folder.rglob("*")) == before, (stage, at)
             assert trainer.checkpoints.path("last") == last
@@ -324,7 +324,7 @@ def test_training_state_that_somebody_else_has_made_is_one_line(
     change(copy / "training.safetensors")
     sealed(copy)
     with refuses(copy / "training.safetensors"):
-        build(tmp_path / "other").resume(Checkpoint(copy))
+        build(tmp_path / "other").start(Checkpoint(copy))
 
 
 class Runs:
@@ -351,7 +351,7 @@ def test_a_pickle_is_refused_and_does_not_run(run: Path, tmp_path: Path) -> None
             sealed(copy)
             with refuses(copy / name):
                 load_model(open_checkpoint(str(copy)))
-                build(tmp_path / "other").resume(Checkpoint(copy))
+                build(tmp_path / "other").start(Checkpoint(copy))
         (copy / "manifest.json").write_bytes(content)
         with refuses(copy, "manifest.json"):
             Checkpoint(copy)
@@ -414,14 +414,14 @@ def fills_up(limit: int) -> None:
     """Let no file be longer than this once step 20 is saved."""
     import resource
 
-    save = Checkpoints.save
+    save = CheckpointManager.save
 
-    def saves(checkpoints: Checkpoints, step: int, **rest: Any) -> None:
-        if step == 20:
+    def saves(checkpoints: CheckpointManager, progress: Progress) -> None:
+        if progress.step == 20:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        save(checkpoints, step, **rest)
+        save(checkpoints, progress)
 
-    mock.patch.object(Checkpoints, "save", saves).start()
+    mock.patch.object(CheckpointManager, "save", saves).start()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a limit on the size of files stands in for a full disk; Windows has none")

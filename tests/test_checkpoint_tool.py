@@ -74,5 +74,5 @@ def test_strip_takes_out_what_only_training_needs(run: Path, tmp_path: Path, too
         assert (stripped / "model.safetensors").read_bytes() == weights
         load_model(checkpoint)
         with refuses(f"init_from={stripped}"):
-            build(tmp_path / "other").resume(checkpoint)
+            build(tmp_path / "other").start(checkpoint)
     assert not [path for path in steps(folder).iterdir() if path.name.startswith(".")]

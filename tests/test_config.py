@@ -1,10 +1,23 @@
 """The run config: what it refuses, and what it reads back."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
-from bigramlm.config import TrainerConfig, load, to_dict, to_yaml
+from bigramlm import config, paths
+from bigramlm.config import (
+    KINDS,
+    RunConfig,
+    TrainerConfig,
+    config_hash,
+    config_hashes,
+    default_of,
+    load,
+    to_dict,
+    to_yaml,
+)
 from bigramlm.data.config import ShakespeareConfig
 from bigramlm.optim.config import AdamWConfig
 from tests.helpers import refuses, run_config
@@ -62,3 +75,53 @@ def test_fields_that_nothing_would_read_are_refused(override: str, field: str, t
 def test_a_value_that_is_missing_is_named() -> None:
     with refuses("data.path=", field="data.path"):
         run_config("data=text")
+
+
+def test_a_config_is_known_by_what_differs_from_its_defaults() -> None:
+    plain = config_hash(run_config())
+    assert config_hash(run_config("optim.lr=1e-3", "seed=1337", "data.block_size=8")) == plain
+    changed = ["optim.lr=1e-2", "seed=1", "model=gpt", "data=bundled", "tokenizer=byte", "preflight=false"]
+    assert len({plain, *(config_hash(run_config(override)) for override in changed)}) == 7
+    for how_it_came_about in ("resume", "sweep", "base"):
+        cfg = dataclasses.replace(run_config(), **{how_it_came_about: "somewhere"})
+        assert config_hashes(cfg) == config_hashes(run_config())
+
+
+def with_a_new_field(value: int) -> RunConfig:
+    """A config of a later version, whose optimizer has one more field."""
+    newer = dataclasses.make_dataclass("Newer", [("extra", int, dataclasses.field(default=0))], bases=(AdamWConfig,))
+    cfg = run_config("optim.lr=0.1")
+    cfg.optim = newer(**vars(cfg.optim), extra=value)
+    return cfg
+
+
+def test_a_new_field_with_a_default_leaves_hashes_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = config_hashes(run_config("optim.lr=0.1"))
+    monkeypatch.setattr(config, "ADDED", frozenset({"optim.extra"}))
+    assert config_hashes(with_a_new_field(0)) == before
+    (changed,) = config_hashes(with_a_new_field(1))
+    assert changed not in before
+
+
+def test_defaults_are_those_that_hashes_of_before_left_out() -> None:
+    """A hash says nothing of a field that has its default: where that changes, other configs have old hashes."""
+    known = json.loads((paths.home() / "tests" / "old" / "defaults.json").read_text("utf-8"))
+    kinds = {f"{group}.{name}": kind for group, of in KINDS.items() for name, kind in of.items()}
+    single = {
+        of.name: type(default_of(of))
+        for of in dataclasses.fields(RunConfig)
+        if dataclasses.is_dataclass(default_of(of))
+    }
+    now = {
+        name: {of.name: default_of(of) for of in dataclasses.fields(kind) if of.name != "name"}
+        for name, kind in {**kinds, **single, "run": RunConfig}.items()
+    }
+    for name, fields in known.items():
+        for field, default in fields.items():
+            assert json.loads(json.dumps(now[name][field], default=str)) == default, f"{name}: {field}"
+    added = {
+        f"{name.split('.')[0]}.{field}".removeprefix("run.")
+        for name in known
+        for field in now[name].keys() - known[name].keys()
+    }
+    assert added == config.ADDED, "fields that hashes of all fields lack"

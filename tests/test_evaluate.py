@@ -18,7 +18,7 @@ def test_an_evaluation_covers_as_many_batches_as_asked(tmp_path: Path) -> None:
         x = torch.stack([ids[s : s + 8] for s in starts])
         y = torch.stack([ids[s + 1 : s + 9] for s in starts])
         by_hand = F.cross_entropy(next(trainer.model.parameters())[x].view(-1, 11), y.view(-1)).item()
-        assert mean_loss(trainer.model, trainer.eval_blocks[split], trainer.device) == pytest.approx(by_hand, rel=1e-6)
+        assert trainer.evaluator.evaluate()[f"{split}/loss"] == pytest.approx(by_hand, rel=1e-6)
 
 
 def test_bits_a_character_count_characters_and_not_tokens() -> None:
@@ -28,7 +28,7 @@ def test_bits_a_character_count_characters_and_not_tokens() -> None:
 def test_dropout_is_off_in_evaluation_and_on_again_after(tmp_path: Path) -> None:
     trainer = build(tmp_path, kind=Stub)
     trainer.model.train()
-    losses = {mean_loss(trainer.model, trainer.eval_blocks["val"], trainer.device) for _ in range(3)}
+    losses = {mean_loss(trainer.model, trainer.evaluator.blocks["val"], trainer.train_step.device) for _ in range(3)}
     assert len(losses) == 1
     assert trainer.model.training
     x, y = trainer.batches[0]

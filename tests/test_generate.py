@@ -69,7 +69,7 @@ def test_dropout_is_off_in_sampling_and_on_again_after(tmp_path: Path) -> None:
     trainer.model.train()
     start = torch.zeros((1, 1), dtype=torch.long)
     first, second = (
-        generate(trainer.model, start, 30, temperature=0.0, seed=0, device=trainer.device) for _ in range(2)
+        generate(trainer.model, start, 30, temperature=0.0, seed=0, device=trainer.train_step.device) for _ in range(2)
     )
     assert torch.equal(first, second), "30 tokens, of which the model, with positions for 8, sees the last 8"
     assert trainer.model.training

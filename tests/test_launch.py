@@ -19,6 +19,8 @@ from omegaconf import OmegaConf
 
 from bigramlm import launch, paths, stop, train
 from bigramlm.errors import UserError
+from bigramlm.overrides import Overrides
+from bigramlm.recipe import JobContext, RunEnd
 from bigramlm.results import Results
 from bigramlm.run import RunFolder, holder, read_summary
 from bigramlm.sweep import Job, Sweep
@@ -240,11 +242,12 @@ def test_a_job_that_is_started_again_goes_on_or_is_done(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return False
 
-    def again(is_hopeless: Callable[[int, Mapping[str, float]], bool] | None = None) -> BaseException | None:
-        return train.train(config, RunFolder(folder), [], in_sweep=True, is_hopeless=is_hopeless)
+    def again(should_prune: Callable[[int, Mapping[str, float]], bool] | None = None) -> object:
+        context = JobContext({}, should_prune)
+        return train.train(config, RunFolder(folder), Overrides(), context, continues=True)
 
     assert isinstance(again(hopeless_at_10), stop.Stopped)
-    assert again() is None
+    assert isinstance(again(), RunEnd)
     summary = read_summary(folder)
     assert summary is not None
     assert (summary["status"], summary["resumed"][0]["step"]) == ("completed", 0)
@@ -252,7 +255,7 @@ def test_a_job_that_is_started_again_goes_on_or_is_done(tmp_path: Path) -> None:
     assert again() is None
     assert state(folder) == before
     # Another config is another run, and has no business here.
-    failure = train.train(composed(*SHORT, "seed=2"), RunFolder(folder), [], in_sweep=True)
+    failure = train.train(composed(*SHORT, "seed=2"), RunFolder(folder), Overrides(), JobContext({}), continues=True)
     assert isinstance(failure, UserError)
     assert str(folder) in str(failure)
     assert state(folder) == before

@@ -16,16 +16,18 @@ FLOORS = (
     ("errors", "paths"),
     ("files", "progress", "hub"),
     PARTS,
-    ("metrics", "run", "checkpoint", "evaluate", "generate", "step"),
+    ("metrics", "run", "checkpoint", "evaluate", "generate", "step", "speed"),
     ("config",),
-    ("memory",),
+    ("memory", "overrides"),
     ("cli", "help", "preflight"),
     ("trainer", "sweep", "corpus"),
     ("results",),
     ("report", "browser"),
     ("runs", "stop", "search"),
     ("load", "launch"),
-    ("resume", "workers", "export"),
+    ("resume", "resolve", "workers", "export"),
+    ("build",),
+    ("recipe",),
     ("train",),
     ("sample", "prepare", "checkpoint_tool", "verify_resume"),
     ("bench", "config_reference", "pictures"),
@@ -90,6 +92,66 @@ def test_imports_go_down_the_floors_only(path: Path) -> None:
 def test_what_help_and_completion_import_is_free_of_torch(module: str) -> None:
     code = f"import sys, bigramlm.{module}; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'wandb')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# The longest that functions may be, in lines, and those that may be longer, each for its reason.
+LONGEST = 60
+MAY_BE_LONGER: dict[str, str] = {}
+SHORTER = {"recipe.py:run": 45, "trainer.py:Trainer.__init__": 25}
+
+
+def functions(path: Path) -> dict[str, ast.FunctionDef]:
+    """The functions and methods of a file, by their names."""
+    found: dict[str, ast.FunctionDef] = {}
+
+    def walk(node: ast.AST, before: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+                name = f"{before}{child.name}"
+                if isinstance(child, ast.FunctionDef):
+                    found[name] = child
+                walk(child, f"{name}.")
+            else:
+                walk(child, before)
+
+    walk(ast.parse(path.read_text("utf-8")), "")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_functions_are_short(path: Path) -> None:
+    assert len(MAY_BE_LONGER) <= 3
+    for name, function in functions(path).items():
+        lines = int(function.end_lineno or 0) - function.lineno + 1
+        where = f"{path.relative_to(PACKAGE)}:{name}"
+        assert lines <= SHORTER.get(where, LONGEST) or where in MAY_BE_LONGER, f"{where}: {lines} lines"
+
+
+def test_what_the_recipe_alone_calls_takes_few_arguments() -> None:
+    for name in ("recipe", "build", "resolve"):
+        for function_name, function in functions(PACKAGE / f"{name}.py").items():
+            given = function.args
+            n = len([argument for argument in [*given.args, *given.kwonlyargs] if argument.arg != "self"])
+            assert n <= 5, f"{name}.{function_name} takes {n}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nobody_writes_a_field_of_a_config(path: Path) -> None:
+    """Hold everybody to configs as they were resolved: whoever wants another one makes it with `replace`."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            if isinstance(target, ast.Attribute):
+                names = ast.unparse(target.value).split(".")
+                assert "cfg" not in names, f"line {getattr(node, 'lineno', 0)}: {ast.unparse(target)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_override_strings_are_looked_at_in_one_module(path: Path) -> None:
+    """Hold everybody else to the questions that Overrides answers."""
+    if path.stem != "overrides":
+        text = path.read_text("utf-8")
+        assert not [sign for sign in ("OverridesParser", r"\\+*", '("+")', '"override.startswith') if sign in text]
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)

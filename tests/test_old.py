@@ -8,14 +8,15 @@ import pytest
 
 from bigramlm import paths, runs, sample
 from bigramlm.checkpoint import Checkpoint
-from bigramlm.config import load
+from bigramlm.config import config_hash, config_hashes, load
 from bigramlm.corpus import tokenized
 from bigramlm.data.batches import Stream, on_device
 from bigramlm.device.device import decide, set_up
 from bigramlm.evaluate import mean_loss
 from bigramlm.load import load_model
 from bigramlm.run import last_sample
-from tests.helpers import Cli, resumed, summary, table, trials
+from bigramlm.sweep import Sweep
+from tests.helpers import Cli, resumed, run_config, summary, table, trials
 
 OLD = paths.home() / "tests" / "old"
 CHECKPOINTS = sorted(path.relative_to(OLD) for path in OLD.rglob("step_*") if path.is_dir())
@@ -61,7 +62,7 @@ def test_a_checkpoint_loads_and_has_the_loss_that_it_was_saved_with(old: Path, p
 @pytest.mark.parametrize("name", ["run", "adapter", "sweep/0", "search/1"])
 def test_a_run_samples_as_it_did(old: Path, tool: Cli, name: str) -> None:
     seed = load(old / name / "config.yaml").seed
-    ended = tool(sample.main, f"run={old / name}", "max_new_tokens=50", f"seed={seed}")  # type: ignore[arg-type]
+    ended = tool(sample.main, f"run={old / name}", "max_new_tokens=50", f"seed={seed}")
     assert ended.code == 0, ended.err
     assert str(last_sample(old / name)).strip() in ended.out
 
@@ -100,6 +101,14 @@ def test_a_sweep_continues_with_what_is_left(old: Path, cli: Cli) -> None:
     assert "resumed" in summary(old / "sweep" / "2")
     found = {(row["optim.lr"], row["seed"]): float(row["val/loss"]) for row in table(old / "sweep")}
     assert found == pytest.approx(WHOLE_SWEEP, rel=NEARLY)
+
+
+def test_a_config_is_known_by_the_hash_that_it_had(old: Path) -> None:
+    for job in Sweep(old / "sweep").all_jobs():
+        cfg = run_config(*job.overrides)
+        assert job.asked in config_hashes(cfg)
+        assert job.asked != config_hash(cfg)
+        assert job.asked not in config_hashes(run_config(*job.overrides, "optim.weight_decay=0.5"))
 
 
 def test_a_search_continues_with_its_study(old: Path, cli: Cli) -> None:

@@ -12,23 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from bigramlm import prepare, sample
-from bigramlm.data.batches import IGNORED, Batches, Examples
+from bigramlm import build, prepare, sample
+from bigramlm.data.batches import IGNORED, Batches, Examples, Split
 from bigramlm.data.config import PairsConfig
 from bigramlm.data.pairs import row_length
 from bigramlm.data.text import zstd
-from bigramlm.device.device import Device, decide, set_up
-from bigramlm.evaluate import mean_loss
+from bigramlm.device.device import Device
+from bigramlm.evaluate import Evaluator, mean_loss
 from bigramlm.generate import stream
 from bigramlm.load import load_model, open_checkpoint
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram
 from bigramlm.model.config import GPTConfig
 from bigramlm.preflight import check_targets, whole
-from bigramlm.run import RunFolder
 from bigramlm.step import CompiledStep, TrainStep
-from bigramlm.tokenizer.char import CharTokenizer
-from bigramlm.trainer import Trainer
 from tests.helpers import Cli, assert_refused, refuses, resumed, run_config, summary, table
 
 CPU = torch.device("cpu")
@@ -106,14 +103,12 @@ def taken(split: Examples, *, parts: int, model: LanguageModel, compiled: bool =
     """The loss and the gradients of one update of 8 rows."""
     device = Device(CPU, "fp32", compile=compiled)
     optimizer = run_config("optim=sgd", "optim.grad_clip=0").optim.build(model, compiled=compiled)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
     kind = CompiledStep if compiled else TrainStep
-    step = kind(model, optimizer, device, scaler, grad_accumulation=parts, grad_clip=0.0, masked=True)
-    if isinstance(step, CompiledStep):
-        step.compile(together=1)
-    loss, _ = step([Batches(split, batch_size=8, seed=0)[0]], [0.0])
+    step = kind(model, optimizer, device, grad_accumulation=parts, masked=True)
+    result = step(Batches(split, batch_size=8, seed=0)[0], 0.0)
+    assert result is not None
     assert not isinstance(step, CompiledStep) or step.is_compiled
-    return [loss, *(p.grad for p in model.parameters() if p.grad is not None)]
+    return [result.loss, *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
 def test_accumulation_makes_the_gradient_of_the_whole_batch() -> None:
@@ -417,21 +412,10 @@ def test_token_files_of_pairs_are_refused(tool: Cli, sums: Path) -> None:
     assert done.err.count("\n") == 1
 
 
-def test_the_trainer_takes_no_references_of_examples(tmp_path: Path) -> None:
+def test_examples_have_no_references_and_their_padding_counts_as_computed(tmp_path: Path) -> None:
     split, _ = examples([(1, 1 + n % 3) for n in range(20)])
-    cfg = run_config("trainer.steps=2", "data.batch_size=4")
-    model = gpt()
-    cfg.device = decide(cfg.device, n_params=model.n_params(), tokens=16)
-    trainer = Trainer(
-        cfg,
-        model=model,
-        train=split,
-        val=split,
-        val_characters=10,
-        tokenizer=CharTokenizer("ab").to_json(),
-        device=set_up(cfg.device),
-        folder=RunFolder(tmp_path),
-    )
-    assert trainer.references == {}
-    assert trainer.train_step.masked
-    assert trainer.tokens_per_step == 4 * split.block_size
+    cfg, model, device = run_config("trainer.steps=2", "data.batch_size=4"), gpt(), Device(CPU, "fp32", compile=False)
+    splits: dict[str, Split] = {"train": split, "val": split}
+    assert Evaluator(model, splits, device, val_characters=10).references == {}
+    assert build.train_step(cfg, model, split, device).masked
+    assert build.batches(cfg, split, device).tokens_per_batch == 4 * split.block_size

@@ -286,15 +286,15 @@ def test_accumulation_is_the_update_of_the_whole_batch(preset: str) -> None:
     if isinstance(cfg, GPTConfig):
         cfg = replace(cfg, n_embd=4 * cfg.n_head, n_layer=min(2, cfg.n_layer), dropout=0.0)
     ids = torch.randint(11, (8, 17), generator=torch.Generator().manual_seed(0))
-    device, scaler = Device(torch.device("cpu"), "fp32", compile=False), torch.amp.GradScaler("cpu", enabled=False)
+    device = Device(torch.device("cpu"), "fp32", compile=False)
 
     def updated(steps: int, parts: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         model = cfg.build(vocab_size=11, block_size=16)
         optimizer = SGDConfig().build(model, compiled=False)
-        take = TrainStep(model, optimizer, device, scaler, grad_accumulation=parts, grad_clip=0.0)
+        take = TrainStep(model, optimizer, device, grad_accumulation=parts)
         for _ in range(steps):
-            take([(ids[:, :-1], ids[:, 1:])], [0.1])
+            take((ids[:, :-1], ids[:, 1:]), 0.1)
         return model.state_dict()
 
     fresh, whole, parts = updated(0, 1), updated(1, 1), updated(1, 4)

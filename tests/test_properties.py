@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from bigramlm.checkpoint import Checkpoints
-from bigramlm.cli import quote_free_text, quoted
 from bigramlm.config import differences, flat
 from bigramlm.data.batches import blocks
+from bigramlm.overrides import Overrides, quoted
 from bigramlm.paths import step_of
 
 # Hydra's grammar and OmegaConf's references each have characters of their own, which are rare in text drawn at random.
@@ -40,9 +40,11 @@ def test_quoted_text_arrives_as_it_stands(text: str) -> None:
 
 @given(text=TEXT, sign=st.sampled_from(["", "+", "++"]))
 def test_only_fields_of_free_text_are_quoted(text: str, sign: str) -> None:
-    assert parsed(quote_free_text(f"{sign}sample.prompt={text}", ["sample.prompt"])) == text
-    assert quote_free_text(f"{sign}sample.prompts={text}", ["sample.prompt"]) == f"{sign}sample.prompts={text}"
-    assert quote_free_text(f"{sign}sampleXprompt={text}", ["sample.prompt"]) == f"{sign}sampleXprompt={text}"
+    (word,) = Overrides.typed([f"{sign}sample.prompt={text}"], ["sample.prompt"])
+    assert parsed(word.text) == text
+    assert (word.field, word.value) == ("sample.prompt", text)
+    for other in (f"{sign}sample.prompts={text}", f"{sign}sampleXprompt={text}"):
+        assert Overrides.typed([other], ["sample.prompt"]).words == [other]
 
 
 @given(a=CONFIGS, b=CONFIGS)

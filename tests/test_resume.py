@@ -85,7 +85,7 @@ def stops_at_17() -> None:
     update = Trainer.update
 
     def stops(trainer: Trainer) -> Any:
-        if trainer.step == 17:
+        if trainer.progress.step == 17:
             os.kill(os.getpid(), signal.SIGINT)
         return update(trainer)
 
@@ -173,7 +173,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_at_step_0(
 
 def ends_before_training() -> None:
     # Its config is saved before torch is imported, which takes a second; checkpoints there are none yet.
-    mock.patch("bigramlm.trainer.Trainer", side_effect=lambda *_, **__: os._exit(9)).start()
+    mock.patch("bigramlm.build.Trainer", side_effect=lambda *_, **__: os._exit(9)).start()
 
 
 def test_a_run_that_was_killed_while_it_started_can_be_resumed(whole: Path, tmp_path: Path, cli: Cli) -> None:

@@ -14,8 +14,10 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from bigramlm import runs, search, trainer
+from bigramlm import runs, search
+from bigramlm.optim import base as optim
 from bigramlm.optim.config import OptimConfig
+from bigramlm.overrides import Overrides
 from bigramlm.results import Results
 from bigramlm.run import read_summary
 from bigramlm.search import space_of
@@ -220,7 +222,7 @@ def test_trials_run_at_the_same_time_with_joblib(searched: Callable[..., Ended],
 
 def dies_in(nth: int, at: int) -> None:
     """Have this process killed at a step of the nth, from 0, of the trials that it trains."""
-    rate, seen = trainer.learning_rate, [0]
+    rate, seen = optim.learning_rate, [0]
 
     def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:
         seen.append(step)
@@ -229,7 +231,7 @@ def dies_in(nth: int, at: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return rate(cfg, step, steps)
 
-    trainer.learning_rate = learning_rate
+    optim.learning_rate = learning_rate
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
@@ -316,7 +318,7 @@ def test_options_that_are_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(optuna.pruners, "PercentilePruner", noting(optuna.pruners.PercentilePruner, "pruner"))
     monkeypatch.setattr(optuna.samplers, "TPESampler", noting(optuna.samplers.TPESampler, "sampler"))
     options: dict[str, Any] = {"sampler_options": {}, "pruner": "percentile", "pruner_options": {}, "seed": 1}
-    made = search.Search(tmp_path, {"a": FloatDistribution(0, 1)}, [], sampler="tpe", at_once=2, **options)
+    made = search.Search(tmp_path, {"a": FloatDistribution(0, 1)}, Overrides(), sampler="tpe", at_once=2, **options)
     made.ask()
     assert given["pruner"] == {"percentile": 33.0}
     assert given["sampler"]["constant_liar"]

@@ -12,7 +12,7 @@ from bigramlm.checkpoint import Checkpoint
 from bigramlm.device.device import Device
 from bigramlm.model.bigram import Bigram
 from bigramlm.model.config import GPTConfig
-from bigramlm.step import CompiledStep, TrainStep
+from bigramlm.step import CompiledStep, SharedCalls, TrainStep
 from bigramlm.trainer import Trainer
 from tests.helpers import TOKENS, Stub, build, fit, fitted, kept_for_the_gradient, refuses, run_config
 
@@ -35,6 +35,12 @@ def is_compiled(trainer: Trainer) -> bool:
     return isinstance(trainer.train_step, CompiledStep) and trainer.train_step.is_compiled
 
 
+def most_per_call(trainer: Trainer) -> int:
+    assert isinstance(trainer.train_step, CompiledStep)
+    assert isinstance(trainer.train_step.steps_per_call, SharedCalls)
+    return trainer.train_step.steps_per_call.most
+
+
 def gpt(**fields: Any) -> Any:
     cfg = GPTConfig(**{"n_layer": 2, "n_head": 2, "n_embd": 16, **fields})
     return lambda *, vocab_size, block_size: cfg.build(vocab_size=vocab_size, block_size=block_size)
@@ -48,14 +54,15 @@ def test_accumulation_makes_the_update_of_the_whole_batch(tmp_path: Path) -> Non
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     norms = [[r["grad_norm"] for r in records(tmp_path / run)[:-1]] for run in ("1", "2")]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
-    assert whole.tokens_per_step == parts.tokens_per_step
+    assert whole.batches.tokens_per_batch == parts.batches.tokens_per_batch
 
 
 def test_clipping_bounds_the_update(tmp_path: Path) -> None:
     trainer = build(tmp_path, "optim.grad_clip=1e-3")
-    _, norm = trainer.update()
-    assert norm is not None
-    assert norm > 1e-3, "the norm before clipping"
+    result = trainer.update()
+    assert result is not None
+    assert result.grad_norm is not None
+    assert result.grad_norm > 1e-3, "the norm before clipping"
     clipped = torch.stack([p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]).norm()
     assert clipped.item() == pytest.approx(1e-3, rel=1e-3)
 
@@ -74,12 +81,12 @@ def test_fp16_scales_its_losses_and_unscales_its_gradients(tmp_path: Path) -> No
     """The path of an older GPU, on the CPU: the gradient that is left is that of the plain loss."""
     device = Device(torch.device("cpu"), "fp16", compile=False)
     trainer, plain = build(tmp_path / "1", device=device), build(tmp_path / "2")
-    assert trainer.scaler.get_scale() > 1
+    assert trainer.train_step.scaler.get_scale() > 1
     trainer.update(), plain.update()
     trainer.evaluate()
     trainer.save()
     saved = json.loads((trainer.checkpoints.path("last") / "state.json").read_text("utf-8"))
-    assert saved["scaler"] == trainer.scaler.state_dict()
+    assert saved["scaler"] == trainer.train_step.scaler.state_dict()
     for a, b in zip(trainer.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-2, atol=1e-4)
 
@@ -130,7 +137,7 @@ def test_what_a_compiled_call_changes_stays_in_its_place(
 
     monkeypatch.setattr(torch, "compile", lambda function, *, mode, **k: compile_(function, **k, backend=graph))
     trainer = fitted(tmp_path, *chosen, *FEW, "device.compile=true", kind=kind)
-    assert trainer.train_step.together == 2
+    assert most_per_call(trainer) == 2
     assert is_compiled(trainer)
     assert loose == [3, 3], "the graphs of a step and of two"
 
@@ -141,9 +148,7 @@ def test_a_gpu_s_graph_is_captured(kind: str, mode: str | None, monkeypatch: pyt
     monkeypatch.setattr(torch, "compile", lambda function, *, mode, **_: asked.append(mode))
     model = Bigram(vocab_size=5, block_size=4)
     optimizer = run_config().optim.build(model, compiled=True)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    device = Device(torch.device(kind), "fp32", compile=True)
-    CompiledStep(model, optimizer, device, scaler, grad_accumulation=1, grad_clip=0.0).compile(together=1)
+    CompiledStep(model, optimizer, Device(torch.device(kind), "fp32", compile=True))
     assert asked == [mode]
 
 
@@ -155,9 +160,6 @@ def test_a_graph_that_cannot_be_made_costs_no_step(
     torch.manual_seed(0)
     model = Bigram(vocab_size=11, block_size=8)
     optimizer = run_config("optim=sgd").optim.build(model, compiled=True)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    device = Device(torch.device("cpu"), "fp32", compile=True)
-    step = CompiledStep(model, optimizer, device, scaler, grad_accumulation=1, grad_clip=0.0)
     calls: list[int] = []
 
     def compiled(function: Any, **_: Any) -> Any:
@@ -170,25 +172,21 @@ def test_a_graph_that_cannot_be_made_costs_no_step(
         return call
 
     monkeypatch.setattr(torch, "compile", compiled)
-    monkeypatch.setattr(step, "device", Device(torch.device(kind), "fp32", compile=True))
-    step.compile(together=1)
+    step = CompiledStep(model, optimizer, Device(torch.device(kind), "fp32", compile=True))
     before = [model.token_embedding_table.weight.detach().clone()]
     batch = (TOKENS[:8].long()[None], TOKENS[1:9].long()[None])
     for _ in range(3):
-        step([batch], [0.1])
+        step(batch, 0.1)
         before.append(model.token_embedding_table.weight.detach().clone())
     assert caplog.text.count("no graph") == 1
     assert not step.is_compiled
     assert len(calls) == fails_at
     other = Bigram(vocab_size=11, block_size=8)
     other.token_embedding_table.weight.data.copy_(before[0])
-    plain = TrainStep(
-        *(other, run_config("optim=sgd").optim.build(other, compiled=False), device, scaler),
-        grad_accumulation=1,
-        grad_clip=0.0,
-    )
+    device = Device(torch.device("cpu"), "fp32", compile=False)
+    plain = TrainStep(other, run_config("optim=sgd").optim.build(other, compiled=False), device)
     for weights_ in before[1:]:
-        plain([batch], [0.1])
+        plain(batch, 0.1)
         torch.testing.assert_close(weights_, other.token_embedding_table.weight.detach())
 
 
@@ -207,15 +205,15 @@ def test_a_compiled_step_is_the_same_step(tmp_path: Path) -> None:
     eager = fitted(tmp_path / "1", *overrides)
     compiled = fitted(tmp_path / "2", *overrides, "device.compile=true")
     assert is_compiled(compiled)
-    assert compiled.train_step.together == 3
-    assert compiled.step == 12
+    assert most_per_call(compiled) == 3
+    assert compiled.progress.step == 12
     torch.testing.assert_close(weights(eager), weights(compiled), rtol=1e-4, atol=1e-5)
     assert [r["step"] for r in records(tmp_path / "2")] == [0, 4, 8, 12]
     for a, b in zip(records(tmp_path / "1"), records(tmp_path / "2"), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
     half = fitted(tmp_path / "3", *overrides, "device.compile=true", "trainer.steps=8")
     going_on = build(tmp_path / "3", *overrides, "device.compile=true")
-    going_on.resume(Checkpoint(half.checkpoints.path("last")))
+    going_on.start(Checkpoint(half.checkpoints.path("last")))
     fit(going_on)
     assert torch.equal(weights(compiled), weights(going_on)), "a compiled run goes on compiled, to the bit"
     saved = (compiled.checkpoints.path("last") / "model.safetensors").read_bytes()
@@ -239,23 +237,20 @@ def test_steps_that_share_a_call_fill_the_gap_between_two_records(
     log_every: int, together: int, tmp_path: Path
 ) -> None:
     trainer = build(tmp_path, f"trainer.log_every={log_every}", "device.compile=true")
-    assert trainer.train_step.together == together
+    assert most_per_call(trainer) == together
 
 
 @COMPILER
 def test_code_that_is_compiled_takes_the_same_step() -> None:
     """The one real compilation outside of long tests, of one small graph."""
-    device, scaler = Device(torch.device("cpu"), "fp32", compile=True), torch.amp.GradScaler("cpu", enabled=False)
-    after = []
+    device, after = Device(torch.device("cpu"), "fp32", compile=True), []
     for kind in (TrainStep, CompiledStep):
         torch.manual_seed(0)
         model = Bigram(vocab_size=11, block_size=8)
         optimizer = run_config("optim=sgd").optim.build(model, compiled=kind is CompiledStep)
-        step = kind(model, optimizer, device, scaler, grad_accumulation=1, grad_clip=0.0)
-        if isinstance(step, CompiledStep):
-            step.compile(together=1)
+        step = kind(model, optimizer, device)
         for rate in (0.1, 0.2):
-            step([(TOKENS[:8].long()[None], TOKENS[1:9].long()[None])], [rate])
+            step((TOKENS[:8].long()[None], TOKENS[1:9].long()[None]), rate)
         assert not isinstance(step, CompiledStep) or step.is_compiled
         after.append(model.token_embedding_table.weight.detach())
     torch.testing.assert_close(after[0], after[1])
@@ -275,5 +270,5 @@ def test_a_step_that_does_not_compile_is_taken_uncompiled(
     assert caplog.text.count("no compiler here") == 1
     assert "device.compile" in caplog.text
     assert "much more text" not in caplog.text
-    assert trainer.step == 30
+    assert trainer.progress.step == 30
     torch.testing.assert_close(weights(trainer), weights(fitted(tmp_path / "2")), rtol=1e-5, atol=1e-6)

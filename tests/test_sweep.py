@@ -20,10 +20,11 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from bigramlm import paths, runs, sweep, train, trainer
+from bigramlm import paths, recipe, runs, sweep, train
 from bigramlm.data import shakespeare
 from bigramlm.data import text as data_text
 from bigramlm.model.bigram import Bigram
+from bigramlm.optim import base as optim
 from bigramlm.optim.config import OptimConfig
 from bigramlm.results import Results
 from bigramlm.run import LOCK, RunFolder, read_summary
@@ -146,9 +147,9 @@ def test_some_jobs_fail_each_in_its_way_and_the_rest_complete(
     n: int, swept: Callable[..., Ended], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nan, late, broken, blocked = ({*fails} & {*range(n)} for fails in ([3, 13, 23], [4, 14], [5, 25], [6, 16, 36]))
-    run, forward, check = train.run, Bigram.forward, data_text.check_length
+    run, forward, check = recipe.run, Bigram.forward, data_text.check_length
 
-    def run_(cfg: Any, *arguments: Any, **keywords: Any) -> None:
+    def run_(cfg: Any, *arguments: Any) -> Any:
         if cfg.seed == 0:
             for number in blocked:
                 (folder / str(number)).write_text("mine")
@@ -162,12 +163,12 @@ def test_some_jobs_fail_each_in_its_way_and_the_rest_complete(
         with monkeypatch.context() as patch:
             patch.setattr(Bigram, "forward", forward_)
             if cfg.seed in nan:
-                patch.setattr(trainer, "learning_rate", lambda *_: 1e38)
+                patch.setattr(optim, "learning_rate", lambda *_: 1e38)
             if cfg.seed in late:
                 patch.setattr(data_text, "check_length", lambda n, **words: check(n, **{**words, "block_size": 10**6}))
-            run(cfg, *arguments, **keywords)
+            return run(cfg, *arguments)
 
-    monkeypatch.setattr(train, "run", run_)
+    monkeypatch.setattr(recipe, "run", run_)
     ended = swept(*SHORT, "optim.lr=0.1", f"seed=range(0,{n})")
     assert ended.code == 1
     assert "Traceback" not in ended.err + ended.out
@@ -192,7 +193,7 @@ def test_some_jobs_fail_each_in_its_way_and_the_rest_complete(
     assert all((folder / str(number)).read_text() == "mine" for number in blocked)
 
     # Mended, the same command completes it.
-    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(recipe, "run", run)
     for number in blocked:
         (folder / str(number)).unlink()
     done = state(folder / "0")
@@ -411,7 +412,7 @@ def test_two_commands_at_once_in_one_sweep_are_refused(swept: Callable[..., Ende
 
 def dies_in(nth: int, at: int) -> None:
     """Have this process killed at a step of the nth, from 0, of the jobs that it trains."""
-    rate, seen = trainer.learning_rate, [0]
+    rate, seen = optim.learning_rate, [0]
 
     def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:
         seen.append(step)
@@ -420,7 +421,7 @@ def dies_in(nth: int, at: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return rate(cfg, step, steps)
 
-    trainer.learning_rate = learning_rate
+    optim.learning_rate = learning_rate
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")

@@ -15,6 +15,7 @@ from bigramlm.device.peak import Peak
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram, best_bigram_losses
 from bigramlm.model.config import GPTConfig
+from bigramlm.step import StepResult
 from bigramlm.trainer import Trainer
 from tests.helpers import TOKENS, Stub, build, fit, fitted, refuses
 
@@ -24,15 +25,20 @@ def take_a_second_a_step(trainer: Trainer, *, at: float) -> list[float]:
 
     What is returned is the clock, whose only number may be set.
     """
-    now, take = [at], trainer.train_step.__call__
-    trainer.clock = lambda: now[0]
+    now, take = [at], trainer.train_step
+    trainer.speed.clock = lambda: now[0]
 
     def second(*arguments: Any) -> Any:
         now[0] += 1
         return take(*arguments)
 
-    trainer.train_step = second  # type: ignore[assignment]
-    trainer.train_step.together = 1
+    class Slow:
+        __call__ = staticmethod(second)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(take, name)
+
+    trainer.train_step = Slow()  # type: ignore[assignment]
     return now
 
 
@@ -120,7 +126,7 @@ def test_speed_is_tokens_by_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         now[0] += 100
         return 1.0
 
-    monkeypatch.setattr("bigramlm.trainer.mean_loss", slow)
+    monkeypatch.setattr("bigramlm.evaluate.mean_loss", slow)
     fit(trainer)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
@@ -134,33 +140,24 @@ def test_no_steps_evaluate_and_save_the_fresh_model(tmp_path: Path) -> None:
     trainer = fitted(tmp_path, "trainer.steps=0")
     assert [record["step"] for record in records(tmp_path)] == [0]
     assert (trainer.checkpoints.path("last") / "model.safetensors").exists()
-    assert trainer.best["step"] == 0
+    assert trainer.progress.best["step"] == 0
 
 
 def test_the_best_is_never_replaced_by_a_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([4.0, 4.0, 3.0, 3.0, 3.5, 3.5, 3.0, 3.0, 1.0, 1.0])  # train and val, at 0, 10, 20, 30; final
-    monkeypatch.setattr("bigramlm.trainer.mean_loss", lambda *_: next(losses))
+    monkeypatch.setattr("bigramlm.evaluate.mean_loss", lambda *_: next(losses))
     trainer = fitted(tmp_path)
-    assert trainer.best == {"step": 10, "val/loss": 3.0}
+    assert trainer.progress.best == {"step": 10, "val/loss": 3.0}
     assert trainer.checkpoints.path("best").name == "step_10"
     assert trainer.checkpoints.path("last").name == "step_30"
     kept = sorted(path.name for path in trainer.checkpoints.folder.iterdir())
     assert kept == ["best", "last", "step_10", "step_30"], "nothing half-written, nothing more than is to be kept"
 
 
-def test_a_signal_ends_the_run_after_its_step_and_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = build(tmp_path)
-    take = trainer.update
-
-    def update() -> Any:
-        outcome = take()
-        if trainer.step == 13:
-            trainer.stop_signal = 2
-        return outcome
-
-    monkeypatch.setattr(trainer, "update", update)
-    fit(trainer)
-    assert trainer.step == 13
+def test_a_run_that_is_to_stop_ends_after_its_step_and_a_save(tmp_path: Path) -> None:
+    trainer = build(tmp_path, should_stop=lambda: trainer.progress.step == 13)
+    assert fit(trainer).result.status == "stopped"
+    assert trainer.progress.step == 13
     assert trainer.checkpoints.path("last").name == "step_13"
     assert [record["step"] for record in records(tmp_path)] == [0, 10], "no record that a run without a stop lacks"
     assert json.loads((tmp_path / "summary.json").read_text())["step"] == 13
@@ -179,12 +176,13 @@ def test_a_checkpoint_holds_all_that_it_takes_to_go_on(tmp_path: Path, kind: typ
     half = fitted(tmp_path / "half", "trainer.steps=14", kind=kind)
     torch.randn(3)
     going_on = build(tmp_path / "half", kind=kind)
-    going_on.resume(Checkpoint(half.checkpoints.path("last")))
+    going_on.start(Checkpoint(half.checkpoints.path("last")))
     assert torch.equal(weights(going_on), weights(half))
-    assert 0 < going_on.seconds <= half.seconds
+    assert 0 < going_on.progress.seconds <= half.progress.seconds
     fit(going_on)
     assert torch.equal(weights(going_on), weights(whole))
-    for a, b in zip(going_on.optimizer.state.values(), whole.optimizer.state.values(), strict=True):
+    states = (trainer.train_step.optimizer.state for trainer in (going_on, whole))
+    for a, b in zip(*(state.values() for state in states), strict=True):
         assert all(torch.equal(a[key], b[key]) for key in b)
     assert json.loads((half.checkpoints.path("last") / "tokenizer.json").read_text())["chars"] == "abcdefghijk"
 
@@ -194,10 +192,10 @@ def test_what_overflows_is_told_from_what_only_sums_to_more(tmp_path: Path) -> N
     (parameter,) = trainer.model.parameters()
     with torch.no_grad():
         parameter[0, :2] = 3e38  # their sum is not finite, and each of them is
-    trainer.step = 4
+    trainer.progress.step = 4
     trainer.save()
-    trainer.optimizer.state[parameter]["exp_avg_sq"][0, 0] = torch.inf
-    trainer.step = 5
+    trainer.train_step.optimizer.state[parameter]["exp_avg_sq"][0, 0] = torch.inf
+    trainer.progress.step = 5
     with refuses("step 5", field="exp_avg_sq", value="inf"):
         trainer.save()
     assert trainer.checkpoints.steps()[-1] == 4
@@ -206,9 +204,9 @@ def test_what_overflows_is_told_from_what_only_sums_to_more(tmp_path: Path) -> N
 def test_the_speed_of_a_resumed_run_is_that_of_its_own_steps(tmp_path: Path) -> None:
     fitted(tmp_path, "trainer.steps=14")
     going_on = build(tmp_path)
-    going_on.resume(Checkpoint(going_on.checkpoints.path("last")))
+    going_on.start(Checkpoint(going_on.checkpoints.path("last")))
     take_a_second_a_step(going_on, at=100.0)
-    going_on.seconds = before = 7.0
+    going_on.progress.seconds = before = 7.0
     fit(going_on)
     told = json.loads((tmp_path / "summary.json").read_text())
     assert told["seconds"] == pytest.approx(before + 16)
@@ -236,31 +234,31 @@ def test_fp16s_scale_is_resumed_and_its_skipped_steps_are_no_failure(tmp_path: P
     (path / "manifest.json").unlink()
     write_manifest(path, 3)
     going_on = build(tmp_path)
-    going_on.scaler = scaler = Scaler()  # type: ignore[assignment]
-    going_on.resume(Checkpoint(path))
+    going_on.train_step.scaler = scaler = Scaler()  # type: ignore[assignment]
+    going_on.start(Checkpoint(path))
     assert scaler.loaded == {"scale": 2.0}
-    assert going_on.measure(torch.tensor(1.0), torch.tensor(float("inf")))["grad_norm"] == float("inf")
+    assert going_on.measure(StepResult(torch.tensor(1.0), torch.tensor(float("inf"))))["grad_norm"] == float("inf")
 
 
 def test_evaluations_that_wait_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the interval changes, and where a resumed run evaluates the step again that it goes on from."""
-    monkeypatch.setattr("bigramlm.trainer.mean_loss", lambda *_: 5.0)
+    monkeypatch.setattr("bigramlm.evaluate.mean_loss", lambda *_: 5.0)
     often = ("trainer.eval_every=2", "trainer.early_stopping_patience=4")
     whole = fitted(tmp_path / "whole", *often)
-    assert (whole.step, whole.early_stopped) == (8, True)
+    assert (whole.progress.step, whole.result.early_stopped) == (8, True)
     fitted(tmp_path / "half", *often, "trainer.steps=6")
     going_on = build(tmp_path / "half", *often)
-    going_on.resume(Checkpoint(going_on.checkpoints.path("last")))
-    assert going_on.waited == 3
-    assert fit(going_on).step == 8
+    going_on.start(Checkpoint(going_on.checkpoints.path("last")))
+    assert going_on.progress.waited == 3
+    assert fit(going_on).progress.step == 8
     every = build(tmp_path / "half", "trainer.eval_every=1", "trainer.early_stopping_patience=6")
-    every.resume(Checkpoint(tmp_path / "half" / "checkpoints" / "step_8"))
-    assert fit(every).step == 10
+    every.start(Checkpoint(tmp_path / "half" / "checkpoints" / "step_8"))
+    assert fit(every).progress.step == 10
 
 
 def test_final_losses_cover_val_whole_and_train_as_far(tmp_path: Path) -> None:
     trainer = build(tmp_path)
-    final = trainer.final_losses()
+    final = trainer.evaluator.final()
     val = TOKENS[1800:].long()
     _, loss = trainer.model(val[None, :-1], val[None, 1:])
     assert loss is not None
@@ -274,10 +272,10 @@ def test_final_losses_cover_val_whole_and_train_as_far(tmp_path: Path) -> None:
 
 def test_final_losses_of_a_long_split_take_a_fixed_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = build(tmp_path)
-    whole = trainer.final_losses()
-    monkeypatch.setattr("bigramlm.trainer.WHOLE_SPLIT_UP_TO", 80)
-    part = trainer.final_losses()
-    assert part == trainer.final_losses()
+    whole = trainer.evaluator.final()
+    monkeypatch.setattr("bigramlm.evaluate.WHOLE_SPLIT_UP_TO", 80)
+    part = trainer.evaluator.final()
+    assert part == trainer.evaluator.final()
     assert part["val/loss"] != whole["val/loss"]
 
 
@@ -289,7 +287,7 @@ def test_mfu_is_the_share_of_the_peak_that_matrix_products_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a clock that counts a second for a step."""
-    monkeypatch.setattr("bigramlm.trainer.peak", lambda device: Peak(1e9, "made up"))
+    monkeypatch.setattr("bigramlm.speed.peak", lambda device: Peak(1e9, "made up"))
     trainer = build(tmp_path, "model=gpt", kind=gpt)  # type: ignore[arg-type]
     take_a_second_a_step(trainer, at=0.0)
     fit(trainer)

@@ -61,13 +61,14 @@ class Anew:
 
 
 def the_batches_start_anew() -> None:
-    taken = Trainer.resume
+    taken = Trainer.start
 
-    def resume(trainer: Any, checkpoint: Checkpoint) -> None:
-        taken(trainer, checkpoint)
-        trainer.batches = Anew(trainer.batches, trainer.step)
+    def start(trainer: Any, resume_from: Checkpoint | None, **rest: Any) -> None:
+        taken(trainer, resume_from, **rest)
+        if resume_from is not None:
+            trainer.batches = Anew(trainer.batches, trainer.progress.step)
 
-    mock.patch.object(Trainer, "resume", resume).start()
+    mock.patch.object(Trainer, "start", start).start()
 
 
 def records_stay_that_the_crash_came_after() -> None:

@@ -78,10 +78,10 @@ print("".join(chars[i] for i in idx[0].tolist()))
 
 # The command `train` without its checkpoints.
 NOT_SAVING = """
-from bigramlm.checkpoint import Checkpoints
+from bigramlm.checkpoint import CheckpointManager
 from bigramlm.train import main
 
-Checkpoints.save = lambda *arguments, **keywords: None
+CheckpointManager.save = lambda *arguments, **keywords: None
 main()
 """
 

@@ -137,8 +137,6 @@ def _train_split(cfg: RunConfig) -> tuple[int, Tensor]:
 
 
 def _step(cfg: RunConfig, split: tuple[int, Tensor]) -> Callable[[int], Figures]:
-    import torch
-
     from bigramlm.data.batches import Batches, Stream
     from bigramlm.device.device import decide, set_up
     from bigramlm.step import TrainStep
@@ -148,8 +146,7 @@ def _step(cfg: RunConfig, split: tuple[int, Tensor]) -> Callable[[int], Figures]
     model = cfg.model.build(vocab_size=vocab_size, block_size=data.block_size)
     device = set_up(decide(cfg.device, n_params=model.n_params(), tokens=data.batch_size * data.block_size))
     optimizer = cfg.optim.build(model, compiled=False)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    take = TrainStep(model, optimizer, device, scaler, grad_accumulation=1, grad_clip=cfg.optim.grad_clip)
+    take = TrainStep(model, optimizer, device, grad_clip=cfg.optim.grad_clip)
     batches = Batches(Stream(tokens, block_size=data.block_size), batch_size=data.batch_size, seed=cfg.seed)
     at = 0
 
@@ -157,7 +154,7 @@ def _step(cfg: RunConfig, split: tuple[int, Tensor]) -> Callable[[int], Figures]
         nonlocal at
         started = time.perf_counter()
         for number in range(at, at + steps):
-            take([batches[number]], [1e-4])
+            take(batches[number], 1e-4)
         at += steps
         return {"step": (time.perf_counter() - started) / steps}
 

@@ -66,7 +66,7 @@ class Model(nn.Module):
 def loop(trainer: Trainer) -> Callable[[int], None]:
     """The step of its loop, on the Trainer's text."""
     model = Model(trainer.model.vocab_size)
-    data = trainer.splits["train"].tokens.numpy().astype(np.uint16)
+    data = trainer.evaluator.splits["train"].tokens.numpy().astype(np.uint16)
     matrices, vectors = ([p for p in model.parameters() if (p.ndim == 2) == two] for two in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.99))

@@ -18,7 +18,7 @@ from pathlib import Path
 from bigramlm import paths
 from bigramlm.bench.steps import composed_config
 from bigramlm.browser import browser, missing
-from bigramlm.config import identity, to_yaml
+from bigramlm.config import config_hash, to_yaml
 from bigramlm.sweep import Job, Sweep
 
 # What is clicked, in turns. The page has answered when the next frame has been drawn, and is done when no chart in
@@ -114,7 +114,7 @@ def made_up_sweep(folder: Path, *, records: int = 100, seeds: int = 5) -> None:
             seed=seed,
             trainer=replace(fresh.trainer, steps=100 * records),
         )
-        sweep.jobs[number] = Job(number, overrides, identity(cfg))
+        sweep.jobs[number] = Job(number, overrides, config_hash(cfg))
         run = folder / str(number)
         run.mkdir()
         (run / "config.yaml").write_text(to_yaml(cfg), "utf-8")

@@ -19,6 +19,7 @@ from bigramlm import paths
 from bigramlm.bench.measure import Comparison, Figures, Profile, alternate
 from bigramlm.config import RunConfig, to_run_config
 from bigramlm.errors import require
+from bigramlm.overrides import Overrides
 
 if TYPE_CHECKING:
     from bigramlm.trainer import Trainer
@@ -86,11 +87,9 @@ def gpt2(
     def ready(kind: type[TrainStep]) -> Callable[[], Figures]:
         of = copy.deepcopy(model).to(device.torch)
         optimizer = cfg.optim.build(of, compiled=kind is CompiledStep)
-        scaler = torch.amp.GradScaler(device.torch.type, enabled=False)
-        take = kind(of, optimizer, device, scaler, grad_accumulation=1, grad_clip=1.0)
+        take = kind(of, optimizer, device, grad_clip=1.0)
         if isinstance(take, CompiledStep):
-            take.compile(together=1)
-            take([batch], [1e-4])
+            take(batch, 1e-4)
             require(take.is_compiled, "bench gpt2: the step does not compile here, and there is nothing to compare")
         return partial(measure, take, of.flops_per_token())
 
@@ -98,7 +97,7 @@ def gpt2(
         device.synchronize()
         started, n = time.perf_counter(), 0
         while n < 3 or time.perf_counter() - started < REPEAT_FOR:
-            take([batch], [1e-4])
+            take(batch, 1e-4)
             n += 1
             if not cuda or n % 10 == 0:  # a GPU is given work ahead
                 device.synchronize()
@@ -229,9 +228,11 @@ def _slices(
         now = time.perf_counter()
         take = take or other(trainer)
         for number in range(_SLICE):
-            take(trainer.step + number)
-        trainer.device.synchronize()
-        if 2 * _SLICE < trainer.step < (n + 2) * _SLICE:  # the first slices warm up; the last record has final losses
+            take(trainer.progress.step + number)
+        trainer.train_step.device.synchronize()
+        if (
+            2 * _SLICE < trainer.progress.step < (n + 2) * _SLICE
+        ):  # the first slices warm up; the last record has final losses
             ours.append({"seconds": now - began})
             others.append({"seconds": time.perf_counter() - now})
         began = time.perf_counter()
@@ -242,16 +243,16 @@ def _slices(
 
 def _run_watched(at_a_record: Callable[[Trainer], None], overrides: tuple[str, ...]) -> None:
     """A whole run, without evaluations and saves on the way, that calls at_a_record after each record."""
-    from bigramlm import metrics, train, trainer
+    from bigramlm import metrics, recipe, trainer
     from bigramlm.run import RunFolder
     from bigramlm.stop import StopSignals
 
     watched: list[Trainer] = []
 
     class Watched(trainer.Trainer):
-        def fit(self, metrics: Any) -> None:
+        def fit(self, metrics: Any) -> trainer.TrainResult:
             watched.append(self)
-            super().fit(metrics)
+            return super().fit(metrics)
 
     class Watching(metrics.Metrics):
         def log(self, step: int, seconds: float, record: dict[str, float]) -> None:
@@ -262,12 +263,12 @@ def _run_watched(at_a_record: Callable[[Trainer], None], overrides: tuple[str, .
     cfg = composed_config(*overrides, *rarely, "optim.warmup_steps=0")
     with (
         tempfile.TemporaryDirectory(prefix="bigramlm-bench-") as place,
-        mock.patch("bigramlm.trainer.Trainer", Watched),
-        mock.patch("bigramlm.metrics.Metrics", Watching),
+        mock.patch("bigramlm.build.Trainer", Watched),
+        mock.patch("bigramlm.recipe.Metrics", Watching),
     ):
         folder = RunFolder(Path(place))
         folder.claim()
-        train.run(cfg, folder, [], StopSignals(), show_end=False)
+        recipe.run(cfg, Overrides(), folder, StopSignals(), recipe.JobContext())
 
 
 def _profiled(n: int, overrides: tuple[str, ...]) -> dict[str, Any]:
@@ -291,7 +292,7 @@ def _phases(trainer: Trainer, n: int) -> dict[str, list[float]]:
         moments = [time.perf_counter()]
 
         def passed(moments: list[float] = moments) -> None:
-            trainer.device.synchronize()
+            trainer.train_step.device.synchronize()
             moments.append(time.perf_counter())
 
         batch = trainer.batches[number]
@@ -318,20 +319,21 @@ def _floors(trainer: Trainer) -> dict[str, float]:
 
     from bigramlm.device.peak import peak
 
-    flops = trainer.flops_per_token * trainer.tokens_per_step
-    most, size = peak(trainer.device).flops, 1 << 26
-    weights = sum(p.numel() for p in trainer.train_step.params)
+    step, device = trainer.train_step, trainer.train_step.device
+    flops = trainer.speed.flops_per_token * trainer.speed.tokens_per_step
+    most, size = peak(device).flops, 1 << 26
+    weights = sum(p.numel() for p in step.params)
     state = sum(
-        value.numel() for of in trainer.optimizer.state.values() for value in of.values() if torch.is_tensor(value)
+        value.numel() for of in step.optimizer.state.values() for value in of.values() if torch.is_tensor(value)
     )
     moved = 4 * (6 * weights + 2 * state)  # weights: read twice, then read and written; gradients and state: both
-    a, b = (torch.ones(size, device=trainer.device.torch) for _ in range(2))
+    a, b = (torch.ones(size, device=device.torch) for _ in range(2))
     seconds = []
     for _ in range(10):
-        trainer.device.synchronize()
+        device.synchronize()
         started = time.perf_counter()
         b.copy_(a)
-        trainer.device.synchronize()
+        device.synchronize()
         seconds.append(time.perf_counter() - started)
     rate = 2 * 4 * size / min(seconds)
     return {
@@ -347,18 +349,19 @@ def _bare_loop(trainer: Trainer) -> Step:
     from bigramlm.data.batches import Batches
 
     model = copy.deepcopy(trainer.model)
-    optimizer = trainer.optim.build(model, compiled=False)
-    rows = trainer.tokens_per_step // model.block_size
-    batches = Batches(trainer.splits["train"], batch_size=rows, seed=0)
+    optim, device = trainer.schedule.optim, trainer.train_step.device
+    optimizer = optim.build(model, compiled=False)
+    rows = trainer.batches.tokens_per_batch // model.block_size
+    batches = Batches(trainer.evaluator.splits["train"], batch_size=rows, seed=0)
 
     def take(n: int) -> None:
         x, y = batches[n]
-        with trainer.device.autocast():
+        with device.autocast():
             _, loss = model(x, y)
         optimizer.zero_grad()
         loss.backward()
-        if trainer.optim.grad_clip:
-            clip_grad_norm_(model.parameters(), trainer.optim.grad_clip)
+        if optim.grad_clip:
+            clip_grad_norm_(model.parameters(), optim.grad_clip)
         optimizer.step()
 
     return take

@@ -124,6 +124,16 @@ class Batches:
         self._x: tuple[Tensor, ...] = ()
         self._y: tuple[Tensor, ...] = ()
 
+    @property
+    def block_size(self) -> int:
+        """Tokens in a row (T)."""
+        return self._split.block_size
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """What is computed of a batch (B * T): of examples the padding too."""
+        return self._batch_size * self._split.block_size
+
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a step, both (B, T)."""
         if not 0 <= step - self._first < len(self._x):

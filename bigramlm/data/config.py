@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,8 +91,7 @@ class FilesConfig(DataConfig):
     compressed, as *.gz or *.zst."""
 
     def prepare(self, *, the_same: bool = False) -> DataConfig:  # noqa: ARG002
-        self.path = str(self.file())  # the saved config works from any folder
-        return self
+        return replace(self, path=str(self.file()))  # the saved config works from any folder
 
     def file(self) -> Path:
         return Path(self.path).expanduser().absolute()
@@ -158,8 +157,7 @@ class TokensConfig(DataConfig):
     """The folder, from the working folder or absolute."""
 
     def prepare(self, *, the_same: bool = False) -> DataConfig:  # noqa: ARG002
-        self.path = str(self.file())
-        return self
+        return replace(self, path=str(self.file()))
 
     def read(self) -> TokenFiles:
         from bigramlm.data.tokens import open_tokens

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +26,18 @@ def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:
     done = min(1.0, max(0.0, (step - began) / max(1, steps - began)))
     left = 0.5 * (1 + math.cos(math.pi * done)) if cfg.schedule == "cosine" else 1 - done
     return cfg.min_lr + left * (cfg.lr - cfg.min_lr)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of every step of a run."""
+
+    optim: OptimConfig
+    steps: int
+    """Of the whole run."""
+
+    def __call__(self, step: int) -> float:
+        return learning_rate(self.optim, step, self.steps)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float | torch.Tensor) -> None:
