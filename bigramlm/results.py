@@ -11,132 +11,22 @@ import math
 import re
 import statistics
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bigramlm import files
 from bigramlm.cli import relative, table
-from bigramlm.config import KINDS, flat
 from bigramlm.errors import UserError
-from bigramlm.overrides import Overrides
-from bigramlm.run import last_sample, read_config, read_summary, status
+from bigramlm.summary import RunSummary
 from bigramlm.sweep import Sweep, compares_tokenizers
-
-T = TypeVar("T")
 
 # Of a long table the terminal shows the best; results.md has it whole.
 _SHOWN = 40
 
 # How long a line of a sample in a table is.
 _SAMPLE_AT_LEAST, _SAMPLE_AT_MOST = 24, 60
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A run of which a row is made."""
-
-    name: str
-    folder: Path
-    typed: dict[str, str]
-    """What was typed for it, by field."""
-    error: str | None = None
-    """Why it could not leave a summary, where it could not."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A run with what came of it."""
-
-    name: str
-    number: int
-    """Where it stands among the runs as they were given."""
-    folder: Path
-    values: dict[str, str]
-    """What was swept, by field."""
-    status: str
-    summary: dict[str, Any]
-    error: str | None
-    in_bits: bool = False
-    """Whether its losses are told in bits a character, which compares tokenizers, and not in nats a token."""
-
-    @property
-    def typed(self) -> str:
-        """Its values as they are typed."""
-        return " ".join(f"{field}={short(value)}" for field, value in self.values.items())
-
-    @property
-    def final(self) -> float | None:
-        """The final val loss."""
-        return self.bpc if self.in_bits else self.final_loss
-
-    @property
-    def best(self) -> float | None:
-        """The lowest val loss of an evaluation."""
-        return self.measured(self.best_loss)
-
-    @property
-    def final_loss(self) -> float | None:
-        """The final val loss in nats a token."""
-        return _number(self.summary.get("final"), "val/loss", float)
-
-    @property
-    def best_loss(self) -> float | None:
-        """The lowest val loss of an evaluation in nats a token."""
-        return _number(self.summary.get("best"), "val/loss", float)
-
-    def measured(self, loss: float | None, split: str = "val") -> float | None:
-        """A loss of a split in nats a token as it is compared; None where what that takes is not known."""
-        if loss is None or not self.in_bits:
-            return loss
-        each = _number(part(self.summary, "tokenizer").get("characters_per_token"), split, float)
-        return loss / math.log(2) / each if each else None
-
-    @property
-    def bpc(self) -> float | None:
-        """The final val loss in bits a character."""
-        return _number(self.summary.get("final"), "val/bpc", float)
-
-    @property
-    def n_params(self) -> int | None:
-        """Parameters that are trained, or were counted."""
-        return _number(self.summary, "n_params", int)
-
-    @property
-    def step(self) -> int | None:
-        """How far it came."""
-        return _number(self.summary, "step", int)
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        return _number(self.summary, "tokens_per_second", float)
-
-    @property
-    def seconds(self) -> float | None:
-        return _number(self.summary, "seconds", float)
-
-    @property
-    def started(self) -> tuple[str, int]:
-        """When it was started, to sort by; among equals the one that was given last is the newest."""
-        return str(self.summary.get("started", "")), self.number
-
-    @property
-    def text(self) -> str | None:
-        """The SHA-256 of the text it was trained on."""
-        found = part(self.summary, "data").get("sha256")
-        return None if found is None else str(found)
-
-    @property
-    def tokenizer(self) -> str | None:
-        """The SHA-256 of its tokenizer."""
-        found = part(self.summary, "tokenizer").get("sha256")
-        return None if found is None else str(found)
-
-    @property
-    def counts(self) -> bool:
-        """Whether its figure can be compared: one in bits of a tokenizer that loses text is too low."""
-        return not self.in_bits or bool(part(self.summary, "tokenizer").get("lossless", True))
 
 
 class Outcomes:
@@ -147,36 +37,22 @@ class Outcomes:
     planned = 0
     """How many there will be at least, where a search makes them as it goes."""
 
-    def __init__(self, entries: Sequence[Entry], swept: Sequence[str] = ()) -> None:
+    def __init__(self, runs: Sequence[RunSummary], swept: Sequence[str] = ()) -> None:
         """swept: the fields that are shown of each, besides those that were typed for any of them and differ."""
-        summaries = [read_summary(entry.folder) for entry in entries]
-        entries = [_as_it_is(entry, summary) for entry, summary in zip(entries, summaries, strict=True)]
-        typed = (name for entry in entries for name in entry.typed if not name.startswith("logger"))
+        typed = (name for run in runs for name in run.typed if not name.startswith("logger"))
         names = list(dict.fromkeys([*swept, *typed]))
-        values = [_values(entry, names) for entry in entries]
+        values = [run.values_of(names) for run in runs]
         varying = [name for name in names if len({found[name] for found in values}) > 1]
         self.fields = [name for name in names if name in swept or name in varying]
-        rows = [self._row(number, entry, summaries[number], values[number]) for number, entry in enumerate(entries)]
         compared = compares_tokenizers(self.fields)
-        self.in_bits = compared if self.planned else compared or len({r.tokenizer for r in rows if r.tokenizer}) > 1
+        self.in_bits = compared if self.planned else compared or len({r.tokenizer for r in runs if r.tokenizer}) > 1
         """Whether they are compared in bits a character, since their tokenizers differ. A search has one measure from
         its first trial to its last."""
-        self.rows = sorted((replace(row, in_bits=self.in_bits) for row in rows), key=_rank)
-
-    def _row(self, number: int, entry: Entry, summary: dict[str, Any] | None, values: dict[str, str]) -> Row:
-        if summary is None:
-            state, summary = "failed" if entry.error else "pending", {}
-        else:
-            state = status(entry.folder, summary)
-        return Row(
-            name=entry.name,
-            number=number,
-            folder=entry.folder,
-            values={field: values[field] for field in self.fields},
-            status=state,
-            summary=summary,
-            error=summary.get("error") or entry.error if state == "failed" else None,
-        )
+        rows = [
+            run.compared(number, {name: values[number][name] for name in self.fields}, in_bits=self.in_bits)
+            for number, run in enumerate(runs)
+        ]
+        self.rows = sorted(rows, key=_rank)
 
     @property
     def measure(self) -> str:
@@ -189,7 +65,7 @@ class Outcomes:
         return "bpc" if self.in_bits else "val"
 
     @property
-    def best(self) -> Row | None:
+    def best(self) -> RunSummary | None:
         """The completed run with the lowest final val loss; None where there is none, or they cannot be compared."""
         first = self.rows[0] if self.rows else None
         comparable = self.n_texts == 1 and (self.in_bits or self.n_tokenizers == 1)
@@ -211,7 +87,7 @@ class Outcomes:
         known = ", ".join(f"{n} {state}" for state, n in counts if n)
         return f"{len(self.rows)} {self.kind}{'' if len(self.rows) == 1 else 's'}: {known or 'none'}"
 
-    def columns(self, rows: list[Row], *, samples: bool = True) -> dict[str, list[str]]:
+    def columns(self, rows: list[RunSummary], *, samples: bool = True) -> dict[str, list[str]]:
         """A table's cells by its heads. Where the models differ, what tells them apart is shown too."""
         sizes = {row.n_params for row in self.rows if row.n_params is not None}
         models_differ = len(sizes) > 1 or any(re.match(r"model(\.|$)", field) for field in self.fields)
@@ -228,7 +104,7 @@ class Outcomes:
         columns["tok/s"] = [_figure(row.tokens_per_second, ",.0f") for row in rows]
         columns["s"] = [_figure(row.seconds, ".1f") for row in rows]
         if models_differ and samples:
-            columns["sample"] = [_line_of_sample(row.folder) for row in rows]
+            columns["sample"] = [_line_of_sample(row) for row in rows]
         return columns
 
     def groups(self) -> list[Group]:
@@ -239,7 +115,7 @@ class Outcomes:
         return self._groups() if "seed" in self.fields else []
 
     def _groups(self) -> list[Group]:
-        groups: dict[tuple[str, ...], list[Row]] = {}
+        groups: dict[tuple[str, ...], list[RunSummary]] = {}
         for row in self.rows:
             if _rank(row)[0] == 0:
                 values = tuple(value for field, value in row.values.items() if field != "seed")
@@ -248,7 +124,7 @@ class Outcomes:
         made = []
         for values, rows in groups.items():
             # Where no seed is among the fields, all runs have the same one.
-            newest = {row.values.get("seed"): row for row in sorted(rows, key=lambda row: row.started)}
+            newest = {row.values.get("seed"): row for row in sorted(rows, key=_by_age)}
             counted = tuple(row for row in rows if row is newest[row.values.get("seed")])
             losses = [row.final for row in counted if row.final is not None]
             name = " ".join(f"{f}={short(v)}" for f, v in zip(others, values, strict=True))
@@ -287,7 +163,7 @@ class Results(Outcomes):
     def __init__(self, sweep: Sweep) -> None:
         self.folder = sweep.folder
         self.planned = sweep.planned
-        super().__init__(entries_of(sweep), sweep.fields)
+        super().__init__(runs_of(sweep), sweep.fields)
 
     @property
     def n_texts(self) -> int:
@@ -295,11 +171,11 @@ class Results(Outcomes):
         is_swept = any(re.match(r"data(\.path)?$|experiment$", field) for field in self.fields)
         return 1 if is_swept else super().n_texts
 
-    def row(self, name: str) -> Row | None:
+    def row(self, name: str) -> RunSummary | None:
         """The job of this name, which is its folder's; None where it is none of ours."""
         return next((row for row in self.rows if row.name == name), None)
 
-    def line(self, row: Row, error: BaseException | None) -> str:
+    def line(self, row: RunSummary, error: BaseException | None) -> str:
         """What is said when a job ends: `job 3: completed, val 2.4858, 1.2 s (4 of 9): optim.lr=0.01 seed=2`."""
         figure, what = (row.final, self.short) if row.final is not None else (row.best, f"best {self.short}")
         parts = [row.status]
@@ -309,7 +185,7 @@ class Results(Outcomes):
             parts.append(f"{row.seconds:.1f} s")
         ended = sum(row.status not in ("pending", "running") for row in self.rows)
         told = f"job {row.name}: {', '.join(parts)} ({ended} of {max(self.planned, len(self.rows))})"
-        told += f": {row.typed}" if row.values else ""
+        told += f": {typed(row)}" if row.values else ""
         return told if row.status != "failed" else f"{told}\n  {one_line(str(error) or repr(error))}"
 
     def write(self) -> None:
@@ -347,7 +223,7 @@ class Results(Outcomes):
         if hidden:
             parts[0] += f"\n... and {len(hidden)} more, in {relative(self.folder / 'results.md')}"
         if self.best and len(self.rows) > 10:  # the first row may have left the screen
-            parts.append(f"Best: job {self.best.name}, {self.measure} {self.best.final:.4f}: {self.best.typed}")
+            parts.append(f"Best: job {self.best.name}, {self.measure} {self.best.final:.4f}: {typed(self.best)}")
         if groups := self.groups():
             parts.append(f"Over seeds, final {self.measure}:\n" + table(*seed_table(groups)))
         return "\n\n".join(
@@ -360,7 +236,7 @@ class Results(Outcomes):
             ]
         )
 
-    def _fitting(self, rows: list[Row], width: int = 80) -> str:
+    def _fitting(self, rows: list[RunSummary], width: int = 80) -> str:
         # What is least needed is left to the page, where the table would not fit.
         columns = self.columns(rows)
         samples = columns.pop("sample", None)
@@ -398,7 +274,7 @@ class Group:
     name: str
     losses: list[float]
     """One for each seed."""
-    rows: tuple[Row, ...] = ()
+    rows: tuple[RunSummary, ...] = ()
     """The runs that the losses are of."""
     n_runs: int = 0
     """The number of runs, older ones of the same seed included; 0 if unknown."""
@@ -473,9 +349,9 @@ def one_line(text: str | None) -> str:
     return next((line.strip() for line in (text or "").splitlines() if line.strip()), "")
 
 
-def entries_of(sweep: Sweep) -> list[Entry]:
+def runs_of(sweep: Sweep) -> list[RunSummary]:
     """The jobs of a sweep, named by their numbers."""
-    return [Entry(str(job.number), sweep.path(job), job.values, job.error) for job in sweep.all_jobs()]
+    return [RunSummary.read(sweep.path(job), str(job.number), job.values, job.error) for job in sweep.all_jobs()]
 
 
 def swept(folder: Path) -> dict[str, str] | None:
@@ -485,70 +361,24 @@ def swept(folder: Path) -> dict[str, str] | None:
     except UserError:  # what is said of a sweep must not cost a run
         return None
     job = sweep.jobs.get(int(folder.name)) if folder.name.isdecimal() else None
-    if job is None:
-        return None
-    return _values(_as_it_is(Entry(folder.name, folder, job.values), read_summary(folder)), sweep.fields)
+    return None if job is None else RunSummary.read(folder, typed=job.values).values_of(sweep.fields)
 
 
-def typed_of(overrides: Any) -> dict[str, str]:
-    """What a summary says was typed, by field; nothing where it is damaged."""
-    return Overrides(map(str, overrides)).values() if isinstance(overrides, list) else {}
+def typed(run: RunSummary) -> str:
+    """What a run is compared by, as it is typed."""
+    return " ".join(f"{field}={short(value)}" for field, value in run.values.items())
 
 
-def part(summary: dict[str, Any], name: str) -> dict[str, Any]:
-    """A part of a summary, empty where there is none, or something else in its place."""
-    found = summary.get(name)
-    return found if isinstance(found, dict) else {}
+def _by_age(run: RunSummary) -> tuple[str, int]:
+    # Among those that were started at once the one that was given last is the newest.
+    return run.started, run.number
 
 
-def _rank(row: Row) -> tuple[int, float]:
+def _rank(row: RunSummary) -> tuple[int, float]:
     # Completed runs by what counts, others by what they came to, and those that came to nothing.
     if row.status == "completed" and row.final is not None and math.isfinite(row.final):
         return 0 if row.counts else 1, row.final
     return (3, 0.0) if row.best is None else (2, row.best)
-
-
-def _as_it_is(entry: Entry, summary: dict[str, Any] | None) -> Entry:
-    # With what was typed when it was resumed.
-    resumed = (summary or {}).get("resumed")
-    typed = dict(entry.typed)
-    for time in resumed if isinstance(resumed, list) else ():
-        later = typed_of(time.get("overrides")) if isinstance(time, dict) else {}
-        typed |= {name: value for name, value in later.items() if name != "resume"}
-    return replace(entry, typed=typed)
-
-
-def _values(entry: Entry, names: Sequence[str]) -> dict[str, str]:
-    # What a run has for each of these fields; where it was not typed, its config tells.
-    config = _config(entry.folder) if set(names) - set(entry.typed) else {}
-    return {name: _normal(entry.typed.get(name, config.get(name, ""))) for name in names}
-
-
-def _number(figures: Any, name: str, kind: Callable[[Any], T]) -> T | None:
-    # Of a summary, that a person may have edited.
-    found = figures.get(name) if isinstance(figures, dict) else None
-    return kind(found) if isinstance(found, (int, float)) else None
-
-
-def _config(folder: Path) -> dict[str, str]:
-    # A group's choice, such as `data`, is known by its name.
-    config = flat(read_config(folder))
-    named = {group: config[f"{group}.name"] for group in (*KINDS, "device") if f"{group}.name" in config}
-    return {name: shown(value) for name, value in {**named, **config}.items()}
-
-
-def shown(value: Any) -> str:
-    """A value of a config as it is typed."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _normal(value: str) -> str:
-    # 1e-2 and 0.01 are one value, and so are 0 and 0.0.
-    try:
-        number = float(value)
-    except ValueError:
-        return value.lower() if value.lower() in ("true", "false") else value
-    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
 
 
 def seed_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
@@ -559,9 +389,9 @@ def seed_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
     return ["", "mean", "std", "seeds"], rows
 
 
-def _line_of_sample(folder: Path) -> str:
+def _line_of_sample(run: RunSummary) -> str:
     # The first line of the last sample that is long enough to tell something, else the longest.
-    lines = [line.strip() for line in (last_sample(folder) or "").splitlines()]
+    lines = [line.strip() for line in (run.sample or "").splitlines()]
     line = next((line for line in lines if len(line) >= _SAMPLE_AT_LEAST), max(lines, key=len, default=""))
     return "".join(c if c.isprintable() else " " for c in line[:_SAMPLE_AT_MOST])
 

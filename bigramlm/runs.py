@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,53 +20,18 @@ from bigramlm.config import differences, flat
 from bigramlm.errors import UserError, require
 from bigramlm.metrics import read_records
 from bigramlm.model.huggingface import Pretrained, is_pretrained, open_pretrained
-from bigramlm.results import Entry, Outcomes, Results, entries_of, typed_of
-from bigramlm.run import read_config, read_summary, status
+from bigramlm.results import Outcomes, Results, runs_of
+from bigramlm.run import read_summary
+from bigramlm.summary import RunSummary
 from bigramlm.sweep import PLAN, Sweep
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Run:
-    """A run as its folder tells it."""
-
-    folder: Path
-    summary: dict[str, Any]
-    config: dict[str, Any]
-
-    @property
-    def status(self) -> str:
-        """As in the summary; `killed` where that says running and nobody holds the folder."""
-        return status(self.folder, self.summary)
-
-    @property
-    def val_loss(self) -> float | None:
-        """The final val loss, before the end the best one so far."""
-        for part in ("final", "best"):
-            loss = self.summary.get(part, {}).get("val/loss")
-            if loss is not None:
-                return float(loss)
-        return None
-
-    @property
-    def started(self) -> str:
-        return str(self.summary.get("started", ""))
-
-    def get(self, field: str) -> Any:
-        """A field of the config by its full name, None where there is none."""
-        value: Any = self.config
-        for name in field.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        return value
-
-
-def read_run(folder: Path) -> Run | None:
+def read_run(folder: Path) -> RunSummary | None:
     """The run in a folder, None where there is none."""
-    summary = read_summary(folder)
-    if summary is None:
-        return None
-    return Run(folder, summary, read_config(folder))
+    run = RunSummary.read(folder)
+    return run if run.summary else None
 
 
 def folders(below: Path) -> Iterator[Path]:
@@ -226,7 +191,7 @@ def main() -> None:
 
 
 # The columns of the list, and what each is of a run.
-_COLUMNS: dict[str, Callable[[Run], Any]] = {
+_COLUMNS: dict[str, Callable[[RunSummary], Any]] = {
     "when": lambda run: run.started,
     "model": lambda run: run.get("model.name"),
     "data": lambda run: run.get("data.name"),
@@ -315,20 +280,20 @@ def _run_or_sweep(where: str) -> Path:
     return folder
 
 
-def _entries(below: Path) -> Iterator[Entry]:
+def _entries(below: Path) -> Iterator[RunSummary]:
     # Of a sweep also the jobs that left no summary.
     for folder, inner, names in os.walk(below):
         inner.sort()
         path = Path(folder)
         if PLAN in names:
             inner.clear()
-            yield from entries_of(Sweep(path))
+            yield from runs_of(Sweep(path))
         elif "summary.json" in names:
             inner.clear()
-            yield Entry(path.name, path, typed_of((read_summary(path) or {}).get("overrides")))
+            yield RunSummary.read(path)
 
 
-def print_diff(a: Run, b: Run) -> None:
+def print_diff(a: RunSummary, b: RunSummary) -> None:
     """Print what differs between two runs, and the first step at which their losses part."""
     show(
         table(
@@ -353,7 +318,7 @@ def print_diff(a: Run, b: Run) -> None:
     show(losses_part(a.folder, b.folder))
 
 
-def _environment(run: Run) -> dict[str, Any]:
+def _environment(run: RunSummary) -> dict[str, Any]:
     return {**run.summary.get("versions", {}), **{name: run.summary.get(name) for name in ("host", "device")}}
 
 
@@ -382,7 +347,7 @@ def _cut(value: Any) -> str:
     return text if len(text) <= 40 else f"…{text[-39:]}"  # the end of a path is what tells
 
 
-def _run_in(where: str) -> Run:
+def _run_in(where: str) -> RunSummary:
     run = read_run(find(where))
     if run is None:
         raise UserError(f"{where}: holds no run: there is no summary.json")
@@ -397,7 +362,7 @@ def _short(folder: Path) -> str:
     return str(relative(folder))
 
 
-def _value(run: Run, name: str) -> Any:
+def _value(run: RunSummary, name: str) -> Any:
     return _COLUMNS[name](run) if name in _COLUMNS else run.get(name)
 
 

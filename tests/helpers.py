@@ -40,10 +40,9 @@ from bigramlm.metrics import LoggerConfig, Metrics, Origin
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram
 from bigramlm.model.config import GPTConfig
-from bigramlm.report.gather import Told, told
 from bigramlm.resolve import resolve_for_model
-from bigramlm.results import Entry, Outcomes
 from bigramlm.run import RunFolder
+from bigramlm.summary import RunSummary
 from bigramlm.tokenizer.char import CharTokenizer
 from bigramlm.tokenizer.subword import train_bpe
 from bigramlm.trainer import Hooks, Trainer
@@ -324,13 +323,13 @@ def came_to(job: Path, step: int) -> bool:
 FILES = {"config": "config.yaml", "metrics": "metrics.jsonl", "summary": "summary.json", "samples": "samples.txt"}
 
 
-def told_of(folder: Path, **fields: object) -> Told:
+def run_with(folder: Path, **files: object) -> RunSummary:
     """A run that left only these files: config, metrics, summary, samples."""
     folder.mkdir(parents=True)
-    for name, content in fields.items():
+    for name, content in files.items():
         text = content if isinstance(content, str) else json.dumps(content)
         (folder / FILES[name]).write_text(text, "utf-8")
-    return told(Outcomes([Entry(folder.name, folder, {})]).rows[0])
+    return RunSummary.read(folder, typed={})
 
 
 def study(folder: Path) -> optuna.Study:

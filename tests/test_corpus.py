@@ -19,8 +19,9 @@ from bigramlm.corpus import Corpus, Encoded, Encoder, tokenized
 from bigramlm.data.config import TextConfig
 from bigramlm.data.text import Text
 from bigramlm.data.tokens import open_tokens
-from bigramlm.results import Entry, Outcomes
+from bigramlm.results import Outcomes
 from bigramlm.run import read_summary
+from bigramlm.summary import RunSummary
 from bigramlm.tokenizer.base import Tokenizer
 from bigramlm.tokenizer.char import CharTokenizer
 from bigramlm.tokenizer.config import BPEConfig, ByteConfig, CharConfig, TokenizerConfig, WordPieceConfig
@@ -450,7 +451,7 @@ def test_runs_from_before_tokenizers_are_compared_too(cli: Cli, tmp_path: Path) 
     summary = json.loads(path.read_text("utf-8"))
     del summary["tokenizer"]
     path.write_text(json.dumps(summary), "utf-8")
-    outcomes = Outcomes([Entry(str(n), folder, {}) for n, folder in enumerate(folders)])
+    outcomes = Outcomes([RunSummary.read(folder, str(n), {}) for n, folder in enumerate(folders)])
     assert outcomes.in_bits
     by_name = {row.name: row for row in outcomes.rows}
     assert by_name["0"].final == summary["final"]["val/bpc"]

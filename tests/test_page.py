@@ -11,9 +11,10 @@ import pytest
 from bigramlm.bench.report import made_up_sweep
 from bigramlm.browser import Browser, browser, missing
 from bigramlm.report.page import page, write
-from bigramlm.results import Entry, Outcomes, Results
+from bigramlm.results import Outcomes, Results
+from bigramlm.summary import RunSummary
 from bigramlm.sweep import Sweep
-from tests.helpers import HOSTILE, told_of, wait_for
+from tests.helpers import HOSTILE, run_with, wait_for
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"a browser is needed, and {missing()}")
 
@@ -162,8 +163,8 @@ def few(window: Browser, folder: Path, *runs: tuple[dict[str, str], tuple[float 
     entries = []
     for n, (fields, losses, files) in enumerate(runs):
         records = [{"step": step, "seconds": step / 10, "val/loss": loss} for step, loss in enumerate(losses)]
-        told_of(folder / str(n), metrics="\n".join(map(json.dumps, records)), **files)
-        entries.append(Entry(next(iter(fields.values())), folder / str(n), fields))
+        run_with(folder / str(n), metrics="\n".join(map(json.dumps, records)), **files)
+        entries.append(RunSummary.read(folder / str(n), next(iter(fields.values())), fields))
     (folder / "report.html").write_text(page(Outcomes(entries), title="of few"), "utf-8")
     window.looks(width=1280, height=2400)
     window.open(folder / "report.html")
@@ -486,8 +487,8 @@ def test_nothing_of_hostile_names_runs(window: Browser, tmp_path: Path) -> None:
 
 
 def test_a_script_that_got_in_all_the_same_would_not_run(window: Browser, tmp_path: Path) -> None:
-    told_of(tmp_path / "run", summary={"status": "completed"})
-    text = page(Outcomes([Entry("run", tmp_path / "run", {})]), title="t")
+    run_with(tmp_path / "run", summary={"status": "completed"})
+    text = page(Outcomes([RunSummary.read(tmp_path / "run", "run", {})]), title="t")
     head = text[: text.index("<main>")]  # with the policy, and without the page's own scripts
     for sort, broken in enumerate(("<script>window.hacked = 1</script>", "<img src='x:' onerror='window.hacked = 1'>")):
         path = tmp_path / f"{sort}.html"

@@ -9,11 +9,12 @@ import pytest
 
 from bigramlm import runs
 from bigramlm.bench.report import made_up_sweep
-from bigramlm.report.gather import data, differences, is_geometric, references, thinned, told
+from bigramlm.report.gather import data, differences, is_geometric, read_curves, references, thinned, tokens_per_step
 from bigramlm.report.page import page, write
-from bigramlm.results import Entry, Outcomes, Results
+from bigramlm.results import Outcomes, Results
+from bigramlm.summary import RunSummary
 from bigramlm.sweep import Sweep
-from tests.helpers import FILES, HOSTILE, Cli, assert_refused, told_of
+from tests.helpers import FILES, HOSTILE, Cli, assert_refused, run_with
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +60,11 @@ def test_a_field_that_was_swept_by_factors_has_a_logarithmic_axis(values: list[f
 
 
 def test_what_a_search_was_given_on_a_logarithmic_scale_is_so_whatever_it_tried(sweep: Path) -> None:
-    entries = [Entry(str(lr), sweep / "0", {"optim.lr": lr}) for lr in ("0.1", "0.2", "0.3")]
+    entries = [RunSummary.read(sweep / "0", str(lr), {"optim.lr": lr}) for lr in ("0.1", "0.2", "0.3")]
     outcomes = Outcomes(entries)
-    runs = [told(row) for row in outcomes.rows]
+    curves = [read_curves(run) for run in outcomes.rows]
     for fields, log in (([], False), (["optim.lr"], True)):
-        (field,) = data(outcomes, runs, fields)["fields"]
+        (field,) = data(outcomes, curves, fields)["fields"]
         assert field == {"name": "optim.lr", "numeric": True, "log": log}
 
 
@@ -74,21 +75,22 @@ def test_a_run_tells_what_it_can(tmp_path: Path) -> None:
         {"step": 20, "seconds": 2.0, "val/loss": 3.0, "val/best_bigram": 2.5},
     ]
     metrics = "\n".join([*map(json.dumps, records), '{"step": 30, "val/l'])
-    run = told_of(
+    run = run_with(
         tmp_path / "a",
         config="data: {batch_size: 4, block_size: 8}\ntrainer: {grad_accumulation: 2}",
         metrics=metrics,
         summary={"status": "stopped"},
         samples="---- step 10\nearly\n---- step 20\n\nlate\n",
     )
-    assert run.series["val"] == {"step": [0, 20], "seconds": [0.0, 2.0], "loss": [4.0, 3.0]}
-    assert run.series["batch"]["loss"] == [4.1], "JSON has null for what was not finite"
-    assert (run.references, run.tokens_per_step, run.sample) == ({"val/best_bigram": 2.5}, 64, "\nlate")
-    bare = told_of(tmp_path / "b")
-    assert (bare.row.status, bare.config, bare.tokens_per_step, bare.sample) == ("pending", {}, None, None)
-    broken = told_of(tmp_path / "c", config="{", summary="[]", metrics="no")
-    assert (broken.config, broken.series["val"]["step"]) == ({}, [])
-    page(Outcomes([Entry(name, tmp_path / name, {}) for name in "abc"]), title="of what there is")
+    curves = read_curves(run)
+    assert curves.series["val"] == {"step": [0, 20], "seconds": [0.0, 2.0], "loss": [4.0, 3.0]}
+    assert curves.series["batch"]["loss"] == [4.1], "JSON has null for what was not finite"
+    assert (curves.references, tokens_per_step(run), run.sample) == ({"val/best_bigram": 2.5}, 64, "\nlate")
+    bare = run_with(tmp_path / "b")
+    assert (bare.status, bare.config, tokens_per_step(bare), bare.sample) == ("pending", {}, None, None)
+    broken = run_with(tmp_path / "c", config="{", summary="[]", metrics="no")
+    assert (broken.config, read_curves(broken).series["val"]["step"]) == ({}, [])
+    page(Outcomes([RunSummary.read(tmp_path / name, name, {}) for name in "abc"]), title="of what there is")
 
 
 @pytest.mark.parametrize(
@@ -106,28 +108,31 @@ def test_a_damaged_folder_does_not_cost_the_page(tmp_path: Path, damaged: dict[s
     (tmp_path / "run").mkdir()
     for name, content in files.items():
         (tmp_path / "run" / FILES[name]).write_bytes(str(content).encode("utf-8", "surrogatepass"))
-    entries = [Entry("\udcff", tmp_path / "run", {"a": "\udcff"}), Entry("none", tmp_path / "none", {})]
+    entries = [
+        RunSummary.read(tmp_path / "run", "\udcff", {"a": "\udcff"}),
+        RunSummary.read(tmp_path / "none", "none", {}),
+    ]
     write(Outcomes(entries), tmp_path / "report.html", title="\udcff")
     assert "</html>" in (tmp_path / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("overrides", [None, "x", [None, 5]])
 def test_nor_does_it_cost_the_command(tmp_path: Path, tool: Cli, overrides: object) -> None:
-    told_of(tmp_path / "run", summary={"status": "completed", "overrides": overrides})
+    run_with(tmp_path / "run", summary={"status": "completed", "overrides": overrides})
     done = tool(runs.main, "report", str(tmp_path / "run"))
     assert (done.code, done.out.splitlines()[0]) == (0, "1 run: 1 completed")
 
 
 def test_metrics_that_cannot_be_read_are_none(tmp_path: Path) -> None:
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
-    assert told(Outcomes([Entry("run", tmp_path / "run", {})]).rows[0]).series["val"]["loss"] == []
+    assert read_curves(RunSummary.read(tmp_path / "run")).series["val"]["loss"] == []
 
 
 def test_values_are_one_however_they_are_typed(tmp_path: Path) -> None:
     """What is typed for one run and is the default of another is no difference."""
     config = "device: {compile: false}\noptim: {grad_clip: null, weight_decay: 0.0, lr: 0.01}\ntrainer: {steps: 3}"
     for name in "ab":
-        told_of(tmp_path / name, config=config)
+        run_with(tmp_path / name, config=config)
     typed = {
         "device.compile": "false",
         "optim.grad_clip": "null",
@@ -136,23 +141,23 @@ def test_values_are_one_however_they_are_typed(tmp_path: Path) -> None:
         "trainer.steps": "4",
         "logger": "none",
     }
-    outcomes = Outcomes([Entry("a", tmp_path / "a", typed), Entry("b", tmp_path / "b", {})])
+    outcomes = Outcomes([RunSummary.read(tmp_path / "a", "a", typed), RunSummary.read(tmp_path / "b", "b", {})])
     assert outcomes.fields == ["trainer.steps"]
     assert {row.name: row.values["trainer.steps"] for row in outcomes.rows} == {"a": "4", "b": "3"}
 
 
 def test_a_run_that_was_resumed_has_what_it_has_now(tmp_path: Path) -> None:
     resumed = [{"step": 3, "overrides": ["resume=x", "trainer.steps=5"]}, {"step": 5, "overrides": ["trainer.steps=9"]}]
-    told_of(tmp_path / "a", summary={"status": "completed", "resumed": resumed})
-    told_of(tmp_path / "b", summary={"status": "completed"})
-    outcomes = Outcomes([Entry(name, tmp_path / name, {"trainer.steps": "3"}) for name in "ab"])
+    run_with(tmp_path / "a", summary={"status": "completed", "resumed": resumed})
+    run_with(tmp_path / "b", summary={"status": "completed"})
+    outcomes = Outcomes([RunSummary.read(tmp_path / name, name, {"trainer.steps": "3"}) for name in "ab"])
     assert outcomes.fields == ["trainer.steps"]
     assert {row.name: row.values["trainer.steps"] for row in outcomes.rows} == {"a": "9", "b": "3"}
 
 
 def test_no_run_is_the_best_where_texts_or_losses_cannot_be_compared(tmp_path: Path) -> None:
     for name, sha, loss in (("a", "0", 2.0), ("b", "1", 1.0), ("c", "1", float("nan"))):
-        told_of(
+        run_with(
             tmp_path / name,
             summary={
                 "status": "completed",
@@ -161,32 +166,32 @@ def test_no_run_is_the_best_where_texts_or_losses_cannot_be_compared(tmp_path: P
                 "git": {"dirty": True},
             },
         )
-    both = Outcomes([Entry(name, tmp_path / name, {"data": name}) for name in "ab"])
+    both = Outcomes([RunSummary.read(tmp_path / name, name, {"data": name}) for name in "ab"])
     assert both.best is None
     assert any("Not comparable: these runs were trained on 2 different texts." in note for note in both.notes())
     text = page(both, title="t")
     assert "the best" not in text
     assert "with changes that were not committed, of which nothing is known" in text
-    same = Outcomes([Entry(name, tmp_path / name, {"seed": name}) for name in "cb"])
+    same = Outcomes([RunSummary.read(tmp_path / name, name, {"seed": name}) for name in "cb"])
     assert same.best is not None
     assert same.best.name == "b", "and not what is no number"
 
 
 def test_references_are_told_once_for_all_runs_that_share_them(tmp_path: Path) -> None:
     told = [
-        told_of(tmp_path / str(n), metrics={"step": 0, "val/best_bigram": bigram, "val/ngram_2": 2.25})
+        run_with(tmp_path / str(n), metrics={"step": 0, "val/best_bigram": bigram, "val/ngram_2": 2.25})
         for n, bigram in enumerate((2.4801, 2.4802, 2.6))
     ]
-    assert references(told) == [
+    assert references([read_curves(run) for run in told]) == [
         {"split": "val", "name": "2-gram", "loss": 2.25, "runs": [0, 1, 2]},
         {"split": "val", "name": "best bigram", "loss": 2.48, "runs": [0, 1]},
         {"split": "val", "name": "best bigram", "loss": 2.6, "runs": [2]},
     ]
 
 
-def test_what_differs_is_told_of_config_text_and_code(tmp_path: Path) -> None:
+def test_what_differs_is_left_config_text_and_code(tmp_path: Path) -> None:
     told = [
-        told_of(
+        run_with(
             tmp_path / str(n),
             config=f"optim: {{lr: {lr}, name: adamw}}\npreflight: true\nsample: {{prompt: null}}",
             summary={
@@ -207,7 +212,7 @@ def test_what_differs_is_told_of_config_text_and_code(tmp_path: Path) -> None:
 
 def test_the_data_is_in_the_order_of_the_table_and_knows_its_seeds(sweep: Path) -> None:
     outcomes = Results(Sweep(sweep))
-    made = data(outcomes, [told(row) for row in outcomes.rows], [])
+    made = data(outcomes, [read_curves(run) for run in outcomes.rows], [])
     finals = [run["final"] for run in made["runs"]]
     assert finals == sorted(finals)
     assert {field["name"]: field["log"] for field in made["fields"]} == {
@@ -246,7 +251,7 @@ class Elements(HTMLParser):
 
 def test_nothing_of_a_runs_own_becomes_part_of_the_page(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    told_of(
+    run_with(
         folder,
         config=json.dumps({"sample": {"prompt": HOSTILE}, "data": {"path": HOSTILE}}),
         summary={
@@ -257,7 +262,10 @@ def test_nothing_of_a_runs_own_becomes_part_of_the_page(tmp_path: Path) -> None:
         },
         samples=f"---- step 1\n{HOSTILE}\n",
     )
-    entries = [Entry(HOSTILE, folder, {HOSTILE: HOSTILE}, HOSTILE), Entry("other", tmp_path / "none", {HOSTILE: "1"})]
+    entries = [
+        RunSummary.read(folder, HOSTILE, {HOSTILE: HOSTILE}, HOSTILE),
+        RunSummary.read(tmp_path / "none", "other", {HOSTILE: "1"}),
+    ]
     found = Elements(page(Outcomes(entries, [HOSTILE]), title=HOSTILE))
     assert (found.scripts, found.images, found.handlers, found.addresses) == (3, 0, [], [])
     assert found.text.count("<img src=x onerror=hacked=1>") >= 8, "title, head, table, sample, prompt, what differs"

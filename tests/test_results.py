@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from bigramlm import runs
-from bigramlm.results import Entry, Group, Outcomes, Results, t_95, verdict
+from bigramlm.results import Group, Outcomes, Results, t_95, verdict
 from bigramlm.run import read_summary
+from bigramlm.summary import RunSummary
 from bigramlm.sweep import Job, Sweep
 from tests.helpers import Cli, Ended, assert_refused, command, table
 
@@ -256,7 +257,7 @@ def seeded(folder: Path, *runs_: tuple[str, str, float, str]) -> Outcomes:
         path.mkdir(parents=True)
         done = {"status": "completed", "final": {"val/loss": loss}, "started": begun}
         (path / "summary.json").write_text(json.dumps(done))
-        entries.append(Entry(str(number), path, {"optim.lr": lr, "seed": seed}))
+        entries.append(RunSummary.read(path, str(number), {"optim.lr": lr, "seed": seed}))
     return Outcomes(entries)
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bigramlm.config import flat
-from bigramlm.metrics import read_records
-from bigramlm.results import Outcomes, Row, part, shown
-from bigramlm.run import last_sample, read_config
+from bigramlm.results import Outcomes, typed
+from bigramlm.summary import RunSummary, shown
 
 # The losses that are drawn: what they are called on the page, and in the records.
 LOSSES = {"val": "val/loss", "train": "train/loss", "batch": "train/batch_loss"}
@@ -28,59 +26,42 @@ Series = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
-class Told:
-    """A run with all that the page shows of it."""
+class Curves:
+    """What is drawn of a run."""
 
-    row: Row
-    config: dict[str, Any]
-    """As saved, by the fields' full names."""
     series: dict[str, Series]
     """By `LOSSES`: step, seconds and loss of each point."""
     references: dict[str, float]
     """What counting gives, by the metrics' names."""
-    sample: str | None
-
-    @property
-    def tokens_per_step(self) -> int | None:
-        try:
-            return math.prod(
-                int(self.config[field]) for field in ("data.batch_size", "data.block_size", "trainer.grad_accumulation")
-            )
-        except (KeyError, TypeError, ValueError):
-            return None
 
 
-def told(row: Row) -> Told:
-    """All that a run's folder has to tell; what it lacks is left out."""
+def read_curves(run: RunSummary) -> Curves:
+    """Read what is drawn of a run from its records; what it lacks is left out."""
     series: dict[str, Series] = {name: {"step": [], "seconds": [], "loss": []} for name in LOSSES}
     references: dict[str, float] = {}
-    for record in _records(row.folder / "metrics.jsonl"):
+    for record in run.records:
         for name, metric in LOSSES.items():
-            if _is_finite(record.get(metric)) and (loss := row.measured(record[metric], _split(metric))) is not None:
+            if _is_finite(record.get(metric)) and (loss := run.measured(record[metric], _split(metric))) is not None:
                 seconds = record.get("seconds")
                 point = {"step": record["step"], "seconds": seconds if _is_finite(seconds) else 0.0}
                 for which, value in {**point, "loss": loss}.items():
                     series[name][which].append(value)
-        told = {
-            name: row.measured(loss, _split(name))
+        found = {
+            name: run.measured(loss, _split(name))
             for name, loss in record.items()
             if _is_reference(name) and _is_finite(loss)
         }
-        references |= {name: loss for name, loss in told.items() if loss is not None}
-    return Told(
-        row=row,
-        config=flat(read_config(row.folder)),
-        series={name: thinned(points) for name, points in series.items()},
-        references=references,
-        sample=last_sample(row.folder),
-    )
+        references |= {name: loss for name, loss in found.items() if loss is not None}
+    return Curves({name: thinned(points) for name, points in series.items()}, references)
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
+def tokens_per_step(run: RunSummary) -> int | None:
+    """Return the tokens of an update, None where the config does not tell."""
+    fields = ("data.batch_size", "data.block_size", "trainer.grad_accumulation")
     try:
-        yield from read_records(path)
-    except OSError:  # there is none, or it may not be read
-        return
+        return math.prod(int(run.get(name)) for name in fields)
+    except (TypeError, ValueError):
+        return None
 
 
 def _split(metric: str) -> str:
@@ -108,9 +89,10 @@ def thinned(series: Series, most: int = POINTS_AT_MOST) -> Series:
     return {part: [values[at] for at in sorted(kept)] for part, values in series.items()}
 
 
-def data(outcomes: Outcomes, runs: Sequence[Told], log_fields: Sequence[str]) -> dict[str, Any]:
-    """What the page's charts are drawn from, as JSON takes it. runs: in the order of the rows."""
-    at = {run.row.number: index for index, run in enumerate(runs)}
+def data(outcomes: Outcomes, curves: Sequence[Curves], log_fields: Sequence[str]) -> dict[str, Any]:
+    """What the page's charts are drawn from, as JSON takes it. curves: of the runs, in the order of the rows."""
+    runs = outcomes.rows
+    at = {run.number: index for index, run in enumerate(runs)}
     return {
         "kind": outcomes.kind,
         "measure": outcomes.measure,
@@ -118,20 +100,20 @@ def data(outcomes: Outcomes, runs: Sequence[Told], log_fields: Sequence[str]) ->
         "unit": "bits a character" if outcomes.in_bits else "loss, nats a token",
         "runs": [
             {
-                "name": run.row.name,
-                "typed": run.row.typed,
-                "status": run.row.status,
-                "values": run.row.values,
-                "final": _digits(run.row.final),
-                "tokensPerStep": run.tokens_per_step,
+                "name": run.name,
+                "typed": typed(run),
+                "status": run.status,
+                "values": run.values,
+                "final": _digits(run.final),
+                "tokensPerStep": tokens_per_step(run),
                 "series": {
                     name: {**series, "loss": [_digits(loss) for loss in series["loss"]]}
-                    for name, series in run.series.items()
+                    for name, series in drawn.series.items()
                 },
             }
-            for run in runs
+            for run, drawn in zip(runs, curves, strict=True)
         ],
-        "fields": [_field(name, [run.row.values[name] for run in runs], log_fields) for name in outcomes.fields],
+        "fields": [_field(name, [run.values[name] for run in runs], log_fields) for name in outcomes.fields],
         "groups": [
             {
                 "runs": [at[row.number] for row in group.rows],
@@ -140,7 +122,7 @@ def data(outcomes: Outcomes, runs: Sequence[Told], log_fields: Sequence[str]) ->
             }
             for group in outcomes.groups()
         ],
-        "references": references(runs),
+        "references": references(curves),
     }
 
 
@@ -179,11 +161,11 @@ def is_geometric(values: Sequence[float]) -> bool:
     return unevenness([math.log(value) for value in distinct]) < unevenness(distinct)
 
 
-def references(runs: Sequence[Told]) -> list[dict[str, Any]]:
+def references(curves: Sequence[Curves]) -> list[dict[str, Any]]:
     """What counting gives, as level lines: split, name, loss, and the runs that it is of; the most common first."""
     found: dict[tuple[str, str, float], list[int]] = {}
-    for index, run in enumerate(runs):
-        for metric, loss in run.references.items():
+    for index, drawn in enumerate(curves):
+        for metric, loss in drawn.references.items():
             split, _, name = metric.partition("/")
             found.setdefault((split, name, round(loss, 3)), []).append(index)
     lines = [
@@ -214,25 +196,24 @@ class Difference:
         return list(counted.items())
 
 
-def differences(runs: Sequence[Told]) -> list[Difference]:
+def differences(runs: Sequence[RunSummary]) -> list[Difference]:
     """Where configs, text, code and environment differ."""
     facts = []
     for run in runs:
-        summary = run.row.summary
-        git = part(summary, "git")
+        git = run.part("git")
         about = {
-            "text": str(run.row.text or "")[:12],
+            "text": str(run.text or "")[:12],
             "code": str(git.get("commit", ""))[:10] + (" and changes" if git.get("dirty") else ""),
-            **{f"version of {name}": version for name, version in part(summary, "versions").items()},
-            **{name: summary.get(name, "") for name in ("host", "device")},
+            **{f"version of {name}": version for name, version in run.part("versions").items()},
+            **{name: run.summary.get(name, "") for name in ("host", "device")},
         }
-        facts.append({name: shown(value) for name, value in {**run.config, **about}.items()})
+        facts.append({name: shown(value) for name, value in {**flat(run.config), **about}.items()})
     names = dict.fromkeys(name for fact in facts for name in fact)
     found = [Difference(name, [fact.get(name, "") for fact in facts]) for name in names]
     return [difference for difference in found if len(set(difference.values)) > 1]
 
 
-def sample_of(run: Told) -> str:
+def sample_of(run: RunSummary) -> str:
     """The run's sample, cut where it is very long."""
     text = run.sample or ""
     return text if len(text) <= SAMPLE_AT_MOST else f"{text[:SAMPLE_AT_MOST]} …"

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from bigramlm import files
+from bigramlm.config import flat
 from bigramlm.errors import require
-from bigramlm.report.gather import Told, data, differences, sample_of, told
-from bigramlm.results import Outcomes, part, seed_table
+from bigramlm.report.gather import data, differences, read_curves, sample_of
+from bigramlm.results import Outcomes, seed_table, typed
 from bigramlm.run import versions
+from bigramlm.summary import RunSummary
 
 GENERATOR = "bigramlm report"
 """What a page says that it was made by: one that does not is somebody else's, and is not written over."""
@@ -42,7 +44,7 @@ def page(outcomes: Outcomes, *, title: str, log_fields: Sequence[str] = ()) -> s
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
-    runs = [told(row) for row in outcomes.rows]
+    runs = outcomes.rows
     columns = outcomes.columns(outcomes.rows, samples=False)
     del columns[""]
     # A parser of HTML would make one of other ends of lines, and the scripts' hashes would not fit.
@@ -55,35 +57,36 @@ def page(outcomes: Outcomes, *, title: str, log_fields: Sequence[str] = ()) -> s
             title=title,
             generator=GENERATOR,
             outcomes=outcomes,
+            best_values=typed(outcomes.best) if outcomes.best else "",
             runs=[_facts(run, at) for at, run in enumerate(runs)],
             columns=columns,
             numeric={head for head, cells in columns.items() if all(_is_number(cell) for cell in cells)},
             titles={field: [row.values[field] for row in outcomes.rows] for field in outcomes.fields},
             seeds=seed_table(groups) if (groups := outcomes.groups()) else None,
             differences=differences(runs),
-            dirty=any(part(run.row.summary, "git").get("dirty") for run in runs),
+            dirty=any(run.part("git").get("dirty") for run in runs),
             made=f"{datetime.now():%Y-%m-%d %H:%M}",
             version=versions()["bigramlm"],
             plotly_version=get_plotlyjs_version(),
             policy=Markup(" ".join(_hash(text) for text in scripts)),
             css=Markup(_asset("page.css")),
-            data=_json(data(outcomes, runs, log_fields)),
+            data=_json(data(outcomes, [read_curves(run) for run in runs], log_fields)),
             plotly=plotly,
             script=script,
         )
     )
 
 
-def _facts(run: Told, at: int) -> dict[str, Any]:
-    overrides = run.row.summary.get("overrides")
+def _facts(run: RunSummary, at: int) -> dict[str, Any]:
     return {
         "at": at,
-        "row": run.row,
+        "row": run,
+        "compared": typed(run),
         "sample": sample_of(run),
-        "prompt": run.config.get("sample.prompt"),
-        "config": run.config,
-        "folder": run.row.folder.absolute(),
-        "typed": " ".join(map(str, overrides)) if isinstance(overrides, list) else "",
+        "prompt": run.get("sample.prompt"),
+        "config": flat(run.config),
+        "folder": run.folder.absolute(),
+        "typed": " ".join(run.overrides),
     }
 
 
