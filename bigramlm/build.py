@@ -67,6 +67,12 @@ def put_init_weights(
 
 def splits(corpus: Corpus, row_length: int, device: Device) -> dict[str, Split]:
     """Put the tokens of both splits on the device, to draw rows of this many tokens from; logs what they are."""
+    kind = "examples" if corpus.bounds else "documents"
+    documents = f" in {corpus.documents:,} {kind}" if corpus.documents > 1 else ""
+    log.info(
+        "data: %s, %s characters%s, vocabulary of %d",
+        *(corpus.name, f"{corpus.n_characters:,}", documents, corpus.tokenizer.vocab_size),
+    )
     made: dict[str, Split] = {}
     for name, ids in corpus.ids.items():
         tokens = on_device(ids, device.torch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from bigramlm.data.pairs import Pairs
     from bigramlm.data.text import Text
     from bigramlm.data.tokens import TokenFiles
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,12 +97,6 @@ def tokenize(cfg: RunConfig, text: Text | TokenFiles | Pairs, init: InitState, f
 
     corpus = tokenized(text, cfg.tokenizer, init.tokenizer(cfg.tokenizer), cfg.data.kept_in())
     folder.summary["vocab_size"] = corpus.tokenizer.vocab_size
-    kind = "examples" if corpus.bounds else "documents"
-    documents = f" in {corpus.documents:,} {kind}" if corpus.documents > 1 else ""
-    log.info(
-        "data: %s, %s characters%s, vocabulary of %d",
-        *(corpus.name, f"{corpus.n_characters:,}", documents, corpus.tokenizer.vocab_size),
-    )
     return corpus
 
 

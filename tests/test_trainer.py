@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,7 @@ def test_fp16s_scale_is_resumed_and_its_skipped_steps_are_no_failure(tmp_path: P
     write_manifest(path, 3)
     going_on = build(tmp_path)
     going_on.train_step.scaler = scaler = Scaler()  # type: ignore[assignment]
+    going_on.checkpoints.contents = replace(going_on.checkpoints.contents, scaler=scaler)  # type: ignore[arg-type]
     going_on.start(Checkpoint(path))
     assert scaler.loaded == {"scale": 2.0}
     assert going_on.measure(StepResult(torch.tensor(1.0), torch.tensor(float("inf"))))["grad_norm"] == float("inf")
