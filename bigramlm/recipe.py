@@ -72,7 +72,9 @@ def run(asked: RunConfig, overrides: Overrides, folder: RunFolder, stop: StopSig
         build.check(model, corpus, batches[0], fresh=init.is_fresh(cfg) and counting is None)
     # Nothing of a run that is resumed has changed up to here, and nothing is refused from here on.
     checkpoints.quarantine(after=init.resumed_at)
-    folder.begin_training(to_yaml(cfg), overrides.words, resumed_at=init.resumed_at, is_changed=init.is_changed)
+    folder.begin_training(
+        checkpoints.contents.config, overrides.words, resumed_at=init.resumed_at, is_changed=init.is_changed
+    )
     folder.update_summary(**build.describe(cfg, model, corpus, splits, adapter))
     with Metrics(cfg.logger, origin(cfg, folder, init, job)) as metrics:
         with stop.after_the_step():

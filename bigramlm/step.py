@@ -64,9 +64,6 @@ class TrainStep:
 
         batch: inputs and targets, both (A * B, T). The gradients of the last update stay in place until the next.
         """
-        return self._update(batch, lr)
-
-    def _update(self, batch: Batch, lr: float) -> StepResult:
         set_learning_rate(self.optimizer, lr)
         for p in self.params:  # what optimizer.zero_grad() does, less a fifth of a bigram's step for its profiling
             p.grad = None
@@ -169,7 +166,7 @@ class CompiledStep(TrainStep):
 
     def __call__(self, batch: Batch, lr: float) -> StepResult | None:
         if self._compiled is None:
-            return self._update(batch, lr)
+            return super().__call__(batch, lr)
         self._waiting.append((batch, lr))
         if len(self._waiting) == 1:
             self._due = self.steps_per_call(self._step)
@@ -179,7 +176,7 @@ class CompiledStep(TrainStep):
         waiting, self._waiting = self._waiting, []
         return self._call(waiting)
 
-    def _call(self, steps: list[tuple[Batch, float]]) -> StepResult:
+    def _call(self, steps: list[tuple[Batch, float]]) -> StepResult | None:
         # Returns what came of the first one.
         x = torch.stack([x for (x, _), _ in steps])  # (K, A * B, T)
         y = torch.stack([y for (_, y), _ in steps])
@@ -201,7 +198,7 @@ class CompiledStep(TrainStep):
             reason = lines[0] if lines else type(error).__name__
             log.warning("device.compile: the step does not compile here (%s); going on uncompiled", reason)
             self._compiled = None
-            first, *_ = [self._update(batch, lr) for batch, lr in steps]
+            first, *_ = [super(CompiledStep, self).__call__(batch, lr) for batch, lr in steps]
             return first
         self._calls[len(steps)] += 1
         return result

@@ -105,20 +105,23 @@ class Trainer:
         where that is found, without final losses. UserError where a loss, a gradient or the weights are not finite.
         """
         self._begin()
-        with progress_bar(self.progress.step, self.cfg.steps) as shown, logging_redirect_tqdm():
+        cfg, should_stop = self.cfg, self.hooks.should_stop
+        with progress_bar(self.progress.step, cfg.steps) as shown, logging_redirect_tqdm():
             while self.result.status == "running":
                 step = self.progress.step
-                if self.hooks.should_stop():
+                record: dict[str, float] = {}
+                if should_stop():
                     self.save()
                     self.result.status = "stopped"
                     break
-                record = self._look(step)
+                if step % cfg.eval_every == 0 or step % cfg.checkpoint_every == 0 or step == cfg.steps:
+                    record = self._look(step)
                 if self.result.status == "completed":
                     self.result.final = self.evaluator.final()
                     record |= {f"final/{name}": value for name, value in self.result.final.items()}
                 elif self.result.status == "running":
                     result = self.update()
-                    if step % self.cfg.log_every == 0:
+                    if step % cfg.log_every == 0:
                         assert result is not None, "a step that is recorded is taken alone"
                         record |= self.measure(result)
                         shown.set_postfix_str(f"loss {record['train/batch_loss']:.3f}{self.speed}", refresh=False)

@@ -3,15 +3,17 @@
 import contextlib
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from bigramlm.bench import commands, main, steps
+from bigramlm import paths
+from bigramlm.bench import commands, main, steps, versions
 from bigramlm.bench.measure import Comparison, alternate
 from bigramlm.device.peak import Peak
-from tests.helpers import Cli, assert_refused, refuses
+from tests.helpers import SHORT, Cli, assert_refused, refuses
 
 SMALL = ("data=bundled", "logger=none", "model=gpt", "model.n_embd=16", "model.n_layer=1", "device.threads=1")
 
@@ -117,9 +119,30 @@ def test_gpt2_has_nothing_to_compare_where_nothing_compiles(monkeypatch: pytest.
         next(steps.gpt2(1, **shape))
 
 
+@pytest.mark.slow
+def test_bits_finds_the_first_difference_between_two_versions(
+    tool: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hold a checkout to itself, and to one whose default seed is another."""
+    monkeypatch.setattr(versions, "CASES", {"short": versions.Case(SHORT), "sweep": versions.Case(SHORT, sweeps=True)})
+    same = tool(main.main, "bits", str(paths.home()), str(paths.home()))
+    assert (same.code, same.out) == (0, "short: the same bits\nsweep: the same bits\n"), same.err
+    changed = tmp_path / "changed"
+    for folder in ("bigramlm", "conf", "hydra_plugins", "scripts", "sources"):
+        shutil.copytree(paths.home() / folder, changed / folder)
+    config = changed / "bigramlm" / "config.py"
+    config.write_text(config.read_text("utf-8").replace("seed: int = 1337", "seed: int = 1"), "utf-8")
+    other = tool(main.main, "bits", str(paths.home()), str(changed))
+    assert other.code == 1
+    assert [line.split(":")[0] for line in other.out.splitlines()] == ["short", "sweep"]
+    assert "model.safetensors" in other.out
+
+
 @pytest.mark.parametrize(
     ("typed", "field", "value"),
     [
+        (("bits", "HEAD"), "HEAD", "OLD NEW"),
+        (("versions", "HEAD", "nosuch"), "nosuch", "is no commit"),
         (("bigram", "--pairs", "0"), "--pairs", "0"),
         (("startup", "optim.lr=1"), "optim.lr", "1"),
         (("step", "optim.lr=-1"), "optim.lr", "-1"),

@@ -15,6 +15,7 @@ from bigramlm.config import differences, flat
 from bigramlm.data.batches import blocks
 from bigramlm.overrides import Overrides, quoted
 from bigramlm.paths import step_of
+from bigramlm.step import STEPS_PER_CALL_AT_MOST, SharedCalls
 
 # Hydra's grammar and OmegaConf's references each have characters of their own, which are rare in text drawn at random.
 TEXT = st.text(st.one_of(st.sampled_from("\\\"'${}[]()=,:!#%~@&?*+ \t\n"), st.characters(codec="utf-8")))
@@ -57,6 +58,21 @@ def test_differences_are_what_makes_one_config_of_the_other(a: dict[str, object]
         assert (one.get(name), other.get(name)) == (there, here)
         one[name] = here
     assert {name: value for name, value in one.items() if value is not None} == other
+
+
+@given(log_every=st.integers(1, 130), looks=st.lists(st.integers(1, 60), min_size=1, max_size=3))
+def test_no_call_is_shared_across_a_look(log_every: int, looks: list[int]) -> None:
+    """From wherever a run resumes, it takes the calls of one that was not interrupted."""
+    steps_per_call, first, begun = SharedCalls(log_every=log_every, looks=looks), 0, []
+    assert 1 <= steps_per_call.most <= STEPS_PER_CALL_AT_MOST
+    while first < 400:
+        begun.append(first)
+        n = steps_per_call(first)
+        assert n == 1 or first % log_every, "a step that is recorded is taken alone"
+        assert not [step for step in range(first + 1, first + n) if any(step % every == 0 for every in looks)]
+        first += n
+    # Every look is where a call begins: what is saved there, or where a call ends, can be resumed from.
+    assert {step for step in range(400) if any(step % every == 0 for every in (*looks, log_every))} <= {*begun}
 
 
 @given(n=st.integers(2, 400), block_size=st.integers(1, 40))

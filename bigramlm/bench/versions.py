@@ -7,12 +7,12 @@ import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,26 +26,37 @@ _STEPS = (*_SHORT, "trainer.steps=60", "trainer.eval_every=20", "trainer.checkpo
 _SMALL = ("model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.dropout=0.1", "data.block_size=32")
 _CUT = ("logger=none", "trainer.steps=60", "trainer.eval_every=30", "trainer.checkpoint_every=30")
 
-# What is run: its name, and what is typed. {runs} is the version's folder of runs, {pairs} a file of pairs.
-RUNS: dict[str, tuple[str, ...]] = {
-    "bigram": (),
-    "gpt_cpu": ("experiment=gpt_cpu", *_CUT),
-    "gpt_ngram_cpu": ("experiment=gpt_ngram_cpu", *_CUT),
-    "gpt": ("model=gpt", *_SMALL, *_STEPS),
-    "bpe": ("model=gpt", "tokenizer=bpe", "tokenizer.vocab_size=300", *_SMALL, *_STEPS),
-    "pairs": ("model=gpt", "tokenizer=bpe", "tokenizer.vocab_size=300", *_SMALL, *_STEPS, "data=pairs", "{pairs}"),
-    "lora": ("init_from={runs}/gpt", "adapter=lora", "adapter.r=4", *_STEPS),
-    "ngram": ("model=ngram", *_STEPS),
-    "compiled": ("device.compile=true", *_SHORT, "trainer.steps=400", "trainer.eval_every=150"),
-}
-KILLED = ("model=gpt", *_SMALL, *_SHORT, "trainer.steps=400", "trainer.eval_every=50", "trainer.checkpoint_every=50")
-SWEEPS: dict[str, tuple[str, ...]] = {
-    "sweep": ("optim.lr=1e-3,1e-2", "seed=1,2,3", *_STEPS),
-    "sweep_joblib": (
-        *("optim.lr=1e-3,1e-2", "seed=1,2,3", *_STEPS),
-        *("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
-    ),
-    "search": ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=8", "optim.lr=tag(log, interval(1e-4, 1))", *_STEPS),
+
+@dataclass(frozen=True)
+class Case:
+    """A run, or a sweep, that both versions make."""
+
+    words: tuple[str, ...]
+    """What is typed. {runs} is the version's folder of runs, {pairs} a file of pairs."""
+    sweeps: bool = False
+    killed_at: int | None = None
+    """The step whose checkpoint is there when the run is killed, and resumed."""
+
+
+_BPE = ("model=gpt", "tokenizer=bpe", "tokenizer.vocab_size=300", *_SMALL, *_STEPS)
+_GRID = ("optim.lr=1e-3,1e-2", "seed=1,2,3", *_STEPS)
+_SEARCH = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=8", "optim.lr=tag(log, interval(1e-4, 1))", *_STEPS)
+_LONGER = ("trainer.steps=400", "trainer.eval_every=50", "trainer.checkpoint_every=50")
+
+CASES: dict[str, Case] = {
+    "bigram": Case(()),
+    "gpt_cpu": Case(("experiment=gpt_cpu", *_CUT)),
+    "gpt_ngram_cpu": Case(("experiment=gpt_ngram_cpu", *_CUT)),
+    "gpt": Case(("model=gpt", *_SMALL, *_STEPS)),
+    "bpe": Case(_BPE),
+    "pairs": Case((*_BPE, "data=pairs", "data.path={pairs}")),
+    "lora": Case(("init_from={runs}/gpt", "adapter=lora", "adapter.r=4", *_STEPS)),
+    "ngram": Case(("model=ngram", *_STEPS)),
+    "compiled": Case(("device.compile=true", *_SHORT, "trainer.steps=400", "trainer.eval_every=150")),
+    "killed": Case(("model=gpt", *_SMALL, *_SHORT, *_LONGER), killed_at=200),
+    "sweep": Case(_GRID, sweeps=True),
+    "sweep_joblib": Case((*_GRID, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), sweeps=True),
+    "search": Case(_SEARCH, sweeps=True),
 }
 # Columns of results.csv that tell of the clock or the place.
 _APART = {"folder", "seconds", "tokens_per_second"}
@@ -95,40 +106,39 @@ class Version:
         require(code == 0, f"{self.tree}: train.py {' '.join(words)}: ended with exit code {code}: {said[-500:]}")
         return time.perf_counter() - began
 
-    def killed(self, folder: Path, *words: str) -> None:
-        """Train, kill that when half of the checkpoints are there, and resume."""
-        process = self.start(f"hydra.run.dir={folder}", *words)
-        while process.poll() is None and not (folder / "checkpoints" / "step_200").exists():
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
-        require(process.wait() != 0, f"{self.tree}: the run was complete before it could be killed")
-        self.train(f"resume={folder}")
+    def make(self, name: str, case: Case, pairs: Path) -> Path:
+        """Make a case, and return its folder. UserError where it fails, or is over before it could be killed."""
+        folder = self.runs / name
+        words = [word.format(runs=self.runs, pairs=pairs) for word in case.words]
+        if case.sweeps:
+            self.train("-m", f"hydra.sweep.dir={folder}", *words)
+        elif case.killed_at is None:
+            self.train(f"hydra.run.dir={folder}", *words)
+        else:
+            process = self.start(f"hydra.run.dir={folder}", *words)
+            while process.poll() is None and not (folder / "checkpoints" / f"step_{case.killed_at}").exists():
+                time.sleep(0.001)
+            process.kill()
+            require(process.wait() != 0, f"{self.tree}: the run was complete before it could be killed")
+            self.train(f"resume={folder}")
+        return folder
 
 
 def bits(pairs: int, *versions: str) -> Iterator[Same]:  # noqa: ARG001 - once is enough
-    """OLD NEW: whether runs of two versions (commits, or folders of checkouts) have the same bits
+    """OLD NEW: whether runs of two versions (commits, or checkouts) have the same bits
 
     Weights, optimizers, random states, records but for the clock, samples and tables, of runs of many kinds.
     """
     from bigramlm.verify_resume import compare
 
     with _both(versions) as (old, new):
-        pairs_file = old.runs.parent / "pairs.jsonl"
+        examples = old.runs.parent.parent / "pairs.jsonl"
         texts = paths.bundled_text().read_text("utf-8").split("\n\n")[:200]
-        pairs_of = [{"prompt": text[:12], "completion": text[12:60] or "-"} for text in texts]
-        pairs_file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs_of), "utf-8")
-        for name, words in RUNS.items():
-            for version in (old, new):
-                filled = [w.format(runs=version.runs, pairs=f"data.path={pairs_file}") for w in words]
-                version.train(f"hydra.run.dir={version.runs / name}", *filled)
-            yield Same(name, compare(old.runs / name, new.runs / name))
-        for version in (old, new):
-            version.killed(version.runs / "killed", *KILLED)
-        yield Same("killed and resumed", compare(old.runs / "killed", new.runs / "killed"))
-        for name, words in SWEEPS.items():
-            for version in (old, new):
-                version.train("-m", f"hydra.sweep.dir={version.runs / name}", *words)
-            yield Same(name, _compare_sweeps(old.runs / name, new.runs / name))
+        lines = [json.dumps({"prompt": text[:12], "completion": text[12:60] or "-"}) + "\n" for text in texts]
+        examples.write_text("".join(lines), "utf-8")
+        for name, case in CASES.items():
+            a, b = (version.make(name, case, examples) for version in (old, new))
+            yield Same(name, _compare_sweeps(a, b) if case.sweeps else compare(a, b))
 
 
 def _compare_sweeps(old: Path, new: Path) -> str | None:
