@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bigramlm.cli import relative
@@ -14,6 +14,7 @@ from bigramlm.overrides import Overrides
 from bigramlm.resolve import InitState, resolve, resolve_for_model
 from bigramlm.run import RunFolder
 from bigramlm.stop import StopSignals
+from bigramlm.summary import RunSummary
 
 if TYPE_CHECKING:
     from bigramlm.corpus import Corpus
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 class JobContext:
     """What a sweep passes down to a run that is one of its jobs."""
 
-    swept: dict[str, str] | None = None
-    """What is swept, with the job's own value by field; None for a run of no sweep."""
+    swept: tuple[str, ...] | None = None
+    """The fields that are swept; None for a run of no sweep."""
+    typed: dict[str, str] = field(default_factory=dict)
+    """What was typed for the job, by field."""
     should_prune: Callable[[int, Mapping[str, float]], bool] | None = None
     """Asked at every evaluation, with the step and what was found, whether to end the run as pruned."""
 
@@ -36,6 +39,8 @@ class JobContext:
 class RunEnd:
     """What a run that completed came to."""
 
+    cfg: RunConfig
+    """Its config, as it was resolved."""
     final: dict[str, float]
     """The final losses, by the metrics' names."""
     references: dict[str, float]
@@ -87,7 +92,7 @@ def run(asked: RunConfig, overrides: Overrides, folder: RunFolder, stop: StopSig
         metrics.text(trainer.progress.step, "sample", sample)
         folder.add_sample(trainer.progress.step, sample)
     folder.update_summary(status="completed")
-    return RunEnd(result.final, result.references, sample)
+    return RunEnd(cfg, result.final, result.references, sample)
 
 
 def tokenize(cfg: RunConfig, text: Text | TokenFiles | Pairs, init: InitState, folder: RunFolder) -> Corpus:
@@ -129,5 +134,8 @@ def find_prompt(cfg: RunConfig, corpus: Corpus, text: Text | TokenFiles | Pairs)
 
 
 def origin(cfg: RunConfig, folder: RunFolder, init: InitState, job: JobContext) -> Origin:
-    """Return what the loggers are told of the run."""
-    return Origin(folder.path, to_dict(cfg), str(folder.summary["id"]), init.resumed_at, job.swept)
+    """Return what the loggers are told of the run; where a swept field was not typed for it, its config tells."""
+    swept = None
+    if job.swept is not None:
+        swept = RunSummary.read(folder.path, typed=job.typed).values_of(job.swept)
+    return Origin(folder.path, to_dict(cfg), str(folder.summary["id"]), init.resumed_at, swept)

@@ -13,12 +13,10 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from bigramlm import files
 from bigramlm.cli import relative, table
-from bigramlm.errors import UserError
 from bigramlm.summary import RunSummary
 from bigramlm.sweep import Sweep, compares_tokenizers
 
@@ -352,16 +350,6 @@ def one_line(text: str | None) -> str:
 def runs_of(sweep: Sweep) -> list[RunSummary]:
     """The jobs of a sweep, named by their numbers."""
     return [RunSummary.read(sweep.path(job), str(job.number), job.values, job.error) for job in sweep.all_jobs()]
-
-
-def swept(folder: Path) -> dict[str, str] | None:
-    """What was swept, by field, with the values of the job in this folder; None where that is no job of a sweep."""
-    try:
-        sweep = Sweep(folder.parent)
-    except UserError:  # what is said of a sweep must not cost a run
-        return None
-    job = sweep.jobs.get(int(folder.name)) if folder.name.isdecimal() else None
-    return None if job is None else RunSummary.read(folder, typed=job.values).values_of(sweep.fields)
 
 
 def typed(run: RunSummary) -> str:

@@ -32,7 +32,7 @@ from bigramlm.help import help_text
 from bigramlm.memory import is_out_of_memory, out_of_memory
 from bigramlm.overrides import Overrides, quoted
 from bigramlm.recipe import JobContext, RunEnd
-from bigramlm.results import Results, swept
+from bigramlm.results import Results
 from bigramlm.resume import SAVED, saved_presets
 from bigramlm.run import RunFolder
 from bigramlm.stop import Stopped, StopSignals, stop_signals
@@ -109,7 +109,7 @@ def job(composed: DictConfig) -> float | None:
     overrides = Overrides(hydra_cfg.overrides.task).without_choice(SAVED)
     if hydra_cfg.mode == RunMode.MULTIRUN:
         return _job_of_a_sweep(composed, folder, overrides.without("sweep"))
-    came_to = train(composed, folder, overrides, JobContext(swept(folder.path)))
+    came_to = train(composed, folder, overrides, _context(folder.path))
     if isinstance(came_to, Stopped):
         sys.exit(128 + came_to.signal)
     if isinstance(came_to, BaseException):
@@ -125,11 +125,21 @@ def job(composed: DictConfig) -> float | None:
 _hydra_main = hydra.main(version_base="1.3", config_path=str(paths.conf_dir()), config_name="train")(job)
 
 
+def _context(folder: Path) -> JobContext:
+    # What a sweep says of the job in this folder; nothing where that is none.
+    with contextlib.suppress(UserError):  # what is said of a sweep must not cost a run
+        sweep = Sweep(folder.parent)
+        job = sweep.jobs.get(int(folder.name)) if folder.name.isdecimal() else None
+        if job is not None:
+            return JobContext(tuple(sweep.fields), job.values)
+    return JobContext()
+
+
 def _job_of_a_sweep(composed: DictConfig, folder: RunFolder, overrides: Overrides) -> float | None:
     from bigramlm.search import pruner_of
 
     with quiet(but=sweep_log.name):
-        context = JobContext(swept(folder.path), pruner_of(folder.path))
+        context = replace(_context(folder.path), should_prune=pruner_of(folder.path))
         came_to = train(composed, folder, overrides, context, continues=True)
     failure = came_to if isinstance(came_to, BaseException) else None
     del came_to
@@ -296,7 +306,7 @@ def print_end(end: RunEnd, folder: RunFolder) -> None:
     if ngrams := [loss for name, loss in references.items() if name.startswith("val/ngram_")]:
         lines.append(f"By counting, on val, orders 1 to {len(ngrams)}: {' '.join(f'{loss:.3f}' for loss in ngrams)}")
     lines.append(f"Run: {relative(folder.path)}")
-    if "tensorboard" in load(folder.path / "config.yaml").logger.use:
+    if "tensorboard" in end.cfg.logger.use:
         outputs = paths.home() / "outputs"
         where = relative(outputs if outputs in folder.path.parents else folder.path)
         lines.append(f"Look at it: tensorboard --logdir {shlex.quote(str(where))}")

@@ -243,7 +243,7 @@ def test_a_job_that_is_started_again_goes_on_or_is_done(tmp_path: Path) -> None:
         return False
 
     def again(should_prune: Callable[[int, Mapping[str, float]], bool] | None = None) -> object:
-        context = JobContext({}, should_prune)
+        context = JobContext(should_prune=should_prune)
         return train.train(config, RunFolder(folder), Overrides(), context, continues=True)
 
     assert isinstance(again(hopeless_at_10), stop.Stopped)
@@ -255,7 +255,7 @@ def test_a_job_that_is_started_again_goes_on_or_is_done(tmp_path: Path) -> None:
     assert again() is None
     assert state(folder) == before
     # Another config is another run, and has no business here.
-    failure = train.train(composed(*SHORT, "seed=2"), RunFolder(folder), Overrides(), JobContext({}), continues=True)
+    failure = train.train(composed(*SHORT, "seed=2"), RunFolder(folder), Overrides(), JobContext(), continues=True)
     assert isinstance(failure, UserError)
     assert str(folder) in str(failure)
     assert state(folder) == before

@@ -104,6 +104,17 @@ def test_hparams_of_tensorboard_has_a_row_a_job_and_no_run_more(cli: Cli, tmp_pa
         assert not [path for path in folder.iterdir() if path.is_dir() and path.name not in ("checkpoints", ".hydra")]
 
 
+def test_hparams_of_a_job_have_what_other_commands_of_its_sweep_varied(cli: Cli, tmp_path: Path) -> None:
+    """Where a field was not typed for a job, its config tells; when the run begins that has only just been saved."""
+    shared = ("-m", *FEW, f"hydra.sweep.dir={tmp_path}")
+    assert cli(*shared, "seed=1,2", run_dir=False).code == 0
+    assert cli(*shared, "data.batch_size=8,16", run_dir=False).code == 0
+    _, rows = hparams(tmp_path)
+    told = [{name: value.number_value for name, value in row.hparams.items()} for row in rows]
+    later = [{"seed": 1337.0, "data.batch_size": 8.0}, {"seed": 1337.0, "data.batch_size": 16.0}]
+    assert told == [{"seed": 1.0}, {"seed": 2.0}, *later]
+
+
 def test_a_run_of_no_sweep_is_no_row_of_hparams(cli: Cli) -> None:
     ended = cli("data=bundled", "trainer.steps=2")
     experiment, rows = hparams(ended.folder)

@@ -66,7 +66,7 @@ def test_a_sweep_passes_down_whether_to_prune(tmp_path: Path) -> None:
         asked_at.append(step)
         return step == 2
 
-    _, end = ran(tmp_path / "run", *SHORT, job=recipe.JobContext({"seed": "1"}, prunes))
+    _, end = ran(tmp_path / "run", *SHORT, job=recipe.JobContext(("seed",), {"seed": "1"}, prunes))
     assert end is None
     assert asked_at == [0, 2]
 
