@@ -12,8 +12,9 @@ from safetensors import safe_open
 from bigramlm import runs
 from bigramlm.adapter.lora import ADAPTER
 from bigramlm.checkpoint import CONFIG, MODEL, Checkpoint, Checkpoints
-from bigramlm.cli import exit_codes, relative, show, table
+from bigramlm.cli import exit_codes
 from bigramlm.config import RunConfig, load
+from bigramlm.console import relative, show, table
 from bigramlm.errors import UserError, require
 from bigramlm.export import export, export_adapter, merge
 from bigramlm.files import require_new

@@ -1,16 +1,12 @@
-"""What the commands share: free text as typed, output for people, errors in one line, exit codes."""
+"""What the commands share: fields as typed, errors in one line, exit codes."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from hydra import compose, initialize_config_dir
@@ -19,98 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bigramlm import paths
+from bigramlm.console import show
 from bigramlm.errors import UserError, require
-from bigramlm.memory import is_out_of_memory
+from bigramlm.failures import as_user_error
 from bigramlm.overrides import Overrides
 
 T = TypeVar("T")
-
-# Failures of the disk and its permissions that are the user's to mend.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_DISK_ERRORS = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
-
-
-class LogFile(logging.FileHandler):
-    """A log file that a full disk makes shorter, and no traceback for each line that is lost: the run will tell."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
-
-
-def show(text: str, end: str = "\n") -> bool:
-    """Print on standard output; False where whoever reads it, `head` perhaps, has had enough of it.
-
-    UserError where it cannot be written to.
-    """
-    try:
-        print(text, end=end, flush=True)
-    except OSError as error:
-        # What is left in the buffer must not fail once more when the process ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            return False
-        raise UserError(f"standard output: cannot be written: {error.strerror}") from None
-    return True
-
-
-@contextlib.contextmanager
-def quiet(*, but: str) -> Iterator[None]:
-    """Leave the log on the console to one logger, and to warnings, each once: its file has everything.
-
-    but: the logger's name.
-    """
-
-    def passes(record: logging.LogRecord) -> bool:
-        if record.name == but:
-            return True
-        new = record.levelno == logging.WARNING and record.getMessage() not in _WARNED
-        if new:
-            _WARNED.add(record.getMessage())
-        return new
-
-    consoles = [handler for handler in logging.getLogger().handlers if type(handler) is logging.StreamHandler]
-    for handler in consoles:
-        handler.addFilter(passes)
-    try:
-        yield
-    finally:
-        for handler in consoles:
-            handler.removeFilter(passes)
-
-
-_WARNED: set[str] = set()
-
-
-def relative(path: Path) -> Path:
-    """The path as short as can be from where the user is."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows as columns of text; those whose entries are all numbers stand to the right."""
-    lines = [head, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    right = [all(re.fullmatch(r"[-\d.,]*(e[-+]?\d+)?", row[i]) for row in rows) for i in range(len(head))]
-    aligned = (
-        (cell.rjust(width) if to_right else cell.ljust(width))
-        for line in lines
-        for cell, width, to_right in zip(line, widths, right, strict=True)
-    )
-    return "\n".join("  ".join(next(aligned) for _ in head).rstrip() for _ in lines)
-
-
-def known(error: BaseException, folder: Path | None = None) -> BaseException:
-    """The error as a UserError where it is one that the user can mend, such as a full disk; folder: written to."""
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        path = Path(error.filename or folder or "")
-        while path.name.startswith("."):  # what is written aside first
-            path = path.parent
-        mend = "make room there" if error.errno in _FULL else "change its permissions"
-        return UserError(f"{path}: cannot be written: {error.strerror}; {mend} or choose another folder")
-    if is_out_of_memory(error):
-        return UserError(f"out of memory: {(str(error) or 'there was none left').splitlines()[0]}")
-    return error
 
 
 def composed(config_name: str, typed: Sequence[str], free_text: Sequence[str]) -> DictConfig:
@@ -154,7 +64,7 @@ def exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(known(error), UserError):
+        if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(as_user_error(error), UserError):
             raise
-        print(f"error: {known(error)}", file=sys.stderr)
+        print(f"error: {as_user_error(error)}", file=sys.stderr)
         sys.exit(2)

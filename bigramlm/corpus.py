@@ -23,7 +23,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from bigramlm.cli import relative
+from bigramlm.console import relative
 from bigramlm.data.pairs import Bounds, Pairs
 from bigramlm.data.text import Piece, Text, TextChanged
 from bigramlm.data.tokens import (

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bigramlm.adapter.config import NoAdapterConfig
 from bigramlm.checkpoint import Checkpoint
-from bigramlm.cli import relative
 from bigramlm.config import RunConfig, to_yaml
+from bigramlm.console import relative
 from bigramlm.errors import require
 from bigramlm.files import require_new, written_aside
 from bigramlm.load import base_of, build, open_checkpoint, put_adapter, put_weights

@@ -28,10 +28,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from bigramlm.cli import known, relative, show
 from bigramlm.config import RunConfig, config_hashes, to_run_config
+from bigramlm.console import relative, show
 from bigramlm.data.config import DataConfig
 from bigramlm.errors import UserError, require
+from bigramlm.failures import as_user_error
 from bigramlm.overrides import Overrides, quoted, sets_a_field
 from bigramlm.results import Results
 from bigramlm.run import HOLDER, LOCK, RunFolder, holder, read_summary
@@ -246,13 +247,13 @@ class Launch:
             if os.environ.get("HYDRA_FULL_ERROR"):
                 raise
             if not self._is_basic():
-                raise UserError(f"the launcher failed: {_brief(known(error))}") from error
+                raise UserError(f"the launcher failed: {_brief(as_user_error(error))}") from error
             returns = [failed(error)]
         self.wait_until_written(jobs, returns)
         for job, returned in zip(jobs, returns, strict=True):
             if returned.status is not JobStatus.COMPLETED and read_summary(self.sweep.path(job)) is None:
                 ended = returned._return_value
-                self.fail(job, _brief(known(ended)))
+                self.fail(job, _brief(as_user_error(ended)))
         self.sweep.save()
 
     def wait_until_written(
@@ -303,7 +304,7 @@ class Launch:
             self.sweep.save()
             results.write()
         except OSError as error:
-            log.warning("%s", known(error, self.sweep.folder))
+            log.warning("%s", as_user_error(error, self.sweep.folder))
         where = relative(self.sweep.folder)
         states = [self.sweep.status(job) for job in self.jobs]
         left = any(state not in FINISHED for state in states)

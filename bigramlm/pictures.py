@@ -14,7 +14,8 @@ from pathlib import Path
 
 from bigramlm import paths
 from bigramlm.browser import Browser, browser
-from bigramlm.cli import exit_codes, show
+from bigramlm.cli import exit_codes
+from bigramlm.console import show
 
 # The sweeps that are shown, each with the overrides that it is made by.
 SWEEPS = {

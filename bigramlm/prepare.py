@@ -11,8 +11,9 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from bigramlm.cli import exit_codes, fields_command, relative, show
+from bigramlm.cli import exit_codes, fields_command
 from bigramlm.config import prefer_our_presets, register_schemas
+from bigramlm.console import relative, show
 from bigramlm.data.config import DataConfig, PairsConfig, TokensConfig
 from bigramlm.errors import require
 from bigramlm.stop import Stopped, stop_signals

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bigramlm.cli import relative
 from bigramlm.config import RunConfig, to_dict, to_yaml
+from bigramlm.console import relative
 from bigramlm.errors import UserError
 from bigramlm.metrics import Metrics, Origin
 from bigramlm.overrides import Overrides

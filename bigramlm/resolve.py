@@ -9,8 +9,8 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bigramlm.cli import relative
 from bigramlm.config import RunConfig, differences, load, to_dict, tokenizer_config
+from bigramlm.console import relative
 from bigramlm.data.config import PairsConfig
 from bigramlm.errors import UserError, require
 from bigramlm.model.huggingface import FREE, Pretrained, as_typed

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bigramlm import files
-from bigramlm.cli import relative, table
+from bigramlm.console import relative, table
 from bigramlm.summary import RunSummary
 from bigramlm.sweep import Sweep, compares_tokenizers
 

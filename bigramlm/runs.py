@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bigramlm import hub, paths
-from bigramlm.cli import exit_codes, relative, show, table
+from bigramlm.cli import exit_codes
 from bigramlm.config import differences, flat
+from bigramlm.console import relative, show, table
 from bigramlm.errors import UserError, require
 from bigramlm.metrics import read_records
 from bigramlm.model.huggingface import Pretrained, is_pretrained, open_pretrained

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from hydra.core.config_store import ConfigStore
 
-from bigramlm.cli import exit_codes, fields_command, relative, show
+from bigramlm.cli import exit_codes, fields_command
 from bigramlm.config import SampleConfig, prefer_our_presets
+from bigramlm.console import relative, show
 from bigramlm.device.config import DeviceConfig
 from bigramlm.errors import UserError, require
 

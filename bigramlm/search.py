@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
 
-from bigramlm.cli import relative
+from bigramlm.console import relative
 from bigramlm.errors import UserError, require, require_choice
 from bigramlm.overrides import Overrides
 from bigramlm.sweep import Sweep, compares_tokenizers

@@ -25,11 +25,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from bigramlm import paths, runs
-from bigramlm.cli import exit_codes, known, quiet, relative, show
+from bigramlm.cli import exit_codes
 from bigramlm.config import config_hash, config_hashes, load, register_schemas, to_run_config
+from bigramlm.console import quiet, relative, show
 from bigramlm.errors import UserError, require
+from bigramlm.failures import as_user_error, is_out_of_memory, out_of_memory
 from bigramlm.help import help_text
-from bigramlm.memory import is_out_of_memory, out_of_memory
 from bigramlm.overrides import Overrides, quoted
 from bigramlm.recipe import JobContext, RunEnd
 from bigramlm.results import Results
@@ -230,8 +231,8 @@ def train(
             else:
                 folder.reopen()
         except (UserError, OSError) as error:
-            log.error("error: %s", known(error, folder.path))
-            return known(error, folder.path)
+            log.error("error: %s", as_user_error(error, folder.path))
+            return as_user_error(error, folder.path)
         if again and folder.summary.get("status") in FINISHED:
             return None
         try:
@@ -265,7 +266,7 @@ def _run(
 
 def _ended(raised: BaseException, composed: DictConfig, folder: RunFolder, *, quietly: bool) -> BaseException:
     # What ended a run, as it is reported: in the log, and in the summary if the run had begun.
-    end = Stopped(signal.SIGINT) if isinstance(raised, KeyboardInterrupt) else known(raised, folder.path)
+    end = Stopped(signal.SIGINT) if isinstance(raised, KeyboardInterrupt) else as_user_error(raised, folder.path)
     path = folder.path / "config.yaml"
     if is_out_of_memory(raised) and "vocab_size" in folder.summary and path.exists():
         cfg = load(path) if composed.resume is None else to_run_config(composed)

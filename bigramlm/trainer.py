@@ -15,8 +15,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from bigramlm.checkpoint import Checkpoint, CheckpointManager, Progress
-from bigramlm.cli import relative
 from bigramlm.config import TrainerConfig
+from bigramlm.console import relative
 from bigramlm.data.batches import Batches
 from bigramlm.errors import UserError
 from bigramlm.evaluate import Evaluator

@@ -19,8 +19,9 @@ from typing import Any
 from tqdm import tqdm
 
 from bigramlm import paths, train
-from bigramlm.cli import exit_codes, show
+from bigramlm.cli import exit_codes
 from bigramlm.config import load
+from bigramlm.console import show
 from bigramlm.errors import UserError, require
 from bigramlm.metrics import read_records
 from bigramlm.overrides import Overrides

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bigramlm import cli as shared
-from bigramlm import paths
+from bigramlm import console, paths
 from bigramlm.config import load, to_run_config, to_yaml
 from bigramlm.train import command_line
 from tests.helpers import PATIENCE, SHORT, Cli, Ended, assert_refused, command, composed, summary, wait_for
@@ -212,4 +212,4 @@ def test_hydras_own_refusals_keep_its_text_and_code(cli: Cli, override: str, mes
 
 def test_tables_line_up() -> None:
     rows = [("a", "1"), ("bcd", "100")]
-    assert shared.table(("name", "n"), rows).splitlines() == ["name    n", "a       1", "bcd   100"]
+    assert console.table(("name", "n"), rows).splitlines() == ["name    n", "a       1", "bcd   100"]

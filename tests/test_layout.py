@@ -14,11 +14,11 @@ PARTS = ("model", "adapter", "tokenizer", "data", "optim", "device")
 # From the ground up: a module imports from floors below its own, and parts never from each other.
 FLOORS = (
     ("errors", "paths"),
-    ("files", "progress", "hub"),
+    ("files", "progress", "hub", "console"),
     PARTS,
     ("metrics", "run", "checkpoint", "evaluate", "generate", "step", "speed"),
     ("config",),
-    ("memory", "overrides"),
+    ("failures", "overrides"),
     ("cli", "help", "preflight"),
     ("trainer", "summary", "corpus"),
     ("sweep",),

@@ -16,7 +16,8 @@ from bigramlm.bench.measure import Report
 from bigramlm.bench.report import report
 from bigramlm.bench.steps import generate, gpt2, nanogpt, profile, step, threads
 from bigramlm.bench.versions import bits, versions
-from bigramlm.cli import exit_codes, show
+from bigramlm.cli import exit_codes
+from bigramlm.console import show
 from bigramlm.errors import require
 
 BENCHMARKS: dict[str, Callable[..., Iterator[Report]]] = {

@@ -1,11 +1,32 @@
-"""What to lower when memory runs out."""
+"""Failures that the user can mend, in one line: a full disk, too little memory."""
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 from bigramlm.config import RunConfig
+from bigramlm.errors import UserError
+
+# Failures of the disk and its permissions that are the user's to mend.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_ERRORS = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 # What PyTorch says on a CPU, on CUDA and on MPS.
 _SAID = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def as_user_error(error: BaseException, folder: Path | None = None) -> BaseException:
+    """The error as a UserError where it is one that the user can mend, such as a full disk; folder: written to."""
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        path = Path(error.filename or folder or "")
+        while path.name.startswith("."):  # what is written aside first
+            path = path.parent
+        mend = "make room there" if error.errno in _FULL else "change its permissions"
+        return UserError(f"{path}: cannot be written: {error.strerror}; {mend} or choose another folder")
+    if is_out_of_memory(error):
+        return UserError(f"out of memory: {(str(error) or 'there was none left').splitlines()[0]}")
+    return error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

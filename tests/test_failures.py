@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bigramlm.device.config import DeviceConfig
-from bigramlm.memory import is_out_of_memory, out_of_memory
+from bigramlm.failures import is_out_of_memory, out_of_memory
 from bigramlm.step import TrainStep
 from tests.helpers import Cli, assert_refused, run_config, small, summary
 
