@@ -19,11 +19,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
-    from bigramlm.workers import Workers
+    from bigramlm.sweeps.workers import Workers
 
 
 def _composing_fast(context: HydraContext) -> HydraContext:
-    from bigramlm.launch import Composer
+    from bigramlm.sweeps.executor import Composer
 
     return HydraContext(config_loader=Composer(context.config_loader), callbacks=context.callbacks)
 
@@ -47,10 +47,10 @@ class GridSweeper(BasicSweeper):
         super().setup(hydra_context=_composing_fast(hydra_context), task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> None:
-        from bigramlm.cli import exit_codes
+        from bigramlm.cli.common import exit_codes
+        from bigramlm.config.overrides import Overrides
         from bigramlm.errors import require
-        from bigramlm.launch import launching
-        from bigramlm.overrides import Overrides
+        from bigramlm.sweeps.executor import launching
 
         assert self.config is not None
         assert self.hydra_context is not None
@@ -103,11 +103,11 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        from bigramlm.cli import exit_codes
+        from bigramlm.cli.common import exit_codes
+        from bigramlm.config.overrides import Overrides
         from bigramlm.errors import require
-        from bigramlm.launch import launching, search
-        from bigramlm.overrides import Overrides
-        from bigramlm.search import Search, space_of
+        from bigramlm.sweeps.executor import launching, search
+        from bigramlm.sweeps.search import Search, space_of
 
         assert self.config is not None
         assert self.hydra_context is not None
@@ -151,7 +151,7 @@ class JoblibLauncher(_Launcher):
     @property
     def workers(self) -> Workers:
         """The processes, kept from one launch to the next: they take seconds to start."""
-        from bigramlm.workers import Workers
+        from bigramlm.sweeps.workers import Workers
 
         if self._workers is None:
             self._workers = Workers(self.n_jobs, self.config, self.hydra_context, self.task_function)
@@ -163,7 +163,7 @@ class JoblibLauncher(_Launcher):
         return self.workers.n
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from bigramlm.overrides import Overrides
+        from bigramlm.config.overrides import Overrides
 
         subdirs = [str(Overrides(line).get("hydra.sweep.subdir")) for line in job_overrides]
         numbers = [int(name) if name.isdecimal() else initial_job_idx + i for i, name in enumerate(subdirs)]
@@ -191,7 +191,7 @@ with contextlib.suppress(ImportError):
 
         import submitit
 
-        from bigramlm.launch import failed
+        from bigramlm.sweeps.executor import failed
 
         original = submitit.Job.results
 

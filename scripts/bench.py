@@ -1,6 +1,6 @@
 """Compare speeds: python scripts/bench.py --help"""
 
-from bigramlm.bench.main import main
+from bigramlm.dev.bench.main import main
 
 if __name__ == "__main__":
     main()

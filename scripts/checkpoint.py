@@ -1,6 +1,6 @@
 """Look into checkpoints: python scripts/checkpoint.py --help"""
 
-from bigramlm.checkpoint_tool import main
+from bigramlm.cli.checkpoint import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Write docs/config.md again: python scripts/config_reference.py"""
 
-from bigramlm.config_reference import main
+from bigramlm.dev.config_reference import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Take the pictures in the docs: python scripts/pictures.py --help"""
 
-from bigramlm.pictures import main
+from bigramlm.dev.pictures import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Make token files of a text: python scripts/prepare.py --help"""
 
-from bigramlm.prepare import main
+from bigramlm.cli.prepare import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Write text with a trained model: python scripts/sample.py --help"""
 
-from bigramlm.sample import main
+from bigramlm.cli.sample import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Train a model: python scripts/train.py --help"""
 
-from bigramlm.train import main
+from bigramlm.cli.train import main
 
 if __name__ == "__main__":
     main()

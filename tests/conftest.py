@@ -15,7 +15,7 @@ import torch
 from hydra._internal.hydra import Hydra
 from hypothesis import HealthCheck, settings
 
-from bigramlm import train
+from bigramlm.cli import train
 from tests.helpers import Cli, Ended
 
 os.environ.pop("HYDRA_FULL_ERROR", None)

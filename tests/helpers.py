@@ -29,23 +29,24 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch.nn import functional as F
 
-from bigramlm import build as parts
-from bigramlm import paths, train, verify_resume
-from bigramlm.config import RunConfig, to_run_config
-from bigramlm.corpus import Corpus
+from bigramlm.cli import train, verify_resume
+from bigramlm.config.run_config import RunConfig, to_run_config
 from bigramlm.data.batches import Split, Stream
+from bigramlm.data.corpus import Corpus
 from bigramlm.device.device import Device, set_up
+from bigramlm.engine import build as parts
+from bigramlm.engine.resolve import resolve_for_model
 from bigramlm.errors import UserError
-from bigramlm.metrics import LoggerConfig, Metrics, Origin
+from bigramlm.logger.metrics import LoggerConfig, Metrics, Origin
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram
 from bigramlm.model.config import GPTConfig
-from bigramlm.resolve import resolve_for_model
-from bigramlm.run import RunFolder
-from bigramlm.summary import RunSummary
+from bigramlm.runs.folder import RunFolder
+from bigramlm.runs.summary import RunSummary
 from bigramlm.tokenizer.char import CharTokenizer
 from bigramlm.tokenizer.subword import train_bpe
-from bigramlm.trainer import Hooks, Trainer
+from bigramlm.trainer.trainer import Hooks, Trainer
+from bigramlm.utils import paths
 
 SCRIPT = paths.home() / "scripts" / "train.py"
 
@@ -155,7 +156,13 @@ PATIENCE = 600.0
 _PROCESSES: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 if sys.platform == "linux":
     _PROCESSES.set_forkserver_preload(
-        ["tests.helpers", "bigramlm.corpus", "bigramlm.load", "bigramlm.preflight", "bigramlm.verify_resume"]
+        [
+            "tests.helpers",
+            "bigramlm.data.corpus",
+            "bigramlm.engine.load",
+            "bigramlm.trainer.preflight",
+            "bigramlm.cli.verify_resume",
+        ]
     )
 
 

@@ -16,12 +16,14 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from bigramlm import checkpoint_tool, runs, sample
-from bigramlm.checkpoint import Checkpoint
-from bigramlm.load import load_model, open_checkpoint
+from bigramlm.checkpoint.checkpoint import Checkpoint
+from bigramlm.cli import checkpoint as checkpoint_tool
+from bigramlm.cli import sample
+from bigramlm.cli.verify_resume import compare
+from bigramlm.engine.load import load_model, open_checkpoint
 from bigramlm.model.base import LanguageModel
-from bigramlm.trainer import Trainer
-from bigramlm.verify_resume import compare
+from bigramlm.runs import find as runs
+from bigramlm.trainer.trainer import Trainer
 from tests.helpers import (
     LINUX,
     PATIENCE,

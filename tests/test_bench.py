@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigramlm import paths
-from bigramlm.bench import commands, main, steps, versions
-from bigramlm.bench.measure import Comparison, alternate
+from bigramlm.dev.bench import commands, main, steps, versions
+from bigramlm.dev.bench.measure import Comparison, alternate
 from bigramlm.device.peak import Peak
+from bigramlm.utils import paths
 from tests.helpers import SHORT, Cli, assert_refused, refuses
 
 SMALL = ("data=bundled", "logger=none", "model=gpt", "model.n_embd=16", "model.n_layer=1", "device.threads=1")

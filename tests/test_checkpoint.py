@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bigramlm.checkpoint import Checkpoint, CheckpointManager, Checkpoints, Progress, write_manifest
-from bigramlm.load import load_model, open_checkpoint
+from bigramlm.checkpoint.checkpoint import Checkpoint, CheckpointManager, Checkpoints, Progress, write_manifest
+from bigramlm.engine.load import load_model, open_checkpoint
 from bigramlm.model.bigram import Bigram
 from tests.helpers import Stub, assert_refused, build, command, fitted, refuses
 
@@ -53,7 +53,7 @@ def test_as_many_checkpoints_are_kept_as_asked(tmp_path: Path) -> None:
 
 def test_the_best_is_kept_and_a_worse_one_never_replaces_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([9.0, 3.0, 1.0, 2.0, 1.0, 1.5, 7.0])  # train and val in turn are asked for
-    monkeypatch.setattr("bigramlm.evaluate.mean_loss", lambda *_: next(losses, 5.0))
+    monkeypatch.setattr("bigramlm.trainer.evaluate.mean_loss", lambda *_: next(losses, 5.0))
     trainer = fitted(tmp_path, "trainer.eval_every=1", "trainer.checkpoint_every=1", "trainer.steps=6")
     # val: 3, 2, 1.5, then 5s
     assert trainer.progress.best == {"step": 2, "val/loss": 1.5}
@@ -161,8 +161,11 @@ def test_what_was_passed_over_is_set_aside_and_not_lost(run: Path, tmp_path: Pat
 
 
 # What a save calls until the step has its name; files.sync is called once more, for that.
-STAGES = ("pathlib.Path.write_text", "bigramlm.checkpoint.save_model", "bigramlm.checkpoint.save_file")
-SYNCED = "bigramlm.files.sync"
+STAGES = (
+    *("pathlib.Path.write_text", "bigramlm.checkpoint.checkpoint.save_model"),
+    "bigramlm.checkpoint.checkpoint.save_file",
+)
+SYNCED = "bigramlm.utils.files.sync"
 
 
 def failing(function: Callable[..., Any], *, at: int | None) -> mock.Mock:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bigramlm import checkpoint_tool
-from bigramlm.checkpoint import Checkpoint
-from bigramlm.load import load_model
+from bigramlm.checkpoint.checkpoint import Checkpoint
+from bigramlm.cli import checkpoint as checkpoint_tool
+from bigramlm.engine.load import load_model
 from tests.helpers import Cli, assert_refused, build, fitted, refuses
 
 

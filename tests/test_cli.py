@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigramlm import cli as shared
-from bigramlm import console, paths
-from bigramlm.config import load, to_run_config, to_yaml
-from bigramlm.train import command_line
+from bigramlm.cli import common as shared
+from bigramlm.cli.train import command_line
+from bigramlm.config.run_config import load, to_run_config, to_yaml
+from bigramlm.utils import console, paths
 from tests.helpers import PATIENCE, SHORT, Cli, Ended, assert_refused, command, composed, summary, wait_for
 
 ENDLESS = ("data=bundled", "trainer.steps=100000000", "logger=none")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bigramlm import config, paths
-from bigramlm.config import (
+from bigramlm.config import run_config as config
+from bigramlm.config.run_config import (
     KINDS,
     RunConfig,
     TrainerConfig,
@@ -20,6 +20,7 @@ from bigramlm.config import (
 )
 from bigramlm.data.config import ShakespeareConfig
 from bigramlm.optim.config import AdamWConfig
+from bigramlm.utils import paths
 from tests.helpers import refuses, run_config
 
 

@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bigramlm import corpus, paths
-from bigramlm.corpus import Corpus, Encoded, Encoder, tokenized
+from bigramlm.data import corpus
 from bigramlm.data.config import TextConfig
+from bigramlm.data.corpus import Corpus, Encoded, Encoder, tokenized
 from bigramlm.data.text import Text
 from bigramlm.data.tokens import open_tokens
-from bigramlm.results import Outcomes
-from bigramlm.run import read_summary
-from bigramlm.summary import RunSummary
+from bigramlm.report.results import Outcomes
+from bigramlm.runs.folder import read_summary
+from bigramlm.runs.summary import RunSummary
 from bigramlm.tokenizer.base import Tokenizer
 from bigramlm.tokenizer.char import CharTokenizer
 from bigramlm.tokenizer.config import BPEConfig, ByteConfig, CharConfig, TokenizerConfig, WordPieceConfig
+from bigramlm.utils import paths
 from tests.helpers import Cli, assert_refused, refuses, resumed, trials
 
 TEXT = paths.bundled_text().read_text("utf-8")
@@ -37,9 +38,9 @@ def long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Texts of more than a thousand characters are long ones, worked on in small parts, and kept here."""
     monkeypatch.setattr("bigramlm.data.text.IN_MEMORY_UP_TO", 1000)
     monkeypatch.setattr("bigramlm.data.text.PIECE", 500)
-    monkeypatch.setattr("bigramlm.corpus.UNIT", 3000)
-    monkeypatch.setattr("bigramlm.corpus.KEPT_EVERY", 6000)
-    monkeypatch.setattr("bigramlm.paths.home", lambda: tmp_path)
+    monkeypatch.setattr("bigramlm.data.corpus.UNIT", 3000)
+    monkeypatch.setattr("bigramlm.data.corpus.KEPT_EVERY", 6000)
+    monkeypatch.setattr("bigramlm.utils.paths.home", lambda: tmp_path)
 
 
 @pytest.fixture

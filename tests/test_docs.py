@@ -12,8 +12,10 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 
-from bigramlm import cli, paths, prepare, sample
-from bigramlm.config_reference import reference
+from bigramlm.cli import common as cli
+from bigramlm.cli import prepare, sample
+from bigramlm.dev.config_reference import reference
+from bigramlm.utils import paths
 from tests.helpers import run_config
 
 # Those of the repository, and not of what tools left in folders of their own, such as .pytest_cache.

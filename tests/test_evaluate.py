@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bigramlm.evaluate import bits_per_character, mean_loss
+from bigramlm.trainer.evaluate import bits_per_character, mean_loss
 from tests.helpers import TOKENS, Stub, build
 
 

@@ -11,8 +11,9 @@ import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bigramlm import checkpoint_tool, paths
-from bigramlm.load import load_model, open_checkpoint
+from bigramlm.cli import checkpoint as checkpoint_tool
+from bigramlm.engine.load import load_model, open_checkpoint
+from bigramlm.utils import paths
 from tests.helpers import Cli, assert_refused, gpt2_folder
 
 TEXT = paths.bundled_text().read_text("utf-8")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bigramlm.device.config import DeviceConfig
-from bigramlm.failures import is_out_of_memory, out_of_memory
-from bigramlm.step import TrainStep
+from bigramlm.engine.failures import is_out_of_memory, out_of_memory
+from bigramlm.trainer.step import TrainStep
 from tests.helpers import Cli, assert_refused, run_config, small, summary
 
 GPT = ("model=gpt", "model.n_embd=512", "data.block_size=128")

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from bigramlm import paths
-from bigramlm.config import GROUPS, KINDS
+from bigramlm.config.run_config import GROUPS, KINDS
+from bigramlm.utils import paths
 from tests.helpers import Cli, run_config
 
 
@@ -78,7 +78,7 @@ def test_help_shows_the_fields_as_they_would_be_and_refuses_what_cannot(cli: Cli
 def test_help_and_refusals_do_not_import_torch() -> None:
     code = """
 import sys
-from bigramlm.train import main
+from bigramlm.cli.train import main
 try:
     main()
 except SystemExit:

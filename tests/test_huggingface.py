@@ -15,12 +15,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-from bigramlm import sample
+from bigramlm.cli import sample
 from bigramlm.device.config import DeviceConfig
 from bigramlm.device.device import decide, set_up
+from bigramlm.engine.load import load_model, open_checkpoint
 from bigramlm.errors import UserError
 from bigramlm.generate import generate
-from bigramlm.load import load_model, open_checkpoint
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.config import GPT2_SIZES, GPT2Config
 from bigramlm.model.huggingface import open_pretrained

@@ -17,13 +17,15 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from bigramlm import launch, paths, stop, train
+from bigramlm.cli import train
+from bigramlm.config.overrides import Overrides
+from bigramlm.engine.run import JobContext, RunEnd
 from bigramlm.errors import UserError
-from bigramlm.overrides import Overrides
-from bigramlm.recipe import JobContext, RunEnd
-from bigramlm.results import Results
-from bigramlm.run import RunFolder, holder, read_summary
-from bigramlm.sweep import Job, Sweep
+from bigramlm.report.results import Results
+from bigramlm.runs.folder import RunFolder, holder, read_summary
+from bigramlm.sweeps import executor as launch
+from bigramlm.sweeps.plan import Job, Sweep
+from bigramlm.utils import paths, stop
 from tests.helpers import PATIENCE, Ended, Started, assert_refused, came_to, composed, started, wait_for
 
 SHORT = (

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bigramlm import runs
-from bigramlm.checkpoint import Checkpoints
+from bigramlm.checkpoint.checkpoint import Checkpoints
+from bigramlm.runs import find as runs
 from tests.helpers import Cli, assert_refused, command, resumed, summary
 
 RUN = (

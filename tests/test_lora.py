@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigramlm import paths
 from bigramlm.adapter.config import LoRAConfig
 from bigramlm.model.config import BigramConfig, GPTConfig
+from bigramlm.utils import paths
 from tests.helpers import Cli, assert_refused, command, refuses, run_config
 
 SHORT = ("data=bundled", "logger=none", "trainer.eval_batches=1", "sample.max_new_tokens=5", "data.batch_size=4")

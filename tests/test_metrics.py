@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bigramlm import metrics as module
-from bigramlm.metrics import LoggerConfig, Metrics, Origin
+from bigramlm.logger import metrics as module
+from bigramlm.logger.metrics import LoggerConfig, Metrics, Origin
 from tests.helpers import Cli, refuses, summary
 
 # A run that is over at once.

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from bigramlm import paths, runs, sample
-from bigramlm.checkpoint import Checkpoint
-from bigramlm.config import config_hash, config_hashes, load
-from bigramlm.corpus import tokenized
+from bigramlm.checkpoint.checkpoint import Checkpoint
+from bigramlm.cli import sample
+from bigramlm.config.run_config import config_hash, config_hashes, load
 from bigramlm.data.batches import Stream, on_device
+from bigramlm.data.corpus import tokenized
 from bigramlm.device.device import decide, set_up
-from bigramlm.evaluate import mean_loss
-from bigramlm.load import load_model
-from bigramlm.run import last_sample
-from bigramlm.sweep import Sweep
+from bigramlm.engine.load import load_model
+from bigramlm.runs import find as runs
+from bigramlm.runs.folder import last_sample
+from bigramlm.sweeps.plan import Sweep
+from bigramlm.trainer.evaluate import mean_loss
+from bigramlm.utils import paths
 from tests.helpers import Cli, resumed, run_config, summary, table, trials
 
 OLD = paths.home() / "tests" / "old"

@@ -3,7 +3,7 @@
 import pytest
 from hydra.errors import OverrideParseException
 
-from bigramlm.overrides import Overrides, sets_a_field
+from bigramlm.config.overrides import Overrides, sets_a_field
 
 
 def test_the_last_value_of_a_field_counts() -> None:

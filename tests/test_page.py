@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from bigramlm.bench.report import made_up_sweep
-from bigramlm.browser import Browser, browser, missing
+from bigramlm.dev.bench.report import made_up_sweep
+from bigramlm.dev.browser import Browser, browser, missing
 from bigramlm.report.page import page, write
-from bigramlm.results import Outcomes, Results
-from bigramlm.summary import RunSummary
-from bigramlm.sweep import Sweep
+from bigramlm.report.results import Outcomes, Results
+from bigramlm.runs.summary import RunSummary
+from bigramlm.sweeps.plan import Sweep
 from tests.helpers import HOSTILE, run_with, wait_for
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"a browser is needed, and {missing()}")

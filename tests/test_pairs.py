@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from bigramlm import build, prepare, sample
+from bigramlm.cli import prepare, sample
 from bigramlm.data.batches import IGNORED, Batches, Examples, Split
 from bigramlm.data.config import PairsConfig
 from bigramlm.data.pairs import row_length
 from bigramlm.data.text import zstd
 from bigramlm.device.device import Device
-from bigramlm.evaluate import Evaluator, mean_loss
+from bigramlm.engine import build
+from bigramlm.engine.load import load_model, open_checkpoint
 from bigramlm.generate import stream
-from bigramlm.load import load_model, open_checkpoint
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram
 from bigramlm.model.config import GPTConfig
-from bigramlm.preflight import check_targets, whole
-from bigramlm.step import CompiledStep, TrainStep
+from bigramlm.trainer.evaluate import Evaluator, mean_loss
+from bigramlm.trainer.preflight import check_targets, whole
+from bigramlm.trainer.step import CompiledStep, TrainStep
 from tests.helpers import Cli, assert_refused, refuses, resumed, run_config, summary, table
 
 CPU = torch.device("cpu")
@@ -144,7 +145,7 @@ def test_evaluation_is_the_mean_over_all_targets_that_count(monkeypatch: pytest.
     model, (split, tokens) = gpt(), examples(LENGTHS)
     total, count = by_hand(model.eval(), tokens)
     for at_once in (1, 60 * split.block_size * 3, 1 << 20):  # a row, three, all
-        monkeypatch.setattr("bigramlm.evaluate.LOGITS_AT_ONCE", {"cpu": at_once})
+        monkeypatch.setattr("bigramlm.trainer.evaluate.LOGITS_AT_ONCE", {"cpu": at_once})
         found = mean_loss(model, split.blocks(limit=None), Device(CPU, "fp32", compile=False))
         assert found == pytest.approx(total / count, rel=1e-5)
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from bigramlm.data.batches import Batches
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram
-from bigramlm.preflight import preflight
 from bigramlm.tokenizer.char import CharTokenizer
+from bigramlm.trainer.preflight import preflight
 from tests.helpers import SHORT, Cli, Stub, assert_refused, refuses, summary
 
 TEXT = "".join(chr(65 + int(i)) for i in torch.randint(30, (4000,), generator=torch.Generator().manual_seed(0)))

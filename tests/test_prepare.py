@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from bigramlm import corpus, paths, prepare
-from bigramlm.corpus import Encoded, Encoder
-from bigramlm.data import text
+from bigramlm.cli import prepare
+from bigramlm.data import corpus, text
 from bigramlm.data.config import TextConfig
+from bigramlm.data.corpus import Encoded, Encoder
 from bigramlm.data.text import Text
 from bigramlm.data.tokens import open_tokens
 from bigramlm.tokenizer.config import BPEConfig, ByteConfig, TokenizerConfig
+from bigramlm.utils import paths
 from tests.helpers import PATIENCE, Cli, assert_refused, command, started, wait_for
 
 TEXT = paths.bundled_text().read_text("utf-8")
@@ -45,7 +46,7 @@ def test_it_tells_what_it_made(
 ) -> None:
     """With workers, as a user runs it."""
     caplog.set_level("INFO")
-    monkeypatch.setattr("bigramlm.corpus.UNIT", 3000)
+    monkeypatch.setattr("bigramlm.data.corpus.UNIT", 3000)
     monkeypatch.chdir(tmp_path)
     ended = tool(prepare.main, f"data.path={file}", *BPE, "output=made")
     assert ended.code == 0, ended.err

@@ -11,17 +11,19 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from bigramlm import checkpoint_tool, paths, prepare, sample
-from bigramlm.checkpoint import Checkpoint, Checkpoints
-from bigramlm.config import GROUPS, KINDS, to_yaml
+from bigramlm.checkpoint.checkpoint import Checkpoint, Checkpoints
+from bigramlm.cli import checkpoint as checkpoint_tool
+from bigramlm.cli import prepare, sample
+from bigramlm.cli.help import choices_of_groups
+from bigramlm.cli.verify_resume import compare
+from bigramlm.config.run_config import GROUPS, KINDS, to_yaml
 from bigramlm.device.device import Device
-from bigramlm.help import choices_of_groups
-from bigramlm.load import load_model
+from bigramlm.engine.load import load_model
 from bigramlm.model.base import is_counted
 from bigramlm.model.config import GPTConfig, ModelConfig
 from bigramlm.optim.config import SGDConfig
-from bigramlm.step import TrainStep
-from bigramlm.verify_resume import compare
+from bigramlm.trainer.step import TrainStep
+from bigramlm.utils import paths
 from tests.helpers import (
     PRESETS,
     Cli,

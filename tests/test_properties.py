@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from bigramlm.checkpoint import Checkpoints
-from bigramlm.config import differences, flat
+from bigramlm.checkpoint.checkpoint import Checkpoints
+from bigramlm.config.overrides import Overrides, quoted
+from bigramlm.config.run_config import differences, flat
 from bigramlm.data.batches import blocks
-from bigramlm.overrides import Overrides, quoted
-from bigramlm.paths import step_of
-from bigramlm.step import STEPS_PER_CALL_AT_MOST, SharedCalls
+from bigramlm.trainer.step import STEPS_PER_CALL_AT_MOST, SharedCalls
+from bigramlm.utils.paths import step_of
 
 # Hydra's grammar and OmegaConf's references each have characters of their own, which are rare in text drawn at random.
 TEXT = st.text(st.one_of(st.sampled_from("\\\"'${}[]()=,:!#%~@&?*+ \t\n"), st.characters(codec="utf-8")))

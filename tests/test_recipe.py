@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from bigramlm import recipe
-from bigramlm.config import RunConfig, load, to_dict
-from bigramlm.overrides import Overrides
-from bigramlm.run import RunFolder
-from bigramlm.stop import Stopped, StopSignals
+from bigramlm.config.overrides import Overrides
+from bigramlm.config.run_config import RunConfig, load, to_dict
+from bigramlm.engine import run as recipe
+from bigramlm.runs.folder import RunFolder
+from bigramlm.utils.stop import Stopped, StopSignals
 from tests.helpers import SHORT, run_config
 
 TINY = (*SHORT, "model=gpt", "model.n_layer=1", "model.n_head=2", "model.n_embd=16", "data.block_size=16")

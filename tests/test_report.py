@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from bigramlm import runs
-from bigramlm.bench.report import made_up_sweep
+from bigramlm.dev.bench.report import made_up_sweep
 from bigramlm.report.gather import data, differences, is_geometric, read_curves, references, thinned, tokens_per_step
 from bigramlm.report.page import page, write
-from bigramlm.results import Outcomes, Results
-from bigramlm.summary import RunSummary
-from bigramlm.sweep import Sweep
+from bigramlm.report.results import Outcomes, Results
+from bigramlm.runs import find as runs
+from bigramlm.runs.summary import RunSummary
+from bigramlm.sweeps.plan import Sweep
 from tests.helpers import FILES, HOSTILE, Cli, assert_refused, run_with
 
 

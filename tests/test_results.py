@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from bigramlm import runs
-from bigramlm.results import Group, Outcomes, Results, t_95, verdict
-from bigramlm.run import read_summary
-from bigramlm.summary import RunSummary
-from bigramlm.sweep import Job, Sweep
+from bigramlm.report.results import Group, Outcomes, Results, t_95, verdict
+from bigramlm.runs import find as runs
+from bigramlm.runs.folder import read_summary
+from bigramlm.runs.summary import RunSummary
+from bigramlm.sweeps.plan import Job, Sweep
 from tests.helpers import Cli, Ended, assert_refused, command, table
 
 SHORT = (

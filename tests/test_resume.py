@@ -13,10 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bigramlm import metrics, paths, runs
-from bigramlm.checkpoint import Checkpoint, Checkpoints
-from bigramlm.trainer import Trainer
-from bigramlm.verify_resume import compare
+from bigramlm.checkpoint.checkpoint import Checkpoint, Checkpoints
+from bigramlm.cli.verify_resume import compare
+from bigramlm.logger import metrics
+from bigramlm.runs import find as runs
+from bigramlm.trainer.trainer import Trainer
+from bigramlm.utils import paths
 from tests.helpers import Cli, assert_refused, command, cut_back, resumed, started, summary, wait_for
 
 RUN = (
@@ -173,7 +175,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_at_step_0(
 
 def ends_before_training() -> None:
     # Its config is saved before torch is imported, which takes a second; checkpoints there are none yet.
-    mock.patch("bigramlm.build.Trainer", side_effect=lambda *_, **__: os._exit(9)).start()
+    mock.patch("bigramlm.engine.build.Trainer", side_effect=lambda *_, **__: os._exit(9)).start()
 
 
 def test_a_run_that_was_killed_while_it_started_can_be_resumed(whole: Path, tmp_path: Path, cli: Cli) -> None:
@@ -186,7 +188,7 @@ def test_a_run_that_was_killed_while_it_started_can_be_resumed(whole: Path, tmp_
 
 
 def test_a_signal_before_anything_began_promises_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigramlm.train.to_run_config", lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("bigramlm.cli.train.to_run_config", lambda _: signal.raise_signal(signal.SIGINT))
     ended = cli(*RUN)
     assert ended.code == 130
     assert ended.err.count("\n") == 1
@@ -396,7 +398,7 @@ def test_nothing_that_is_not_finite_is_saved(tmp_path: Path, cli: Cli) -> None:
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigramlm.trainer.get_total_norm", lambda _: torch.tensor(float("inf")))
+    monkeypatch.setattr("bigramlm.trainer.trainer.get_total_norm", lambda _: torch.tensor(float("inf")))
     assert_refused(cli(*RUN), "step 0", "inf", "0.001", field="grad_norm")
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bigramlm import files, paths
-from bigramlm.run import RunFolder, git_state, versions
+from bigramlm.runs.folder import RunFolder, git_state, versions
+from bigramlm.utils import files, paths
 
 
 def test_a_summary_is_changed_value_by_value(tmp_path: Path) -> None:

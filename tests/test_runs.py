@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bigramlm import runs
+from bigramlm.runs import find as runs
 from tests.helpers import Cli, assert_refused
 
 SHORT = ("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5")

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from bigramlm import paths, runs, sample
+from bigramlm.cli import sample
 from bigramlm.generate import draw
+from bigramlm.runs import find as runs
+from bigramlm.utils import paths
 from tests.helpers import PATIENCE, Cli, assert_refused, command
 
 SCRIPT = paths.home() / "scripts" / "sample.py"
@@ -239,7 +241,7 @@ def test_hydras_own_refusals_keep_its_text_and_code(run: Path, tool: Cli) -> Non
 
 
 def test_help_names_every_field_without_torch() -> None:
-    code = "import sys; sys.argv[1:] = ['--help']\nfrom bigramlm.sample import main\nmain()\n"
+    code = "import sys; sys.argv[1:] = ['--help']\nfrom bigramlm.cli.sample import main\nmain()\n"
     code += "assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

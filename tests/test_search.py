@@ -14,14 +14,15 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from bigramlm import runs, search
+from bigramlm.config.overrides import Overrides
 from bigramlm.optim import base as optim
 from bigramlm.optim.config import OptimConfig
-from bigramlm.overrides import Overrides
-from bigramlm.results import Results
-from bigramlm.run import read_summary
-from bigramlm.search import space_of
-from bigramlm.sweep import Job, Sweep
+from bigramlm.report.results import Results
+from bigramlm.runs import find as runs
+from bigramlm.runs.folder import read_summary
+from bigramlm.sweeps import search
+from bigramlm.sweeps.plan import Job, Sweep
+from bigramlm.sweeps.search import space_of
 from tests.helpers import Cli, Ended, assert_refused, command, refuses, study, table, trials
 
 SEARCH = (

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from bigramlm import paths
-from bigramlm.config import load
+from bigramlm.config.run_config import load
 from bigramlm.data import shakespeare
 from bigramlm.data.config import BundledConfig, ShakespeareConfig
+from bigramlm.utils import paths
 from tests.helpers import PATIENCE, Cli, assert_refused, refuses, serving
 
 # Stands in for Shakespeare, which is not ours to ship.
@@ -132,7 +132,7 @@ def test_a_disk_that_is_full_is_not_a_download_that_failed(server: str, monkeypa
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bigramlm.files.os.fsync", full)
+    monkeypatch.setattr("bigramlm.utils.files.os.fsync", full)
     cfg = config(server + "/good")
     with pytest.raises(OSError, match="No space left"):
         cfg.prepare()

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from bigramlm.checkpoint import Checkpoint
+from bigramlm.checkpoint.checkpoint import Checkpoint
 from bigramlm.device.device import Device
 from bigramlm.model.bigram import Bigram
 from bigramlm.model.config import GPTConfig
-from bigramlm.step import CompiledStep, SharedCalls, TrainStep
-from bigramlm.trainer import Trainer
+from bigramlm.trainer.step import CompiledStep, SharedCalls, TrainStep
+from bigramlm.trainer.trainer import Trainer
 from tests.helpers import TOKENS, Stub, build, fit, fitted, kept_for_the_gradient, refuses, run_config
 
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")

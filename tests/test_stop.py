@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from bigramlm import stop
+from bigramlm.utils import stop
 
 
 def test_ctrl_c_is_left_to_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:

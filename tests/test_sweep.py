@@ -20,15 +20,19 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from bigramlm import paths, recipe, runs, sweep, train
+from bigramlm.cli import train
 from bigramlm.data import shakespeare
 from bigramlm.data import text as data_text
+from bigramlm.engine import run as recipe
 from bigramlm.model.bigram import Bigram
 from bigramlm.optim import base as optim
 from bigramlm.optim.config import OptimConfig
-from bigramlm.results import Results
-from bigramlm.run import LOCK, RunFolder, read_summary
-from bigramlm.sweep import Sweep
+from bigramlm.report.results import Results
+from bigramlm.runs import find as runs
+from bigramlm.runs.folder import LOCK, RunFolder, read_summary
+from bigramlm.sweeps import plan as sweep
+from bigramlm.sweeps.plan import Sweep
+from bigramlm.utils import paths
 from tests.helpers import Cli, Ended, Started, assert_refused, came_to, command, refuses, started, table, wait_for
 
 SHORT = (
@@ -264,7 +268,7 @@ def test_what_help_needs_imports_none_of_the_extras() -> None:
     code = f"""
 import sys
 sys.argv = ["train.py", "--help"]
-from bigramlm.train import main
+from bigramlm.cli.train import main
 main()
 sys.exit(any(name in sys.modules for name in {("torch", "optuna", "joblib", "submitit", "sqlalchemy")}))
 """

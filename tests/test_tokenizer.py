@@ -14,8 +14,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigramlm import paths
-from bigramlm.cli import exit_codes
+from bigramlm.cli.common import exit_codes
 from bigramlm.errors import UserError
 from bigramlm.tokenizer.base import END_OF_TEXT, Tokenizer, not_given_back, start_tokens
 from bigramlm.tokenizer.byte import byte_characters
@@ -30,6 +29,7 @@ from bigramlm.tokenizer.config import (
     WordPieceConfig,
 )
 from bigramlm.tokenizer.subword import SubwordTokenizer
+from bigramlm.utils import paths
 from tests.helpers import Ended, Hub, assert_refused, command, refuses, serving
 
 TEXT = paths.bundled_text().read_text("utf-8")

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from bigramlm import paths, sample
+from bigramlm.cli import sample
 from bigramlm.data.batches import Batches, Stream, on_device
 from bigramlm.data.tokens import SPLITS, About, Counts, TokenFiles, TokenWriter, narrowest, open_tokens
-from bigramlm.files import sha256_of
 from bigramlm.tokenizer.config import BPEConfig
+from bigramlm.utils import paths
+from bigramlm.utils.files import sha256_of
 from tests.helpers import Cli, assert_refused, refuses, resumed
 
 TEXT = paths.bundled_text().read_text("utf-8")

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from bigramlm import metrics, paths
-from bigramlm.config import load, to_run_config
-from bigramlm.trainer import Trainer
+from bigramlm.config.run_config import load, to_run_config
+from bigramlm.logger import metrics
+from bigramlm.trainer.trainer import Trainer
+from bigramlm.utils import paths
 from tests.helpers import SCRIPT, SHORT, Cli, Ended, assert_refused, command, composed, started, summary, wait_for
 
 ENDLESS = ("data=bundled", "trainer.steps=100000000", "logger=none")

@@ -11,13 +11,13 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from bigramlm.checkpoint import Checkpoint, write_manifest
+from bigramlm.checkpoint.checkpoint import Checkpoint, write_manifest
 from bigramlm.device.peak import Peak
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram, best_bigram_losses
 from bigramlm.model.config import GPTConfig
-from bigramlm.step import StepResult
-from bigramlm.trainer import Trainer
+from bigramlm.trainer.step import StepResult
+from bigramlm.trainer.trainer import Trainer
 from tests.helpers import TOKENS, Stub, build, fit, fitted, refuses
 
 
@@ -127,7 +127,7 @@ def test_speed_is_tokens_by_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         now[0] += 100
         return 1.0
 
-    monkeypatch.setattr("bigramlm.evaluate.mean_loss", slow)
+    monkeypatch.setattr("bigramlm.trainer.evaluate.mean_loss", slow)
     fit(trainer)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
@@ -146,7 +146,7 @@ def test_no_steps_evaluate_and_save_the_fresh_model(tmp_path: Path) -> None:
 
 def test_the_best_is_never_replaced_by_a_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([4.0, 4.0, 3.0, 3.0, 3.5, 3.5, 3.0, 3.0, 1.0, 1.0])  # train and val, at 0, 10, 20, 30; final
-    monkeypatch.setattr("bigramlm.evaluate.mean_loss", lambda *_: next(losses))
+    monkeypatch.setattr("bigramlm.trainer.evaluate.mean_loss", lambda *_: next(losses))
     trainer = fitted(tmp_path)
     assert trainer.progress.best == {"step": 10, "val/loss": 3.0}
     assert trainer.checkpoints.path("best").name == "step_10"
@@ -244,7 +244,7 @@ def test_fp16s_scale_is_resumed_and_its_skipped_steps_are_no_failure(tmp_path: P
 
 def test_evaluations_that_wait_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the interval changes, and where a resumed run evaluates the step again that it goes on from."""
-    monkeypatch.setattr("bigramlm.evaluate.mean_loss", lambda *_: 5.0)
+    monkeypatch.setattr("bigramlm.trainer.evaluate.mean_loss", lambda *_: 5.0)
     often = ("trainer.eval_every=2", "trainer.early_stopping_patience=4")
     whole = fitted(tmp_path / "whole", *often)
     assert (whole.progress.step, whole.result.early_stopped) == (8, True)
@@ -275,7 +275,7 @@ def test_final_losses_cover_val_whole_and_train_as_far(tmp_path: Path) -> None:
 def test_final_losses_of_a_long_split_take_a_fixed_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = build(tmp_path)
     whole = trainer.evaluator.final()
-    monkeypatch.setattr("bigramlm.evaluate.WHOLE_SPLIT_UP_TO", 80)
+    monkeypatch.setattr("bigramlm.trainer.evaluate.WHOLE_SPLIT_UP_TO", 80)
     part = trainer.evaluator.final()
     assert part == trainer.evaluator.final()
     assert part["val/loss"] != whole["val/loss"]
@@ -289,7 +289,7 @@ def test_mfu_is_the_share_of_the_peak_that_matrix_products_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a clock that counts a second for a step."""
-    monkeypatch.setattr("bigramlm.speed.peak", lambda device: Peak(1e9, "made up"))
+    monkeypatch.setattr("bigramlm.trainer.speed.peak", lambda device: Peak(1e9, "made up"))
     trainer = build(tmp_path, "model=gpt", kind=gpt)  # type: ignore[arg-type]
     take_a_second_a_step(trainer, at=0.0)
     fit(trainer)

@@ -9,9 +9,9 @@ from unittest import mock
 
 import pytest
 
-from bigramlm import paths
-from bigramlm.checkpoint import Checkpoint
-from bigramlm.trainer import Trainer
+from bigramlm.checkpoint.checkpoint import Checkpoint
+from bigramlm.trainer.trainer import Trainer
+from bigramlm.utils import paths
 from tests.helpers import LINUX, PATIENCE, assert_refused, verified
 
 SCRIPT = paths.home() / "scripts" / "verify_resume.py"
@@ -72,7 +72,7 @@ def the_batches_start_anew() -> None:
 
 
 def records_stay_that_the_crash_came_after() -> None:
-    mock.patch("bigramlm.metrics.keep_before").start()
+    mock.patch("bigramlm.logger.metrics.keep_before").start()
 
 
 @LINUX

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bigramlm import runs, workers
-from bigramlm.results import Results
-from bigramlm.run import holder, read_summary
-from bigramlm.sweep import Sweep
+from bigramlm.report.results import Results
+from bigramlm.runs import find as runs
+from bigramlm.runs.folder import holder, read_summary
+from bigramlm.sweeps import workers
+from bigramlm.sweeps.plan import Sweep
 from tests.helpers import Cli, Started, came_to, started, wait_for
 
 # Some tenths of a second a job, with a checkpoint now and then.

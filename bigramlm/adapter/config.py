@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
-from bigramlm import paths
 from bigramlm.errors import require
+from bigramlm.utils import paths
 
 if TYPE_CHECKING:
     from bigramlm.adapter.lora import Adaptable, LoRA

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
-from bigramlm import paths
 from bigramlm.errors import require
+from bigramlm.utils import paths
 
 if TYPE_CHECKING:
     from bigramlm.data.pairs import Pairs

@@ -7,10 +7,10 @@ import time
 import urllib.error
 import urllib.request
 
-from bigramlm import files
 from bigramlm.data.config import ShakespeareConfig
 from bigramlm.errors import UserError
-from bigramlm.progress import bar
+from bigramlm.utils import files
+from bigramlm.utils.progress import bar
 
 log = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from bigramlm import files
 from bigramlm.errors import UserError, require
-from bigramlm.progress import bar
+from bigramlm.utils import files
+from bigramlm.utils.progress import bar
 
 if sys.version_info >= (3, 14):
     from compression import zstd

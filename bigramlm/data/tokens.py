@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bigramlm import files
 from bigramlm.errors import UserError, require
+from bigramlm.utils import files
 
 MANIFEST, TOKENIZER, PROGRESS = "manifest.json", "tokenizer.json", "progress.json"
 SPLITS = ("train", "val")

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigramlm import files, hub
 from bigramlm.errors import UserError, require
 from bigramlm.model.config import GPT2Config, GPTConfig
+from bigramlm.utils import files, hub
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

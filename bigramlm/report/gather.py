@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bigramlm.config import flat
-from bigramlm.results import Outcomes, typed
-from bigramlm.summary import RunSummary, shown
+from bigramlm.config.run_config import flat
+from bigramlm.report.results import Outcomes, typed
+from bigramlm.runs.summary import RunSummary, shown
 
 # The losses that are drawn: what they are called on the page, and in the records.
 LOSSES = {"val": "val/loss", "train": "train/loss", "batch": "train/batch_loss"}

@@ -11,13 +11,13 @@ from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
-from bigramlm import files
-from bigramlm.config import flat
+from bigramlm.config.run_config import flat
 from bigramlm.errors import require
 from bigramlm.report.gather import data, differences, read_curves, sample_of
-from bigramlm.results import Outcomes, seed_table, typed
-from bigramlm.run import versions
-from bigramlm.summary import RunSummary
+from bigramlm.report.results import Outcomes, seed_table, typed
+from bigramlm.runs.folder import versions
+from bigramlm.runs.summary import RunSummary
+from bigramlm.utils import files
 
 GENERATOR = "bigramlm report"
 """What a page says that it was made by: one that does not is somebody else's, and is not written over."""

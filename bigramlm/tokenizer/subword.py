@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from bigramlm import hub
 from bigramlm.errors import UserError, require
 from bigramlm.tokenizer.base import END_OF_TEXT
+from bigramlm.utils import hub
 
 # What others call the end of a document.
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")

@@ -1,0 +1,1 @@
+"""The states of a run, saved whole or not at all."""

@@ -1,0 +1,76 @@
+"""What --help shows.
+
+Hydra's own --help walks every group of every plugin through copies of all configs, which takes longer the more there
+is; this one only composes.
+"""
+
+import textwrap
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from bigramlm.config.run_config import GROUPS, KINDS
+from bigramlm.utils import paths
+
+_TEXT = """\
+bigramlm trains a small language model, evaluates it as it goes, saves
+checkpoints, logs metrics, and prints what the model writes.
+
+Usage: python scripts/train.py [GROUP=CHOICE] [FIELD=VALUE] ...
+
+Groups and their choices:
+{groups}
+Fields, with the values they have now (docs/config.md says what each means):
+
+{fields}
+Examples:
+  python scripts/train.py                       the bigram on Shakespeare
+  python scripts/train.py experiment=quick      a first look in five seconds
+  python scripts/train.py optim.lr=1e-2 data.block_size=16 trainer.steps=2000
+  python scripts/train.py data=text data.path=my.txt "sample.prompt=Once upon"
+  python scripts/train.py model=gpt optim=muon data.block_size=64
+  python scripts/train.py model=gpt tokenizer=bpe tokenizer.vocab_size=512
+  python scripts/train.py resume=latest trainer.steps=20000
+  python scripts/train.py experiment=finetune init_from=latest data=bundled
+
+Sweeps (docs/sweeps.md):
+  python scripts/train.py -m optim.lr=1e-4,1e-3,1e-2 seed=1,2,3
+  python scripts/train.py -m experiment=ladder      from a bigram to a GPT
+  python scripts/train.py -m seed=1,2,3,4 hydra/launcher=joblib   in parallel
+  python scripts/train.py -m ... sweep=latest                     go on with one
+  launchers: {launchers}; sweepers: {sweepers}
+
+Look at what runs left:  tensorboard --logdir outputs
+Complete with TAB:       eval "$(python scripts/train.py -sc install=bash)"
+Hydra's own flags:       python scripts/train.py --hydra-help"""
+
+
+def help_text(overrides: list[str]) -> str:
+    """The help, with the fields as they are with these overrides; raises what Hydra raises for a wrong one."""
+    with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
+        fields = OmegaConf.to_yaml(compose("train", overrides), resolve=True)
+    text = _TEXT if paths.IN_CHECKOUT else _TEXT.replace("python scripts/train.py", "bigramlm-train")
+    presets = {f"{kind}s": " ".join(_choices(f"hydra/{kind}")) for kind in ("launcher", "sweeper")}
+    shown = "".join(f"  {line}\n" for line in fields.splitlines())
+    return text.format(groups=_group_choices(), fields=shown, **presets)
+
+
+def _group_choices() -> str:
+    lines = [
+        textwrap.fill(" ".join(choices), 80, initial_indent=f"  {group:<12}", subsequent_indent=14 * " ")
+        for group, choices in choices_of_groups().items()
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def choices_of_groups() -> dict[str, list[str]]:
+    """The choices that each group has, which are its presets; those of the kinds there are in the kinds' order."""
+    order = {group: list(kinds) for group, kinds in KINDS.items()}
+    return {
+        group: sorted(_choices(group), key=lambda choice: ([*order.get(group, []), choice].index(choice), choice))
+        for group in GROUPS
+    }
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (paths.conf_dir() / group).glob("*.yaml"))

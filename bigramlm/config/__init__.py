@@ -1,0 +1,1 @@
+"""The config of a run, what was typed to change it, and schemas for Hydra."""

@@ -1,0 +1,1 @@
+"""Benchmarks, and what writes parts of the docs."""

@@ -1,0 +1,70 @@
+"""The command `bench`."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+
+from bigramlm.cli.common import exit_codes
+from bigramlm.dev import bench
+from bigramlm.dev.bench.commands import bigram, checkpoint, compiled, gpt, search, startup, sweep
+from bigramlm.dev.bench.data import data
+from bigramlm.dev.bench.measure import Report
+from bigramlm.dev.bench.report import report
+from bigramlm.dev.bench.steps import generate, gpt2, nanogpt, profile, step, threads
+from bigramlm.dev.bench.versions import bits, versions
+from bigramlm.errors import require
+from bigramlm.utils.console import show
+
+BENCHMARKS: dict[str, Callable[..., Iterator[Report]]] = {
+    "bigram": bigram,
+    "gpt": gpt,
+    "step": step,
+    "nanogpt": nanogpt,
+    "profile": profile,
+    "compiled": compiled,
+    "gpt2": gpt2,
+    "startup": startup,
+    "checkpoint": checkpoint,
+    "generate": generate,
+    "threads": threads,
+    "sweep": sweep,
+    "search": search,
+    "report": report,
+    "data": data,
+    "versions": versions,
+    "bits": bits,
+}
+
+
+def main() -> None:
+    """Run the command line: python scripts/bench.py NAME"""
+    about = "\n".join(
+        textwrap.fill(f"{name:<11}{inspect.cleandoc(benchmark.__doc__ or '')}", 79, subsequent_indent=" " * 11)
+        for name, benchmark in BENCHMARKS.items()
+    )
+    parser = argparse.ArgumentParser(
+        "bench.py",
+        description=f"{textwrap.fill(bench.__doc__ or '', 79)}\n\n{about}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", choices=BENCHMARKS, help="what to compare")
+    about_overrides = "of step and profile: the run to measure, as for train.py; of versions and bits: OLD NEW"
+    parser.add_argument("overrides", nargs="*", help=about_overrides)
+    parser.add_argument("--pairs", type=int, default=7, help="how many pairs to measure (7)")
+    parser.add_argument("--json", action="store_true", help="print every figure as JSON, a line a comparison")
+    arguments = parser.parse_intermixed_args()
+    benchmark, overrides = BENCHMARKS[arguments.name], arguments.overrides
+    with exit_codes():
+        require(arguments.pairs >= 1, f"--pairs={arguments.pairs}: must be 1 or more")
+        takes = inspect.Parameter.VAR_POSITIONAL in {p.kind for p in inspect.signature(benchmark).parameters.values()}
+        require(takes or not overrides, f"{' '.join(overrides)}: bench {arguments.name} takes no overrides")
+        same = True
+        for found in benchmark(arguments.pairs, *overrides):
+            show(json.dumps(found.to_dict()) if arguments.json else str(found))
+            same = same and getattr(found, "ok", True)
+    sys.exit(0 if same else 1)

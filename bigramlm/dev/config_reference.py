@@ -1,0 +1,173 @@
+"""docs/config.md, written from the dataclasses and the presets, so that it cannot say anything else than they do."""
+
+import ast
+import inspect
+import textwrap
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import MISSING, OmegaConf
+
+from bigramlm.cli.help import choices_of_groups
+from bigramlm.cli.prepare import PrepareCommand
+from bigramlm.cli.sample import SampleCommand
+from bigramlm.cli.train import set_up_hydra
+from bigramlm.config.run_config import KINDS, RunConfig, SampleConfig, TrainerConfig
+from bigramlm.device.config import DeviceConfig
+from bigramlm.logger.metrics import LoggerConfig
+from bigramlm.utils import paths
+
+_HEAD = """\
+# Every field of the config
+
+This page is written by `make docs` from the dataclasses in the code; a test holds it to them.
+
+A run is put together from *groups* (`model=bigram`, `data=text`) and *fields* (`optim.lr=1e-2`), both
+typed as they stand here: `python scripts/train.py data=text data.path=my.txt trainer.steps=2000`.
+A field with no default has to be given. The whole config that ran is in the run's `config.yaml`.
+Times are in seconds, losses in nats.
+"""
+
+_SAMPLE = """\
+`python scripts/sample.py` writes text with a trained model: `python scripts/sample.py prompt=ROMEO: top_k=20`.
+Its fields are its own, and belong to no run's config; the group `device` is the same as for training."""
+
+_PREPARE = """\
+`python scripts/prepare.py` makes token files of a text ([data.md](data.md)): `python scripts/prepare.py data=bundled
+tokenizer=byte`. Besides its own field it takes those of `data` (but for the shape of a batch) and of `tokenizer`;
+`data=text` is its default."""
+
+_SWEEPS = """\
+What `-m` runs its jobs with, and what chooses them ([sweeps.md](sweeps.md)): `python scripts/train.py -m seed=1,2
+hydra/launcher=joblib hydra.launcher.n_jobs=2`."""
+
+
+def reference() -> str:
+    """The text of docs/config.md."""
+    set_up_hydra()
+    parts = [_HEAD]
+    for group, choices in choices_of_groups().items():
+        parts.append(f"## {group}\n\nChoices: {', '.join(f'`{group}={choice}`' for choice in choices)}\n")
+        if group in KINDS:
+            for kind in dict.fromkeys(KINDS[group].values()):
+                names = [name for name, its in KINDS[group].items() if its is kind]
+                head = ", ".join(f"{group}={name}" for name in names)
+                parts.append(f"### {head}\n\n{_paragraph(kind)}\n\n{_table(group, kind)}")
+                if len(names) > 1:
+                    parts.append(_presets(group, kind, names))
+        elif group == "experiment":
+            parts.append(_experiments())
+        else:
+            kind = {"device": DeviceConfig, "trainer": TrainerConfig, "logger": LoggerConfig}[group]
+            parts.append(f"{_paragraph(kind)}\n\n{_table(group, kind)}")
+    parts.append(f"## sample\n\n{_paragraph(SampleConfig)}\n\n{_table('sample', SampleConfig)}")
+    parts.append(f"## The run itself\n\n{_table('', RunConfig)}")
+    parts.append(_sweeps())
+    parts.append(f"## scripts/sample.py\n\n{_SAMPLE}\n\n{_table('', SampleCommand)}")
+    parts.append(f"## scripts/prepare.py\n\n{_PREPARE}\n\n{_table('', PrepareCommand)}")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Write docs/config.md."""
+    path = paths.home() / "docs" / "config.md"
+    path.write_text(reference(), "utf-8")
+    print(f"wrote {path}")
+
+
+def _presets(group: str, kind: type[Any], names: list[str]) -> str:
+    # Presets of one class: what each of them sets.
+    rows = []
+    for name in names:
+        with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
+            preset = OmegaConf.to_container(compose("train", [f"{group}={name}"])[group])
+        assert isinstance(preset, dict)
+        sets = [f"`{f.name}={_yaml(preset[f.name])}`" for f in fields(kind) if preset[f.name] != f.default]
+        said = ", ".join(each for each in sets if not each.startswith("`name=")) or "the defaults"
+        rows.append(f"- `{group}={name}`: {_about(paths.conf_dir() / group / f'{name}.yaml')} Sets {said}.\n")
+    return "".join(rows)
+
+
+def _about(preset: Path) -> str:
+    # A preset's comments say what it is for.
+    lines = preset.read_text("utf-8").splitlines()
+    return " ".join(line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @"))
+
+
+def _experiments() -> str:
+    presets = sorted((paths.conf_dir() / "experiment").glob("*.yaml"))
+    rows = [f"- `experiment={path.stem}`: {_about(path)}\n" for path in presets]
+    return "Named sets of overrides; what is typed goes above them.\n\n" + "".join(rows)
+
+
+def _sweeps() -> str:
+    # The comments in these presets: above `_target_` what the preset is for, above each field what that means.
+    parts = [f"## Sweeps\n\n{_SWEEPS}\n"]
+    for group in ("launcher", "sweeper"):
+        for path in sorted((paths.conf_dir() / "hydra" / group).glob("*.yaml")):
+            about, rows = "", ["| field | default | what it is |", "|---|---|---|"]
+            comment: list[str] = []
+            for line in path.read_text("utf-8").splitlines():
+                if line.startswith("# "):
+                    comment.append(line[2:])
+                    continue
+                name, _, value = line.partition(": ")
+                said, comment = " ".join(comment), []
+                if name == "_target_":
+                    about = said
+                else:
+                    rows.append(f"| `hydra.{group}.{name}` | `{value}` | {said} |")
+            parts.append(f"### hydra/{group}={path.stem}\n\n{about}\n\n" + "\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+def _paragraph(kind: type[Any]) -> str:
+    return " ".join(inspect.getdoc(kind).split())  # type: ignore[union-attr]
+
+
+def _table(group: str, kind: type[Any]) -> str:
+    documented = _field_docs(kind)
+    rows = ["| field | type | default | what it is |", "|---|---|---|---|"]
+    for field in fields(kind):
+        default = field.default if field.default_factory is NO_DEFAULT else field.default_factory()
+        if is_dataclass(default) or field.name in KINDS:
+            continue  # a group of its own
+        shown = "" if default in (MISSING, NO_DEFAULT) else f"`{_yaml(default)}`"
+        name = f"{group}.{field.name}" if group else field.name
+        written = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        kind_name = str(field.type) if "[" in str(field.type) else written
+        kind_name = kind_name.replace(" | ", " or ")
+        rows.append(f"| `{name}` | {kind_name} | {shown} | {documented[field.name]} |")
+    return "\n".join(rows) + "\n"
+
+
+def _yaml(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value))}]"
+    return str(value) if value != "" else "''"
+
+
+def _field_docs(kind: type[Any]) -> dict[str, str]:
+    # The string that stands below each field, in the class or, for inherited fields, in the class they come from.
+    found: dict[str, str] = {}
+    for cls in reversed(kind.__mro__):
+        if not is_dataclass(cls):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, doc in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(doc, ast.Expr)
+                and isinstance(doc.value, ast.Constant)
+            ):
+                found[field.target.id] = " ".join(str(doc.value.value).split()).replace("|", "\\|")
+    return found

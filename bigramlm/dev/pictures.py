@@ -1,0 +1,86 @@
+"""The pictures in the docs: of TensorBoard and of the report, from runs that are trained for them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bigramlm.cli.common import exit_codes
+from bigramlm.dev.browser import Browser, browser
+from bigramlm.utils import paths
+from bigramlm.utils.console import show
+
+# The sweeps that are shown, each with the overrides that it is made by.
+SWEEPS = {
+    "rates": (
+        *("optim.lr=1e-3,3e-3,1e-2,3e-2,1e-1,1", "data.batch_size=8,32,128", "seed=1,2"),
+        *("trainer.steps=1000", "trainer.eval_every=50"),
+    ),
+    "models": ("model=bigram,attention,transformer", "trainer.steps=300", "trainer.eval_every=20"),
+}
+
+
+def main() -> None:
+    """Run the command line: python scripts/pictures.py"""
+    parser = argparse.ArgumentParser(
+        "pictures.py",
+        description="Trains two small sweeps and takes the pictures in docs/pictures of them; needs Chromium.",
+    )
+    parser.add_argument("--to", type=Path, default=paths.home() / "docs" / "pictures", help="where they are put")
+    arguments = parser.parse_args()
+    with exit_codes(), browser(width=1280, height=800) as window, tempfile.TemporaryDirectory() as made:
+        arguments.to.mkdir(parents=True, exist_ok=True)
+        folder = Path(made)
+        for name, overrides in SWEEPS.items():
+            _command("train.py", "-m", "data=bundled", f"hydra.sweep.dir={folder / name}", *overrides)
+            show(f"trained: {name}")
+        for name, address, sweep in (
+            ("tensorboard-hparams", "#hparams", "rates"),
+            ("tensorboard-loss", "#custom_scalars", "models"),
+        ):
+            window.looks(width=1500, height=800)
+            with tensorboard(folder / sweep) as server:
+                window.open(f"{server}{address}")
+                time.sleep(8)  # it tells nobody when it has loaded
+                _take(window, arguments.to / f"{name}.png", height=500)
+        _command("runs.py", "report", str(folder / "rates"))
+        for dark in (False, True):
+            window.looks(width=1280, height=1630, dark=dark)
+            window.open(folder / "rates" / "report.html")
+            time.sleep(2)  # for what is drawn when it is on the screen
+            _take(window, arguments.to / f"report-{'dark' if dark else 'light'}.png", height=1630)
+
+
+@contextlib.contextmanager
+def tensorboard(folder: Path) -> Iterator[str]:
+    """A TensorBoard of this folder; yields its address."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        address = next(found[0] for line in server.stderr if (found := re.search(r"http://\S+", line)))
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _command(script: str, *arguments: str) -> None:
+    command = [sys.executable, str(paths.home() / "scripts" / script), *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def _take(window: Browser, path: Path, *, height: int) -> None:
+    from PIL import Image
+
+    window.picture(path, height=height)
+    with Image.open(path) as image:
+        image.convert("RGB").quantize(128).save(path, optimize=True)  # a third of the size, and nobody sees it
+    show(f"{path}: {path.stat().st_size / 1000:.0f} kB")

@@ -1,0 +1,207 @@
+"""The parts of a run, made from its resolved config: what the recipe puts together."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigramlm.checkpoint.checkpoint import AdapterState, Base, CheckpointManager, Contents
+from bigramlm.config.run_config import RunConfig, to_yaml
+from bigramlm.data.batches import Batches, Examples, Split, Stream, on_device
+from bigramlm.data.corpus import Corpus
+from bigramlm.device.device import Device, is_small, set_up
+from bigramlm.engine.load import keep_base, put_weights
+from bigramlm.engine.resolve import InitState
+from bigramlm.generate import before, generate
+from bigramlm.model.base import LanguageModel
+from bigramlm.model.huggingface import Pretrained, check_vocabulary
+from bigramlm.optim.base import Schedule
+from bigramlm.runs.folder import RunFolder, git_state, versions
+from bigramlm.tokenizer.base import Tokenizer
+from bigramlm.trainer.evaluate import Evaluator
+from bigramlm.trainer.preflight import preflight
+from bigramlm.trainer.step import CompiledStep, SharedCalls, TrainStep
+from bigramlm.trainer.trainer import Hooks, Trainer
+
+__all__ = ["Hooks", "Trainer", "set_up"]  # which the recipe takes from here, for this module imports torch
+
+log = logging.getLogger(__name__)
+
+
+def fresh_model(cfg: RunConfig, corpus: Corpus) -> LanguageModel:
+    """Build the model, with the weights that the seed gives it, on the CPU."""
+    torch.manual_seed(cfg.seed)
+    model = cfg.model.build(vocab_size=corpus.tokenizer.vocab_size, block_size=cfg.data.block_size)
+    if cfg.trainer.activation_checkpointing:
+        model.checkpoint_activations()
+    return model
+
+
+def put_init_weights(
+    cfg: RunConfig, model: LanguageModel, init: InitState, folder: RunFolder, device: Device
+) -> AdapterState | None:
+    """Put weights that were trained before into a fresh model, and attach an adapter, where these are asked for.
+
+    The model is on the device then. folder: of the run, for which the adapter's base is kept. UserError where the
+    weights do not fit.
+    """
+    weights = init.init_weights
+    if isinstance(weights, Pretrained):
+        check_vocabulary(weights, model.vocab_size)
+    if weights is not None and not cfg.from_scratch:
+        put_weights(weights, model, counted=False, base=init.base)
+    log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
+    adapter = cfg.adapter.attach(model)
+    model.to(device.torch)
+    if adapter is None or weights is None:
+        return None
+    keep_base(weights, folder.path)
+    for line in adapter.audit():
+        log.info("%s", line)
+    return AdapterState(adapter, Base(weights.place, weights.sha256))
+
+
+def splits(corpus: Corpus, row_length: int, device: Device) -> dict[str, Split]:
+    """Put the tokens of both splits on the device, to draw rows of this many tokens from; logs what they are."""
+    kind = "examples" if corpus.bounds else "documents"
+    documents = f" in {corpus.documents:,} {kind}" if corpus.documents > 1 else ""
+    log.info(
+        "data: %s, %s characters%s, vocabulary of %d",
+        *(corpus.name, f"{corpus.n_characters:,}", documents, corpus.tokenizer.vocab_size),
+    )
+    made: dict[str, Split] = {}
+    for name, ids in corpus.ids.items():
+        tokens = on_device(ids, device.torch)
+        if corpus.bounds:
+            made[name] = Examples(tokens, corpus.bounds[name], block_size=row_length)
+        else:
+            made[name] = Stream(tokens, block_size=row_length)
+    per_token = characters_per_token(corpus, made)["val"]
+    each = f", of {per_token:.2f} characters" if per_token != 1 else ""
+    n_tokens = [f"{split.n_tokens:,}" for split in made.values()]
+    if corpus.bounds:
+        n_rows = [f"{split.n_rows:,}" for split in made.values()]
+        log.info("split: %s examples train, %s val, with completions of %s and %s tokens%s", *n_rows, *n_tokens, each)
+    else:
+        log.info("split: %s tokens train, %s val%s", *n_tokens, each)
+    return made
+
+
+def characters_per_token(corpus: Corpus, splits: dict[str, Split]) -> dict[str, float]:
+    """Return how many characters a token is of, by split; of pairs, of their completions."""
+    return {name: corpus.characters[name] / split.n_tokens for name, split in splits.items()}
+
+
+def fit_counts(model: LanguageModel, train: Split, device: Device) -> float | None:
+    """Count the training text, for a model that is fitted by counting; returns the seconds, None for any other.
+
+    Also where weights come from elsewhere: the counts are of the text at hand.
+    """
+    began = time.perf_counter()
+    if not model.count(train.tokens):
+        return None
+    seconds = time.perf_counter() - began
+    log.info("counted: the training text, in %.1f s", seconds)
+    model.to(device.torch)  # of a text that is mapped from files it was counted on the CPU
+    return seconds
+
+
+def train_step(cfg: RunConfig, model: LanguageModel, train: Split, device: Device) -> TrainStep:
+    """Build the update of the weights, with its optimizer."""
+    optimizer = cfg.optim.build(model, compiled=device.compile)
+    options: dict[str, Any] = {
+        "grad_accumulation": cfg.trainer.grad_accumulation,
+        "grad_clip": cfg.optim.grad_clip,
+        "masked": train.masked,
+    }
+    if not device.compile:
+        return TrainStep(model, optimizer, device, **options)
+    n_params, every = sum(p.numel() for p in model.parameters()), cfg.trainer
+    if is_small(n_params=n_params, tokens=cfg.data.batch_size * train.block_size):
+        looks = (every.eval_every, every.checkpoint_every, every.steps)
+        options["steps_per_call"] = SharedCalls(log_every=every.log_every, looks=looks)
+    return CompiledStep(model, optimizer, device, **options)
+
+
+def schedule(cfg: RunConfig) -> Schedule:
+    """Return the learning rate of every step."""
+    return Schedule(cfg.optim, cfg.trainer.steps)
+
+
+def batches(cfg: RunConfig, train: Split, device: Device) -> Batches:
+    """Build the training batches, a whole update's each: it is the same however it is cut for accumulation."""
+    rows = cfg.data.batch_size * cfg.trainer.grad_accumulation
+    return Batches(train, batch_size=rows, seed=cfg.seed, device=device.torch)
+
+
+def evaluator(
+    cfg: RunConfig, model: LanguageModel, splits: dict[str, Split], corpus: Corpus, device: Device
+) -> Evaluator:
+    """Build what measures the model's losses on the way and at the end."""
+    batches = cfg.trainer.eval_batches
+    rows = None if batches == "all" else int(batches) * cfg.data.batch_size
+    lossless = corpus.tokenizer.lossless
+    return Evaluator(model, splits, device, rows=rows, val_characters=corpus.characters["val"], lossless=lossless)
+
+
+def checkpoints(
+    cfg: RunConfig, step: TrainStep, corpus: Corpus, adapter: AdapterState | None, folder: RunFolder
+) -> CheckpointManager:
+    """Build what saves the run's states in its folder."""
+    tokenizer, config = corpus.tokenizer.to_json(), to_yaml(cfg)
+    contents = Contents(step.model, step.optimizer, step.scaler, tokenizer, config, adapter)
+    return CheckpointManager(folder.path / "checkpoints", contents, keep=cfg.trainer.keep_checkpoints)
+
+
+def check(model: LanguageModel, corpus: Corpus, batch: tuple[Tensor, Tensor], *, fresh: bool) -> None:
+    """Check a model, its tokenizer and its first batch for the usual mistakes. UserError for the first one.
+
+    fresh: whether the model knows nothing yet.
+    """
+    began = time.perf_counter()
+    preflight(model, corpus.tokenizer, corpus.texts if corpus.tokenizer.lossless else {}, batch, fresh=fresh)
+    log.info("preflight: passed, in %.0f ms", 1e3 * (time.perf_counter() - began))
+
+
+def describe(
+    cfg: RunConfig, model: LanguageModel, corpus: Corpus, splits: dict[str, Split], adapter: AdapterState | None
+) -> dict[str, Any]:
+    """Return what the summary says of a run from its start: model, data, tokenizer, versions, commit."""
+    of_adapter = {} if adapter is None else {"n_params_total": adapter.adapter.n_total, "base": vars(adapter.base)}
+    return {
+        "device": cfg.device.name,
+        "n_params": model.n_params(),
+        **of_adapter,
+        "data": {"name": corpus.name, "sha256": corpus.sha256},
+        "tokenizer": {
+            "name": cfg.tokenizer.name,
+            "sha256": corpus.tokenizer_sha256,
+            "vocab_size": corpus.tokenizer.vocab_size,
+            "lossless": corpus.tokenizer.lossless,
+            "characters_per_token": characters_per_token(corpus, splits),
+        },
+        "versions": versions(),
+        "git": git_state(),
+    }
+
+
+def write_sample(cfg: RunConfig, model: LanguageModel, tokenizer: Tokenizer, prompt: list[int], device: Device) -> str:
+    """Return the text that a model writes at the end of its run, from a prompt of tokens."""
+    end = tokenizer.end_of_text if cfg.sample.stop_at_end else None
+    ids = generate(
+        model,
+        torch.tensor([prompt], device=device.torch),
+        cfg.sample.max_new_tokens,
+        temperature=cfg.sample.temperature,
+        top_k=cfg.sample.top_k,
+        top_p=cfg.sample.top_p,
+        seed=cfg.seed,
+        device=device,
+        until=end,
+    )
+    text: str = tokenizer.decode(prompt + before(ids[0, len(prompt) :].tolist(), end))
+    return text

@@ -1,0 +1,1 @@
+"""The folders of runs: writing one, reading and finding others."""

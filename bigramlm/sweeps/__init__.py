@@ -1,0 +1,1 @@
+"""Many runs: the plan, the executor, workers, searches."""

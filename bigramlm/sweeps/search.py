@@ -1,0 +1,254 @@
+"""Searching a space of configs with Optuna: `hydra/sweeper=optuna`.
+
+The study is in the sweep's folder (study.db, SQLite), and a trial of it is a job of the sweep. Jobs report their
+evaluations to the study themselves, wherever they run, and are told there whether they are worth going on with.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
+
+from bigramlm.config.overrides import Overrides
+from bigramlm.errors import UserError, require, require_choice
+from bigramlm.sweeps.plan import Sweep, compares_tokenizers
+from bigramlm.utils.console import relative
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.distributions import BaseDistribution
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+
+log = logging.getLogger(__name__)
+
+STUDY = "study.db"
+
+# What can be chosen, by the class of Optuna's that it is.
+SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler", "cmaes": "CmaEsSampler"}
+PRUNERS = {
+    "median": "MedianPruner",
+    "percentile": "PercentilePruner",
+    "successive_halving": "SuccessiveHalvingPruner",
+    "hyperband": "HyperbandPruner",
+    "none": "NopPruner",
+}
+
+Space = dict[str, "BaseDistribution"]
+
+
+def space_of(overrides: Sequence[Override]) -> Space:
+    """What is searched, by field, from overrides as Hydra's own plugin for Optuna has them.
+
+    `choice(a, b)` or `a,b`; `range(1, 9, 2)`, without its end; `interval(0, 1)`; whole numbers with `int(...)`;
+    `tag(log, ...)` for a logarithmic scale. UserError where there is no such space.
+    """
+    found: Space = {}
+    for override in overrides:
+        if override.is_sweep_override():
+            try:
+                found[override.get_key_element()] = _distribution(override)
+            except ValueError as error:
+                raise UserError(f"{override.input_line}: is no space to search: {error}") from None
+    return found
+
+
+def _distribution(override: Override) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        scale = "log" in value.tags
+        assert value.start is not None
+        assert value.end is not None
+        if isinstance(value.start, int) and isinstance(value.end, int):
+            return IntDistribution(value.start, value.end, log=scale)
+        return FloatDistribution(value.start, value.end, log=scale)
+    if isinstance(value, RangeSweep) and not value.shuffle:
+        numbers = list(value.range())
+        require(bool(numbers), f"{override.input_line}: is an empty range")
+        scale, step = "log" in value.tags, value.step
+        if all(isinstance(number, int) for number in numbers) and isinstance(step, int) and step > 0:
+            return IntDistribution(int(numbers[0]), int(numbers[-1]), step=1 if scale else step, log=scale)
+        return CategoricalDistribution(numbers)
+    choices: list[Any] = list(override.sweep_iterator(transformer=Transformer.encode))
+    return CategoricalDistribution(choices)
+
+
+class Search:
+    """A study with its trials: asks for values, and is told what came of them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        space: Space,
+        fixed: Overrides,
+        *,
+        sampler: str,
+        sampler_options: dict[str, Any],
+        pruner: str,
+        pruner_options: dict[str, Any],
+        seed: int,
+        at_once: int,
+    ) -> None:
+        """folder: the sweep's; fixed: the overrides that all trials share; at_once: how many trials run at a time.
+
+        Goes on with the study that the folder holds. UserError where that is of something else.
+        """
+        import optuna
+
+        example = "'optim.lr=tag(log, interval(1e-4, 1e-1))'"
+        require(bool(space), f"hydra/sweeper=optuna: there is nothing to search; add a space, such as {example}")
+        require_choice("hydra.sweeper.sampler", sampler, tuple(SAMPLERS))
+        require_choice("hydra.sweeper.pruner", pruner, tuple(PRUNERS))
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.space = space
+        require("seed" not in space, "seed: is not searched; sweep the best values over seeds to know the noise")
+        require(
+            (folder / STUDY).exists() or not any(folder.glob("*/summary.json")),
+            f"{relative(folder)}: holds a sweep that is no search; search in a new one",
+        )
+        self.study = _open(folder, pruner=_make_pruner(pruner, pruner_options))
+        described = [f"{name}={part}" for name, part in sorted(space.items())]
+        about: dict[str, Any] = {"space": described, "fields": sorted(fixed.words), "pruner": [pruner, pruner_options]}
+        for name, now in about.items():
+            before = self.study.user_attrs.get(name)
+            if before is None:
+                self.study.set_user_attr(name, now)
+            elif name != "pruner" and json.dumps(before, sort_keys=True) != json.dumps(now, sort_keys=True):
+                gone, new = ([part for part in a if part not in b] for a, b in ((before, now), (now, before)))
+                raise UserError(
+                    f"{relative(folder)}: holds a search with other {name}: {_brief(gone)}; now {_brief(new)}: "
+                    "search that in a new sweep"
+                )
+        options = {"seed": seed, **sampler_options}
+        if sampler == "tpe" and at_once > 1:
+            options.setdefault("constant_liar", True)  # trials that run count as bad ones: the next keep their distance
+        self._sampler = (sampler, options)
+        _make_sampler(*self._sampler)  # which refuses wrong options
+
+    def unfinished(self) -> dict[int, Trial]:
+        """The trials that have not been told an end, by their jobs' numbers; one that has no job yet is ended."""
+        import optuna
+
+        found = {}
+        for frozen in self.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+            if "job" in frozen.user_attrs:
+                found[frozen.user_attrs["job"]] = optuna.trial.Trial(self.study, frozen._trial_id)
+            else:
+                self.study.tell(frozen.number, state=optuna.trial.TrialState.FAIL)
+        return found
+
+    def count(self) -> int:
+        """How many trials there are that have a job."""
+        return sum("job" in trial.user_attrs for trial in self.study.get_trials(deepcopy=False))
+
+    def ask(self) -> tuple[Trial, list[str]]:
+        """A new trial, with its overrides."""
+        # Seeded for each trial by its number: a search that is gone on with draws what one in one go would have drawn.
+        name, options = self._sampler
+        self.study.sampler = _make_sampler(name, {**options, "seed": options["seed"] + len(self.study.trials)})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what Optuna calls experimental
+            trial = self.study.ask(self.space)
+        return trial, [f"{name}={value}" for name, value in trial.params.items()]
+
+    def tell(self, trial: Trial, status: str, val_loss: float | None) -> None:
+        """What came of a trial, by its job's status; one that was interrupted is left open."""
+        from optuna.trial import TrialState
+
+        if status == "completed" and val_loss is not None and math.isfinite(val_loss):
+            self.study.tell(trial, val_loss)
+        elif status in ("completed", "pruned", "failed"):
+            self.study.tell(trial, state=TrialState.PRUNED if status == "pruned" else TrialState.FAIL)
+
+
+def pruner_of(folder: Path) -> Callable[[int, Mapping[str, float]], bool] | None:
+    """What tells the job in this folder, by what an evaluation found, whether it is hopeless; None: nothing does."""
+    path = folder.parent / STUDY
+    if not path.exists():
+        return None
+    try:
+        return _pruner_of(folder)
+    except Exception as error:
+        log.warning("the study cannot be read, so nothing is pruned (%s: %s)", type(error).__name__, error)
+        return None
+
+
+def _pruner_of(folder: Path) -> Callable[[int, Mapping[str, float]], bool] | None:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = _open(folder.parent)
+    name, options = study.user_attrs["pruner"]
+    number = int(folder.name)
+    frozen = next((t for t in study.get_trials(deepcopy=False) if t.user_attrs.get("job") == number), None)
+    if frozen is None or name == "none":
+        return None
+    study.pruner = _make_pruner(name, options)
+    trial = optuna.trial.Trial(study, frozen._trial_id)
+    reported = set(frozen.intermediate_values)
+
+    metric = "val/bpc" if compares_tokenizers(Sweep(folder.parent).fields) else "val/loss"
+
+    def is_hopeless(step: int, found: Mapping[str, float]) -> bool:
+        if step == 0:  # before the first update there is nothing to tell the trials apart
+            return False
+        if metric not in found:  # of a tokenizer that loses text, which nothing can be compared with
+            return False
+        try:
+            if step not in reported:  # a job that goes on evaluates again where it was
+                trial.report(found[metric], step)
+            return trial.should_prune()
+        except Exception as error:  # such as a study that is locked for long: never the end of the run
+            log.warning("the study cannot be asked at step %d (%s: %s)", step, type(error).__name__, error)
+            return False
+
+    return is_hopeless
+
+
+def _open(folder: Path, pruner: BasePruner | None = None) -> Study:
+    import optuna
+    from sqlalchemy.engine import URL
+
+    # Jobs at the same time wait for each other's writes.
+    url = URL.create("sqlite", database=str(folder.absolute() / STUDY)).render_as_string()
+    storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+    return optuna.create_study(
+        study_name="sweep", storage=storage, pruner=pruner, direction="minimize", load_if_exists=True
+    )
+
+
+def _make_sampler(name: str, options: dict[str, Any]) -> BaseSampler:
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _make(getattr(optuna.samplers, SAMPLERS[name]), "sampler", options)  # type: ignore[no-any-return]
+
+
+def _make_pruner(name: str, options: dict[str, Any]) -> BasePruner:
+    import optuna
+
+    ours = {"percentile": {"percentile": 33.0}}  # docs/log.md has others
+    kind = getattr(optuna.pruners, PRUNERS[name])
+    return _make(kind, "pruner", {**ours.get(name, {}), **options})  # type: ignore[no-any-return]
+
+
+def _make(kind: Callable[..., Any], what: str, options: dict[str, Any]) -> Any:
+    try:
+        return kind(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"hydra.sweeper.{what}_options={options}: {error}") from None
+
+
+def _brief(value: list[str]) -> str:
+    text = ", ".join(value) or "none"
+    return text if len(text) <= 120 else f"{text[:119]}…"

@@ -1,0 +1,207 @@
+"""Several jobs of a sweep at a time on one machine, each in a process that shares nothing with the others."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from bigramlm.config.run_config import register_schemas
+from bigramlm.sweeps.executor import failed
+from bigramlm.utils.stop import Stopped, leave_to_parent
+
+log = logging.getLogger(__name__)
+
+
+class Workers:
+    """Processes that run jobs, one job at a time each.
+
+    Each is a pool of one: where one is killed the others go on, and only the job that it ran is lost.
+    """
+
+    def __init__(self, n_jobs: int, config: DictConfig, context: HydraContext, task: TaskFunction) -> None:
+        """n_jobs: how many at most; -1 is one for each GPU where the jobs run on GPUs, else one for each core."""
+        from joblib.externals import loky
+
+        self._cores = loky.cpu_count()
+        self._gpus = visible_gpus() if config.device.name.startswith(("auto", "cuda")) else []
+        self.n = n_jobs if n_jobs > 0 else len(self._gpus) or loky.cpu_count(only_physical_cores=True)
+        self._task = (context, config, task)
+        self._workers: list[_Worker] = []
+
+    def run(self, lines: Sequence[Sequence[str]], numbers: Sequence[int]) -> list[JobReturn]:
+        """Run a job for each line of overrides; numbers: the jobs'."""
+        returns: list[JobReturn] = [failed(RuntimeError("was not begun"))] * len(lines)
+        waiting = deque(range(len(lines)))
+        running: dict[Future[JobReturn], tuple[_Worker, int]] = {}
+        if not self._workers:
+            n = min(self.n, len(lines))
+            self._workers = [
+                _Worker(environment) for environment in environments(n, cores=self._cores, gpus=self._gpus)
+            ]
+        free = deque(self._workers)
+        try:
+            while waiting or running:
+                while free and waiting:
+                    worker, at = free.popleft(), waiting.popleft()
+                    running[worker.submit(numbers[at], list(lines[at]), *self._task)] = (worker, at)
+                # With a time-out, for on Windows nothing else lets a Ctrl-C through.
+                for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
+                    worker, at = running.pop(future)
+                    returns[at] = worker.result(future, numbers[at])
+                    free.append(worker)
+        except Stopped as stopped:
+            self._stop(running, stopped)
+            raise
+        return returns
+
+    def _stop(self, running: dict[Future[JobReturn], tuple[_Worker, int]], stopped: Stopped) -> None:
+        # Each ends its job after the step and a save, or, told once more, at once.
+        name = signal.Signals(stopped.signal).name
+        log.warning("%s: jobs save after their step; once more to stop at once", name)
+        while running:
+            for worker, _ in running.values():
+                worker.stop()
+            try:
+                wait(running)
+                return
+            except Stopped as again:
+                stopped.signal = again.signal
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._workers:
+            worker.close()
+
+
+class _Worker:
+    """A process that runs one job after the other, and is begun anew after one that killed it."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+        self._pool: Any = None
+
+    def submit(self, number: int, overrides: list[str], *task: Any) -> Future[JobReturn]:
+        from joblib.externals.loky import BrokenProcessPool
+
+        try:
+            return self._submit(_run, number, overrides, *task)
+        except BrokenProcessPool:  # killed while it had nothing to do
+            self._pool = None
+            return self._submit(_run, number, overrides, *task)
+
+    def _submit(self, *call: Any) -> Future[JobReturn]:
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                max_workers=1,
+                env=self._environment,
+                initializer=_begin,
+                initargs=(os.getpid(), Singleton.get_state()),
+            )
+        # A process inherits what is ignored: no Ctrl-C meets it while it starts.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            return self._pool.submit(*call)  # type: ignore[no-any-return]
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def result(self, future: Future[JobReturn], number: int) -> JobReturn:
+        from joblib.externals.loky import BrokenProcessPool
+
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            self._pool.shutdown(wait=False)
+            self._pool = None
+            log.warning("job %d: its process was killed", number)
+            return failed(error)
+        except Exception as error:
+            return failed(error)
+
+    def stop(self) -> None:
+        for pid in list(self._pool._processes or ()):  # loky may have replaced the first one
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+
+
+def environments(n: int, *, cores: int, gpus: Sequence[str]) -> list[dict[str, str]]:
+    """What is set in the environment of each of n workers: the cores are divided, and each has perhaps a GPU.
+
+    gpus: as CUDA_VISIBLE_DEVICES names them.
+    """
+    threads = str(max(1, cores // n))
+    shared = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
+    return [{**shared, **({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})} for i in range(n)]
+
+
+def visible_gpus() -> list[str]:
+    """The CUDA GPUs that this process may use, asked without importing torch, which takes longer than all the rest."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        names = [name.strip() for name in chosen.split(",")]
+        return [name for name in names if name and not name.startswith("-")]  # -1 is none
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    return [str(i) for i, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
+_at_work = threading.Lock()
+
+
+def _begin(parent: int, state: Any) -> None:
+    leave_to_parent()
+    setup_globals()
+    Singleton.set_state(state)
+    register_schemas()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    # Of a sweep that was killed nothing trains on unseen.
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    if _at_work.locked():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with _at_work:  # until it is saved
+        os._exit(1)
+
+
+def _run(number: int, overrides: list[str], context: HydraContext, config: DictConfig, task: TaskFunction) -> JobReturn:
+    job = context.config_loader.load_sweep_config(config, overrides)
+    with open_dict(job):
+        job.hydra.job.id = f"{job.hydra.job.name}_{number}"
+        job.hydra.job.num = number
+    HydraConfig.instance().set_config(job)
+    with _at_work:
+        try:
+            return run_job(
+                hydra_context=context,
+                config=job,
+                task_function=task,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+            )
+        except SystemExit as ended:  # it was stopped; its summary says so
+            return failed(RuntimeError(f"was stopped ({ended.code})"))
