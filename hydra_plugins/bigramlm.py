@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def _composing_fast(context: HydraContext) -> HydraContext:
-    from bigramlm.sweeps.executor import Composer
+    from bigramlm.sweeps.compose import Composer
 
     return HydraContext(config_loader=Composer(context.config_loader), callbacks=context.callbacks)
 
@@ -106,8 +106,9 @@ class OptunaSweeper(Sweeper):
         from bigramlm.cli.common import exit_codes
         from bigramlm.config.overrides import Overrides
         from bigramlm.errors import require
-        from bigramlm.sweeps.executor import launching, search
+        from bigramlm.sweeps.executor import launching
         from bigramlm.sweeps.search import Search, space_of
+        from bigramlm.sweeps.trials import search
 
         assert self.config is not None
         assert self.hydra_context is not None

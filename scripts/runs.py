@@ -1,6 +1,6 @@
 """List runs and tell them apart: python scripts/runs.py --help"""
 
-from bigramlm.runs.find import main
+from bigramlm.cli.runs import main
 
 if __name__ == "__main__":
     main()

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from bigramlm.checkpoint.checkpoint import Checkpoint
 from bigramlm.cli import checkpoint as checkpoint_tool
+from bigramlm.cli import runs as runs_command
 from bigramlm.cli import sample
 from bigramlm.cli.verify_resume import compare
 from bigramlm.engine.load import load_model, open_checkpoint
@@ -466,7 +467,7 @@ def test_from_scratch_full_and_lora_are_a_sweep_with_its_table_and_report(
     assert scratch["n_params"] == full["n_params"] > lora["n_params"]
     assert scratch["final"]["val/loss"] > full["final"]["val/loss"]
     page = tmp_path / "page.html"
-    assert tool(runs.main, "report", str(place), "--output", str(page)).code == 0
+    assert tool(runs_command.main, "report", str(place), "--output", str(page)).code == 0
     assert "finetune_lora" in page.read_text("utf-8")
 
 

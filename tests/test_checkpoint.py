@@ -17,7 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bigramlm.checkpoint.checkpoint import Checkpoint, CheckpointManager, Checkpoints, Progress, write_manifest
+from bigramlm.checkpoint.checkpoint import Checkpoint, Progress
+from bigramlm.checkpoint.format import write_manifest
+from bigramlm.checkpoint.manager import CheckpointManager, Checkpoints
 from bigramlm.engine.load import load_model, open_checkpoint
 from bigramlm.model.bigram import Bigram
 from tests.helpers import Stub, assert_refused, build, command, fitted, refuses
@@ -162,8 +164,8 @@ def test_what_was_passed_over_is_set_aside_and_not_lost(run: Path, tmp_path: Pat
 
 # What a save calls until the step has its name; files.sync is called once more, for that.
 STAGES = (
-    *("pathlib.Path.write_text", "bigramlm.checkpoint.checkpoint.save_model"),
-    "bigramlm.checkpoint.checkpoint.save_file",
+    *("pathlib.Path.write_text", "bigramlm.checkpoint.manager.save_model"),
+    "bigramlm.checkpoint.manager.save_file",
 )
 SYNCED = "bigramlm.utils.files.sync"
 

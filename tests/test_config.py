@@ -7,19 +7,10 @@ from pathlib import Path
 import pytest
 
 from bigramlm.config import run_config as config
-from bigramlm.config.run_config import (
-    KINDS,
-    RunConfig,
-    TrainerConfig,
-    config_hash,
-    config_hashes,
-    default_of,
-    load,
-    to_dict,
-    to_yaml,
-)
+from bigramlm.config.run_config import KINDS, RunConfig, config_hash, config_hashes, default_of, load, to_dict, to_yaml
 from bigramlm.data.config import ShakespeareConfig
 from bigramlm.optim.config import AdamWConfig
+from bigramlm.trainer.config import TrainerConfig
 from bigramlm.utils import paths
 from tests.helpers import refuses, run_config
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bigramlm.data import corpus
+from bigramlm.data import corpus, encoding
 from bigramlm.data.config import TextConfig
-from bigramlm.data.corpus import Corpus, Encoded, Encoder, tokenized
+from bigramlm.data.corpus import Corpus, tokenized
+from bigramlm.data.encoding import Encoded, Encoder
 from bigramlm.data.text import Text
 from bigramlm.data.tokens import open_tokens
 from bigramlm.report.results import Outcomes
@@ -38,7 +39,7 @@ def long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Texts of more than a thousand characters are long ones, worked on in small parts, and kept here."""
     monkeypatch.setattr("bigramlm.data.text.IN_MEMORY_UP_TO", 1000)
     monkeypatch.setattr("bigramlm.data.text.PIECE", 500)
-    monkeypatch.setattr("bigramlm.data.corpus.UNIT", 3000)
+    monkeypatch.setattr("bigramlm.data.encoding.UNIT", 3000)
     monkeypatch.setattr("bigramlm.data.corpus.KEPT_EVERY", 6000)
     monkeypatch.setattr("bigramlm.utils.paths.home", lambda: tmp_path)
 
@@ -49,7 +50,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     units: list[int] = []
 
     def encoded(text: Text, cfg: TokenizerConfig, encoder: Encoder, *, skip: int) -> Iterator[Encoded]:
-        for unit in corpus.units(text.pieces(), skip=skip):
+        for unit in encoding.units(text.pieces(), skip=skip):
             yield encoder(unit)
             units.append(len(unit))
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bigramlm.data.compression import zstd
 from bigramlm.data.config import TextConfig
-from bigramlm.data.text import Text, TextChanged, check_length, in_pieces, read_text, zstd
+from bigramlm.data.text import Text, TextChanged, check_length, in_pieces, read_text
 from tests.helpers import refuses
 
 

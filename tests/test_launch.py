@@ -21,10 +21,11 @@ from bigramlm.cli import train
 from bigramlm.config.overrides import Overrides
 from bigramlm.engine.run import JobContext, RunEnd
 from bigramlm.errors import UserError
-from bigramlm.report.results import Results
 from bigramlm.runs.folder import RunFolder, holder, read_summary
+from bigramlm.sweeps import compose
 from bigramlm.sweeps import executor as launch
 from bigramlm.sweeps.plan import Job, Sweep
+from bigramlm.sweeps.results import Results
 from bigramlm.utils import paths, stop
 from tests.helpers import PATIENCE, Ended, Started, assert_refused, came_to, composed, started, wait_for
 
@@ -86,7 +87,7 @@ def test_composing_fast_gives_what_hydra_composes(overrides: list[str]) -> None:
         assert loader is not None
         typed = ["hydra.mode=MULTIRUN", "hydra.sweep.dir=/somewhere", "seed=1,2"]
         master = loader.load_configuration("train", typed, run_mode=RunMode.MULTIRUN)
-        composer = launch.Composer(loader)
+        composer = compose.Composer(loader)
         # The second comes from what is kept of the first.
         first = [word for word in overrides if not word.startswith(("seed=", "optim.lr="))]
         composer.load_sweep_config(master, first)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bigramlm.checkpoint.checkpoint import Checkpoints
+from bigramlm.checkpoint.manager import Checkpoints
 from bigramlm.runs import find as runs
 from tests.helpers import Cli, assert_refused, command, resumed, summary
 

@@ -11,9 +11,10 @@ import pytest
 from bigramlm.dev.bench.report import made_up_sweep
 from bigramlm.dev.browser import Browser, browser, missing
 from bigramlm.report.page import page, write
-from bigramlm.report.results import Outcomes, Results
+from bigramlm.report.results import Outcomes
 from bigramlm.runs.summary import RunSummary
 from bigramlm.sweeps.plan import Sweep
+from bigramlm.sweeps.results import Results
 from tests.helpers import HOSTILE, run_with, wait_for
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=f"a browser is needed, and {missing()}")

@@ -14,9 +14,9 @@ import torch
 
 from bigramlm.cli import prepare, sample
 from bigramlm.data.batches import IGNORED, Batches, Examples, Split
+from bigramlm.data.compression import zstd
 from bigramlm.data.config import PairsConfig
 from bigramlm.data.pairs import row_length
-from bigramlm.data.text import zstd
 from bigramlm.device.device import Device
 from bigramlm.engine import build
 from bigramlm.engine.load import load_model, open_checkpoint

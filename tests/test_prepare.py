@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from bigramlm.cli import prepare
-from bigramlm.data import corpus, text
+from bigramlm.data import corpus, encoding, text
 from bigramlm.data.config import TextConfig
-from bigramlm.data.corpus import Encoded, Encoder
+from bigramlm.data.encoding import Encoded, Encoder
 from bigramlm.data.text import Text
 from bigramlm.data.tokens import open_tokens
 from bigramlm.tokenizer.config import BPEConfig, ByteConfig, TokenizerConfig
@@ -26,7 +26,7 @@ BPE = ("tokenizer=bpe", "tokenizer.vocab_size=300")
 
 def encoded_here(text: Text, cfg: TokenizerConfig, encoder: Encoder, *, skip: int) -> Iterator[Encoded]:
     """Give what `encode_on_all_cores` does, without the second that it takes to start other processes."""
-    return map(encoder, corpus.units(text.pieces(), skip=skip))
+    return map(encoder, encoding.units(text.pieces(), skip=skip))
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_it_tells_what_it_made(
 ) -> None:
     """With workers, as a user runs it."""
     caplog.set_level("INFO")
-    monkeypatch.setattr("bigramlm.data.corpus.UNIT", 3000)
+    monkeypatch.setattr("bigramlm.data.encoding.UNIT", 3000)
     monkeypatch.chdir(tmp_path)
     ended = tool(prepare.main, f"data.path={file}", *BPE, "output=made")
     assert ended.code == 0, ended.err
@@ -146,7 +146,7 @@ def test_a_tokenizer_of_a_relative_path_is_the_same_the_next_time(
 
 def in_small_parts(limit: int = 0, *, alone: bool = False) -> None:
     """Set up a process: units are small; files no longer than a limit; alone: what encodes is this process."""
-    corpus.UNIT, corpus.KEPT_EVERY, text.PIECE = 20_000, 40_000, 5_000
+    encoding.UNIT, corpus.KEPT_EVERY, text.PIECE = 20_000, 40_000, 5_000
     if limit:
         import resource
 
@@ -219,7 +219,7 @@ def keep_and_stand_still(writer):
     time.sleep({PATIENCE})
 
 if __name__ == "__main__":
-    corpus.UNIT, corpus.KEPT_EVERY, text.PIECE = 20_000, 40_000, 5_000
+    encoding.UNIT, corpus.KEPT_EVERY, text.PIECE = 20_000, 40_000, 5_000
     TokenWriter.keep = keep_and_stand_still
     prepare.main()
 """

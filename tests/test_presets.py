@@ -11,7 +11,8 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from bigramlm.checkpoint.checkpoint import Checkpoint, Checkpoints
+from bigramlm.checkpoint.checkpoint import Checkpoint
+from bigramlm.checkpoint.manager import Checkpoints
 from bigramlm.cli import checkpoint as checkpoint_tool
 from bigramlm.cli import prepare, sample
 from bigramlm.cli.help import choices_of_groups

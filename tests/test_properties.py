@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from bigramlm.checkpoint.checkpoint import Checkpoints
+from bigramlm.checkpoint.manager import Checkpoints
 from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import differences, flat
 from bigramlm.data.batches import blocks

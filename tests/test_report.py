@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from bigramlm.cli import runs as runs_command
 from bigramlm.dev.bench.report import made_up_sweep
 from bigramlm.report.gather import data, differences, is_geometric, read_curves, references, thinned, tokens_per_step
 from bigramlm.report.page import page, write
-from bigramlm.report.results import Outcomes, Results
+from bigramlm.report.results import Outcomes
 from bigramlm.runs import find as runs
 from bigramlm.runs.summary import RunSummary
 from bigramlm.sweeps.plan import Sweep
+from bigramlm.sweeps.results import Results
 from tests.helpers import FILES, HOSTILE, Cli, assert_refused, run_with
 
 
@@ -119,7 +121,7 @@ def test_a_damaged_folder_does_not_cost_the_page(tmp_path: Path, damaged: dict[s
 @pytest.mark.parametrize("overrides", [None, "x", [None, 5]])
 def test_nor_does_it_cost_the_command(tmp_path: Path, tool: Cli, overrides: object) -> None:
     run_with(tmp_path / "run", summary={"status": "completed", "overrides": overrides})
-    done = tool(runs.main, "report", str(tmp_path / "run"))
+    done = tool(runs_command.main, "report", str(tmp_path / "run"))
     assert (done.code, done.out.splitlines()[0]) == (0, "1 run: 1 completed")
 
 
@@ -287,7 +289,7 @@ def test_the_command_makes_a_page_of_a_run_a_sweep_or_many(
 ) -> None:
     outputs = tmp_path / "outputs"
     monkeypatch.setattr(runs, "outputs", lambda: outputs)
-    done = tool(runs.main, "report", str(sweep))
+    done = tool(runs_command.main, "report", str(sweep))
     assert done.code == 0, done.err
     assert done.out.splitlines()[0] == "80 jobs: 80 completed"
     assert re.fullmatch(r"Report: .*/made-up/report.html \(\d\.\d MB\)", done.out.splitlines()[1])
@@ -295,16 +297,16 @@ def test_the_command_makes_a_page_of_a_run_a_sweep_or_many(
 
     folder = outputs / "runs" / "day" / "time"
     assert cli("data=bundled", "trainer.steps=4", "logger=none", f"hydra.run.dir={folder}", run_dir=False).code == 0
-    alone = tool(runs.main, "report", "latest")
+    alone = tool(runs_command.main, "report", "latest")
     assert alone.out.startswith("1 run: 1 completed\n")
     assert "<title>Run day/time</title>" in (folder / "report.html").read_text("utf-8")
-    assert tool(runs.main, "report", "latest").code == 0, "its own page is made anew"
+    assert tool(runs_command.main, "report", "latest").code == 0, "its own page is made anew"
 
-    one = tool(runs.main, "report", str(sweep / "3"))
+    one = tool(runs_command.main, "report", str(sweep / "3"))
     assert one.out.startswith("1 run: 1 completed\n"), "and not all of its sweep"
     assert (sweep / "3" / "report.html").exists()
 
-    both = tool(runs.main, "report", "day/time", str(sweep), "day", "-o", str(tmp_path / "both.html"))
+    both = tool(runs_command.main, "report", "day/time", str(sweep), "day", "-o", str(tmp_path / "both.html"))
     assert both.out.startswith("81 runs: 81 completed\n"), "each once"
     text = (tmp_path / "both.html").read_text("utf-8")
     assert "made-up/79" in text
@@ -318,7 +320,7 @@ def test_the_newest_run_of_a_sweep_brings_the_others(
     folder = tmp_path / "sweeps" / "new"
     typed = ("-m", "data=bundled", "trainer.steps=2", "logger=none", f"hydra.sweep.dir={folder}")
     cli(*typed, "seed=1,2", "data.block_size=8,99999999", run_dir=False)
-    done = tool(runs.main, "report", "latest")
+    done = tool(runs_command.main, "report", "latest")
     assert done.out.startswith("4 jobs: 2 completed, 2 failed\n")
     text = (folder / "report.html").read_text("utf-8")
     assert "job 1 failed: data.block_size=99999999: the train split" in text
@@ -335,7 +337,7 @@ def test_what_cannot_be_reported_is_one_line(sweep: Path, tool: Cli, tmp_path: P
         ([str(sweep), "-o", str(tmp_path / "empty")], [tmp_path / "empty", tmp_path / "empty" / "report.html"]),
         ([str(sweep), "-o", str(tmp_path / "no" / "page.html")], [f"{tmp_path / 'no'}:"]),
     ):
-        done = tool(runs.main, "report", *arguments)
+        done = tool(runs_command.main, "report", *arguments)
         assert_refused(done, *named)
         assert done.err.count("\n") == 1, "nothing else is said"
     assert (tmp_path / "notes.html").read_text() == "mine"

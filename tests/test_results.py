@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from bigramlm.report.results import Group, Outcomes, Results, t_95, verdict
-from bigramlm.runs import find as runs
+from bigramlm.cli import runs as runs_command
+from bigramlm.report.results import Outcomes
+from bigramlm.report.statistics import Group, t_95, verdict
 from bigramlm.runs.folder import read_summary
 from bigramlm.runs.summary import RunSummary
 from bigramlm.sweeps.plan import Job, Sweep
+from bigramlm.sweeps.results import Results
 from tests.helpers import Cli, Ended, assert_refused, command, table
 
 SHORT = (
@@ -322,19 +324,19 @@ def test_results_of_a_sweep_that_is_not_ours(cli: Cli, tool: Callable[..., Ended
     """As another of Hydra's sweepers leaves it: folders, and no plan."""
     for number, lr in enumerate(("0.1", "0.01")):
         cli(*SHORT, f"optim.lr={lr}", f"hydra.run.dir={folder / str(number)}", run_dir=False)
-    ended = tool(runs.main, "results", str(folder))
+    ended = tool(runs_command.main, "results", str(folder))
     assert ended.code == 0, ended.err
     assert "2 jobs: 2 completed" in ended.out
     assert ended.out.splitlines()[2].split() == ["job", "optim.lr", "status", "val", "best", "step", "tok/s", "s"]
 
 
 def test_results_are_found_by_name(begun: Path, tool: Callable[..., Ended], folder: Path) -> None:
-    assert tool(runs.main, "results", str(folder)).code == 0, "with the paths of this copy"
+    assert tool(runs_command.main, "results", str(folder)).code == 0, "with the paths of this copy"
     before = (folder / "results.csv").read_text()
     for name in ("results.csv", "results.md"):
         (folder / name).unlink()
-    ended = tool(runs.main, "results", str(folder), "--csv")
+    ended = tool(runs_command.main, "results", str(folder), "--csv")
     assert ended.out == before == (folder / "results.csv").read_text()
     for where in (folder / "no", folder / "0" / "checkpoints"):
-        ended = tool(runs.main, "results", str(where))
+        ended = tool(runs_command.main, "results", str(where))
         assert_refused(ended, where)

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bigramlm.checkpoint.checkpoint import Checkpoint, Checkpoints
+from bigramlm.checkpoint.checkpoint import Checkpoint
+from bigramlm.checkpoint.manager import Checkpoints
 from bigramlm.cli.verify_resume import compare
 from bigramlm.logger import metrics
 from bigramlm.runs import find as runs

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bigramlm.cli import runs as runs_command
 from bigramlm.runs import find as runs
 from tests.helpers import Cli, assert_refused
 
@@ -44,7 +45,7 @@ def rows(out: str) -> list[str]:
 
 
 def test_the_list_has_every_run_the_newest_last(outputs: Path, tool: Cli) -> None:
-    done = tool(runs.main, "list")
+    done = tool(runs_command.main, "list")
     assert done.code == 0, done.err
     assert done.out.splitlines()[0].split() == ["when", "model", "data", "steps", "val", "status", "folder"]
     assert rows(done.out) == ["refused", "2026-01-01/a", "2026-01-02/b", "2026-01-03/c", "2026/0"]
@@ -68,7 +69,7 @@ def test_the_list_has_every_run_the_newest_last(outputs: Path, tool: Cli) -> Non
     ],
 )
 def test_it_can_be_filtered_and_sorted(outputs: Path, tool: Cli, arguments: list[str], expected: list[str]) -> None:
-    out = tool(runs.main, "list", *arguments).out
+    out = tool(runs_command.main, "list", *arguments).out
     if "optim.lr" in arguments:
         assert out.splitlines()[0].split()[-1] == "optim.lr", "what it is sorted by is shown"
         assert [line.split()[-2] for line in out.splitlines()[1:]] == expected
@@ -77,7 +78,7 @@ def test_it_can_be_filtered_and_sorted(outputs: Path, tool: Cli, arguments: list
 
 
 def test_the_list_as_json_has_whole_figures(outputs: Path, tool: Cli) -> None:
-    found = [json.loads(line) for line in tool(runs.main, "list", "--json", "status=stopped").out.splitlines()]
+    found = [json.loads(line) for line in tool(runs_command.main, "list", "--json", "status=stopped").out.splitlines()]
     assert found == [
         {
             "when": "2026-01-02T00:00:00+00:00",
@@ -97,12 +98,12 @@ def test_what_cannot_be_listed_is_one_line(outputs: Path, tool: Cli) -> None:
         (["red"], ["red", "FIELD=VALUE"]),
         (["--sort", "colour"], ["colour"]),
     ):
-        done = tool(runs.main, "list", *arguments)
+        done = tool(runs_command.main, "list", *arguments)
         assert_refused(done, *named)
         assert done.err.count("\n") == 1, "nothing else is said"
-    assert tool(runs.main, "list", "status=pruned").out == "no run is left by these filters\n"
+    assert tool(runs_command.main, "list", "status=pruned").out == "no run is left by these filters\n"
     shutil.rmtree(outputs)
-    assert_refused(tool(runs.main, "list"), outputs, "python scripts/train.py")
+    assert_refused(tool(runs_command.main, "list"), outputs, "python scripts/train.py")
 
 
 def test_runs_are_found_by_the_names_that_the_list_has(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +117,7 @@ def test_runs_are_found_by_the_names_that_the_list_has(outputs: Path, monkeypatc
 
 def test_diff_says_what_differs_and_where_the_losses_part(tool: Cli, cli: Cli) -> None:
     a, same, b = (cli(*SHORT, *rest).folder for rest in ([], [], ["optim.warmup_steps=10", "data.train_fraction=0.8"]))
-    told = tool(runs.main, "diff", str(a), str(b))
+    told = tool(runs_command.main, "diff", str(a), str(b))
     assert told.code == 0, told.err
     assert [line.split() for line in told.out.splitlines() if line.startswith(("optim", "data."))] == [
         ["data.train_fraction", "0.9", "0.8"],
@@ -125,14 +126,14 @@ def test_diff_says_what_differs_and_where_the_losses_part(tool: Cli, cli: Cli) -
     assert "losses: part at step 0, " in told.out
     assert "nothing recorded before is the same" in told.out
     warm = cli(*SHORT, "optim.warmup_steps=10").folder
-    assert "losses: part at step 5, train/batch_loss" in tool(runs.main, "diff", str(a), str(warm)).out
-    equal = tool(runs.main, "diff", str(a), str(same)).out
+    assert "losses: part at step 5, train/batch_loss" in tool(runs_command.main, "diff", str(a), str(warm)).out
+    equal = tool(runs_command.main, "diff", str(a), str(same)).out
     assert "the same: config, data, code, environment" in equal
     assert "losses: the same at all 5 steps that both have records of" in equal
 
 
 def test_diff_of_what_is_no_run_is_one_line(tmp_path: Path, tool: Cli) -> None:
-    done = tool(runs.main, "diff", str(tmp_path), str(tmp_path))
+    done = tool(runs_command.main, "diff", str(tmp_path), str(tmp_path))
     assert_refused(done, tmp_path, "summary.json")
     assert done.err.count("\n") == 1, "nothing else is said"
 
@@ -143,7 +144,7 @@ def test_another_text_code_and_environment_are_told(outputs: Path, tool: Cli) ->
         told = json.loads(path.read_text())
         told |= {"data": {"sha256": sha}, "git": {"commit": commit, "dirty": name == "a"}, "versions": {"torch": torch}}
         path.write_text(json.dumps(told))
-    out = tool(runs.main, "diff", "2026-01-01/a", "2026-01-02/b").out
+    out = tool(runs_command.main, "diff", "2026-01-01/a", "2026-01-02/b").out
     for field in ("sha256", "commit", "torch", "optim.lr"):
         assert any(line.startswith(field) for line in out.splitlines()), out
     assert "changes that were not committed" in out

@@ -17,11 +17,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from bigramlm.config.overrides import Overrides
 from bigramlm.optim import base as optim
 from bigramlm.optim.config import OptimConfig
-from bigramlm.report.results import Results
 from bigramlm.runs import find as runs
 from bigramlm.runs.folder import read_summary
 from bigramlm.sweeps import search
 from bigramlm.sweeps.plan import Job, Sweep
+from bigramlm.sweeps.results import Results
 from bigramlm.sweeps.search import space_of
 from tests.helpers import Cli, Ended, assert_refused, command, refuses, study, table, trials
 

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from bigramlm.cli import runs as runs_command
 from bigramlm.cli import train
 from bigramlm.data import shakespeare
 from bigramlm.data import text as data_text
@@ -27,11 +28,11 @@ from bigramlm.engine import run as recipe
 from bigramlm.model.bigram import Bigram
 from bigramlm.optim import base as optim
 from bigramlm.optim.config import OptimConfig
-from bigramlm.report.results import Results
 from bigramlm.runs import find as runs
 from bigramlm.runs.folder import LOCK, RunFolder, read_summary
 from bigramlm.sweeps import plan as sweep
 from bigramlm.sweeps.plan import Sweep
+from bigramlm.sweeps.results import Results
 from bigramlm.utils import paths
 from tests.helpers import Cli, Ended, Started, assert_refused, came_to, command, refuses, started, table, wait_for
 
@@ -484,7 +485,7 @@ def test_a_plan_that_is_damaged_is_one_line(tool: Callable[..., Ended], folder: 
     folder.mkdir()
     for content in ("", "{", "[]", '{"fields": [], "settled": {}, "planned": 0, "jobs": [{"no": 1}]}', "\xff"):
         (folder / sweep.PLAN).write_text(content, "latin-1")
-        ended = tool(runs.main, "results", str(folder))
+        ended = tool(runs_command.main, "results", str(folder))
         assert_refused(ended, folder / sweep.PLAN)
         with refuses(folder / sweep.PLAN):
             Sweep(folder)

@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from bigramlm.checkpoint.checkpoint import Checkpoint, write_manifest
+from bigramlm.checkpoint.checkpoint import Checkpoint
+from bigramlm.checkpoint.format import write_manifest
 from bigramlm.device.peak import Peak
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram, best_bigram_losses

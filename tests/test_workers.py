@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bigramlm.report.results import Results
 from bigramlm.runs import find as runs
 from bigramlm.runs.folder import holder, read_summary
 from bigramlm.sweeps import workers
 from bigramlm.sweeps.plan import Sweep
+from bigramlm.sweeps.results import Results
 from tests.helpers import Cli, Started, came_to, started, wait_for
 
 # Some tenths of a second a job, with a checkpoint now and then.

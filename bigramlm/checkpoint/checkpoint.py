@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
 import json
 import logging
-import os
 import shutil
-import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file, save_model
-from torch import Tensor, nn
+from safetensors import safe_open
+from safetensors.torch import load_file, save_model
+from torch import nn
 
 from bigramlm.adapter.lora import ADAPTER, ADAPTER_CONFIG, LoRA
+from bigramlm.checkpoint.format import (
+    BASE,
+    CONFIG,
+    MANIFEST,
+    MODEL,
+    STATE,
+    TOKENIZER,
+    TRAINING,
+    UNREADABLE,
+    first_line,
+    manifest_text,
+    read_manifest,
+    seal_of,
+    write_manifest,
+)
+from bigramlm.checkpoint.state import by_index, cut_positions, device_of, make_room
 from bigramlm.errors import UserError, require
 from bigramlm.model.base import is_counted
 from bigramlm.tokenizer.base import Tokenizer
@@ -28,26 +40,6 @@ from bigramlm.tokenizer.config import TokenizerConfig
 from bigramlm.utils import files, paths
 
 log = logging.getLogger(__name__)
-
-MODEL, TRAINING, STATE, TOKENIZER, CONFIG, MANIFEST = (
-    "model.safetensors",
-    "training.safetensors",
-    "state.json",
-    "tokenizer.json",
-    "config.yaml",
-    "manifest.json",
-)
-BASE = "base.json"
-# What a checkpoint has besides the manifest: the weights, or an adapter in peft's format with what it stands beside.
-# Without TRAINING it is a stripped one, from which no run can go on.
-_WEIGHTS = ({MODEL}, {ADAPTER, ADAPTER_CONFIG, BASE})
-_FILES = {TRAINING, STATE, TOKENIZER, CONFIG}
-_FORMAT = 1
-# What reading a file brings that is not what it should be, whoever made it so.
-_UNREADABLE = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError),
-    *(SafetensorError, RuntimeError),
-)
 
 
 @dataclass(frozen=True)
@@ -57,14 +49,6 @@ class Base:
     place: str
     """Where they are: a folder, or a name on the Hugging Face hub."""
     sha256: str
-
-
-@dataclass(frozen=True)
-class AdapterState:
-    """What is trained of a model where that is an adapter, with the weights that it stands beside."""
-
-    adapter: LoRA
-    base: Base
 
 
 @dataclass
@@ -83,197 +67,16 @@ class Progress:
     """The step of the last evaluation."""
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What a run's checkpoints are made from; what never changes is bound here once."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    tokenizer: str
-    """As JSON."""
-    config: str
-    """The run's, as YAML."""
-    adapter: AdapterState | None = None
-    """What is saved in the place of the weights, where there is one."""
-
-
-class Checkpoints:
-    """The checkpoints of a run: folders `step_<n>`, and the files `last` and `best`, each with the name of one.
-
-    A folder holds the weights, what else the training needs to go on (optimizer and random state), how far the run
-    was, the tokenizer, the run's config, and a manifest with every file's size and SHA-256.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def path(self, name: str) -> Path:
-        """The folder that `last` or `best` names. UserError where it names none."""
-        try:
-            step = (self.folder / name).read_text("utf-8").strip()
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder / name}: names no checkpoint: it cannot be read ({error})") from None
-        require(paths.step_of(step) is not None, f"{self.folder / name}: names no checkpoint: {step[:60]!r}")
-        return self.folder / step
-
-    def steps(self) -> list[int]:
-        """The steps that there are checkpoints of, whole or not, in order."""
-        steps = (paths.step_of(path.name) for path in self.folder.glob("step_*"))
-        return sorted(step for step in steps if step is not None)
-
-    def newest(self) -> Checkpoint | None:
-        """The newest one that is whole, None where there is none at all; the log says which were passed over and why.
-
-        UserError where there are some and not one of them is whole.
-        """
-        steps = self.steps()
-        for step in reversed(steps):
-            try:
-                return Checkpoint(self.folder / f"step_{step}")
-            except UserError as error:
-                log.warning("passed over: %s", error)
-        require(not steps, f"{self.folder}: none of the {len(steps)} checkpoints is whole")
-        return None
-
-    def quarantine(self, *, after: int | None) -> None:
-        """Rename the checkpoints of later steps, which were passed over: they are not whole. None renames none."""
-        for step in self.steps():
-            if after is not None and step > after:
-                path = self.folder / f"step_{step}"
-                path.rename(self.folder / f"damaged_{path.name}.{uuid.uuid4().hex[:6]}")
-
-    def best_at(self, resumed: Checkpoint) -> dict[str, float]:
-        """The best evaluation, as a run knows it that goes on from this checkpoint.
-
-        Where the best checkpoint was lost, none is best until the next evaluation.
-        """
-        if resumed.best and resumed.best["step"] != resumed.step:
-            try:
-                Checkpoint(self.folder / f"step_{resumed.best['step']}")
-            except UserError as error:
-                log.warning("the best checkpoint is lost (%s); the next evaluation's takes its place", error)
-                return {}
-        return resumed.best
-
-    def clean_up(self) -> None:
-        """Put in place or remove what a crash left aside, whole or not. The run's lock must be held."""
-        for path in self.folder.glob(".*"):
-            if path.is_dir():
-                final = path.with_name(path.name.split(".")[1])
-                with contextlib.suppress(UserError):
-                    Checkpoint(path)
-                    if not final.exists():
-                        path.rename(final)
-                        continue
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-class CheckpointManager(Checkpoints):
-    """The checkpoints of a run that trains: saves its states, restores one, and removes what is old."""
-
-    def __init__(self, folder: Path, contents: Contents, *, keep: int = 1) -> None:
-        """keep: how many of the newest stay, `best` not counted."""
-        super().__init__(folder)
-        self.contents = contents
-        self._keep = keep
-        self._restored: Checkpoint | None = None
-
-    def has(self, progress: Progress) -> bool:
-        """Tell whether a state is saved already: the run was restored from it, and has found no other to be best."""
-        restored = self._restored
-        return restored is not None and (restored.step, restored.best) == (progress.step, progress.best)
-
-    def save(self, progress: Progress) -> None:
-        """Save the state as `last`.
-
-        The folder is written aside, synced and renamed: a crash at any moment leaves it whole or absent.
-        """
-        if not self.has(progress):
-            self.folder.mkdir(exist_ok=True)
-            final = self.folder / f"step_{progress.step}"
-            aside = files.aside(final)
-            try:
-                aside.mkdir()
-                self._write(aside, final, progress)
-                _sync_all(aside)
-                _put(aside, final)
-            except SafetensorError as error:
-                raise UserError(f"{final}: the checkpoint could not be written: {error}") from error
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-        self.point(progress.step, best=int(progress.best["step"]) if progress.best else None)
-
-    def _write(self, aside: Path, final: Path, progress: Progress) -> None:
-        of = self.contents
-        tensors, plain = _training_state(of.model, of.optimizer)
-        if of.adapter is None:
-            save_model(of.model, str(aside / MODEL))
-        else:
-            base = of.adapter.base
-            of.adapter.adapter.save(aside, base=base.place)
-            _write_json(aside / BASE, {**asdict(base), "from_here": _from_here(base.place, final)})
-        save_file(tensors, str(aside / TRAINING), metadata={"optimizer": json.dumps(plain)})
-        _write_json(
-            aside / STATE,
-            {
-                "step": progress.step,
-                "seconds": progress.seconds,
-                "best": progress.best,
-                "scaler": of.scaler.state_dict(),
-                "waited": progress.waited,
-                "evaluated": progress.evaluated,
-            },
-        )
-        (aside / TOKENIZER).write_text(of.tokenizer + "\n", "utf-8")
-        (aside / CONFIG).write_text(of.config, "utf-8")
-        write_manifest(aside, progress.step)
-
-    def restore(self, checkpoint: Checkpoint) -> Progress:
-        """Put everything in place as it was when the checkpoint was saved, and return how far the run was.
-
-        UserError where that cannot be. Where the best checkpoint was lost, none is best until the next evaluation.
-        """
-        of = self.contents
-        checkpoint.restore(of.model, of.optimizer, of.adapter.adapter if of.adapter else None)
-        with checkpoint.reading(STATE):
-            if of.scaler.is_enabled() and checkpoint.state["scaler"]:
-                of.scaler.load_state_dict(checkpoint.state["scaler"])
-        self._restored = checkpoint
-        return replace(checkpoint.progress, best=self.best_at(checkpoint))
-
-    def point(self, step: int, *, best: int | None) -> None:
-        """Name a step that is saved as `last`, and the best one as `best`; remove what is old."""
-        for name, named in (("last", step), ("best", best)):
-            if named is not None:
-                # Not synced: going on relies on neither of them.
-                files.write(self.folder / name, [f"step_{named}\n".encode()], durable=False)
-        self._prune(step, best)
-
-    def _prune(self, just_saved: int, best: int | None) -> None:
-        steps = self.steps()
-        for step in set(steps) - {just_saved, best, *steps[-self._keep :]}:
-            path = self.folder / f"step_{step}"
-            if _mark(path).exists():
-                continue
-            try:
-                shutil.rmtree(path.rename(files.aside(path)))
-            except OSError as error:  # somebody reads it, perhaps; it is tried again after the next save
-                log.warning("%s: could not be removed: %s", path, error.strerror)
-
-
 class Checkpoint:
     """A checkpoint that was found whole: every file is the one that was saved."""
 
     def __init__(self, path: Path) -> None:
         """UserError naming the first thing that is missing, or not as it was saved."""
         self.path = path
-        self.manifest = _read_manifest(path)
+        self.manifest = read_manifest(path)
         for name, seal in self.manifest["files"].items():
             try:
-                found = _seal(path / name)
+                found = seal_of(path / name)
             except OSError as error:
                 raise UserError(f"{path / name}: cannot be read: {error.strerror}") from None
             if found != seal:
@@ -340,7 +143,7 @@ class Checkpoint:
         """Have the run that it is of keep it, however far that goes."""
         if paths.step_of(self.path.name) is not None:
             try:
-                files.write(_mark(self.path), [why.encode()])
+                files.write(kept_mark(self.path), [why.encode()])
             except OSError as error:
                 log.warning("%s: cannot be marked to be kept: %s; do not let its run go on", self.path, error.strerror)
 
@@ -369,8 +172,8 @@ class Checkpoint:
                     self.path,
                 )
             tensors = {name: tensor for name, tensor in tensors.items() if name not in had}
-        _make_room(model, tensors)
-        _cut_positions(model, tensors)
+        make_room(model, tensors)
+        cut_positions(model, tensors)
         own = {name: tensor for name, tensor in model.state_dict().items() if counted or not is_counted(name)}
         for name in tensors.keys() & own.keys():
             there, here = tuple(tensors[name].shape), tuple(own[name].shape)
@@ -413,12 +216,12 @@ class Checkpoint:
                 per_param.setdefault(parameter, {})[key] = tensor
             optimizer.load_state_dict(
                 {
-                    "state": _by_index(per_param, model, optimizer),
+                    "state": by_index(per_param, model, optimizer),
                     "param_groups": optimizer.state_dict()["param_groups"],
                 }
             )
             torch.set_rng_state(random["rng/cpu"])
-            device = _device_of(model)
+            device = device_of(model)
             if device.type == "cuda" and "rng/cuda" in random:
                 torch.cuda.set_rng_state(random["rng/cuda"], device)
             if device.type == "mps" and "rng/mps" in random:
@@ -430,7 +233,7 @@ class Checkpoint:
             if output == self.path:
                 # With the new manifest the file is none of the checkpoint's any more, whether it is still there or not.
                 kept = {name: seal for name, seal in self.manifest["files"].items() if name != TRAINING}
-                files.write(output / MANIFEST, [_manifest_text(self.step, kept).encode()])
+                files.write(output / MANIFEST, [manifest_text(self.step, kept).encode()])
                 (output / TRAINING).unlink()
                 return
         except OSError as error:
@@ -456,129 +259,10 @@ class Checkpoint:
             yield
         except torch.OutOfMemoryError:
             raise
-        except _UNREADABLE as error:
-            raise UserError(f"{self.path / name}: not a file that bigramlm saved: {_line(error)}") from error
+        except UNREADABLE as error:
+            raise UserError(f"{self.path / name}: not a file that bigramlm saved: {first_line(error)}") from error
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    require(path.is_dir(), f"{path}: there is no such checkpoint; it would be a folder with a {MANIFEST}")
-    try:
-        raw = (path / MANIFEST).read_text("utf-8")
-        manifest: dict[str, Any] = json.loads(raw)
-        listed = dict(manifest["files"])
-        written = manifest["format"]
-        whole = raw == _manifest_text(manifest["step"], listed, written)
-    except _UNREADABLE as error:
-        raise UserError(f"{path}: not a whole checkpoint: its {MANIFEST} cannot be read ({_line(error)})") from None
-    require(whole, f"{path / MANIFEST}: damaged: it is not the file that was saved (it has its own SHA-256)")
-    require(written == _FORMAT, f"{path}: is of format {written}, this bigramlm reads format {_FORMAT}; take another")
-    require(
-        any(set(listed) in (weights | _FILES, weights | _FILES - {TRAINING}) for weights in _WEIGHTS),
-        f"{path}: not a whole checkpoint: its {MANIFEST} names {', '.join(map(repr, sorted(listed)[:8]))}",
-    )
-    return manifest
-
-
-def write_manifest(folder: Path, step: int) -> None:
-    """Write what seals every file that is in the folder, as the last of them."""
-    text = _manifest_text(step, {path.name: _seal(path) for path in sorted(folder.iterdir())})
-    (folder / MANIFEST).write_text(text, "utf-8", newline="\n")
-
-
-def _manifest_text(step: int, seals: dict[str, Any], written: int = _FORMAT) -> str:
-    # It seals itself too: a flipped bit anywhere in it makes another text than this.
-    content = {"format": written, "step": step, "files": seals}
-    seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**content, "sha256": seal}, indent=1, sort_keys=True) + "\n"
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next(itertools.chain(model.parameters(), model.buffers())).device
-
-
-def _make_room(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    # Tables that were counted are as long as their text made them: a model that has not counted has them empty.
-    for name, buffer in list(model.named_buffers()):
-        if buffer.numel() == 0 and name in tensors:
-            holder, _, last = name.rpartition(".")
-            setattr(model.get_submodule(holder), last, torch.empty_like(tensors[name], device=buffer.device))
-
-
-def _cut_positions(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    # A shorter block needs the first positions only.
-    for name, own in model.named_parameters():
-        if name.endswith("wpe.weight") and name in tensors:
-            tensors[name] = tensors[name][: len(own)]
-
-
-def _training_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    # By the parameters' names. What is a tensor goes into safetensors, the rest beside it as JSON.
-    tensors = {"rng/cpu": torch.get_rng_state()}
-    device = _device_of(model)
-    if device.type == "cuda":
-        tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
-    if device.type == "mps":
-        tensors["rng/mps"] = torch.mps.get_rng_state()
-    plain: dict[str, dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        state = optimizer.state.get(parameter, {})
-        plain[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
-        tensors |= {
-            f"optimizer/{name}/{key}": value.contiguous() for key, value in state.items() if isinstance(value, Tensor)
-        }
-    return tensors, {name: values for name, values in plain.items() if values}
-
-
-def _by_index(
-    per_param: dict[str, dict[str, Any]], model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[int, dict[str, Any]]:
-    # As an optimizer counts its parameters. An update writes as far as a parameter goes: no other shape may pass.
-    named = dict(model.named_parameters())
-    position = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
-    for name, values in per_param.items():
-        for key, value in values.items():
-            if isinstance(value, Tensor) and value.shape not in ((), named[name].shape):
-                raise ValueError(f"{key} of {name} is {tuple(value.shape)}, the parameter {tuple(named[name].shape)}")
-    return dict(sorted((position[id(named[name])], values) for name, values in per_param.items()))
-
-
-def _mark(path: Path) -> Path:
+def kept_mark(path: Path) -> Path:
     # Beside a checkpoint: that it is needed.
     return path.with_name(f"{path.name}.kept")
-
-
-def _from_here(place: str, here: Path) -> str | None:
-    # The way from a checkpoint to a folder near by, which may move together with it.
-    if not Path(place).is_absolute():
-        return None
-    with contextlib.suppress(ValueError):  # on another drive
-        return os.path.relpath(place, here)
-    return None
-
-
-def _put(aside: Path, final: Path) -> None:
-    # Where the same step is there already, it gives way: a run resumed from it may have found it to be the best since.
-    replaced = final.rename(files.aside(final)) if final.exists() else None
-    aside.rename(final)
-    files.sync(final.parent)
-    if replaced is not None:
-        shutil.rmtree(replaced)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-
-
-def _seal(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
-
-
-def _sync_all(folder: Path) -> None:
-    for path in (*folder.iterdir(), folder):
-        files.sync(path)
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -10,7 +10,9 @@ from pathlib import Path
 from safetensors import safe_open
 
 from bigramlm.adapter.lora import ADAPTER
-from bigramlm.checkpoint.checkpoint import CONFIG, MODEL, Checkpoint, Checkpoints
+from bigramlm.checkpoint.checkpoint import CONFIG, Checkpoint
+from bigramlm.checkpoint.format import MODEL
+from bigramlm.checkpoint.manager import Checkpoints
 from bigramlm.cli.common import exit_codes
 from bigramlm.config.run_config import RunConfig, load
 from bigramlm.engine.export import export, export_adapter, merge

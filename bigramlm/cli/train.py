@@ -32,11 +32,12 @@ from bigramlm.engine.failures import as_user_error, is_out_of_memory, out_of_mem
 from bigramlm.engine.resume import SAVED, saved_presets
 from bigramlm.engine.run import JobContext, RunEnd
 from bigramlm.errors import UserError, require
-from bigramlm.report.results import Results
 from bigramlm.runs import find as runs
+from bigramlm.runs.find import PLAN
 from bigramlm.runs.folder import RunFolder
-from bigramlm.sweeps.plan import FINISHED, PLAN, Sweep
+from bigramlm.sweeps.plan import FINISHED, Sweep
 from bigramlm.sweeps.plan import log as sweep_log
+from bigramlm.sweeps.results import Results
 from bigramlm.utils import paths
 from bigramlm.utils.console import quiet, relative, show
 from bigramlm.utils.stop import Stopped, StopSignals, stop_signals

@@ -104,7 +104,8 @@ def verify(overrides: list[str], place: Path, *, kills: int, seed: int = 0) -> l
 
 def compare(whole: Path, resumed: Path) -> str | None:
     """The first step at which two runs part, and in what; None where they are bit-equal."""
-    from bigramlm.checkpoint.checkpoint import Checkpoint, Checkpoints
+    from bigramlm.checkpoint.checkpoint import Checkpoint
+    from bigramlm.checkpoint.manager import Checkpoints
 
     checkpoints = [Checkpoints(run / "checkpoints") for run in (whole, resumed)]
     steps, others = (of.steps() for of in checkpoints)

@@ -6,14 +6,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import multiprocessing
-import os
-import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,8 +17,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from bigramlm.data.encoding import Encoder, encode_on_all_cores, encode_piece
 from bigramlm.data.pairs import Bounds, Pairs
-from bigramlm.data.text import Piece, Text, TextChanged
+from bigramlm.data.text import Text, TextChanged
 from bigramlm.data.tokens import (
     MANIFEST,
     SPLITS,
@@ -47,11 +42,7 @@ from bigramlm.utils.progress import bar
 
 log = logging.getLogger(__name__)
 
-# How many characters a worker is handed at once, and after how many more what is written is put on the disk.
-UNIT = 2_000_000
 KEPT_EVERY = 16_000_000
-# Each has a tokenizer with its words in memory; the disk has enough of so many.
-_WORKERS_AT_MOST = 8
 _LOCK = ".lock"
 
 # What a tokenizer's file brings that is not what it should be.
@@ -107,7 +98,7 @@ def tokenized(text: Text | TokenFiles | Pairs, cfg: TokenizerConfig, given: Toke
     ids: dict[str, list[Ids]] = {split: [] for split in SPLITS}
     texts: dict[str, list[str]] = {split: [] for split in SPLITS}
     for piece in text.pieces():
-        ids[piece.split].append(_encode(tokenizer, piece, text.where, ends=text.documents > 1))
+        ids[piece.split].append(encode_piece(tokenizer, piece, text.where, ends=text.documents > 1))
         texts[piece.split].append(piece.text)
     kind = narrowest(tokenizer.vocab_size)
     none = [np.empty(0, dtype=np.int32)]
@@ -226,14 +217,6 @@ def _warn_of_loss(text: Text | Pairs, tokenizer: Tokenizer, name: str) -> None:
             "tokenizer: %s loses part of the text%s. val/bpc counts what is left alone, and is too low to compare",
             *(name, example),
         )
-
-
-def _encode(tokenizer: Tokenizer, piece: Piece, where: str, *, ends: bool) -> Ids:
-    try:
-        ids = tokenizer.encode(piece.text)
-    except UserError as error:  # the tokenizer is of a run with another text
-        raise UserError(f"{where}: {error}") from None
-    return np.append(ids, [np.int32(tokenizer.end_of_text or 0)]) if ends and piece.ends else ids
 
 
 def prepared(text: Text, cfg: TokenizerConfig, given: Tokenizer | None, kept_in: Path) -> TokenFiles:
@@ -363,107 +346,3 @@ def _held(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Some pieces of a text in a tokenizer's ids: by split, as they stand in token files."""
-
-    ids: dict[str, bytes]
-    characters: dict[str, int]
-    pieces: int
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """An encoder of pieces into ids; where: of the text, for errors; ends: whether documents end with a token."""
-
-    tokenizer: Tokenizer
-    where: str
-    ends: bool
-
-    def __call__(self, unit: Sequence[Piece]) -> Encoded:
-        """UserError where the tokenizer lacks what is in the text."""
-        kind = narrowest(self.tokenizer.vocab_size)
-        ids: dict[str, list[Ids]] = {split: [] for split in SPLITS}
-        for piece in unit:
-            ids[piece.split].append(_encode(self.tokenizer, piece, self.where, ends=self.ends))
-        return Encoded(
-            ids={split: np.concatenate(parts).astype(kind).tobytes() for split, parts in ids.items() if parts},
-            characters={split: sum(len(piece.text) for piece in unit if piece.split == split) for split in ids},
-            pieces=len(unit),
-        )
-
-
-def units(pieces: Iterable[Piece], *, skip: int) -> Iterator[list[Piece]]:
-    """A text's pieces, without the first ones, in lists of as many as make UNIT characters."""
-    unit: list[Piece] = []
-    size = 0
-    for number, piece in enumerate(pieces):
-        if number < skip:
-            continue
-        unit.append(piece)
-        size += len(piece.text)
-        if size >= UNIT:
-            yield unit
-            unit, size = [], 0
-    if unit:
-        yield unit
-
-
-def encode_on_all_cores(text: Text, cfg: TokenizerConfig, encoder: Encoder, *, skip: int) -> Iterator[Encoded]:
-    """Encode a text without its first pieces, in order, in processes that are a little ahead of what is asked for."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(_WORKERS_AT_MOST, cores)
-    given = (cfg, encoder.tokenizer.to_json(), encoder.where, encoder.ends)
-    if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
-        # In a worker of joblib it is joblib's own, which the processes that are started here would not know.
-        multiprocessing.set_start_method("spawn", force=True)
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin_worker, initargs=given)
-    try:
-        ahead: deque[Future[Encoded]] = deque()
-        for unit in units(text.pieces(), skip=skip):
-            with _ignored_by_children():
-                ahead.append(pool.submit(_encode_unit, unit))
-            if len(ahead) > 2 * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _ignored_by_children() -> Iterator[None]:
-    # A process inherits what is ignored: no Ctrl-C meets a worker while it starts.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-_encoder: Encoder  # of a worker
-
-
-def _begin_worker(cfg: TokenizerConfig, tokenizer: str, where: str, ends: bool) -> None:
-    global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches all of a terminal, and the parent ends its workers
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each core
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _encoder = Encoder(cfg.restore(tokenizer), where, ends)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _encode_unit(unit: Sequence[Piece]) -> Encoded:
-    return _encoder(unit)

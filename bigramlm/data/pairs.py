@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bigramlm.data.text import File, Piece, Reader, is_jsonl, named, sha256_of, size_of, text_in
+from bigramlm.data.compression import is_jsonl
+from bigramlm.data.text import File, Piece, Reader, named, sha256_of, size_of, text_in
 from bigramlm.errors import require
 
 log = logging.getLogger(__name__)

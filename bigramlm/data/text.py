@@ -16,19 +16,15 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from bigramlm.data.compression import HashedFile, decompressed, is_jsonl, zstd
 from bigramlm.errors import UserError, require
 from bigramlm.utils import files
 from bigramlm.utils.progress import bar
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 # A text of up to so many characters is kept in memory; a longer one is read from its files whenever it is needed.
 IN_MEMORY_UP_TO = 16_000_000
@@ -40,8 +36,6 @@ _CUT = re.compile(r"\w(?= \w)")
 
 READ_AT_ONCE = 1 << 20  # bytes read at once
 ENDS_AT_MOST = 200_000  # of documents, remembered to find where to split
-_COMPRESSED = {".gz", ".zst"}
-_JSONL = {".jsonl", ".ndjson"}
 
 Blocks = Iterable[str]
 """A document, in parts that are strung together."""
@@ -296,8 +290,8 @@ class Reader:
     @contextlib.contextmanager
     def _opened(self) -> Iterator[io.BufferedIOBase]:
         with self._reading(), self.path.open("rb") as file:
-            hashed = _Hashed(file, self.bar)
-            yield _decompressed(io.BufferedReader(hashed, READ_AT_ONCE), self.path)
+            hashed = HashedFile(file, self.bar)
+            yield decompressed(io.BufferedReader(hashed, READ_AT_ONCE), self.path)
             while hashed.read(READ_AT_ONCE):
                 pass
             self.sha256 = hashed.digest.hexdigest()
@@ -366,38 +360,6 @@ def text_in(found: Any, field: str, where: str, *, setting: str) -> str:
     except UnicodeEncodeError:
         raise UserError(f"{where}: holds half of a surrogate pair, which is no character") from None
     return text
-
-
-class _Hashed(io.RawIOBase):
-    """A file whose bytes are hashed as they are read."""
-
-    def __init__(self, file: BinaryIO, bar: tqdm[Any] | None) -> None:
-        self._file = file
-        self._bar = bar
-        self.digest = hashlib.sha256()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        n = self._file.readinto(buffer)  # type: ignore[attr-defined]
-        self.digest.update(memoryview(buffer)[:n])
-        if self._bar is not None:
-            self._bar.update(n)
-        return int(n)
-
-
-def _decompressed(raw: io.BufferedReader, path: Path) -> io.BufferedIOBase:
-    if path.suffix == ".gz":
-        return gzip.GzipFile(fileobj=raw)
-    if path.suffix == ".zst":
-        return zstd.ZstdFile(raw)
-    return raw
-
-
-def is_jsonl(path: Path) -> bool:
-    """Whether a file has a document a line, by its name."""
-    return (path.with_suffix("") if path.suffix in _COMPRESSED else path).suffix in _JSONL
 
 
 def in_pieces(document: Blocks) -> Iterator[tuple[str, bool]]:

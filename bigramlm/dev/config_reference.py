@@ -15,9 +15,10 @@ from bigramlm.cli.help import choices_of_groups
 from bigramlm.cli.prepare import PrepareCommand
 from bigramlm.cli.sample import SampleCommand
 from bigramlm.cli.train import set_up_hydra
-from bigramlm.config.run_config import KINDS, RunConfig, SampleConfig, TrainerConfig
+from bigramlm.config.run_config import KINDS, RunConfig, SampleConfig
 from bigramlm.device.config import DeviceConfig
 from bigramlm.logger.metrics import LoggerConfig
+from bigramlm.trainer.config import TrainerConfig
 from bigramlm.utils import paths
 
 _HEAD = """\

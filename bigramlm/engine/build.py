@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigramlm.checkpoint.checkpoint import AdapterState, Base, CheckpointManager, Contents
+from bigramlm.checkpoint.checkpoint import Base
+from bigramlm.checkpoint.manager import AdapterState, CheckpointManager, Contents
 from bigramlm.config.run_config import RunConfig, to_yaml
 from bigramlm.data.batches import Batches, Examples, Split, Stream, on_device
 from bigramlm.data.corpus import Corpus

@@ -6,7 +6,8 @@ import contextlib
 from pathlib import Path
 
 from bigramlm.adapter.lora import LoRA
-from bigramlm.checkpoint.checkpoint import CONFIG, MANIFEST, Checkpoint, Checkpoints
+from bigramlm.checkpoint.checkpoint import CONFIG, MANIFEST, Checkpoint
+from bigramlm.checkpoint.manager import Checkpoints
 from bigramlm.config.run_config import RunConfig, load
 from bigramlm.errors import UserError, require
 from bigramlm.model.base import LanguageModel

@@ -162,7 +162,7 @@ def _checkpoint_of(
     cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles | Pairs, overrides: Overrides
 ) -> Checkpoint | None:
     # The checkpoint that a run resumes from, None where it was ended before its first. UserError where it cannot.
-    from bigramlm.checkpoint.checkpoint import Checkpoints
+    from bigramlm.checkpoint.manager import Checkpoints
 
     checkpoints = Checkpoints(folder.path / "checkpoints")
     checkpoints.clean_up()

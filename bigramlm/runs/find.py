@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import difflib
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from datetime import datetime
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from bigramlm.cli.common import exit_codes
-from bigramlm.config.run_config import differences, flat
 from bigramlm.errors import UserError, require
-from bigramlm.logger.metrics import read_records
 from bigramlm.model.huggingface import Pretrained, is_pretrained, open_pretrained
-from bigramlm.report.results import Outcomes, Results, runs_of
 from bigramlm.runs.folder import read_summary
 from bigramlm.runs.summary import RunSummary
-from bigramlm.sweeps.plan import PLAN, Sweep
 from bigramlm.utils import hub, paths
-from bigramlm.utils.console import relative, show, table
+from bigramlm.utils.console import relative
 
 log = logging.getLogger(__name__)
+
+PLAN = "sweep.json"
+"""The file that makes a folder a sweep's."""
 
 
 def read_run(folder: Path) -> RunSummary | None:
@@ -102,7 +93,7 @@ def _existing(where: str) -> Path:
 
 
 def _found(where: str) -> Path | None:
-    candidates = [Path(where).expanduser().absolute(), *(parent / where for parent in _parents())]
+    candidates = [Path(where).expanduser().absolute(), *(parent / where for parent in places())]
     return next((candidate for candidate in candidates if where and candidate.exists()), None)
 
 
@@ -115,7 +106,7 @@ def _latest(holding: str) -> Path:
     raise UserError(f"{outputs()}: there is no run yet that holds {holding}; python scripts/train.py makes one")
 
 
-def _parents() -> tuple[Path, ...]:
+def places() -> tuple[Path, ...]:
     return outputs() / "runs", outputs() / "sweeps", outputs()
 
 
@@ -130,270 +121,3 @@ def saved_config(folder: Path) -> Path:
     )
     require(path.is_file(), f"{folder}: holds no run and no checkpoint: there is no config.yaml")
     return path
-
-
-def main() -> None:
-    """Run the command line: python scripts/runs.py list|diff|results|report."""
-    parser = argparse.ArgumentParser(
-        "runs.py",
-        description="Lists the runs below outputs/, compares two of them, tells what came of a sweep, and makes a page "
-        "of any of them.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser(
-        "list", help="the runs, newest last", description="The runs below outputs/, newest last."
-    )
-    command.add_argument(
-        "filters",
-        nargs="*",
-        metavar="FIELD=VALUE",
-        help="only runs with this status, or this in their config: optim.lr=0.1",
-    )
-    command.add_argument("--sort", default="when", help=f"by one of {', '.join(_COLUMNS)}, or a field of the config")
-    command.add_argument("--reverse", action="store_true", help="the other way round")
-    command.add_argument("--json", action="store_true", help="a JSON object a line, with full times and folders")
-    command = commands.add_parser(
-        "diff",
-        help="what differs between two runs",
-        description="Config, text, code, environment and losses of two runs.",
-    )
-    for name in ("a", "b"):
-        command.add_argument(name, help="a run's folder, or latest")
-    command = commands.add_parser(
-        "results",
-        help="what came of a sweep",
-        description="The jobs of a sweep, the best first; also written to results.csv and results.md in its folder.",
-    )
-    command.add_argument("sweep", help="a sweep's folder, or latest")
-    command.add_argument("--csv", action="store_true", help="print what is in results.csv, with every digit")
-    command = commands.add_parser(
-        "report",
-        help="a page with curves, tables and samples",
-        description="Writes a page about runs that opens without a network: loss curves, final losses against what was "
-        "swept, results, samples, and what differs.",
-    )
-    command.add_argument(
-        "paths",
-        nargs="+",
-        metavar="PATH",
-        help="a run's folder, a sweep's, or one with runs somewhere below; latest: the newest run, with all its sweep",
-    )
-    command.add_argument("-o", "--output", type=Path, help="the file; else report.html in the folder, or in outputs/")
-    arguments = parser.parse_args()
-    with exit_codes():
-        if arguments.command == "report":
-            print_report(arguments.paths, arguments.output)
-        elif arguments.command == "results":
-            print_results(find_sweep(arguments.sweep), as_csv=arguments.csv)
-        elif arguments.command == "list":
-            print_list(arguments.filters, arguments.sort, reverse=arguments.reverse, as_json=arguments.json)
-        else:
-            print_diff(*(_run_in(name) for name in (arguments.a, arguments.b)))
-
-
-# The columns of the list, and what each is of a run.
-_COLUMNS: dict[str, Callable[[RunSummary], Any]] = {
-    "when": lambda run: run.started,
-    "model": lambda run: run.get("model.name"),
-    "data": lambda run: run.get("data.name"),
-    "steps": lambda run: run.summary.get("step"),
-    "val": lambda run: run.val_loss,
-    "status": lambda run: run.status,
-    "folder": lambda run: str(run.folder),
-}
-
-
-def print_list(filters: list[str], sort: str, *, reverse: bool, as_json: bool) -> None:
-    """Print the runs that the filters leave, a line each."""
-    found = [run for folder in folders(outputs()) if (run := read_run(folder)) is not None]
-    require(bool(found), f"{outputs()}: there is no run yet; python scripts/train.py makes one")
-    fields = {*_COLUMNS, *(name for run in found for name in flat(run.config))}
-    for text in (*filters, f"{sort}="):
-        field = text.partition("=")[0]
-        require("=" in text, f"{text}: a filter is FIELD=VALUE, such as status=completed or optim.lr=0.1")
-        near = difflib.get_close_matches(field, fields, cutoff=0.4) or sorted(_COLUMNS)
-        require(field in fields, f"{text.rstrip('=')}: no run has this field; did you mean {', '.join(near)}?")
-    for text in filters:
-        field, _, value = text.partition("=")
-        found = [run for run in found if _same(_value(run, field), value)]
-    # Numbers by size, then texts, then what a run has not; among equals the newest last.
-    found.sort(key=lambda run: run.started)
-    found.sort(key=lambda run: _order(_value(run, sort)), reverse=reverse)
-    if as_json:
-        for run in found:
-            show(json.dumps({name: value(run) for name, value in _COLUMNS.items()}))
-    elif found:
-        names = [*_COLUMNS, *([] if sort in _COLUMNS else [sort])]
-        show(table(names, [[_cell(name, _value(run, name)) for name in names] for run in found]))
-    else:
-        show("no run is left by these filters")
-
-
-def print_results(folder: Path, *, as_csv: bool) -> None:
-    """Print what came of a sweep, and write it into its folder."""
-    results = Results(Sweep(folder))
-    try:
-        results.write()
-    except OSError as error:  # somebody else's folder
-        log.warning("%s: results.csv and results.md cannot be written: %s", relative(folder), error.strerror)
-    if as_csv:
-        show(results.csv(), end="")
-    else:
-        show(f"{results.count()}, in {relative(folder)}\n\n{results.text()}")
-
-
-def print_report(wheres: list[str], output: Path | None) -> None:
-    """Write a page about the runs in these folders, and say where it is."""
-    from bigramlm.report import page
-
-    folders = [_run_or_sweep(where) for where in wheres]
-    entries = {entry.folder.resolve(): entry for folder in folders for entry in _entries(folder)}
-    require(bool(entries), f"{' '.join(wheres)}: holds no run; python scripts/runs.py list shows those there are")
-    sweeps = sorted({entry.folder.parent for entry in entries.values()})
-    of_sweeps = [Sweep(folder) for folder in sweeps if (folder / PLAN).exists()]
-    outcomes: Outcomes
-    if len(folders) == 1 and (folders[0] / PLAN).exists():
-        outcomes, title = Results(of_sweeps[0]), f"Sweep {of_sweeps[0].folder.name}"
-    else:
-        names = [_short(path) for path in entries] if len(entries) == 1 else _below_what_they_share(list(entries))
-        named = [replace(entry, name=name) for entry, name in zip(entries.values(), names, strict=True)]
-        swept = [field for sweep in of_sweeps for field in sweep.fields]
-        outcomes = Outcomes(named, list(dict.fromkeys(swept)))
-        title = f"Run {named[0].name}" if len(named) == 1 else f"{len(named)} runs"
-    path = output or (folders[0] if len(folders) == 1 else outputs()) / "report.html"
-    page.write(outcomes, path, title=title, log_fields=[field for sweep in of_sweeps for field in sweep.log_fields])
-    show(f"{outcomes.count()}\nReport: {relative(path)} ({path.stat().st_size / 1e6:.1f} MB)")
-
-
-def _below_what_they_share(folders: list[Path]) -> list[str]:
-    try:
-        above = Path(os.path.commonpath([folder.parent for folder in folders]))
-    except ValueError:  # on several drives
-        return [str(folder) for folder in folders]
-    return [str(folder.relative_to(above)) for folder in folders]
-
-
-def _run_or_sweep(where: str) -> Path:
-    folder = find(where)
-    if where == "latest" and (folder.parent / PLAN).exists():
-        return folder.parent
-    require(folder.is_dir(), f"{where}: is no folder")
-    return folder
-
-
-def _entries(below: Path) -> Iterator[RunSummary]:
-    # Of a sweep also the jobs that left no summary.
-    for folder, inner, names in os.walk(below):
-        inner.sort()
-        path = Path(folder)
-        if PLAN in names:
-            inner.clear()
-            yield from runs_of(Sweep(path))
-        elif "summary.json" in names:
-            inner.clear()
-            yield RunSummary.read(path)
-
-
-def print_diff(a: RunSummary, b: RunSummary) -> None:
-    """Print what differs between two runs, and the first step at which their losses part."""
-    show(
-        table(
-            ("", "run", "status", "step"),
-            [(n, _short(r.folder), r.status, str(r.summary.get("step"))) for n, r in (("A", a), ("B", b))],
-        )
-    )
-    parts = {
-        "config": differences(a.config, b.config),
-        "data": differences(a.summary.get("data", {}), b.summary.get("data", {})),
-        "code": differences(a.summary.get("git") or {}, b.summary.get("git") or {}),
-        "environment": differences(*(_environment(run) for run in (a, b))),
-    }
-    for name, different in parts.items():
-        if different:
-            rows = [(field, *(_cut(value) for value in values)) for field, *values in different]
-            show(f"\n{name}:\n" + table(("field", "A", "B"), rows))
-    same = [name for name, different in parts.items() if not different]
-    show(f"\nthe same: {', '.join(same) or 'nothing'}")
-    if any((run.summary.get("git") or {}).get("dirty") for run in (a, b)):
-        show("code: with changes that were not committed, of which nothing is known")
-    show(losses_part(a.folder, b.folder))
-
-
-def _environment(run: RunSummary) -> dict[str, Any]:
-    return {**run.summary.get("versions", {}), **{name: run.summary.get(name) for name in ("host", "device")}}
-
-
-def losses_part(a: Path, b: Path) -> str:
-    """A line that says at which step the losses of two runs part."""
-    records: list[dict[int, dict[str, Any]]] = []
-    for folder in (a, b):
-        path = folder / "metrics.jsonl"
-        records.append({record["step"]: record for record in read_records(path)} if path.exists() else {})
-    both = sorted(set(records[0]) & set(records[1]))
-    same = None
-    for step in both:
-        for name in ("train/batch_loss", "train/loss", "val/loss"):
-            one, other = records[0][step].get(name), records[1][step].get(name)
-            if one is not None and other is not None and one != other:
-                before = "nothing recorded before is the same" if same is None else f"the same up to step {same}"
-                return f"losses: part at step {step}, {name} {one:.6g} and {other:.6g}; {before}"
-        same = step
-    return (
-        f"losses: the same at all {len(both)} steps that both have records of" if both else "losses: no step in common"
-    )
-
-
-def _cut(value: Any) -> str:
-    text = "-" if value is None else str(value)
-    return text if len(text) <= 40 else f"…{text[-39:]}"  # the end of a path is what tells
-
-
-def _run_in(where: str) -> RunSummary:
-    run = read_run(find(where))
-    if run is None:
-        raise UserError(f"{where}: holds no run: there is no summary.json")
-    return run
-
-
-def _short(folder: Path) -> str:
-    # As `find` takes it.
-    for parent in _parents():
-        if parent in folder.parents:
-            return str(folder.relative_to(parent))
-    return str(relative(folder))
-
-
-def _value(run: RunSummary, name: str) -> Any:
-    return _COLUMNS[name](run) if name in _COLUMNS else run.get(name)
-
-
-def _same(value: Any, typed: str) -> bool:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
-            return float(value) == float(typed)
-    return str(value).lower() == typed.lower() or (value is None and typed == "null")
-
-
-def _order(value: Any) -> tuple[int, float, str]:
-    if isinstance(value, (int, float)):
-        return (0, float(value), "")
-    return (2, 0.0, "") if value is None else (1, 0.0, str(value))
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    if name == "when":
-        return _when(value)
-    if name == "folder":
-        return _short(Path(value))
-    return f"{value:.4f}" if name == "val" else str(value)
-
-
-def _when(started: str) -> str:
-    # Today's by the hour, others by the day.
-    try:
-        then = datetime.fromisoformat(started).astimezone()
-    except ValueError:
-        return "-"
-    return f"{then:%H:%M}" if then.date() == datetime.now().date() else f"{then:%m-%d}"

@@ -6,7 +6,6 @@ Shared by the sweepers (`hydra_plugins/bigramlm.py`), whatever launcher runs the
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import os
 import shlex
@@ -20,23 +19,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from bigramlm.config.overrides import Overrides, quoted, sets_a_field
+from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import RunConfig, config_hashes, to_run_config
 from bigramlm.data.config import DataConfig
 from bigramlm.engine.failures import as_user_error
 from bigramlm.errors import UserError, require
-from bigramlm.report.results import Results
 from bigramlm.runs.folder import HOLDER, LOCK, RunFolder, holder, read_summary
 from bigramlm.sweeps.plan import FINISHED, Job, Sweep
-from bigramlm.sweeps.search import STUDY, Search
+from bigramlm.sweeps.results import Results
+from bigramlm.sweeps.search import STUDY
 from bigramlm.utils.console import relative, show
 from bigramlm.utils.stop import Stopped, stop_signals
 
@@ -46,43 +42,6 @@ log = logging.getLogger(__name__)
 WRITTEN_WITHIN = 60.0
 
 _OF_EVERY_TEXT = {field.name for field in fields(DataConfig)}
-
-
-class Composer(ConfigLoaderImpl):
-    """Hydra's composing, which takes long, done once for all jobs that choose the same groups.
-
-    They differ in fields only, which are set on a copy. A test holds what comes of it to what Hydra itself composes.
-    """
-
-    def __init__(self, loader: ConfigLoader) -> None:
-        vars(self).update(vars(loader))
-        self._bases: dict[tuple[str, ...], DictConfig] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_bases": {}}  # a job in another process composes for itself
-
-    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        parsed = Overrides(sweep_overrides).parsed(self)
-        single = [override for override in parsed if sets_a_field(override)]
-        groups = tuple(str(override.input_line) for override in parsed if override not in single)
-        if groups not in self._bases:
-            self._bases[groups] = super().load_sweep_config(master_config, list(groups))
-        composed = copy.deepcopy(self._bases[groups])
-        self._apply_overrides_to_config(single, composed)
-        hydra = composed.hydra
-        hydra.overrides.hydra = list(master_config.hydra.overrides.hydra)
-        hydra.overrides.task = []
-        for override in parsed:
-            kind = hydra.overrides.hydra if override.is_hydra_override() else hydra.overrides.task
-            kind.append(override.input_line)
-        form = hydra.job.config.override_dirname
-        hydra.job.override_dirname = get_overrides_dirname(
-            [override for override in parsed if not override.is_hydra_override()],
-            exclude_keys=form.exclude_keys,
-            item_sep=form.item_sep,
-            kv_sep=form.kv_sep,
-        )
-        return composed
 
 
 class Launch:
@@ -360,50 +319,6 @@ def _remove_empty(folder: Path, *, but: set[str]) -> None:
     # Refused before anything began a sweep's folder holds nothing.
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= but:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def search(launch: Launch, study: Search, fixed: Overrides, *, n_trials: int, at_once: int) -> None:
-    """Run trials until the study has so many; those that were begun before go on first."""
-    sweep = launch.sweep
-    open_ = study.unfinished()
-    sweep.planned = n_trials
-    log.info("search: up to %d trials, %d so far, in %s", n_trials, study.count(), relative(sweep.folder))
-    for number, job in list(sweep.jobs.items()):
-        if sweep.status(job) == "pending" and number not in open_:  # killed before the study knew of it
-            del sweep.jobs[number]
-    batch = [(sweep.jobs[number], trial) for number, trial in open_.items() if number in sweep.jobs]
-    while batch or study.count() < n_trials:
-        while len(batch) < at_once and study.count() < n_trials:
-            trial, values = study.ask()
-            overrides, error = fixed + Overrides(values), None
-            hashes: tuple[str, ...] = ("",)
-            try:
-                overrides, cfg = launch.settle(overrides)
-                hashes = config_hashes(cfg)
-            except (UserError, HydraException) as refused:
-                if not launch.jobs:  # with the very first it is no matter of the values
-                    raise
-                error = str(refused)
-            # What has been trained already is not trained once more: to Optuna it is another trial with that outcome.
-            same = (job for job in sweep.jobs.values() if job.asked and job.asked in hashes)
-            done = next((job for job in same if sweep.status(job) == "completed"), None)
-            job = done or launch.add(overrides, hashes[0])
-            sweep.save()
-            trial.set_user_attr("job", job.number)
-            if error is None:
-                batch.append((job, trial))
-            else:
-                launch.fail(job, error)
-                launch.jobs.append(job)
-                study.tell(trial, "failed", None)
-        launch.jobs += [job for job, _ in batch]
-        launch.run([job for job, _ in batch], at_once)
-        results = Results(sweep)
-        for job, trial in batch:
-            row = results.row(str(job.number))
-            # What a tokenizer leaves out must not win: its trial fails.
-            study.tell(trial, row.status if row else "failed", row.final if row and row.counts else None)
-        batch = []
 
 
 def failed(error: BaseException) -> JobReturn:

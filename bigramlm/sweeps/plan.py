@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bigramlm.config.overrides import Overrides
 from bigramlm.errors import UserError
+from bigramlm.runs.find import PLAN
 from bigramlm.runs.folder import read_summary, status
 from bigramlm.utils import files
 
 log = logging.getLogger(__name__)
 
-PLAN = "sweep.json"
 FINISHED = ("completed", "pruned")
 """What a job's summary says when nothing is left to do."""
 
@@ -98,8 +96,3 @@ def _jobs_of_a_stranger(folder: Path) -> list[Job]:
         if summary is not None and path.name.isdecimal():
             found.append(Job(int(path.name), summary.get("overrides", [])))
     return sorted(found, key=lambda job: job.number)
-
-
-def compares_tokenizers(fields: Iterable[str]) -> bool:
-    """Whether these fields are of tokenizers, whose losses only bits a character compare."""
-    return any(re.match(r"tokenizer(\.|$)", name) for name in fields)

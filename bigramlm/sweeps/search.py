@@ -18,7 +18,8 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from bigramlm.config.overrides import Overrides
 from bigramlm.errors import UserError, require, require_choice
-from bigramlm.sweeps.plan import Sweep, compares_tokenizers
+from bigramlm.report.results import compares_tokenizers
+from bigramlm.sweeps.plan import Sweep
 from bigramlm.utils.console import relative
 
 if TYPE_CHECKING:

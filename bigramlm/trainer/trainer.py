@@ -14,12 +14,13 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from bigramlm.checkpoint.checkpoint import Checkpoint, CheckpointManager, Progress
-from bigramlm.config.run_config import TrainerConfig
+from bigramlm.checkpoint.checkpoint import Checkpoint, Progress
+from bigramlm.checkpoint.manager import CheckpointManager
 from bigramlm.data.batches import Batches
 from bigramlm.errors import UserError
 from bigramlm.logger.metrics import Metrics
 from bigramlm.optim.base import Schedule
+from bigramlm.trainer.config import TrainerConfig
 from bigramlm.trainer.evaluate import Evaluator
 from bigramlm.trainer.speed import Speedometer
 from bigramlm.trainer.step import StepResult, TrainStep

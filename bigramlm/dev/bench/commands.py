@@ -78,7 +78,7 @@ print("".join(chars[i] for i in idx[0].tolist()))
 
 # The command `train` without its checkpoints.
 NOT_SAVING = """
-from bigramlm.checkpoint.checkpoint import CheckpointManager
+from bigramlm.checkpoint.manager import CheckpointManager
 from bigramlm.cli.train import main
 
 CheckpointManager.save = lambda *arguments, **keywords: None

@@ -1,0 +1,53 @@
+"""Files of text as bytes: hashed as they are read, decompressed where they are compressed."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_COMPRESSED = {".gz", ".zst"}
+_JSONL = {".jsonl", ".ndjson"}
+
+
+class HashedFile(io.RawIOBase):
+    """A file whose bytes are hashed as they are read."""
+
+    def __init__(self, file: BinaryIO, bar: tqdm[Any] | None) -> None:
+        self._file = file
+        self._bar = bar
+        self.digest = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        n = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        self.digest.update(memoryview(buffer)[:n])
+        if self._bar is not None:
+            self._bar.update(n)
+        return int(n)
+
+
+def decompressed(raw: io.BufferedReader, path: Path) -> io.BufferedIOBase:
+    """Return what a file holds, decompressed by what its name says."""
+    if path.suffix == ".gz":
+        return gzip.GzipFile(fileobj=raw)
+    if path.suffix == ".zst":
+        return zstd.ZstdFile(raw)
+    return raw
+
+
+def is_jsonl(path: Path) -> bool:
+    """Whether a file has a document a line, by its name."""
+    return (path.with_suffix("") if path.suffix in _COMPRESSED else path).suffix in _JSONL
