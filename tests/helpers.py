@@ -155,15 +155,7 @@ PATIENCE = 600.0
 # parallel region of torch would hang in its first one. Where there is no fork, processes are started anew.
 _PROCESSES: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 if sys.platform == "linux":
-    _PROCESSES.set_forkserver_preload(
-        [
-            "tests.helpers",
-            "bigramlm.data.corpus",
-            "bigramlm.engine.load",
-            "bigramlm.trainer.preflight",
-            "bigramlm.cli.verify_resume",
-        ]
-    )
+    _PROCESSES.set_forkserver_preload(["tests.helpers", "bigramlm.cli.verify_resume"])
 
 
 class Started:

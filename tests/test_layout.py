@@ -26,10 +26,10 @@ FLOORS = (
     ("cli",),
     ("dev",),
 )
-# Of tests that mirror no module: of what docs/ and conf/ hold, of the house, of what was made
-# before, and of what holds for any input.
+# Of tests that mirror no room: of what docs/ and conf/ hold, of the house, of what was made before, and of what holds
+# for any input.
 OF_THE_WHOLE = {"docs", "layout", "old", "presets", "properties"}
-TESTS = sorted((paths.home() / "tests").glob("*.py"))
+TESTS = sorted((paths.home() / "tests").rglob("*.py"))
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
@@ -148,16 +148,32 @@ def test_override_strings_are_looked_at_in_one_module(path: Path) -> None:
         assert not [sign for sign in ("OverridesParser", r"\\+*", '("+")', '"override.startswith') if sign in text]
 
 
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
-def test_a_file_of_tests_mirrors_a_module_and_is_not_long(path: Path) -> None:
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_file_of_tests_mirrors_its_room_and_is_not_long(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= 500
+    place = path.relative_to(paths.home() / "tests").parent
     if path.stem in ("__init__", "conftest", "helpers"):
         return
-    packages = {folder.name for folder in PACKAGE.rglob("*") if folder.is_dir()}
-    assert path.stem.removeprefix("test_") in {module.stem for module in MODULES} | packages | OF_THE_WHOLE
+    name = path.stem.removeprefix("test_")
+    # A module of the room, a room within it, or the room as a whole.
+    mirrored = {module.stem for module in (PACKAGE / place).iterdir()} | ({place.name} if place.name else OF_THE_WHOLE)
+    assert name in mirrored, f"{place}/{path.name}"
 
 
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_is_not_long(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= 400
+
+
+def test_few_modules_stand_at_the_top_level() -> None:
+    """Hold the top level to rooms, none of which has the name of something public."""
+    assert {path.name for path in PACKAGE.glob("*.py")} <= {"__init__.py", "__main__.py", "errors.py", "generate.py"}
+    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    assert rooms == {name for floor_ in FLOORS for name in floor_} - {"errors", "generate"}
+    assert not rooms & {"train", "sweep", "load", "compose", "Run", "Sweep", "UserError"}
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_tests_know_no_private_names_and_share_helpers_only(path: Path) -> None:
     """Hold tests to public names: what is private may change without one."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):

@@ -103,6 +103,11 @@ def test_a_sweep_continues_with_what_is_left(old: Path, cli: Cli) -> None:
     assert "resumed" in summary(old / "sweep" / "2")
     found = {(row["optim.lr"], row["seed"]): float(row["val/loss"]) for row in table(old / "sweep")}
     assert found == pytest.approx(WHOLE_SWEEP, rel=NEARLY)
+    # Jobs that began now have other hashes in their folders than the plan has: they are known by both.
+    again = cli(*SHARED, "optim.lr=1e-3,1e-2", "seed=1,2", f"sweep={old / 'sweep'}", run_dir=False)
+    assert again.code == 0, again.err
+    assert "4 done already" in again.err
+    assert len(table(old / "sweep")) == 4
 
 
 def test_a_config_is_known_by_the_hash_that_it_had(old: Path) -> None:

@@ -130,7 +130,7 @@ _hydra_main = hydra.main(version_base="1.3", config_path=str(paths.conf_dir()), 
 
 def _context(folder: Path) -> JobContext:
     # What a sweep says of the job in this folder; nothing where that is none.
-    with contextlib.suppress(UserError):  # what is said of a sweep must not cost a run
+    with contextlib.suppress(Exception):  # a plan that is damaged must not cost a run
         sweep = Sweep(folder.parent)
         job = sweep.jobs.get(int(folder.name)) if folder.name.isdecimal() else None
         if job is not None:

@@ -30,7 +30,7 @@ class Word(NamedTuple):
     text: str
     """As Hydra takes it."""
     field: str
-    """The field, or the group, without a + or ~ before it."""
+    """The field or group that is given a value, without a + before it; empty where none is, as in ~FIELD."""
     value: str
     """What follows the equals sign, without the quotes around it."""
 
@@ -83,7 +83,7 @@ class Overrides:
 
     def values(self) -> dict[str, str]:
         """Return all values by field or group: {"optim.lr": "0.01", ...}."""
-        return {word.field: word.value for word in self}
+        return {word.field: word.value for word in self if word.field}
 
     def only(self, *names: str) -> Overrides:
         """Return the overrides of these fields and groups."""
@@ -138,13 +138,15 @@ def _quoted(word: str, free_text: Sequence[str], *, sweeps: bool) -> str:
     return before + quoted(text)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.cache
 def _word(text: str) -> Word:
-    _, _, value = text.partition("=")
+    name, equals, value = text.partition("=")
+    if not equals or name.startswith(("~", "-")):
+        return Word(text, "", "")
     try:
         (parsed,) = OverridesParser.create().parse_overrides([text])
     except HydraException:  # whoever composes with it will say what is wrong
-        return Word(text, text.partition("=")[0].lstrip("+~"), value)
+        return Word(text, name.lstrip("+"), value)
     if not parsed.is_sweep_override() and value.startswith(('"', "'")):
         # OmegaConf would read \${ as ${, and half of the backslashes before that.
         value = re.sub(r"(\\+)\$\{", lambda found: found[1][: len(found[1]) // 2] + "${", str(parsed.value()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from bigramlm.config.overrides import Overrides
@@ -57,7 +57,7 @@ def run(asked: RunConfig, overrides: Overrides, folder: RunFolder, stop: StopSig
     corpus = tokenize(cfg, text, init, folder)
     row_length, prompt = find_row_length(cfg, corpus), find_prompt(cfg, corpus, text)
     if init.resumed_at is None:
-        folder.save_config(to_yaml(cfg), overrides.words)  # a run that is killed from here on can be resumed
+        folder.save_config(to_yaml(replace(cfg, base=init.base)), overrides.words)  # killed, it can be resumed
     from bigramlm.engine import build  # imports torch, which takes a second
 
     model = build.fresh_model(cfg, corpus)

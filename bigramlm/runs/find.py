@@ -23,7 +23,7 @@ PLAN = "sweep.json"
 def read_run(folder: Path) -> RunSummary | None:
     """The run in a folder, None where there is none."""
     run = RunSummary.read(folder)
-    return run if run.summary else None
+    return run if run.has_summary else None
 
 
 def folders(below: Path) -> Iterator[Path]:

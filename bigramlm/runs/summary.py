@@ -30,6 +30,8 @@ class RunSummary:
     """Why it could not even leave a summary, where it could not."""
     summary: dict[str, Any] = field(default_factory=dict)
     """What is in summary.json; empty where there is none."""
+    has_summary: bool = False
+    """Whether there is one that can be read."""
     number: int = 0
     """Where it stands among others, as they were given."""
     values: dict[str, str] = field(default_factory=dict)
@@ -42,13 +44,14 @@ class RunSummary:
         cls, folder: Path, name: str = "", typed: dict[str, str] | None = None, reason: str | None = None
     ) -> RunSummary:
         """Read what a folder says of its run; typed: what was, if not what the summary says."""
-        summary = read_summary(folder) or {}
+        found = read_summary(folder)
+        summary = found or {}
         typed = _typed(summary.get("overrides")) if typed is None else dict(typed)
         resumed = summary.get("resumed")
         for time in resumed if isinstance(resumed, list) else ():
             later = _typed(time.get("overrides")) if isinstance(time, dict) else {}
             typed |= {name: value for name, value in later.items() if name != "resume"}
-        return cls(folder, name or folder.name, typed, reason, summary)
+        return cls(folder, name or folder.name, typed, reason, summary, has_summary=found is not None)
 
     def compared(self, number: int, values: dict[str, str], *, in_bits: bool) -> RunSummary:
         """Return the same run as one of several, which are compared by these values."""
@@ -57,7 +60,7 @@ class RunSummary:
     @functools.cached_property
     def status(self) -> str:
         """As in the summary; `killed` where that says running and nobody holds the folder, `pending` without one."""
-        if not self.summary:
+        if not self.has_summary:
             return "failed" if self.reason else "pending"
         return status(self.folder, self.summary)
 

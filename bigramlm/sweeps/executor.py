@@ -145,7 +145,7 @@ class Launch:
 
     def _is_still(self, job: Job, cfg: RunConfig) -> bool:
         summary = read_summary(self.sweep.path(job)) or {}
-        if summary.get("asked", job.asked) != job.asked:  # it was resumed alone, with something changed
+        if summary.get("asked", job.asked) not in config_hashes(cfg):  # it was resumed alone, with something changed
             return False
         before = summary.get("data", {}).get("sha256")
         return before is None or before == self._sha256(cfg.data)

@@ -206,8 +206,8 @@ def test_a_full_disk_keeps_what_is_done(tmp_path: Path) -> None:
 # It stands still once some of the tokens are on the disk, with its workers about it.
 STANDS_STILL = f"""
 import time
-from bigramlm import corpus, prepare
-from bigramlm.data import text
+from bigramlm.cli import prepare
+from bigramlm.data import corpus, encoding, text
 from bigramlm.data.tokens import TokenWriter
 
 keep = TokenWriter.keep

@@ -19,7 +19,10 @@ def test_the_last_value_of_a_field_counts() -> None:
     [
         ("optim.lr=1e-3", "optim.lr", "1e-3"),
         ("++optim.lr=1e-3", "optim.lr", "1e-3"),
-        ("~optim", "optim", ""),
+        ("~optim", "", ""),
+        ("~optim=adamw", "", ""),
+        ("-p", "", ""),
+        ("optim", "", ""),
         ("hydra/launcher=joblib", "hydra/launcher", "joblib"),
         ("seed=1,2", "seed", "1,2"),
         ("seed=range(0,3)", "seed", "range(0,3)"),
@@ -34,6 +37,14 @@ def test_the_last_value_of_a_field_counts() -> None:
 def test_a_word_is_a_field_and_a_value(word: str, field: str, value: str) -> None:
     (found,) = Overrides([word])
     assert found == (word, field, value)
+
+
+def test_what_gives_no_value_is_no_field() -> None:
+    """Such as the arguments of Hydra's own flags, and what leaves something out."""
+    typed = Overrides(["--cfg", "job", "-p", "optim", "~model", "seed=1"])
+    assert typed.values() == {"seed": "1"}
+    assert not typed.has("optim", "model")
+    assert typed.without("seed").words == ["--cfg", "job", "-p", "optim", "~model"]
 
 
 def test_a_word_that_is_no_override_is_kept_and_refused_by_hydra() -> None:

@@ -20,7 +20,8 @@ SHORT = ("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An outputs/ with runs that were never trained: three as runs, one as a job of a sweep."""
     folder = tmp_path / "outputs"
-    monkeypatch.setattr(runs, "outputs", lambda: folder)
+    for module in (runs, runs_command):
+        monkeypatch.setattr(module, "outputs", lambda: folder)
     for name, started, val, status, lr in (
         ("runs/2026-01-01/a", "2026-01-01T00:00:00+00:00", 2.5, "completed", 0.1),
         ("runs/2026-01-02/b", "2026-01-02T00:00:00+00:00", 2.25, "stopped", 0.01),

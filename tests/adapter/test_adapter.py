@@ -379,7 +379,7 @@ def test_another_base_is_refused(cli: Cli, tool: Cli, base: Path, run: Path) -> 
 )
 def test_peft_is_imported_where_it_is_chosen_only(base: Path, tmp_path: Path, adapter: str, imported: str) -> None:
     code = (
-        "import sys; from bigramlm import train\n"
+        "import sys; from bigramlm.cli import train\n"
         "try: train.main()\nfinally: print([m for m in ('peft', 'transformers') if m in sys.modules], file=sys.stderr)"
     )
     arguments = [*SHORT, f"init_from={base}", "trainer.steps=0", f"hydra.run.dir={tmp_path / 'run'}"]

@@ -288,7 +288,8 @@ def test_the_command_makes_a_page_of_a_run_a_sweep_or_many(
     sweep: Path, tool: Cli, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outputs = tmp_path / "outputs"
-    monkeypatch.setattr(runs, "outputs", lambda: outputs)
+    for module in (runs, runs_command):
+        monkeypatch.setattr(module, "outputs", lambda: outputs)
     done = tool(runs_command.main, "report", str(sweep))
     assert done.code == 0, done.err
     assert done.out.splitlines()[0] == "80 jobs: 80 completed"
@@ -316,7 +317,8 @@ def test_the_command_makes_a_page_of_a_run_a_sweep_or_many(
 def test_the_newest_run_of_a_sweep_brings_the_others(
     tool: Cli, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "outputs", lambda: tmp_path)
+    for module in (runs, runs_command):
+        monkeypatch.setattr(module, "outputs", lambda: tmp_path)
     folder = tmp_path / "sweeps" / "new"
     typed = ("-m", "data=bundled", "trainer.steps=2", "logger=none", f"hydra.sweep.dir={folder}")
     cli(*typed, "seed=1,2", "data.block_size=8,99999999", run_dir=False)

@@ -281,7 +281,7 @@ def test_a_vocabulary_smaller_than_the_characters_is_refused() -> None:
 def test_learning_is_deterministic() -> None:
     """In other processes, with another number of threads, and whatever the hashes of strings."""
     code = (
-        "from bigramlm import paths\n"
+        "from bigramlm.utils import paths\n"
         "from bigramlm.tokenizer.config import BPEConfig, WordPieceConfig\n"
         "text = paths.bundled_text().read_text('utf-8')\n"
         "for cfg in (BPEConfig(vocab_size=600), WordPieceConfig(vocab_size=400)):\n"
