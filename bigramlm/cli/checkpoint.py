@@ -13,7 +13,7 @@ from bigramlm.adapter.lora import ADAPTER
 from bigramlm.checkpoint.checkpoint import CONFIG, Checkpoint
 from bigramlm.checkpoint.format import MODEL
 from bigramlm.checkpoint.manager import Checkpoints
-from bigramlm.cli.common import exit_codes
+from bigramlm.cli.common import command
 from bigramlm.config.run_config import RunConfig, load
 from bigramlm.engine.export import export, export_adapter, merge
 from bigramlm.engine.load import open_checkpoint
@@ -24,6 +24,7 @@ from bigramlm.utils.console import relative, show, table
 from bigramlm.utils.files import require_new
 
 
+@command
 def main() -> None:
     """Run the command line: python scripts/checkpoint.py COMMAND PATH. Exit code 2: damaged, or to be mended."""
     parser = argparse.ArgumentParser("checkpoint.py", description=__doc__)
@@ -46,19 +47,18 @@ def main() -> None:
             only = "of an adapter, write it alone, for peft beside the base in transformers; else it is merged"
             command.add_argument("--adapter", action="store_true", help=only)
     arguments = parser.parse_args()
-    with exit_codes():
-        if arguments.command == "inspect":
-            inspect(arguments.path)
-        elif arguments.command == "verify":
-            verify(arguments.path)
-        elif arguments.command == "strip":
-            strip(arguments.path, arguments.output)
-        elif arguments.command == "merge":
-            show(merge(arguments.path, arguments.folder, arguments.base))
-        elif arguments.adapter:
-            show(export_adapter(arguments.path, arguments.folder, arguments.base))
-        else:
-            show(export(arguments.path, arguments.folder, arguments.base))
+    if arguments.command == "inspect":
+        inspect(arguments.path)
+    elif arguments.command == "verify":
+        verify(arguments.path)
+    elif arguments.command == "strip":
+        strip(arguments.path, arguments.output)
+    elif arguments.command == "merge":
+        show(merge(arguments.path, arguments.folder, arguments.base))
+    elif arguments.adapter:
+        show(export_adapter(arguments.path, arguments.folder, arguments.base))
+    else:
+        show(export(arguments.path, arguments.folder, arguments.base))
 
 
 def inspect(where: str) -> None:

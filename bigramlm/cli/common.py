@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from hydra import compose, initialize_config_dir
@@ -17,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bigramlm.config.overrides import Overrides
 from bigramlm.engine.failures import as_user_error
 from bigramlm.errors import UserError, require
+from bigramlm.runs.folder import versions
 from bigramlm.utils import paths
 from bigramlm.utils.console import show
 
@@ -49,6 +51,20 @@ def fields_command(config_name: str, schema: type[T], about: str, free_text: Seq
     command = OmegaConf.to_object(cfg)
     assert isinstance(command, schema)
     return command
+
+
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """Make a function a command: its errors become exit codes, and --version prints the version of bigramlm."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        with exit_codes():
+            if "--version" in sys.argv[1:]:
+                show(f"bigramlm {versions()['bigramlm']}")
+            else:
+                main()
+
+    return run
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from bigramlm.cli.common import exit_codes, fields_command
+from bigramlm.cli.common import command, fields_command
 from bigramlm.config.run_config import prefer_our_presets, register_schemas
 from bigramlm.data.config import DataConfig, PairsConfig, TokensConfig
 from bigramlm.errors import require
@@ -49,22 +49,22 @@ class PrepareCommand:
     """The folder for the token files; else one in outputs/prepared, where training on a long text finds them."""
 
 
+@command
 def main() -> None:
     """Run the command line: python scripts/prepare.py [FIELD=VALUE] ..."""
     register()
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     for library in ("httpx", "huggingface_hub", "urllib3"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    with exit_codes():
-        command = fields_command("prepare", PrepareCommand, _HELP, FREE_TEXT)
-        if command is None:
-            return
-        try:
-            with stop_signals():
-                prepare(command)
-        except Stopped as stopped:
-            print(f"{stopped}; what is done is kept, and the same command goes on", file=sys.stderr)
-            sys.exit(128 + stopped.signal)
+    command = fields_command("prepare", PrepareCommand, _HELP, FREE_TEXT)
+    if command is None:
+        return
+    try:
+        with stop_signals():
+            prepare(command)
+    except Stopped as stopped:
+        print(f"{stopped}; what is done is kept, and the same command goes on", file=sys.stderr)
+        sys.exit(128 + stopped.signal)
 
 
 def register() -> None:

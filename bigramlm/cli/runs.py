@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bigramlm.cli.common import exit_codes
+from bigramlm.cli.common import command
 from bigramlm.config.run_config import differences, flat
 from bigramlm.errors import UserError, require
 from bigramlm.report.results import Outcomes
@@ -28,6 +28,7 @@ from bigramlm.utils.console import relative, show, table
 log = logging.getLogger(__name__)
 
 
+@command
 def main() -> None:
     """Run the command line: python scripts/runs.py list|diff|results|report."""
     parser = argparse.ArgumentParser(
@@ -76,15 +77,14 @@ def main() -> None:
     )
     command.add_argument("-o", "--output", type=Path, help="the file; else report.html in the folder, or in outputs/")
     arguments = parser.parse_args()
-    with exit_codes():
-        if arguments.command == "report":
-            print_report(arguments.paths, arguments.output)
-        elif arguments.command == "results":
-            print_results(find_sweep(arguments.sweep), as_csv=arguments.csv)
-        elif arguments.command == "list":
-            print_list(arguments.filters, arguments.sort, reverse=arguments.reverse, as_json=arguments.json)
-        else:
-            print_diff(*(_run_in(name) for name in (arguments.a, arguments.b)))
+    if arguments.command == "report":
+        print_report(arguments.paths, arguments.output)
+    elif arguments.command == "results":
+        print_results(find_sweep(arguments.sweep), as_csv=arguments.csv)
+    elif arguments.command == "list":
+        print_list(arguments.filters, arguments.sort, reverse=arguments.reverse, as_json=arguments.json)
+    else:
+        print_diff(*(_run_in(name) for name in (arguments.a, arguments.b)))
 
 
 # The columns of the list, and what each is of a run.

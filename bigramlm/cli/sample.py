@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from hydra.core.config_store import ConfigStore
 
-from bigramlm.cli.common import exit_codes, fields_command
+from bigramlm.cli.common import command, fields_command
 from bigramlm.config.run_config import SampleConfig, prefer_our_presets
 from bigramlm.device.config import DeviceConfig
 from bigramlm.errors import UserError, require
@@ -87,14 +87,14 @@ class SampleCommand(SampleConfig):
         )
 
 
+@command
 def main() -> None:
     """Run the command line: python scripts/sample.py [FIELD=VALUE] ..."""
     register()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    with exit_codes():
-        command = fields_command("sample", SampleCommand, _HELP, FREE_TEXT)
-        if command is not None:
-            sample(command)
+    command = fields_command("sample", SampleCommand, _HELP, FREE_TEXT)
+    if command is not None:
+        sample(command)
 
 
 def register() -> None:

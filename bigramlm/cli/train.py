@@ -24,7 +24,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from bigramlm.cli.common import exit_codes
+from bigramlm.cli.common import command
 from bigramlm.cli.help import help_text
 from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import config_hash, config_hashes, load, register_schemas, to_run_config
@@ -56,15 +56,15 @@ EXTRAS = {
 }
 
 
+@command
 def main() -> None:
     """Run the command line. Exit codes: 0 completed, 1 failed, 2 for the user to mend, 130 and 143 stopped."""
     set_up_hydra()
-    with exit_codes():
-        if {"--help", "-h"} & set(sys.argv[1:]):
-            show(help_text(Overrides.among(sys.argv[1:]).words))
-        else:
-            sys.argv[1:] = command_line(sys.argv[1:])
-            _hydra_main()
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        show(help_text(Overrides.among(sys.argv[1:]).words))
+    else:
+        sys.argv[1:] = command_line(sys.argv[1:])
+        _hydra_main()
 
 
 def command_line(arguments: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bigramlm.cli import train
-from bigramlm.cli.common import exit_codes
+from bigramlm.cli.common import command
 from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import load
 from bigramlm.errors import UserError, require
@@ -40,6 +40,7 @@ _SHORT = {
 _BY_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
 
 
+@command
 def main() -> None:
     """Run the command line: python scripts/verify_resume.py [overrides]. Exit code 1 where a run parts."""
     parser = argparse.ArgumentParser(
@@ -55,14 +56,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=0, help="kill so many runs at random moments, instead of one at N")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (0)")
     arguments = parser.parse_args()
-    with exit_codes():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and remove the folder
-        for taken in ("resume", "-m"):
-            wrong = [word.text for word in Overrides(arguments.overrides) if word.field == taken]
-            require(not wrong, f"{wrong and wrong[0]}: the runs are made, and resumed, here; leave it out")
-        require(arguments.kills >= 0, f"--kills={arguments.kills}: must be 0 or more")
-        with tempfile.TemporaryDirectory(prefix="bigramlm-resume-") as place:
-            parted = verify(arguments.overrides, Path(place), kills=arguments.kills, seed=arguments.seed)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and remove the folder
+    wrong = Overrides(arguments.overrides).only("resume").words
+    require(not wrong, f"{wrong and wrong[0]}: the runs are made, and resumed, here; leave it out")
+    require(arguments.kills >= 0, f"--kills={arguments.kills}: must be 0 or more")
+    with tempfile.TemporaryDirectory(prefix="bigramlm-resume-") as place:
+        parted = verify(arguments.overrides, Path(place), kills=arguments.kills, seed=arguments.seed)
     sys.exit(1 if parted else 0)
 
 

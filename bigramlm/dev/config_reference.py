@@ -11,6 +11,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import MISSING, OmegaConf
 
+from bigramlm.cli.common import command
 from bigramlm.cli.help import choices_of_groups
 from bigramlm.cli.prepare import PrepareCommand
 from bigramlm.cli.sample import SampleCommand
@@ -72,6 +73,7 @@ def reference() -> str:
     return "\n".join(parts)
 
 
+@command
 def main() -> None:
     """Write docs/config.md."""
     path = paths.home() / "docs" / "config.md"

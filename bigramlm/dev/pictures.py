@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bigramlm.cli.common import exit_codes
+from bigramlm.cli.common import command
 from bigramlm.dev.browser import Browser, browser
 from bigramlm.utils import paths
 from bigramlm.utils.console import show
@@ -27,6 +27,7 @@ SWEEPS = {
 }
 
 
+@command
 def main() -> None:
     """Run the command line: python scripts/pictures.py"""
     parser = argparse.ArgumentParser(
@@ -35,7 +36,7 @@ def main() -> None:
     )
     parser.add_argument("--to", type=Path, default=paths.home() / "docs" / "pictures", help="where they are put")
     arguments = parser.parse_args()
-    with exit_codes(), browser(width=1280, height=800) as window, tempfile.TemporaryDirectory() as made:
+    with browser(width=1280, height=800) as window, tempfile.TemporaryDirectory() as made:
         arguments.to.mkdir(parents=True, exist_ok=True)
         folder = Path(made)
         for name, overrides in SWEEPS.items():

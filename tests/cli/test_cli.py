@@ -1,14 +1,18 @@
 """Shared by the commands: free text as typed, refusals in one line, exit codes."""
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
+from bigramlm import __main__ as everything
+from bigramlm.__main__ import COMMANDS
 from bigramlm.cli import common as shared
 from bigramlm.cli.train import command_line
 from bigramlm.config.run_config import load, to_run_config, to_yaml
@@ -213,3 +217,28 @@ def test_hydras_own_refusals_keep_its_text_and_code(cli: Cli, override: str, mes
 def test_tables_line_up() -> None:
     rows = [("a", "1"), ("bcd", "100")]
     assert console.table(("name", "n"), rows).splitlines() == ["name    n", "a       1", "bcd   100"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_which_version_it_is(name: str, tool: Cli) -> None:
+    module = importlib.import_module(COMMANDS[name][0])
+    told = tool(module.main, "--version")
+    assert (told.code, told.out) == (0, f"bigramlm {metadata.version('bigramlm')}\n")
+
+
+def test_all_commands_are_listed_under_one_name(tool: Cli) -> None:
+    listed = tool(everything.main)
+    assert listed.code == 0
+    assert all(f"  {name} " in listed.out for name in COMMANDS)
+    assert max(map(len, listed.out.splitlines())) <= 80
+    assert tool(everything.main, "--help").out == listed.out
+    assert_refused(tool(everything.main, "trian"), "trian", *COMMANDS)
+    scripts = {path.stem for path in (paths.home() / "scripts").glob("*.py")}
+    assert set(COMMANDS) | {"config_reference", "pictures"} == scripts
+
+
+def test_a_command_runs_under_that_name(tmp_path: Path) -> None:
+    words = [*SHORT, f"hydra.run.dir={tmp_path / 'run'}"]
+    done = subprocess.run([sys.executable, "-m", "bigramlm", "train", *words], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"End of training" in done.stdout

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 
-from bigramlm.cli.common import exit_codes
+from bigramlm.cli.common import command
 from bigramlm.dev import bench
 from bigramlm.dev.bench.commands import bigram, checkpoint, compiled, gpt, search, startup, sweep
 from bigramlm.dev.bench.data import data
@@ -41,6 +41,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Report]]] = {
 }
 
 
+@command
 def main() -> None:
     """Run the command line: python scripts/bench.py NAME"""
     about = "\n".join(
@@ -59,12 +60,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print every figure as JSON, a line a comparison")
     arguments = parser.parse_intermixed_args()
     benchmark, overrides = BENCHMARKS[arguments.name], arguments.overrides
-    with exit_codes():
-        require(arguments.pairs >= 1, f"--pairs={arguments.pairs}: must be 1 or more")
-        takes = inspect.Parameter.VAR_POSITIONAL in {p.kind for p in inspect.signature(benchmark).parameters.values()}
-        require(takes or not overrides, f"{' '.join(overrides)}: bench {arguments.name} takes no overrides")
-        same = True
-        for found in benchmark(arguments.pairs, *overrides):
-            show(json.dumps(found.to_dict()) if arguments.json else str(found))
-            same = same and getattr(found, "ok", True)
+    require(arguments.pairs >= 1, f"--pairs={arguments.pairs}: must be 1 or more")
+    takes = inspect.Parameter.VAR_POSITIONAL in {p.kind for p in inspect.signature(benchmark).parameters.values()}
+    require(takes or not overrides, f"{' '.join(overrides)}: bench {arguments.name} takes no overrides")
+    same = True
+    for found in benchmark(arguments.pairs, *overrides):
+        show(json.dumps(found.to_dict()) if arguments.json else str(found))
+        same = same and getattr(found, "ok", True)
     sys.exit(0 if same else 1)
