@@ -37,7 +37,9 @@ from bigramlm.device.device import Device, set_up
 from bigramlm.engine import build as parts
 from bigramlm.engine.resolve import resolve_for_model
 from bigramlm.errors import UserError
-from bigramlm.logger.metrics import LoggerConfig, Metrics, Origin
+from bigramlm.logger.base import Origin
+from bigramlm.logger.config import LoggerConfig
+from bigramlm.logger.metrics import Metrics
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram
 from bigramlm.model.config import GPTConfig

@@ -76,6 +76,7 @@ def test_imports_go_down_the_floors_only(path: Path) -> None:
         "cli.prepare",
         "cli.runs",
         "runs.folder",
+        "logger.config",
         "logger.metrics",
         "model.config",
         "model.huggingface",

@@ -18,7 +18,7 @@ from bigramlm.adapter.config import ADAPTERS, AdapterConfig
 from bigramlm.data.config import DATASETS, DataConfig, PairsConfig
 from bigramlm.device.config import DeviceConfig
 from bigramlm.errors import UserError, require
-from bigramlm.logger.metrics import LoggerConfig
+from bigramlm.logger.config import LoggerConfig
 from bigramlm.model.config import MODELS, ModelConfig, gpt2_size
 from bigramlm.optim.config import OPTIMIZERS, OptimConfig
 from bigramlm.tokenizer.config import TOKENIZERS, TokenizerConfig

@@ -18,7 +18,7 @@ from bigramlm.cli.sample import SampleCommand
 from bigramlm.cli.train import set_up_hydra
 from bigramlm.config.run_config import KINDS, RunConfig, SampleConfig
 from bigramlm.device.config import DeviceConfig
-from bigramlm.logger.metrics import LoggerConfig
+from bigramlm.logger.config import LoggerConfig
 from bigramlm.trainer.config import TrainerConfig
 from bigramlm.utils import paths
 

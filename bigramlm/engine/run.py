@@ -10,7 +10,8 @@ from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import RunConfig, to_dict, to_yaml
 from bigramlm.engine.resolve import InitState, resolve, resolve_for_model
 from bigramlm.errors import UserError
-from bigramlm.logger.metrics import Metrics, Origin
+from bigramlm.logger.base import Origin
+from bigramlm.logger.metrics import Metrics
 from bigramlm.runs.folder import RunFolder
 from bigramlm.runs.summary import RunSummary
 from bigramlm.utils.console import relative

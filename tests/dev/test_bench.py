@@ -130,7 +130,7 @@ def test_bits_finds_the_first_difference_between_two_versions(
     changed = tmp_path / "changed"
     for folder in ("bigramlm", "conf", "hydra_plugins", "scripts", "sources"):
         shutil.copytree(paths.home() / folder, changed / folder)
-    config = changed / "bigramlm" / "config.py"
+    config = changed / "bigramlm" / "config" / "run_config.py"
     config.write_text(config.read_text("utf-8").replace("seed: int = 1337", "seed: int = 1"), "utf-8")
     other = tool(main.main, "bits", str(paths.home()), str(changed))
     assert other.code == 1

@@ -10,7 +10,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bigramlm.logger import metrics as module
-from bigramlm.logger.metrics import LoggerConfig, Metrics, Origin
+from bigramlm.logger.base import Origin
+from bigramlm.logger.config import LoggerConfig
+from bigramlm.logger.metrics import Metrics
 from tests.helpers import Cli, refuses, summary
 
 # A run that is over at once.
