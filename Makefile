@@ -22,8 +22,9 @@ lint: .venv/installed-dev  ## Check style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-docs: .venv/installed  ## Write docs/config.md again, from the dataclasses
+docs: .venv/installed  ## Write docs/config.md and docs/pictures/floors.svg again, from the code
 	@$(BIN)/python scripts/config_reference.py
+	@$(BIN)/python -m bigramlm.dev.floors
 
 pictures: .venv/installed-dev  ## Take the pictures in docs/pictures again; needs Chromium
 	@$(BIN)/python scripts/pictures.py

@@ -7,26 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from bigramlm.dev.floors import FLOORS
 from bigramlm.utils import paths
 
 PACKAGE = paths.home() / "bigramlm"
-# From the ground up: a module imports from floors below its own and from its own room, never from a room beside it.
-FLOORS = (
-    ("errors",),
-    ("utils",),
-    ("model", "adapter", "tokenizer", "optim", "device", "logger"),
-    ("data",),
-    ("checkpoint", "generate"),
-    ("trainer",),
-    ("config",),
-    ("runs",),
-    ("report",),
-    ("engine",),
-    ("sweeps",),
-    ("cli",),
-    ("dev",),
-    ("__main__",),
-)
 # Of tests that mirror no room: of what docs/ and conf/ hold, of the house, of what was made before, and of what holds
 # for any input.
 OF_THE_WHOLE = {"docs", "layout", "old", "presets", "properties"}
