@@ -12,7 +12,7 @@ from bigramlm.model.base import LanguageModel
 
 
 def generate(model: LanguageModel, idx: Tensor, max_new_tokens: int, **settings: Any) -> Tensor:
-    """idx (B, T) with max_new_tokens more tokens, (B, T + max_new_tokens); settings: those of `stream`."""
+    """Return idx (B, T) with max_new_tokens more tokens, (B, T + max_new_tokens); settings: those of `stream`."""
     return torch.cat((idx, *stream(model, idx, max_new_tokens, **settings)), dim=1)
 
 
@@ -29,7 +29,7 @@ def stream(
     until: int | None = None,
     cached: bool = True,
 ) -> Iterator[Tensor]:
-    """The tokens that follow idx (B, T), one by one, each (B, 1), as they are made.
+    """Yield the tokens that follow idx (B, T), one by one, each (B, 1), as they are made.
 
     Each token is drawn from softmax(logits / temperature) of the last position, among those that top_k and top_p leave;
     a temperature of 0 takes the likeliest. Draws come from a generator of their own, so that sampling in the middle of
@@ -67,12 +67,12 @@ def stream(
 
 
 def before(ids: list[int], until: int | None) -> list[int]:
-    """The ids up to the token `until`; all of them where it is None, or not among them."""
+    """Return the ids before the token `until`; all of them if it is None, or not among them."""
     return ids[: ids.index(until)] if until in ids else ids
 
 
 def draw(logits: Tensor, *, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> Tensor:
-    """A token (B, 1) for each row of logits (B, V).
+    """Draw a token (B, 1) for each row of logits (B, V).
 
     top_k: only the k likeliest tokens can be drawn (Fan et al. 2018, "Hierarchical Neural Story Generation"); 0 is all.
     top_p: only the likeliest tokens that together have this probability, the one that crosses it included, at the given

@@ -1,4 +1,4 @@
-"""Take the pictures in the docs: python scripts/pictures.py --help"""
+"""Take the pictures in the docs: python scripts/pictures.py --help."""
 
 from bigramlm.dev.pictures import main
 

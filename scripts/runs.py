@@ -1,4 +1,4 @@
-"""List runs and tell them apart: python scripts/runs.py --help"""
+"""List runs and tell them apart: python scripts/runs.py --help."""
 
 from bigramlm.cli.runs import main
 

@@ -48,7 +48,7 @@ def _process_state() -> Iterator[None]:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    """Runs `train` with arguments in this process: cli("optim.lr=1") -> Ended. Its run folder is tmp_path/run<n>."""
+    """Make a function that runs `train` with arguments in this process; its run folder is tmp_path/run<n>."""
     runs = 0
 
     def call(*arguments: str, run_dir: bool = True) -> Ended:
@@ -63,7 +63,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    """Runs another command with arguments in this process: tool(sample.main, "prompt=To be") -> Ended."""
+    """Make a function that runs another command in this process, given its main and arguments."""
     return lambda main, *arguments: ended(main, list(arguments), monkeypatch, capfd, tmp_path)
 
 
@@ -90,19 +90,19 @@ def ended(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A sweep's folder, which is not there yet."""
+    """Return a sweep's folder, which is not there yet."""
     return tmp_path / "sweep"
 
 
 @pytest.fixture
 def swept(cli: Cli, folder: Path) -> Callable[..., Ended]:
-    """Runs `train -m` with these arguments in one folder: swept("seed=1,2") -> Ended."""
+    """Make a function that runs `train -m` with arguments, such as "seed=1,2", in one folder."""
     return lambda *arguments: cli("-m", *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
 
 
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
-    """A small text with enough in it to split."""
+    """Return a small text with enough in it to split."""
     path = tmp_path / "text.txt"
     path.write_text("A bird in the hand is worth two in the bush.\nStill waters run deep.\n" * 20, "utf-8")
     return path

@@ -99,7 +99,7 @@ def resumed(cli: Cli, folder: Path, *overrides: str) -> Ended:
 
 
 def small(preset: str) -> list[str]:
-    """Overrides that make a model of `model=PRESET` small: a test is about what it does, and not about how well."""
+    """Return overrides that make a model of `model=PRESET` small: a test is about what it does, not how well."""
     model = run_config(f"model={preset}").model
     if not isinstance(model, GPTConfig):
         return []
@@ -325,7 +325,7 @@ FILES = {"config": "config.yaml", "metrics": "metrics.jsonl", "summary": "summar
 
 
 def run_with(folder: Path, **files: object) -> RunSummary:
-    """A run that left only these files: config, metrics, summary, samples."""
+    """Return a run that left only these files: config, metrics, summary, samples."""
     folder.mkdir(parents=True)
     for name, content in files.items():
         text = content if isinstance(content, str) else json.dumps(content)
@@ -388,7 +388,7 @@ def build(
     kind: type[LanguageModel] = Bigram,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Trainer:
-    """A Trainer of a small model on random tokens; everything else as the overrides say."""
+    """Return a Trainer of a small model on random tokens; everything else as the overrides say."""
     cfg = run_config("trainer.steps=30", "trainer.log_every=10", "trainer.eval_every=10", *overrides)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(cfg.seed)
@@ -439,7 +439,7 @@ def kept_for_the_gradient(forward: Callable[[], object]) -> int:
 
 
 def gpt2_folder(folder: Path, *, size: str = "narrow", **config: Any) -> Path:
-    """A small GPT-2 as transformers saves it, with random weights, biases and gains too, and a tokenizer."""
+    """Return a small GPT-2 as transformers saves it, with random weights, biases and gains too, and a tokenizer."""
     import transformers
 
     sizes = {"narrow": {"n_layer": 2, "n_head": 2, "n_embd": 16}, "wide": {"n_layer": 3, "n_head": 5, "n_embd": 40}}

@@ -47,12 +47,12 @@ def composes_as(command: str, free_text: tuple[str, ...], *typed: str) -> None:
 
 @pytest.fixture(scope="module")
 def told() -> str:
-    """The config reference."""
+    """Return the config reference."""
     return reference()
 
 
 def weights(overrides: list[str], gpt2: Path) -> list[str]:
-    """The overrides, with weights that there are in the place of those that they start from."""
+    """Return the overrides, with weights that there are in the place of those that they start from."""
     others = [override for override in overrides if not override.startswith(("init_from=", "base="))]
     starts = len(others) < len(overrides) or any("=finetune" in override for override in overrides)
     return [*others, f"init_from={gpt2}"] if starts else others
@@ -77,7 +77,6 @@ def test_links_lead_somewhere(path: Path) -> None:
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
 def test_commands_in_the_docs_have_their_overrides_right(path: Path, gpt2: Path) -> None:
     """Every `python scripts/train.py ...` in the docs composes."""
-
     for line in re.findall(r"python scripts/train\.py([^`\n#|>]*)", path.read_text("utf-8")):
         arguments = [a for a in re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", line) if "=" in a]
         if "-m" in line.split() or any(word.isupper() for word in re.findall(r"\w+", line)) or "-sc" in line:
@@ -89,7 +88,6 @@ def test_commands_in_the_docs_have_their_overrides_right(path: Path, gpt2: Path)
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
 def test_sweeps_in_the_docs_have_their_overrides_right(path: Path, gpt2: Path) -> None:
     """Every `python scripts/train.py -m ...` composes, with the first of what is swept."""
-
     text = path.read_text("utf-8").replace("\\\n", " ")
     for line in re.findall(r"python scripts/train\.py(?= [^`\n#]*-m )([^`\n#]*)", text):
         typed = [word for word in shlex.split(line) if "=" in word and not word.startswith("sweep=")]

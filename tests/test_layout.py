@@ -19,7 +19,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__
 
 
 def room(path: Path) -> str:
-    """The part, or the module of the package's top level, that a file belongs to."""
+    """Return the part, or the module of the package's top level, that a file belongs to."""
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
@@ -28,7 +28,7 @@ def floor(name: str) -> int:
 
 
 def imported(path: Path) -> set[str]:
-    """The rooms that a file imports from, anywhere in it."""
+    """Return the rooms that a file imports from, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         names = []
@@ -81,7 +81,7 @@ SHORTER = {"engine/run.py:run": 45, "trainer/trainer.py:Trainer.__init__": 25}
 
 
 def functions(path: Path) -> dict[str, ast.FunctionDef]:
-    """The functions and methods of a file, by their names."""
+    """Return the functions and methods of a file, by their names."""
     found: dict[str, ast.FunctionDef] = {}
 
     def walk(node: ast.AST, before: str) -> None:

@@ -44,7 +44,7 @@ NEARLY = 1e-4
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A copy of the folders, at another place than where they were made."""
+    """Return a copy of the folders, at another place than where they were made."""
     shutil.copytree(OLD, tmp_path / "old")
     return tmp_path / "old"
 

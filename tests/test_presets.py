@@ -77,7 +77,7 @@ SAMPLED = [pytest.param(preset, marks=[] if preset in A_CLASS else [pytest.mark.
 
 
 def shrunk(model: Any) -> list[str]:
-    """Overrides that make a model of this config small."""
+    """Return overrides that make a model of this config small."""
     if not hasattr(model, "n_embd"):
         return []
     return [f"model.n_embd={4 * model.n_head}", f"model.n_layer={min(2, model.n_layer)}"]
@@ -90,12 +90,12 @@ def overrides(preset: str, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for runs that several tests read."""
+    """Return a folder for runs that several tests read."""
     return tmp_path_factory.mktemp("shared")
 
 
 def trained(preset: str, place: Path, cli: Cli) -> Path:
-    """The run of a preset that tests share: none may write to it."""
+    """Return the run of a preset that tests share: none may write to it."""
     folder = place / preset
     if not folder.exists():
         # What takes no steps needs no warmup, and may have any.
@@ -138,7 +138,7 @@ def goes_on(experiment: str) -> bool:
 
 @pytest.fixture
 def needed(text_file: Path, tool: Cli) -> Any:
-    """Makes what presets need besides: fields that have no default, trained weights.
+    """Make what presets need besides: fields that have no default, trained weights.
 
     What is given back is all overrides, and what these compose but for those that had no default.
     """
@@ -319,7 +319,7 @@ def tables(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def on_counts(place: Path, cli: Cli) -> Path:
-    """A run of a model that stands on an n-gram, which tests share: none may write to it."""
+    """Return a run of a model that stands on an n-gram, which tests share: none may write to it."""
     folder = place / "on counts"
     if not folder.exists():
         ended = cli(*ON_COUNTS, f"hydra.run.dir={folder}", run_dir=False)

@@ -27,7 +27,7 @@ CONFIGS = st.recursive(
 
 
 def parsed(override: str) -> str:
-    """The value that an override gives its field, by Hydra's parser and OmegaConf's references."""
+    """Return the value that an override gives its field, by Hydra's parser and OmegaConf's references."""
     value = OverridesParser.create().parse_override(override).value()
     found = OmegaConf.create({"field": value}).field
     assert isinstance(found, str)

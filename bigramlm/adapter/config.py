@@ -52,8 +52,11 @@ class NoAdapterConfig(AdapterConfig):
 
 @dataclass
 class LoRAConfig(AdapterConfig):
-    """LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"), by Hugging Face's peft: beside each
-    frozen matrix a product of two narrow ones, which alone are trained. For trained weights, as `init_from=` brings."""
+    """LoRA (Hu et al.
+
+    2021, "LoRA: Low-Rank Adaptation of Large Language Models"), by Hugging Face's peft: beside each frozen matrix a
+    product of two narrow ones, which alone are trained. For trained weights, as `init_from=` brings.
+    """
 
     name: str = "lora"
     r: int = 8

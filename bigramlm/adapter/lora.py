@@ -56,7 +56,7 @@ class LoRA:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def audit(self) -> list[str]:
-        """What is adapted, what is not, what is tied and how much is trained, as lines for the log."""
+        """Describe what is adapted, what is not, what is tied and how much is trained, as lines for the log."""
         holders = {name.rpartition(".")[0] for name, _ in self.model.named_parameters(remove_duplicate=False)}
         # Of an adapted layer the parameters are in parts of it.
         frozen = {name for name in holders if not any(f"{name}.".startswith(f"{its}.") for its in self.targets)}
@@ -76,7 +76,7 @@ class LoRA:
         self._write(folder, self._tensors(), base=base, fan_in_fan_out=False)
 
     def export(self, folder: Path, *, base: str) -> None:
-        """The same for the model as transformers has it, with its names, and matrices the other way round.
+        """Return the same for the model in transformers' layout, with its names and with matrices transposed.
 
         Of layers in blocks alone: those around them may have more rows there.
         """
@@ -157,7 +157,7 @@ def _tied(layers: dict[str, nn.Module]) -> dict[str, str]:
 
 
 def _matched(targets: list[str], layers: dict[str, nn.Module], model: Any) -> list[str]:
-    """The layers that are meant, in order. UserError where a target means none."""
+    """Return the layers that are meant, in order. UserError if a target matches none."""
     adaptable: Adaptable = model
     hidden = {id(p) for p in adaptable.hidden_matrices()}
     matched: set[str] = set()

@@ -119,7 +119,7 @@ class Checkpoint:
         return ADAPTER in self.manifest["files"]
 
     def base(self) -> Base:
-        """What the adapter stands beside."""
+        """Return the weights that the adapter was trained on."""
         with self.reading(BASE):
             said = json.loads((self.path / BASE).read_text("utf-8"))
             moved = said["from_here"] and (self.path / said["from_here"]).resolve()  # with this checkpoint
@@ -153,7 +153,7 @@ class Checkpoint:
             adapter.load(self.path)
 
     def tokenizer(self, cfg: TokenizerConfig) -> Tokenizer:
-        """The tokenizer that was saved; cfg: its config."""
+        """Read the tokenizer that was saved; cfg: its config."""
         with self.reading(TOKENIZER):
             return cfg.restore((self.path / TOKENIZER).read_text("utf-8"))
 
@@ -254,7 +254,7 @@ class Checkpoint:
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """What someone else than bigramlm has put into this file becomes a UserError that names it."""
+        """Turn whatever a file brings that bigramlm did not write into a UserError that names the file."""
         try:
             yield
         except torch.OutOfMemoryError:

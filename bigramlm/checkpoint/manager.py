@@ -70,7 +70,7 @@ class Checkpoints:
         self.folder = folder
 
     def path(self, name: str) -> Path:
-        """The folder that `last` or `best` names. UserError where it names none."""
+        """Return the folder that `last` or `best` names. UserError if it names none."""
         try:
             step = (self.folder / name).read_text("utf-8").strip()
         except (OSError, ValueError) as error:
@@ -79,12 +79,12 @@ class Checkpoints:
         return self.folder / step
 
     def steps(self) -> list[int]:
-        """The steps that there are checkpoints of, whole or not, in order."""
+        """List the steps that have a checkpoint, whole or not, in order."""
         steps = (paths.step_of(path.name) for path in self.folder.glob("step_*"))
         return sorted(step for step in steps if step is not None)
 
     def newest(self) -> Checkpoint | None:
-        """The newest one that is whole, None where there is none at all; the log says which were passed over and why.
+        """Return the newest whole checkpoint, None if there is none at all; the log says which were skipped, and why.
 
         UserError where there are some and not one of them is whole.
         """
@@ -105,7 +105,7 @@ class Checkpoints:
                 path.rename(self.folder / f"damaged_{path.name}.{uuid.uuid4().hex[:6]}")
 
     def best_at(self, resumed: Checkpoint) -> dict[str, float]:
-        """The best evaluation, as a run knows it that goes on from this checkpoint.
+        """Return the best evaluation that a run knows of when it resumes from this checkpoint.
 
         Where the best checkpoint was lost, none is best until the next evaluation.
         """

@@ -26,13 +26,13 @@ T = TypeVar("T")
 
 
 def composed(config_name: str, typed: Sequence[str], free_text: Sequence[str]) -> DictConfig:
-    """What is typed, on top of conf/<config_name>.yaml; raises what Hydra raises for a wrong field or value."""
+    """Compose what was typed on top of conf/<config_name>.yaml; raises what Hydra raises for a wrong field or value."""
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
         return compose(config_name, Overrides.typed(typed, free_text).words)
 
 
 def fields_command(config_name: str, schema: type[T], about: str, free_text: Sequence[str]) -> T | None:
-    """The fields of a command that trains nothing: conf/<config_name>.yaml with what is typed.
+    """Read the fields of a command that trains nothing: conf/<config_name>.yaml with what was typed.
 
     None where help was asked for, and printed: about, with the fields in the place of {fields}. UserError, and what
     Hydra raises, for what is wrong.

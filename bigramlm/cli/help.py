@@ -46,7 +46,7 @@ Hydra's own flags:       python scripts/train.py --hydra-help"""
 
 
 def help_text(overrides: list[str]) -> str:
-    """The help, with the fields as they are with these overrides; raises what Hydra raises for a wrong one."""
+    """Return the help text, with the fields as these overrides set them; raises what Hydra raises for a wrong one."""
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
         fields = OmegaConf.to_yaml(compose("train", overrides), resolve=True)
     text = _TEXT if paths.IN_CHECKOUT else _TEXT.replace("python scripts/train.py", "bigramlm-train")
@@ -64,7 +64,7 @@ def _group_choices() -> str:
 
 
 def choices_of_groups() -> dict[str, list[str]]:
-    """The choices that each group has, which are its presets; those of the kinds there are in the kinds' order."""
+    """List the choices of each group: its presets, and those that name a kind in the order of the kinds."""
     order = {group: list(kinds) for group, kinds in KINDS.items()}
     return {
         group: sorted(_choices(group), key=lambda choice: ([*order.get(group, []), choice].index(choice), choice))

@@ -102,7 +102,7 @@ def verify(overrides: list[str], place: Path, *, kills: int, seed: int = 0) -> l
 
 
 def compare(whole: Path, resumed: Path) -> str | None:
-    """The first step at which two runs part, and in what; None where they are bit-equal."""
+    """Find the first step at which two runs differ, and in what; None if they are bit-equal."""
     from bigramlm.checkpoint.checkpoint import Checkpoint
     from bigramlm.checkpoint.manager import Checkpoints
 

@@ -193,12 +193,12 @@ def _refuse_unknown(group: str, typed: Any, known: dict[str, Any]) -> None:
 
 
 def to_dict(cfg: RunConfig) -> dict[str, Any]:
-    """The config as plain dictionaries."""
+    """Return the config as plain dictionaries."""
     return asdict(cfg)
 
 
 def tokenizer_config(fields: dict[str, Any]) -> TokenizerConfig:
-    """A tokenizer's config from its fields. UserError where there is none such."""
+    """Build a tokenizer's config from its fields. UserError if there is no such tokenizer."""
     try:
         return TOKENIZERS[fields["name"]](**fields)
     except (KeyError, TypeError) as error:
@@ -254,7 +254,7 @@ def default_of(of: Field[Any]) -> Any:
 
 
 def to_yaml(cfg: RunConfig) -> str:
-    """The config as YAML that `load` takes."""
+    """Write the config as YAML that `load` reads."""
 
     def escaped(value: Any) -> Any:
         if isinstance(value, dict):
@@ -265,17 +265,17 @@ def to_yaml(cfg: RunConfig) -> str:
 
 
 def escape_references(text: str) -> str:
-    """The text such that OmegaConf, which takes ${...} for a reference to another field, reads it as it stands."""
+    """Escape references, so that OmegaConf, which takes ${...} for another field, reads the text as it is."""
     return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
 
 
 def load(path: Path) -> RunConfig:
-    """The config that a run saved. UserError where the file is not one."""
+    """Read the config that a run saved. UserError if the file is none."""
     return to_run_config(load_composed(path))
 
 
 def load_composed(path: Path) -> DictConfig:
-    """The same as a config that Hydra can compose with. UserError where the file is not one."""
+    """Read the same as a config that Hydra can compose with. UserError if the file is none."""
     try:
         plain = OmegaConf.load(path)
         assert isinstance(plain, DictConfig), "not a mapping"
@@ -291,7 +291,7 @@ def load_composed(path: Path) -> DictConfig:
 
 
 def flat(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config's fields by their full names: {"optim.lr": 0.001, ...}."""
+    """Flatten a config: its fields by their full names, {"optim.lr": 0.001, ...}."""
     found: dict[str, Any] = {}
     for name, value in cfg.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -299,7 +299,7 @@ def flat(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The fields in which two configs, as plain dictionaries, differ: (name, value in a, value in b)."""
+    """List the fields in which two configs, as plain dictionaries, differ: (name, value in a, value in b)."""
     one, other = flat(a), flat(b)
     names = [*one, *(name for name in other if name not in one)]
     return [(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)]

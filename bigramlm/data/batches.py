@@ -21,8 +21,10 @@ GATHERED_TOKENS = 1 << 16
 
 
 class Stream:
-    """A split that is one stream of tokens: rows are stretches of T + 1, of which the first T are inputs, the last T
-    targets. Those drawn may overlap and repeat; there are no epochs."""
+    """A split that is one stream of tokens, of which rows are random stretches.
+
+    A row is T + 1 tokens: the first T are inputs, the last T targets. Rows may overlap and repeat; there are no epochs.
+    """
 
     masked = False
     """Whether there are targets that do not count."""
@@ -48,12 +50,12 @@ class Stream:
         return rng.integers(0, len(self.tokens) - self.block_size, size=shape)
 
     def rows(self, at: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the rows that start there (...), each (..., T); targets are the inputs one token on."""
+        """Return inputs and targets of the rows that start at these positions (...), each (..., T)."""
         windows = sent(self.tokens.unfold(0, self.block_size + 1, 1)[at], device).long()  # (..., T + 1)
         return windows[..., :-1].contiguous(), windows[..., 1:].contiguous()
 
     def blocks(self, *, limit: int | None) -> list[tuple[Tensor, Tensor]]:
-        """What evaluation covers the split with: see the function `blocks`."""
+        """Return the blocks that an evaluation covers the split with: see the function `blocks`."""
         return blocks(self.tokens, block_size=self.block_size, limit=limit)
 
 
@@ -82,7 +84,7 @@ class Examples:
         return np.concatenate(epochs)[first % n :][: last - first].reshape(shape)
 
     def rows(self, at: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of these examples (...), each (..., T)."""
+        """Return inputs and targets of these examples (...), each (..., T)."""
         begin, first, end = self._bounds[at][..., None, :].unbind(-1)  # (..., 1) each
         place = begin + torch.arange(self.block_size + 1, device=at.device)  # (..., T + 1)
         ids = self.tokens[place.clamp(max=len(self.tokens) - 1)].long()
@@ -91,7 +93,7 @@ class Examples:
         return sent(x, device), sent(y, device)
 
     def blocks(self, *, limit: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The examples in order, (M, T) each; with a limit that many, spread evenly, always the same ones."""
+        """Yield the examples in order, (M, T) each; with a limit that many, spread evenly, always the same ones."""
         n = self.n_rows
         at = torch.arange(n if limit is None else min(limit, n), device=self.tokens.device)
         if len(at) < n:
@@ -135,7 +137,7 @@ class Batches:
         return self._batch_size * self._split.block_size
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of a step, both (B, T)."""
+        """Return inputs and targets of a step, both (B, T)."""
         if not 0 <= step - self._first < len(self._x):
             self._gather(step)
         return self._x[step - self._first], self._y[step - self._first]
@@ -153,7 +155,7 @@ class Batches:
 
 
 def sent(drawn: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device, if it is not there."""
+    """Move a tensor to a device, unless it is there."""
     if drawn.device.type == device.type:
         return drawn
     if drawn.dtype == torch.uint16:  # PyTorch's unsigned types of more than a byte are new, and not known everywhere
@@ -173,7 +175,7 @@ def on_device(ids: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def blocks(tokens: Tensor, *, block_size: int, limit: int | None = None) -> list[tuple[Tensor, Tensor]]:
-    """A split as (inputs, targets) in blocks that don't overlap: [(M, T) each], and the shorter rest of the split.
+    """Cut a split into (inputs, targets) in blocks that don't overlap: [(M, T) each], and the shorter rest.
 
     They are of the tokens' own type, and views where they can be: a split need not fit into memory. With a limit, at
     most that many whole blocks, spread evenly over the split, always the same ones.

@@ -51,7 +51,7 @@ class DataConfig:
         return self
 
     def read(self) -> Text | TokenFiles | Pairs:
-        """The text itself, once it is there. A long one is not kept in memory. UserError says what is wrong with it."""
+        """Read the text, once it is on the disk; a long one is not kept in memory. UserError says what is wrong."""
         from bigramlm.data.text import read_text
 
         return read_text(
@@ -71,11 +71,11 @@ class DataConfig:
         return [self.file()]
 
     def field(self) -> str:
-        """The field that a line of JSONL has its text in."""
+        """Return the field that a line of JSONL has its text in."""
         return "text"
 
     def kept_in(self) -> Path:
-        """The folder for what is made of a long text once, and used again."""
+        """Return the folder for what is made of a long text once, and used again."""
         about = [str(self.file()), self.field(), self.train_fraction]
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
         name = re.sub(r"[^\w.-]+", "_", self.file().name)[:60].strip("._") or "text"
@@ -120,8 +120,10 @@ class TextConfig(FilesConfig):
 
 @dataclass
 class PairsConfig(FilesConfig):
-    """Examples of a prompt and its completion, of which the completion alone has a loss: `data=pairs
-    data.path=FILE.jsonl`. A line of JSONL is an example; `data.train_fraction` is of the examples."""
+    """Examples of prompt and completion, with a loss on completions alone: `data=pairs data.path=FILE.jsonl`.
+
+    A line of JSONL is an example; `data.train_fraction` is of the examples.
+    """
 
     name: str = "pairs"
     path: str = MISSING
@@ -149,8 +151,10 @@ class PairsConfig(FilesConfig):
 
 @dataclass
 class TokensConfig(DataConfig):
-    """Token files that `prepare.py` made, and their tokenizer: `data=tokens data.path=FOLDER`. The text itself need not
-    be there. `data.train_fraction` is theirs."""
+    """Token files that `prepare.py` made, and their tokenizer: `data=tokens data.path=FOLDER`.
+
+    The text itself need not be there. `data.train_fraction` is theirs.
+    """
 
     name: str = "tokens"
     path: str = MISSING

@@ -1,5 +1,4 @@
-"""A text as a tokenizer sees it: its two splits as token ids, in memory or, of a long text, in files kept for the next
-time."""
+"""A text as token ids: its two splits, in memory or, for a long text, in files that are kept for the next time."""
 
 from __future__ import annotations
 
@@ -75,7 +74,7 @@ class Corpus:
 
 
 def tokenized(text: Text | TokenFiles | Pairs, cfg: TokenizerConfig, given: Tokenizer | None, kept_in: Path) -> Corpus:
-    """The text as token ids; a long one's come from the files that were kept for it, or are made and kept.
+    """Turn a text into token ids; those of a long text come from the files that were kept for it, or are made and kept.
 
     given: the tokenizer where there is one already, else cfg says which. kept_in: the text's folder for what is made
     of it. UserError where text and tokenizer do not go together.
@@ -171,7 +170,7 @@ def _of_pairs(pairs: Pairs, cfg: TokenizerConfig, given: Tokenizer | None) -> Co
 
 
 def build(text: Text | Pairs, cfg: TokenizerConfig) -> Tokenizer:
-    """The tokenizer for a text. UserError where the text does not suffice for it."""
+    """Build the tokenizer for a text. UserError if the text does not suffice for it."""
 
     def train(most: int) -> Iterator[str]:
         share, due = min(1.0, most / max(1, text.split)), 0.0
@@ -220,7 +219,7 @@ def _warn_of_loss(text: Text | Pairs, tokenizer: Tokenizer, name: str) -> None:
 
 
 def prepared(text: Text, cfg: TokenizerConfig, given: Tokenizer | None, kept_in: Path) -> TokenFiles:
-    """The token files of a long text, made where they are not there yet; going on with what an interruption left.
+    """Return the token files of a long text; make them if they are missing, from where an interruption left off.
 
     UserError where that cannot be.
     """
@@ -240,7 +239,7 @@ def prepared(text: Text, cfg: TokenizerConfig, given: Tokenizer | None, kept_in:
 def prepare(
     text: Text, cfg: TokenizerConfig, given: Tokenizer | None, folder: Path, *, replace: bool = False
 ) -> TokenFiles:
-    """The token files of a text in this folder: as `prepared`. With replace, those of another text give way."""
+    """Return a text's token files in this folder, as `prepared`. With replace, those of another text are deleted."""
     given = given or _at_hand(text, cfg)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,7 @@ class Encoder:
 
 
 def units(pieces: Iterable[Piece], *, skip: int) -> Iterator[list[Piece]]:
-    """A text's pieces, without the first ones, in lists of as many as make UNIT characters."""
+    """Group a text's pieces, without the first ones, into lists of at least UNIT characters."""
     unit: list[Piece] = []
     size = 0
     for number, piece in enumerate(pieces):

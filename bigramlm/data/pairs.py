@@ -80,7 +80,7 @@ class Pairs:
 def read_pairs(
     paths: Sequence[Path], *, name: str, prompt_field: str, completion_field: str, train_fraction: float
 ) -> Pairs:
-    """The examples in these files of JSONL; UserError says what is wrong with them, and where."""
+    """Read the examples in these files of JSONL; UserError says what is wrong with them, and where."""
     files, kept = [], []
     for path in paths:
         require(
@@ -125,7 +125,7 @@ def fitted(bounds: Bounds, block_size: int) -> Bounds:
 
 
 def row_length(bounds: Mapping[str, Bounds], block_size: int) -> int:
-    """The tokens of a row, the same for all splits: block_size, or less where every example is shorter.
+    """Return the tokens of a row, the same for all splits: block_size, or less if every example is shorter.
 
     Warns of examples that are longer.
     """

@@ -50,7 +50,7 @@ def fetch(cfg: ShakespeareConfig, *, fallback: bool) -> bool:
 
 
 def download(url: str, timeout: float) -> bytes:
-    """The tutorial's text, whole and verified.
+    """Download the tutorial's text, whole and verified.
 
     Raises OSError (of which a time-out and urllib's errors are kinds), http.client.HTTPException, or ValueError where
     what came is not the text.

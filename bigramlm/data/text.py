@@ -116,7 +116,7 @@ class Text:
                 at += len(text)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `from_dict` makes it from again, but for what is in memory."""
+        """Describe the text, for `from_dict` to make it again, except for what is in memory."""
         fields = {name: value for name, value in vars(self).items() if not name.startswith("kept")}
         return {**fields, "files": [asdict(file) for file in self.files]}
 
@@ -149,12 +149,12 @@ def _is_still(file: File) -> bool:
 
 
 def from_dict(about: dict[str, Any]) -> Text:
-    """The text that `to_dict` described so."""
+    """Make the text that `to_dict` described."""
     return Text(**{**about, "files": tuple(File(**file) for file in about["files"])})
 
 
 def read_text(paths: Sequence[Path], *, name: str, field: str, train_fraction: float, kept_at: Path) -> Text:
-    """The text in these files, read through once; UserError says what is wrong with them, and where.
+    """Read the text in these files once; UserError says what is wrong with them, and where.
 
     kept_at: where what was found out about a long text is kept, so that the next time it need not be read.
     """
@@ -220,7 +220,7 @@ def _thinned(ends: array.array[int], n: int) -> array.array[int]:
 
 
 def size_of(path: Path) -> int:
-    """The bytes of a file. UserError where there is none."""
+    """Return the bytes of a file. UserError if there is none."""
     require(
         not path.is_dir(),
         f"{path}: is a folder; give a text file in it, or several (data.path='{path}/*.txt')",
@@ -274,7 +274,7 @@ class Reader:
         """Of the file's bytes, once all documents are read."""
 
     def documents(self) -> Iterator[Blocks]:
-        """The documents; each is to be read to its end before the next."""
+        """Yield the documents; each has to be read to its end before the next."""
         if is_jsonl(self.path):
             for where, found in self.objects():
                 yield (text_in(found, self.field, where, setting="text_field"),)
@@ -283,7 +283,7 @@ class Reader:
             yield self._blocks(content)
 
     def objects(self) -> Iterator[tuple[str, Any]]:
-        """What the lines of JSONL hold, each with its file and number, for people."""
+        """Yield what the lines of JSONL hold, each with its file and line number."""
         with self._opened() as content:
             yield from self._lines(content)
 
@@ -347,7 +347,7 @@ class Reader:
 
 
 def text_in(found: Any, field: str, where: str, *, setting: str) -> str:
-    """The text that a line of JSONL has in a field; setting: which of `data` names it. UserError where it has none."""
+    """Return the text in a field of a line of JSONL; setting: the field of `data` that names it. UserError if none."""
     require(isinstance(found, dict), f'{where}: is not an object like {{"{field}": "To be"}}')
     if field not in found:
         has = ", ".join(list(found)[:10]) or "none"
@@ -363,7 +363,7 @@ def text_in(found: Any, field: str, where: str, *, setting: str) -> str:
 
 
 def in_pieces(document: Blocks) -> Iterator[tuple[str, bool]]:
-    """A document in pieces of some `PIECE` characters, and whether each is the last; cut between words where it can be.
+    """Cut a document into pieces of some `PIECE` characters, between words if possible; says which is the last.
 
     Where it is cut depends on the document alone, and not on how it came in blocks. An empty one has no pieces.
     """

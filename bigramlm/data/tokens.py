@@ -29,7 +29,7 @@ Ids = NDArray[Any]
 
 
 def narrowest(vocab_size: int) -> type[np.generic]:
-    """The narrowest type that holds the ids of so many tokens: batches come from all over, and caches are small."""
+    """Return the narrowest type that holds the ids of so many tokens: caches are small."""
     return next(kind for kind in _KINDS if vocab_size - 1 <= np.iinfo(kind).max)
 
 
@@ -77,14 +77,14 @@ class TokenFiles:
         return self.about.sha256
 
     def ids(self, split: str) -> Ids:
-        """The ids of a split, mapped into memory."""
+        """Map the ids of a split into memory."""
         if self.splits[split].tokens == 0:
             return np.empty(0, dtype=self.about.dtype)
         # Read only: of a mapping that could be written to the system would have to promise as much memory.
         return np.memmap(self.folder / f"{split}.bin", dtype=self.about.dtype, mode="r")
 
     def tokenizer(self) -> str:
-        """The tokenizer that they were made with, as JSON. UserError where it is not there, or another."""
+        """Return the tokenizer that they were made with, as JSON. UserError if it is missing, or another."""
         try:
             found = (self.folder / TOKENIZER).read_text("utf-8")
         except (OSError, ValueError) as error:
@@ -107,7 +107,7 @@ class TokenFiles:
 
 
 def open_tokens(folder: Path) -> TokenFiles:
-    """The token files in a folder. UserError where there are none, or one is cut short."""
+    """Open the token files in a folder. UserError if there are none, or one is cut short."""
     try:
         found = json.loads((folder / MANIFEST).read_text("utf-8"))
         require(found["format"] == _FORMAT, f"{folder}: token files of format {found['format']}, this reads {_FORMAT}")
@@ -133,7 +133,7 @@ def open_tokens(folder: Path) -> TokenFiles:
 
 
 def about_of(folder: Path) -> About | None:
-    """What the token files in a folder were made of, or are being made of; None where there are none."""
+    """Return what the token files in a folder were made of, or are being made of; None if there are none."""
     for name in (MANIFEST, PROGRESS):
         try:
             return About(**json.loads((folder / name).read_text("utf-8"))["about"])

@@ -53,7 +53,7 @@ class Browser:
         self.driver.get(address.resolve().as_uri() if isinstance(address, Path) else address)
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What a function with this body returns in the page; a promise is waited for. RuntimeError where it fails."""
+        """Return what a function with this body returns in the page; waits for a promise. RuntimeError if it fails."""
         code = "const done = arguments[arguments.length - 1]; (async (...args) => {%s})(...arguments)"
         code += ".then((value) => done({value}), (error) => done({error: String(error)}))"
         done = self.driver.execute_async_script(code % script, *arguments)
@@ -62,11 +62,11 @@ class Browser:
         return done.get("value")
 
     def complaints(self) -> list[str]:
-        """The errors that the console was told of since it was last asked."""
+        """List the errors that the console has reported since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
     def requests(self) -> list[str]:
-        """The addresses that were asked for since they were last asked for."""
+        """List the addresses that were requested since the last call."""
         told = (json.loads(e["message"])["message"] for e in self.driver.get_log("performance"))
         return [m["params"]["request"]["url"] for m in told if m["method"] == "Network.requestWillBeSent"]
 
@@ -89,7 +89,7 @@ class Browser:
 
 @contextlib.contextmanager
 def browser(*, width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[Browser]:
-    """A browser, with a profile of its own that is forgotten. UserError where there is none to be had."""
+    """Start a browser, with a profile of its own that is deleted afterwards. UserError if there is none."""
     if (reason := missing()) is not None:
         raise UserError(f"a browser is needed, and {reason}")
     from selenium.webdriver import Chrome, ChromeOptions, ChromeService

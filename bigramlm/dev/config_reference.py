@@ -48,7 +48,7 @@ hydra/launcher=joblib hydra.launcher.n_jobs=2`."""
 
 
 def reference() -> str:
-    """The text of docs/config.md."""
+    """Return the text of docs/config.md."""
     set_up_hydra()
     parts = [_HEAD]
     for group, choices in choices_of_groups().items():

@@ -29,7 +29,7 @@ SWEEPS = {
 
 @command
 def main() -> None:
-    """Run the command line: python scripts/pictures.py"""
+    """Run the command line: python scripts/pictures.py."""
     parser = argparse.ArgumentParser(
         "pictures.py",
         description="Trains two small sweeps and takes the pictures in docs/pictures of them; needs Chromium.",
@@ -61,7 +61,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def tensorboard(folder: Path) -> Iterator[str]:
-    """A TensorBoard of this folder; yields its address."""
+    """Start TensorBoard on this folder; yields its address."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:

@@ -37,7 +37,7 @@ class Device:
     compile: bool
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context in which forward passes run."""
+        """Return the context in which forward passes run."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.torch.type, dtype=DTYPES[self.precision])
@@ -60,7 +60,7 @@ def is_small(*, n_params: int, tokens: int) -> bool:
 
 
 def decide(cfg: DeviceConfig, *, n_params: int, tokens: int) -> DeviceConfig:
-    """The same config with nothing left on `auto`; logs every decision with its reason.
+    """Return the same config with nothing left on `auto`; logs every decision with its reason.
 
     Decided by the device and the size of the work alone, never by the load of the moment, so that the same config
     gives the same bits. UserError where the machine lacks what was asked for.

@@ -44,7 +44,7 @@ class Peak:
 
 
 def peak(device: Device) -> Peak:
-    """The device's peak in its precision: of a GPU in the table as its maker says, of any other as measured."""
+    """Return the device's peak in its precision: as its maker says for a GPU in the table, else as measured."""
     if device.torch.type == "cuda" and device.precision != "fp32":
         name = torch.cuda.get_device_name(device.torch)
         for part, tera in TENSOR_CORES.items():
@@ -59,7 +59,7 @@ def _measured_once(device: Device, threads: int) -> Peak:  # noqa: ARG001 - what
 
 
 def measured(device: Device, clock: Callable[[], float] = time.perf_counter) -> Peak:
-    """The device's peak as the best of several matrix products tells it; clock: in seconds."""
+    """Measure the device's peak by the best of several matrix products; clock: in seconds."""
     n = _SIZE[device.torch.type]
     a = torch.ones(n, n, dtype=DTYPES[device.precision], device=device.torch)
     seconds = []

@@ -26,8 +26,10 @@ _ALLOWED = 1e-4
 
 
 def merge(where: str, folder: Path, base: str | None) -> str:
-    """Write the weights that an adapter makes of its base's, once their logits are found to be the same; says what it
-    did. base: where the base is, if it has moved. UserError where it cannot be."""
+    """Merge an adapter into its base's weights, write them once their logits are found to be the same, and say so.
+
+    base: where the base is, if it has moved. UserError if that cannot be.
+    """
     checkpoint = open_checkpoint(where)
     require(checkpoint.is_adapter, f"{where}: holds all weights, and no adapter; there is nothing to merge")
     require_new(folder)
@@ -84,7 +86,7 @@ def export_adapter(where: str, folder: Path, base: str | None) -> str:
 
 
 def logits_of(model: LanguageModel) -> Tensor:
-    """The logits of some tokens, always the same ones, for a model on the CPU."""
+    """Return the logits of some tokens, always the same ones, for a model on the CPU."""
     rows = torch.Generator().manual_seed(0)
     idx = torch.randint(model.vocab_size, (_ROWS, min(model.block_size, _TOKENS)), generator=rows)
     with torch.inference_mode():

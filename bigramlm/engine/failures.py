@@ -17,7 +17,7 @@ _SAID = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def as_user_error(error: BaseException, folder: Path | None = None) -> BaseException:
-    """The error as a UserError where it is one that the user can mend, such as a full disk; folder: written to."""
+    """Return the error as a UserError if it is one that the user can mend, such as a full disk; folder: written to."""
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         path = Path(error.filename or folder or "")
         while path.name.startswith("."):  # what is written aside first
@@ -37,7 +37,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(cfg: RunConfig, *, vocab_size: int) -> str:
-    """What takes most of the memory, by a rough count, and what to lower."""
+    """Say what takes most of the memory, by a rough count, and what to lower."""
     if not cfg.model.trains:
         return f"out of memory: what is counted does not fit; take {cfg.model.smaller()}"
     batch, block, parts = cfg.data.batch_size, cfg.data.block_size, cfg.trainer.grad_accumulation

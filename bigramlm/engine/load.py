@@ -20,7 +20,7 @@ Weights = Checkpoint | Pretrained
 
 
 def open_weights(where: str) -> Weights:
-    """The weights in a run's or a checkpoint's folder, in a folder in Hugging Face's layout, or of a name on its hub.
+    """Open the weights in a run's or a checkpoint's folder, in Hugging Face's layout, or of a name on its hub.
 
     UserError where there are none such.
     """
@@ -28,7 +28,7 @@ def open_weights(where: str) -> Weights:
 
 
 def open_checkpoint(where: str, which: str = "last") -> Checkpoint:
-    """A checkpoint that is whole, by its own folder or its run's.
+    """Open a whole checkpoint, by its own folder or its run's.
 
     where: the folder, or `latest`; which: of a run `last` (the newest that is whole), `best` or a step.
     UserError where there is none such, or it is damaged.
@@ -54,7 +54,7 @@ def open_checkpoint(where: str, which: str = "last") -> Checkpoint:
 
 
 def base_of(checkpoint: Checkpoint, moved_to: str | None = None) -> tuple[Weights, str | None]:
-    """The weights that a checkpoint's adapter stands beside, which are those that it was trained on.
+    """Open the weights that a checkpoint's adapter was trained on.
 
     moved_to: where they are now, if not where they were; or, where they are an adapter's too, and in their place, where
     the base of that one is: it is given back then. UserError where they are not there, or others.
@@ -100,7 +100,7 @@ def put_weights(weights: Weights, model: LanguageModel, *, counted: bool = True,
 
 
 def put_adapter(checkpoint: Checkpoint, model: LanguageModel, *, counted: bool = True, base: str | None = None) -> LoRA:
-    """The same with the adapter beside the weights of its base."""
+    """Put the weights of the base into a model, and the adapter beside them."""
     weights, beyond = base_of(checkpoint, base)
     put_weights(weights, model, counted=counted, base=beyond)
     adapter = load(checkpoint.path / CONFIG).adapter.attach(model)
@@ -110,14 +110,14 @@ def put_adapter(checkpoint: Checkpoint, model: LanguageModel, *, counted: bool =
 
 
 def build(checkpoint: Checkpoint) -> tuple[LanguageModel, Tokenizer, RunConfig]:
-    """The model, as yet with fresh weights, of a checkpoint, with its tokenizer and the config of its run."""
+    """Build a checkpoint's model, with fresh weights, and return it with its tokenizer and the config of its run."""
     cfg = load(checkpoint.path / CONFIG)
     tokenizer = checkpoint.tokenizer(cfg.tokenizer)
     return cfg.model.build(vocab_size=tokenizer.vocab_size, block_size=cfg.data.block_size), tokenizer, cfg
 
 
 def load_model(checkpoint: Checkpoint, base: str | None = None) -> tuple[LanguageModel, Tokenizer, RunConfig]:
-    """The model, on the CPU, with its tokenizer and the config of its run.
+    """Load a checkpoint's model on the CPU, and return it with its tokenizer and the config of its run.
 
     An adapter stays beside the weights, as it was trained; base: where they are, if they have moved.
     """

@@ -51,7 +51,7 @@ class InitState:
         return self.resume_from is None and (self.init_weights is None or cfg.from_scratch)
 
     def tokenizer(self, cfg: TokenizerConfig) -> Tokenizer | None:
-        """The tokenizer of these weights, without which they mean nothing; None where there are none.
+        """Return the tokenizer of these weights, without which they mean nothing; None if there are no weights.
 
         UserError where cfg asks for another.
         """

@@ -76,7 +76,7 @@ class Metrics:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics.jsonl; a line that a crash cut short is none."""
+    """Yield the records of a metrics.jsonl; skips a line that a crash cut short."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             with contextlib.suppress(ValueError):

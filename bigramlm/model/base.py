@@ -24,27 +24,30 @@ class LanguageModel(nn.Module):
         return False
 
     def new_cache(self) -> Cache | None:
-        """What `forward(idx, cache=cache)` keeps of the tokens it sees, to be given the new ones alone; None: nothing.
+        """Make the cache for `forward(idx, cache=cache)`, which then takes the new tokens alone; None if there is none.
 
         Such a call gives the logits of the new tokens, which follow those that it saw before.
         """
         return None
 
     def hidden_matrices(self) -> dict[nn.Parameter, int]:
-        """The matrices between the embedding and the head, which Muon is for.
+        """Return the matrices between the embedding and the head, which Muon is for.
 
         Each with how many it is made of, one above the other and as high, of which each is to be taken by itself.
         """
         return {}
 
     def checkpoint_activations(self) -> None:
-        """From here on keep for the gradient only what enters each block, and compute the rest again (Chen et al. 2016,
-        "Training Deep Nets with Sublinear Memory Cost"). For a model whose config `has_blocks`."""
+        """From here on keep for the gradient only what enters each block, and compute the rest again (Chen et al.
+
+        2016, "Training Deep Nets with Sublinear Memory Cost"). For a model whose config `has_blocks`.
+        """
         raise NotImplementedError
 
     def flops_per_token(self, length: int | None = None) -> int:  # noqa: ARG002
-        """The floating point operations that a training step has to do in matrix products for a token; 0 where it does
-        none worth counting. length: of a sequence, if not block_size.
+        """Count the floating point operations of a training step in matrix products, per token.
+
+        0 if it does none worth counting. length: of a sequence, if not block_size.
 
         Two for each product and sum, and twice as many backward as forward (Chowdhery et al. 2022, "PaLM", appendix B).
         What activation checkpointing computes again is not counted: it is nothing that has to be done.
@@ -70,7 +73,7 @@ def is_counted(name: str) -> bool:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor | None) -> Tensor | None:
-    """The mean cross-entropy in nats of logits (B, T, V) for targets (B, T); None without targets."""
+    """Return the mean cross-entropy in nats of logits (B, T, V) for targets (B, T); None without targets."""
     if targets is None:
         return None
     return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))  # (B*T, V), (B*T)

@@ -31,7 +31,7 @@ class Bigram(LanguageModel):
 
 
 def best_bigram_losses(train: Tensor, val: Tensor, vocab_size: int) -> tuple[float, float]:
-    """The least loss that a bigram can have on train, and what counting on train gives on val, in nats; ids (N,).
+    """Compute the least loss of a bigram on train, and what counting on train gives on val, in nats; ids (N,).
 
     In closed form: cross-entropy is least where the predicted probabilities are the observed frequencies,
     p(b|a) = count(ab) / count(a), which gives the train loss. For val one is added to each count of train (Laplace's

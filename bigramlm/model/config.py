@@ -29,11 +29,11 @@ class ModelConfig:
         return vocab_size**2, 0, 3 * vocab_size
 
     def smaller(self) -> str:
-        """What there is with fewer weights."""
+        """Say which choice has fewer weights."""
         return "a smaller vocabulary"
 
     def build(self, *, vocab_size: int, block_size: int) -> LanguageModel:
-        """The model with fresh weights, drawn from torch's global random state, on the CPU."""
+        """Build the model with fresh weights, drawn from torch's global random state, on the CPU."""
         raise NotImplementedError
 
 
@@ -168,8 +168,11 @@ def gpt2_size(size: str, field: str) -> int:
 
 @dataclass
 class GPT2Config(GPTConfig):
-    """GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"). With `init_from=` its weights
-    are taken, whose own config decides the shape; without, fresh ones."""
+    """GPT-2 (Radford et al.
+
+    2019, "Language Models are Unsupervised Multitask Learners"). With `init_from=` its weights are taken, whose own
+    config decides the shape; without, fresh ones.
+    """
 
     name: str = "gpt2"
     size: str = "small"

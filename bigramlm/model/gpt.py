@@ -140,7 +140,7 @@ class Block(nn.Module):
         self.mlp = FeedForward(cfg) if cfg.feed_forward else None
 
     def forward(self, x: Tensor, start: int, kept: KeyValues | None) -> Tensor:
-        """x (B, T, C) to the same shape; start: the position of its first token; kept: of the tokens before."""
+        """Map x (B, T, C) to the same shape; start: the position of its first token; kept: of the tokens before."""
         # The norms stand before each layer, not after ("pre-norm"; Xiong et al. 2020, "On Layer Normalization in the
         # Transformer Architecture"), and residual connections (He et al. 2016, "Deep Residual Learning for Image
         # Recognition") let the gradient pass by.
@@ -167,7 +167,7 @@ class Attention(nn.Module):
             self.rotary = Rotary(cfg.n_embd // cfg.n_head, block_size, cfg.rotary_base)
 
     def forward(self, x: Tensor, start: int, kept: KeyValues | None) -> Tensor:
-        """x (B, T, C) to the same shape; start: the position of its first token; kept: of the tokens before."""
+        """Map x (B, T, C) to the same shape; start: the position of its first token; kept: of the tokens before."""
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)
         qk, v = qkv.split((2 * self.n_head, self.n_head), dim=1)  # queries and keys, on which all is done alike, as one
@@ -220,7 +220,7 @@ class Rotary(nn.Module):
         self.register_buffer("sin", torch.cat((-angle.sin(), angle.sin()), dim=1), persistent=False)
 
     def forward(self, x: Tensor, start: int) -> Tensor:
-        """x (B, H, T, D), of which channels i and i + D/2 make the pairs that are turned."""
+        """Turn x (B, H, T, D), of which channels i and i + D/2 make the pairs that are turned."""
         cos, sin = (table[start : start + x.shape[2]].to(x.dtype) for table in (self.cos, self.sin))  # (T, D)
         a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2)
         return x * cos + torch.cat((b, a), dim=-1) * sin  # (a cos - b sin, b cos + a sin)
@@ -234,13 +234,15 @@ class RMSNorm(nn.Module):
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """x with a mean square of 1 over its last dimension (Zhang and Sennrich 2019, "Root Mean Square Layer
-    Normalization")."""
+    """Scale x to a mean square of 1 over its last dimension.
+
+    Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
+    """
     return F.rms_norm(x, x.shape[-1:])
 
 
 def build_norm(cfg: GPTConfig, width: int) -> nn.Module:
-    """The norm of a stream of this width."""
+    """Build the norm of a stream of this width."""
     if cfg.norm == "layer":  # Ba et al. 2016, "Layer Normalization"
         return nn.LayerNorm(width, bias=cfg.bias)
     return RMSNorm() if cfg.norm == "rms" else nn.Identity()

@@ -74,7 +74,7 @@ class Pretrained:
         return int(self.about["vocab_size"])
 
     def model_config(self) -> GPT2Config:
-        """The config of the model that these weights are for."""
+        """Return the config of the model that these weights are for."""
         about = self.about
         return GPT2Config(
             n_layer=about["n_layer"],
@@ -213,7 +213,7 @@ def is_pretrained(folder: Path) -> bool:
 
 
 def open_pretrained(place: str) -> Pretrained:
-    """The GPT-2 in a folder, or of a name on the hub. UserError where it is none, or computes otherwise than ours."""
+    """Open the GPT-2 in a folder, or of a name on the hub. UserError if it is none, or computes otherwise than ours."""
     file = Path(place) / CONFIG if Path(place).is_absolute() else _fetched(place, CONFIG)
     require(file is not None, f"init_from={place}: the Hugging Face hub has no {CONFIG} in it; give a model's name")
     assert file is not None
@@ -286,7 +286,7 @@ def check_vocabulary(pretrained: Pretrained, vocab_size: int) -> None:
 
 
 def not_exportable(cfg: GPTConfig) -> list[str]:
-    """The fields of a GPT that GPT-2's layout has no place for, as they would be typed; empty where it can be had."""
+    """List the fields of a GPT that GPT-2's layout has no place for, as they would be typed."""
     has = {"position": "learned", "norm": "layer", "qk_norm": False, "feed_forward": True, "residual": True}
     has["ngram_order"] = 0
     return [
@@ -295,12 +295,12 @@ def not_exportable(cfg: GPTConfig) -> list[str]:
 
 
 def as_typed(value: Any) -> str:
-    """A field's value as it would be typed."""
+    """Return a field's value as it would be typed."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def to_pretrained(model: nn.Module, cfg: GPTConfig) -> dict[str, Tensor]:
-    """The tensors of a GPT by the names that transformers gives them; biases that it has not are zero."""
+    """Return the tensors of a GPT by their names in transformers; biases that it lacks are zero."""
     tensors = {}
     own = model.state_dict()
     tied = _is_tied(own)

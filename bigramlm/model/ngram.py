@@ -54,7 +54,7 @@ class Grams(nn.Module):
         self.spare = empty.index_add(1, context, self.taken_off(self.both_kinds(), self.counts))
 
     def find(self, context: Tensor, token: Tensor, vocab_size: int) -> Tensor:
-        """The places of the grams that these contexts and tokens make; -1 where there is none, or no context (-1)."""
+        """Find the places of the grams that these contexts and tokens make; -1 if there is none, or no context (-1)."""
         if len(self.keys) == 0:
             return torch.full_like(context, -1)
         key = context * vocab_size + token
@@ -62,7 +62,7 @@ class Grams(nn.Module):
         return torch.where((context >= 0) & (self.keys[at] == key), at, -1)
 
     def count_of(self, kind: Tensor | int, gram: Tensor) -> Tensor:
-        """The counts of grams; 0 for one that there is not (-1)."""
+        """Return the counts of grams; 0 for one that is missing (-1)."""
         return self.counts[kind, gram.clamp(min=0)].where(gram >= 0, 0) if len(self.keys) else torch.zeros_like(gram)
 
     def both_kinds(self) -> Tensor:
@@ -70,7 +70,7 @@ class Grams(nn.Module):
         return torch.tensor([[_OFTEN], [_AFTER]], device=self.keys.device)
 
     def taken_off(self, kind: Tensor | int, count: Tensor) -> Tensor:
-        """What is taken off these counts, for the tokens that were not seen after the context."""
+        """Return what is taken off these counts, for the tokens that were not seen after the context."""
         return self.discounts[kind, count.clamp(max=3)]
 
     def share_out(self, p: Tensor, rows: Tensor, kind: Tensor, context: Tensor, weight: Tensor) -> None:
@@ -88,7 +88,7 @@ class Grams(nn.Module):
         p[rows[row], self.keys[gram] % V] += (count - self.taken_off(kind[row], count)) * weight[row]
 
     def interpolated(self, kind: int, context: Tensor, gram: Tensor, shorter: Tensor) -> Tensor:
-        """The probabilities of grams after their contexts, from those that the shorter contexts give them."""
+        """Return the probabilities of grams after their contexts, from those that the shorter contexts give them."""
         if len(self.keys) == 0:
             return shorter
         count, total = self.count_of(kind, gram), self.totals[kind, context.clamp(min=0)]
@@ -152,7 +152,7 @@ class Ngram(LanguageModel):
 
     @torch.no_grad()
     def log_probabilities(self, idx: Tensor, own: Tensor | None = None) -> Tensor:
-        """ln of the next token's probabilities (B, T, V), for token ids idx (B, T).
+        """Return ln of the next token's probabilities (B, T, V), for token ids idx (B, T).
 
         own: where idx is from the text that was counted, the tokens that follow (B, T): each position's own occurrence
         is then left out of the counts that it is predicted from.
@@ -189,7 +189,7 @@ class Ngram(LanguageModel):
         return p.log().view(*idx.shape, V)
 
     def losses(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """The summed cross-entropies in nats, (order,), that n-grams of order 1, 2, ... have over targets (B, T)."""
+        """Sum the cross-entropies in nats, (order,), that n-grams of order 1, 2, ... have over targets (B, T)."""
         position = torch.arange(idx.shape[1], device=idx.device)
         shorter = p = torch.full(idx.shape, 1 / self.vocab_size, device=idx.device, dtype=self._dtype)
         sums = []
@@ -242,7 +242,7 @@ def _discounts(counts: Tensor) -> Tensor:
 
 @torch.no_grad()
 def ngram_losses(train: Tensor, val: Tensor, *, vocab_size: int, block_size: int) -> dict[str, float]:
-    """The losses in nats that n-grams of orders 1 to 6, counted in train (N,), have over val, within blocks.
+    """Compute the losses in nats of n-grams of orders 1 to 6, counted in train (N,), over val, within blocks.
 
     Empty where there is too much to count for what is only to measure against.
     """

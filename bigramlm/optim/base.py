@@ -13,7 +13,7 @@ Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
 
 def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:
-    """The learning rate of a step, 0 to steps - 1, from nothing but the config, so that a resumed run has the same.
+    """Return the learning rate of a step, 0 to steps - 1, from the config alone, so that a resumed run has the same.
 
     It rises in a line up to `cfg.lr`, and goes on as `cfg.schedule` says; the step after the last would have
     `cfg.min_lr` where it falls.
@@ -56,7 +56,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float | torch.Tensor
 
 
 def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The parameters that are trained."""
+    """List the parameters that are trained."""
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -72,12 +72,12 @@ def groups(params: list[torch.nn.Parameter], *, weight_decay: float) -> list[dic
 
 
 def rate_for(lr: float, params: list[torch.nn.Parameter], *, compiled: bool) -> float | torch.Tensor:
-    """A learning rate as a step takes it: compiled it must be a tensor, since a number would be compiled in."""
+    """Return a learning rate as a step takes it: compiled it must be a tensor, since a number would be compiled in."""
     return torch.tensor(lr, device=params[0].device) if compiled and params else lr
 
 
 def without_wrappers(cls: type[Optimizer]) -> type[Optimizer]:
-    """The same optimizer, less what PyTorch wraps its methods in.
+    """Derive the same optimizer without what PyTorch wraps its methods in.
 
     The wrappers tell the compiler to leave the optimizer out, for which they import torch._dynamo at the first call:
     that takes as long as importing torch itself, and an uncompiled run needs none of it, while a compiled step wants

@@ -54,7 +54,7 @@ class OptimConfig:
             require(math.isfinite(value) and value >= 0, f"optim.{name}={value}: must be a finite number, 0 or more")
 
     def build(self, model: torch.nn.Module, *, compiled: bool) -> torch.optim.Optimizer:
-        """The optimizer of the model's parameters; compiled: for use inside a compiled step."""
+        """Build the optimizer of the model's parameters; compiled: for use inside a compiled step."""
         raise NotImplementedError
 
 
@@ -85,8 +85,10 @@ class AdamWConfig(OptimConfig):
 
 @dataclass
 class SGDConfig(OptimConfig):
-    """Stochastic gradient descent with momentum (Sutskever et al. 2013, "On the importance of initialization and
-    momentum in deep learning")."""
+    """Stochastic gradient descent with momentum (Sutskever et al.
+
+    2013, "On the importance of initialization and momentum in deep learning").
+    """
 
     name: str = "sgd"
     lr: float = 0.1
@@ -111,8 +113,11 @@ class SGDConfig(OptimConfig):
 
 @dataclass
 class MuonConfig(AdamWConfig):
-    """Muon for the hidden matrices (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"):
-    updates whose singular values are all near one. AdamW for embeddings, head, biases and norms."""
+    """Muon for the hidden matrices (Jordan et al.
+
+    2024, "Muon: An optimizer for hidden layers in neural networks"): updates whose singular values are all near one.
+    AdamW for embeddings, head, biases and norms.
+    """
 
     name: str = "muon"
     lr: float = 0.02

@@ -61,7 +61,7 @@ def build_muon(cfg: MuonConfig, model: Any, *, compiled: bool) -> torch.optim.Op
 
 
 def polar_express(n: int) -> list[tuple[float, float, float]]:
-    """The polynomials of n iterations."""
+    """Return the polynomials of n iterations."""
     return [POLAR_EXPRESS[min(k, len(POLAR_EXPRESS) - 1)] for k in range(n)]
 
 

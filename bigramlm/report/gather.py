@@ -77,7 +77,7 @@ def _is_reference(name: str) -> bool:
 
 
 def thinned(series: Series, most: int = POINTS_AT_MOST) -> Series:
-    """The series with at most so many points: of each stretch the lowest and the highest, and both ends."""
+    """Thin a series to at most so many points: the lowest and the highest of each stretch, and both ends."""
     n = len(series["loss"])
     if n <= most:
         return series
@@ -90,7 +90,7 @@ def thinned(series: Series, most: int = POINTS_AT_MOST) -> Series:
 
 
 def data(outcomes: Outcomes, curves: Sequence[Curves], log_fields: Sequence[str]) -> dict[str, Any]:
-    """What the page's charts are drawn from, as JSON takes it. curves: of the runs, in the order of the rows."""
+    """Return what the page's charts are drawn from, as JSON takes it. curves: of the runs, in the order of the rows."""
     runs = outcomes.rows
     at = {run.number: index for index, run in enumerate(runs)}
     return {
@@ -162,7 +162,7 @@ def is_geometric(values: Sequence[float]) -> bool:
 
 
 def references(curves: Sequence[Curves]) -> list[dict[str, Any]]:
-    """What counting gives, as level lines: split, name, loss, and the runs that it is of; the most common first."""
+    """Return what counting gives, as level lines: split, name, loss, and their runs; the most common first."""
     found: dict[tuple[str, str, float], list[int]] = {}
     for index, drawn in enumerate(curves):
         for metric, loss in drawn.references.items():
@@ -214,6 +214,6 @@ def differences(runs: Sequence[RunSummary]) -> list[Difference]:
 
 
 def sample_of(run: RunSummary) -> str:
-    """The run's sample, cut where it is very long."""
+    """Return the run's sample, cut if it is very long."""
     text = run.sample or ""
     return text if len(text) <= SAMPLE_AT_MOST else f"{text[:SAMPLE_AT_MOST]} …"

@@ -38,7 +38,7 @@ def write(outcomes: Outcomes, path: Path, *, title: str, log_fields: Sequence[st
 
 
 def page(outcomes: Outcomes, *, title: str, log_fields: Sequence[str] = ()) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     # Read here alone, for the other commands answer faster without.
     from jinja2 import Environment
     from markupsafe import Markup

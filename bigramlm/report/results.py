@@ -81,7 +81,7 @@ class Outcomes:
         return f"{len(self.rows)} {self.kind}{'' if len(self.rows) == 1 else 's'}: {known or 'none'}"
 
     def columns(self, rows: list[RunSummary], *, samples: bool = True) -> dict[str, list[str]]:
-        """A table's cells by its heads. Where the models differ, what tells them apart is shown too."""
+        """Return a table's cells by column. If the models differ, columns that distinguish them are added."""
         sizes = {row.n_params for row in self.rows if row.n_params is not None}
         models_differ = len(sizes) > 1 or any(re.match(r"model(\.|$)", field) for field in self.fields)
         columns = {"": ["*" if row is self.best else "" for row in rows], self.kind: [row.name for row in rows]}
@@ -128,7 +128,7 @@ class Outcomes:
         return sorted(made, key=lambda group: group.mean)
 
     def notes(self) -> list[str]:
-        """What the figures say, and what is wrong with them: a sentence or two each."""
+        """List what the figures say, and what is wrong with them: a sentence or two each."""
         notes = [verdict(groups)] if len(groups := self.groups()) > 1 else []
         notes += [f"{group.name or 'all'}: {group.repeated}." for group in self._groups() if group.repeated]
         completed = [row for row in self.rows if row.status == "completed"]
@@ -152,19 +152,19 @@ _STATES = ("completed", "pruned", "stopped", "failed", "killed", "running", "pen
 
 
 def short(value: str) -> str:
-    """A value for a table: a long number to four digits, of a long text the end."""
+    """Shorten a value for a table: a long number to four digits, a long text to its end."""
     if re.fullmatch(r"-?\d+\.\d{4,}(e[-+]?\d+)?|-?\d+\.\d+e[-+]?\d+|-?\d{7,}\.\d+", value):
         return f"{float(value):.4g}"
     return one_line(value) if len(value) <= 30 else f"…{one_line(value)[-29:]}"
 
 
 def one_line(text: str | None) -> str:
-    """The text's first line that says something."""
+    """Return the text's first line that is not empty."""
     return next((line.strip() for line in (text or "").splitlines() if line.strip()), "")
 
 
 def typed(run: RunSummary) -> str:
-    """What a run is compared by, as it is typed."""
+    """Return what a run is compared by, as it is typed."""
     return " ".join(f"{field}={short(value)}" for field, value in run.values.items())
 
 

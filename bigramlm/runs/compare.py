@@ -9,7 +9,7 @@ from bigramlm.logger.metrics import read_records
 
 
 def losses_part(a: Path, b: Path) -> str:
-    """A line that says at which step the losses of two runs part."""
+    """Say at which step the losses of two runs part."""
     records: list[dict[int, dict[str, Any]]] = []
     for folder in (a, b):
         path = folder / "metrics.jsonl"

@@ -21,13 +21,13 @@ PLAN = "sweep.json"
 
 
 def read_run(folder: Path) -> RunSummary | None:
-    """The run in a folder, None where there is none."""
+    """Read the run in a folder, None if there is none."""
     run = RunSummary.read(folder)
     return run if run.has_summary else None
 
 
 def folders(below: Path) -> Iterator[Path]:
-    """The folders of all runs below a folder, that one included."""
+    """Yield the folders of all runs below a folder, that one included."""
     for folder, inner, files in os.walk(below):
         if "summary.json" in files:
             inner.clear()
@@ -40,7 +40,7 @@ def outputs() -> Path:
 
 
 def find(where: str, *, holding: str = "summary.json") -> Path:
-    """The folder of a run or a checkpoint. UserError where there is none.
+    """Find the folder of a run or a checkpoint. UserError if there is none.
 
     where: `latest`, or a folder: from the working folder, or from outputs/, outputs/runs/ or outputs/sweeps/, as the
     list has it. `latest` is the run that was started last of those whose folder holds what is asked for.
@@ -56,7 +56,7 @@ def find(where: str, *, holding: str = "summary.json") -> Path:
 
 
 def find_sweep(where: str) -> Path:
-    """The folder of a sweep: `latest`, or a folder as `find` takes it. UserError where there is none."""
+    """Find the folder of a sweep: `latest`, or a folder as `find` takes it. UserError if there is none."""
     if where == "latest":
         found = [path for path in (outputs() / "sweeps").glob("*") if (path / PLAN).exists()]
         require(bool(found), f"{outputs() / 'sweeps'}: there is no sweep yet; python scripts/train.py -m makes one")
@@ -111,7 +111,7 @@ def places() -> tuple[Path, ...]:
 
 
 def saved_config(folder: Path) -> Path:
-    """The config.yaml of a run's folder or a checkpoint's. UserError where there is none."""
+    """Return the config.yaml of a run's folder or a checkpoint's. UserError if there is none."""
     path = folder / "config.yaml"
     weights = next((file.name for file in folder.glob("*") if file.suffix in (".safetensors", ".bin")), None)
     require(

@@ -137,12 +137,12 @@ class RunFolder:
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """What the summary in a run's folder says, None where there is none to be read."""
+    """Read the summary in a run's folder, None if there is none that can be read."""
     return _read_json(folder / "summary.json")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config that a run saved, as plain dictionaries; empty where there is none, or a damaged one."""
+    """Read the config that a run saved, as plain dictionaries; empty if there is none, or it is damaged."""
     from omegaconf import OmegaConf
 
     try:
@@ -153,7 +153,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def last_sample(folder: Path) -> str | None:
-    """The last text that the run wrote, None where there is none."""
+    """Return the last text that the run wrote, None if there is none."""
     try:
         text = (folder / "samples.txt").read_text("utf-8", "replace")
     except OSError:
@@ -176,7 +176,7 @@ def status(folder: Path, summary: dict[str, Any]) -> str:
 
 
 def holder(folder: Path) -> int | None:
-    """The process on this machine that trains in the folder, None where there is none."""
+    """Return the process on this machine that trains in the folder, None if there is none."""
     found = _read_json(folder / HOLDER) or {}
     return int(found["pid"]) if found.get("host") == platform.node() and is_held(folder) else None
 
@@ -198,7 +198,7 @@ def is_held(folder: Path) -> bool:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """The versions of what computes the run's figures."""
+    """Return the versions of what computes the run's figures."""
     found = {"python": platform.python_version()}
     for package in ("bigramlm", "torch", "numpy", "hydra-core", "omegaconf"):
         try:
@@ -216,7 +216,7 @@ def process() -> dict[str, Any]:
 
 @functools.cache  # the code that runs is the one that the process began with
 def git_state() -> dict[str, Any] | None:
-    """The commit of the checkout, and whether anything was changed or added since; None where there is no checkout."""
+    """Return the commit of the checkout, and whether anything was changed or added since; None outside a checkout."""
     if not paths.IN_CHECKOUT:
         return None  # an environment may lie inside a repository that is not ours
     try:

@@ -195,12 +195,12 @@ class RunSummary:
 
 
 def shown(value: Any) -> str:
-    """A value of a config as it is typed."""
+    """Return a value of a config as it is typed."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def normal(value: str) -> str:
-    """A value in the one form that it is compared in: 1e-2 and 0.01 are one, and so are 0 and 0.0."""
+    """Return a value in the form that it is compared in: 1e-2 and 0.01 are one, and so are 0 and 0.0."""
     try:
         number = float(value)
     except ValueError:

@@ -102,13 +102,13 @@ class Launch:
             log.warning("nothing is swept; FIELD=A,B would try both")
 
     def add(self, overrides: Overrides, asked: str) -> Job:
-        """A new job, in a folder of its own."""
+        """Add a new job, in a folder of its own."""
         number = max([-1, *self.sweep.jobs, *_numbers(self.sweep.folder)]) + 1
         self.sweep.jobs[number] = job = Job(number, overrides.words, asked)
         return job
 
     def settle(self, overrides: Overrides) -> tuple[Overrides, RunConfig]:
-        """The overrides of a job and the config that they make, with the text that all jobs are to have.
+        """Return the overrides of a job and the config that they make, with the text that all jobs are to have.
 
         UserError for a config that cannot be.
         """
@@ -133,7 +133,7 @@ class Launch:
         return overrides, self.compose(overrides)
 
     def compose(self, overrides: Overrides) -> RunConfig:
-        """The config of a job. UserError, naming the job, where it cannot be."""
+        """Compose the config of a job. UserError, naming the job, if it cannot be."""
         composed = self.context.config_loader.load_sweep_config(self.config, overrides.words)
         with open_dict(composed):
             del composed["hydra"]
@@ -280,7 +280,7 @@ class Launch:
 
 @contextlib.contextmanager
 def launching(config: DictConfig, context: HydraContext, launcher: Launcher) -> Iterator[Launch]:
-    """A Launch to work with: the sweep's folder is held, and however the work ends, what came of it is said.
+    """Hold the sweep's folder, yield a Launch to work with, and report what came of it, however the work ends.
 
     Ends the process with exit code 1 where jobs are left undone, 130 or 143 after a signal.
     """
@@ -322,7 +322,7 @@ def _remove_empty(folder: Path, *, but: set[str]) -> None:
 
 
 def failed(error: BaseException) -> JobReturn:
-    """What a launcher returns of a job that an exception ended."""
+    """Return what a launcher returns of a job that an exception ended."""
     return JobReturn(status=JobStatus.FAILED, _return_value=error)
 
 

@@ -42,7 +42,7 @@ class Sweep:
     """The folder of a sweep: sweep.json says which jobs there are, and the folder of each what came of it."""
 
     def __init__(self, folder: Path) -> None:
-        """Reads the plan; a folder without one has no jobs yet, or was not made by a sweep of ours."""
+        """Read the plan; a folder without one has no jobs yet, or was not made by a sweep of bigramlm."""
         self.folder = folder
         self.fields: list[str] = []  # what is swept
         self.log_fields: list[str] = []  # what a search was given on a logarithmic scale
@@ -70,11 +70,11 @@ class Sweep:
         files.write(self.folder / PLAN, [json.dumps(plan, indent=1, ensure_ascii=False).encode()], durable=False)
 
     def all_jobs(self) -> list[Job]:
-        """The jobs by number; those that another of Hydra's sweepers made where there is no plan."""
+        """List the jobs by number; without a plan, those that another sweeper of Hydra's made."""
         return [self.jobs[number] for number in sorted(self.jobs)] or _jobs_of_a_stranger(self.folder)
 
     def path(self, job: Job) -> Path:
-        """The job's folder."""
+        """Return the job's folder."""
         return self.folder / str(job.number)
 
     def status(self, job: Job) -> str:
@@ -82,7 +82,7 @@ class Sweep:
         return self.outcome(job)[0]
 
     def outcome(self, job: Job) -> tuple[str, dict[str, Any]]:
-        """The job's status, and its summary, empty where it has left none."""
+        """Return the job's status, and its summary, empty if it has left none."""
         summary = read_summary(self.path(job))
         if summary is None:
             return "failed" if job.error else "pending", {}

@@ -41,11 +41,11 @@ class Results(Outcomes):
         return 1 if is_swept else super().n_texts
 
     def row(self, name: str) -> RunSummary | None:
-        """The job of this name, which is its folder's; None where it is none of ours."""
+        """Return the job of this name, which is its folder's; None if it is none of this sweep's."""
         return next((row for row in self.rows if row.name == name), None)
 
     def line(self, row: RunSummary, error: BaseException | None) -> str:
-        """What is said when a job ends: `job 3: completed, val 2.4858, 1.2 s (4 of 9): optim.lr=0.01 seed=2`."""
+        """Say how a job ended: `job 3: completed, val 2.4858, 1.2 s (4 of 9): optim.lr=0.01 seed=2`."""
         figure, what = (row.final, self.short) if row.final is not None else (row.best, f"best {self.short}")
         parts = [row.status]
         if figure is not None:
@@ -63,7 +63,7 @@ class Results(Outcomes):
         files.write(self.folder / "results.md", [self.markdown().encode()], durable=False)
 
     def csv(self) -> str:
-        """A line a job, every digit, for programs."""
+        """Return a line per job, with every digit, for programs."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(
@@ -86,7 +86,7 @@ class Results(Outcomes):
         return out.getvalue()
 
     def text(self) -> str:
-        """The tables for a terminal, with what they say."""
+        """Return the tables for a terminal, with what they say."""
         shown, hidden = self.rows[:SHOWN], self.rows[SHOWN:]
         parts = [self._fitting(shown)]
         if hidden:
@@ -122,7 +122,7 @@ class Results(Outcomes):
         return table(*transposed(columns))
 
     def markdown(self) -> str:
-        """The same for a page."""
+        """Return the same for a page."""
         parts = [
             f"# Sweep {self.folder.name}",
             self.count(),
@@ -134,5 +134,5 @@ class Results(Outcomes):
 
 
 def runs_of(sweep: Sweep) -> list[RunSummary]:
-    """The jobs of a sweep, named by their numbers."""
+    """Read the jobs of a sweep, named by their numbers."""
     return [RunSummary.read(sweep.path(job), str(job.number), job.values, job.error) for job in sweep.all_jobs()]

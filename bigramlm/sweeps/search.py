@@ -46,7 +46,7 @@ Space = dict[str, "BaseDistribution"]
 
 
 def space_of(overrides: Sequence[Override]) -> Space:
-    """What is searched, by field, from overrides as Hydra's own plugin for Optuna has them.
+    """Return the space that is searched, by field, from overrides in the form of Hydra's own plugin for Optuna.
 
     `choice(a, b)` or `a,b`; `range(1, 9, 2)`, without its end; `interval(0, 1)`; whole numbers with `int(...)`;
     `tag(log, ...)` for a logarithmic scale. UserError where there is no such space.
@@ -136,7 +136,7 @@ class Search:
         _make_sampler(*self._sampler)  # which refuses wrong options
 
     def unfinished(self) -> dict[int, Trial]:
-        """The trials that have not been told an end, by their jobs' numbers; one that has no job yet is ended."""
+        """Return the trials that have no end yet, by their jobs' numbers; a trial without a job is ended."""
         import optuna
 
         found = {}
@@ -152,7 +152,7 @@ class Search:
         return sum("job" in trial.user_attrs for trial in self.study.get_trials(deepcopy=False))
 
     def ask(self) -> tuple[Trial, list[str]]:
-        """A new trial, with its overrides."""
+        """Ask for a new trial, and return it with its overrides."""
         # Seeded for each trial by its number: a search that is gone on with draws what one in one go would have drawn.
         name, options = self._sampler
         self.study.sampler = _make_sampler(name, {**options, "seed": options["seed"] + len(self.study.trials)})
@@ -162,7 +162,7 @@ class Search:
         return trial, [f"{name}={value}" for name, value in trial.params.items()]
 
     def tell(self, trial: Trial, status: str, val_loss: float | None) -> None:
-        """What came of a trial, by its job's status; one that was interrupted is left open."""
+        """Report what came of a trial, by its job's status; one that was interrupted stays open."""
         from optuna.trial import TrialState
 
         if status == "completed" and val_loss is not None and math.isfinite(val_loss):
@@ -172,7 +172,7 @@ class Search:
 
 
 def pruner_of(folder: Path) -> Callable[[int, Mapping[str, float]], bool] | None:
-    """What tells the job in this folder, by what an evaluation found, whether it is hopeless; None: nothing does."""
+    """Return what decides, by an evaluation of the job in this folder, whether to prune it; None if nothing does."""
     path = folder.parent / STUDY
     if not path.exists():
         return None

@@ -146,7 +146,7 @@ class _Worker:
 
 
 def environments(n: int, *, cores: int, gpus: Sequence[str]) -> list[dict[str, str]]:
-    """What is set in the environment of each of n workers: the cores are divided, and each has perhaps a GPU.
+    """Return the environment variables of each of n workers: they share the cores, and may have a GPU each.
 
     gpus: as CUDA_VISIBLE_DEVICES names them.
     """
@@ -156,7 +156,7 @@ def environments(n: int, *, cores: int, gpus: Sequence[str]) -> list[dict[str, s
 
 
 def visible_gpus() -> list[str]:
-    """The CUDA GPUs that this process may use, asked without importing torch, which takes longer than all the rest."""
+    """List the CUDA GPUs that this process may use, without importing torch, which takes longer than all the rest."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         names = [name.strip() for name in chosen.split(",")]

@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """The token ids of the text, shape (N,). UserError names what the tokenizer has no token for."""
+        """Encode the text as token ids, shape (N,). UserError names what the tokenizer has no token for."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str: ...
@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
 
 
 def start_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The tokens that a text goes on from: the prompt's; without one a newline, or else token 0.
+    """Return the tokens that a text continues from: the prompt's; without one a newline, or else token 0.
 
     In the tutorial's text the newline is token 0, which it starts from. UserError as of `encode`.
     """

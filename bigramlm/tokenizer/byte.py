@@ -15,7 +15,7 @@ class ByteTokenizer:
     lossless = True
 
     def __init__(self, *, end_of_text: bool = False, saved: str | None = None) -> None:
-        """saved: the file that it was read from, which `to_json` gives back to the letter."""
+        """Take the file that the tokenizer was read from, if any, which `to_json` returns unchanged."""
         self._saved = saved
         self.end_of_text = 256 if end_of_text else None
         self._spoken = [bytes([value]) for value in range(256)] + ([END_OF_TEXT.encode()] if end_of_text else [])
@@ -25,14 +25,14 @@ class ByteTokenizer:
         return len(self._spoken)
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """The bytes of the text, shape (N,)."""
+        """Encode the text as its bytes, shape (N,)."""
         try:
             return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
         except UnicodeEncodeError as error:
             raise UserError(f"{text[error.start]!a} is no character that UTF-8 can hold") from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text; bytes that make no character come back as U+FFFD."""
+        """Decode bytes; those that make no character become U+FFFD."""
         return b"".join([self._spoken[i] for i in ids]).decode("utf-8", "replace")
 
     def to_json(self) -> str:
@@ -50,8 +50,10 @@ class ByteTokenizer:
 
 
 def byte_characters() -> list[str]:
-    """The character that stands for each byte in a byte-level vocabulary: itself where it can be seen in Latin-1, else
-    one of those from U+0100 on, in order (Radford et al. 2019, in their code)."""
+    """Return the character for each byte in a byte-level vocabulary (Radford et al. 2019, in their code).
+
+    It is the byte itself if that is visible in Latin-1, else one of those from U+0100 on, in order.
+    """
     seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(value if value in seen else next(others)) for value in range(256)]

@@ -28,7 +28,7 @@ class CharTokenizer:
         return len(self._spoken)
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """The token ids of the text, shape (N,). UserError names the characters that the vocabulary lacks."""
+        """Encode the text as token ids, shape (N,). UserError names the characters that the vocabulary lacks."""
         ids: NDArray[np.int32] = self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
         if (ids < 0).any():
             missing = sorted(set(text) - set(self.chars))

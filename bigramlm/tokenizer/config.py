@@ -26,14 +26,14 @@ class TokenizerConfig:
     """Which tokenizer this is; set by `tokenizer=NAME`."""
 
     def build(self, *, characters: str, documents: int, train: TrainingText) -> Tokenizer:
-        """The tokenizer for a text; characters: all that it has, each once, sorted; documents: how many it has.
+        """Build the tokenizer for a text; characters: all that it has, each once, sorted; documents: how many it has.
 
         UserError where the text does not suffice for it.
         """
         raise NotImplementedError
 
     def restore(self, saved: str) -> Tokenizer:
-        """The tokenizer that `to_json()` described so. ValueError where it is of another kind, or none."""
+        """Restore the tokenizer that `to_json()` described. ValueError if it is of another kind, or none."""
         raise NotImplementedError
 
 
@@ -94,8 +94,10 @@ class LearnedConfig(TokenizerConfig):
 
 @dataclass
 class BPEConfig(LearnedConfig):
-    """Byte-level BPE: bytes, and the pairs of tokens that are most frequent, made one again and again. Loses nothing,
-    whatever the text."""
+    """Byte-level BPE: bytes, and the pairs of tokens that are most frequent, made one again and again.
+
+    Loses nothing, whatever the text.
+    """
 
     name: str = "bpe"
 
@@ -119,8 +121,10 @@ class BPEConfig(LearnedConfig):
 
 @dataclass
 class WordPieceConfig(LearnedConfig):
-    """WordPiece, as BERT has it: words, and parts that words go on with. Loses line breaks, spaces, and words with
-    characters that training never saw."""
+    """WordPiece, as BERT has it: words, and parts that words go on with.
+
+    Loses line breaks, spaces, and words with characters that training never saw.
+    """
 
     name: str = "wordpiece"
 

@@ -33,7 +33,7 @@ class SubwordTokenizer:
     """A tokenizer of Hugging Face's `tokenizers`, with its words kept: text repeats them, and splitting takes long."""
 
     def __init__(self, backend: Backend, saved: str | None = None) -> None:
-        """saved: the file that the backend was read from, which `to_json` gives back to the letter."""
+        """Take the file that the backend was read from, if any, which `to_json` returns unchanged."""
         self._saved = saved
         backend.no_truncation()
         backend.no_padding()
@@ -52,7 +52,7 @@ class SubwordTokenizer:
             self.lossless = bool(has) and self.decode(self.encode(has).tolist()) == has
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """The token ids of the text, shape (N,)."""
+        """Encode the text as token ids, shape (N,)."""
         words = _WORD.findall(text) if self._by_words else [text]
         found = list(map(self._words.get, words))
         if None in found:
@@ -79,11 +79,11 @@ class SubwordTokenizer:
         return (np.array(one.ids, dtype=np.int32).tobytes() for one in encoded)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text; bytes that make no character come back as U+FFFD."""
+        """Decode ids; bytes that make no character become U+FFFD."""
         return str(self._backend.decode(list(ids), skip_special_tokens=False))
 
     def to_json(self) -> str:
-        """The file format of `tokenizers`, which transformers and others read too."""
+        """Return the file format of `tokenizers`, which transformers and others read too."""
         return str(self._backend.to_str()) if self._saved is None else self._saved
 
 
@@ -101,8 +101,10 @@ def _splits_before_space(about: dict[str, object]) -> bool:
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int) -> SubwordTokenizer:
-    """A byte-level BPE, split as GPT-2's (Sennrich et al. 2016, Radford et al. 2019). UserError where the texts do not
-    have as many tokens in them."""
+    """Learn a byte-level BPE, split as GPT-2's (Sennrich et al.
+
+    2016, Radford et al. 2019). UserError if the texts don't have as many tokens in them.
+    """
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
@@ -117,8 +119,10 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int) -> S
 
 
 def train_wordpiece(texts: Callable[[], Iterable[str]], *, vocab_size: int, min_frequency: int) -> SubwordTokenizer:
-    """A WordPiece vocabulary with the splitting that BERT does, cases and accents kept (Devlin et al. 2019). UserError
-    where the texts do not have as many tokens in them, or more characters."""
+    """Learn a WordPiece vocabulary, split as BERT's, cases and accents kept (Devlin et al.
+
+    2019). UserError where the texts do not have as many tokens in them, or more characters.
+    """
 
     def learned(first: list[str], size: int) -> Backend:
         backend = _bert(models.WordPiece(unk_token=_UNKNOWN))
@@ -168,7 +172,7 @@ def _check_size(backend: Backend, vocab_size: int, min_frequency: int) -> None:
 
 
 def from_json(text: str) -> SubwordTokenizer:
-    """The tokenizer that a `tokenizer.json` holds. ValueError where it holds none."""
+    """Read the tokenizer in a `tokenizer.json`. ValueError if it holds none."""
     try:
         return SubwordTokenizer(Backend.from_str(text), text.strip())
     except UserError:
@@ -178,7 +182,7 @@ def from_json(text: str) -> SubwordTokenizer:
 
 
 def from_path(path: str) -> tuple[SubwordTokenizer, str]:
-    """The tokenizer in a file or a folder, or of a name on the Hugging Face hub; and the path, from anywhere.
+    """Open the tokenizer in a file or a folder, or of a name on the Hugging Face hub; also returns its absolute path.
 
     A folder holds tokenizer.json, or vocab.json and merges.txt as GPT-2 came with. UserError where there is none.
     """

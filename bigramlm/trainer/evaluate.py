@@ -33,7 +33,9 @@ class Evaluator:
         val_characters: int,
         lossless: bool = True,
     ) -> None:
-        """rows: of each split at an evaluation on the way, None for all; val_characters: what val's tokens are of;
+        """Prepare the blocks that evaluations cover.
+
+        rows: of each split at an evaluation on the way, None for all; val_characters: what val's tokens are of;
         lossless: whether the tokenizer gives back all of the text, and so bits a character tell what they should.
         """
         self.model = model
@@ -78,7 +80,7 @@ class Evaluator:
 
 @torch.inference_mode()
 def mean_loss(model: LanguageModel, covered: Iterable[tuple[Tensor, Tensor]], device: Device) -> float:
-    """The mean cross-entropy in nats over all targets that count, of these (inputs, targets), each (M, T).
+    """Compute the mean cross-entropy in nats over all targets that count, of these (inputs, targets), each (M, T).
 
     Waits for the device. The ids may be of any type, and not yet on the device. Dropout is off while it runs.
     """
@@ -101,5 +103,5 @@ def mean_loss(model: LanguageModel, covered: Iterable[tuple[Tensor, Tensor]], de
 
 
 def bits_per_character(loss: float, *, tokens: int, characters: int) -> float:
-    """A loss in nats a token as bits a character, the same measure for every tokenizer."""
+    """Convert a loss in nats per token to bits per character, the same measure for every tokenizer."""
     return loss / math.log(2) * tokens / characters

@@ -67,7 +67,7 @@ def check_targets(x: Tensor, y: Tensor) -> None:
 
 
 def whole(x: Tensor, y: Tensor) -> Tensor:
-    """The targets with those of prompts too: a completion may be one token, which says little of a fresh model."""
+    """Return the targets with those of prompts: a completion may be one token, which says little of a fresh model."""
     upto = (y != IGNORED).flip(1).cumsum(1).flip(1) > 0  # and padding stays out
     return torch.where(upto & (y == IGNORED), x.roll(-1, dims=1), y)
 
@@ -127,7 +127,7 @@ def check_gradients(model: LanguageModel, x: Tensor, y: Tensor) -> None:
 
 @torch.inference_mode()
 def check_causality(model: LanguageModel, x: Tensor) -> None:
-    """Changing a later token changes no earlier logit."""
+    """Check that changing a later token changes no earlier logit."""
     block_size = x.shape[1]
     changed = sorted({block_size // 2, block_size - 1} - {0})
     rows = x[:1].repeat(1 + len(changed), 1)

@@ -44,8 +44,10 @@ class TrainStep:
         grad_clip: float = 0.0,
         masked: bool = False,
     ) -> None:
-        """grad_accumulation: the parts A that a batch is cut in; grad_clip: the largest norm of a gradient, 0 any;
-        masked: whether there are targets that do not count.
+        """Take the parts of an update.
+
+        grad_accumulation: the parts A that a batch is cut in; grad_clip: the largest norm of a gradient, 0 any; masked:
+        whether there are targets that do not count.
         """
         self.model = model
         self.params = trained(model)
@@ -79,7 +81,7 @@ class TrainStep:
         return StepResult(total, norm)
 
     def losses(self, batch: Batch) -> Iterator[Tensor]:
-        """The losses of a batch's parts, each by its share of the targets: their sum is the loss of the whole batch."""
+        """Yield the losses of a batch's parts, each by its share of targets: their sum is the whole batch's loss."""
         parts = self.grad_accumulation
         counted = (batch[1] != IGNORED).sum() if self.masked and parts > 1 else None
         for x, y in [batch] if parts == 1 else zip(batch[0].chunk(parts), batch[1].chunk(parts), strict=True):
@@ -99,7 +101,9 @@ class SharedCalls:
     """
 
     def __init__(self, *, log_every: int, looks: Sequence[int]) -> None:
-        """log_every: every so many steps one is recorded, and taken alone; looks: intervals at which the weights are
+        """Get ready to compile, which the first call does.
+
+        log_every: every so many steps one is recorded, and taken alone; looks: intervals at which the weights are
         evaluated or saved, and the number of all steps.
         """
         self.log_every = log_every

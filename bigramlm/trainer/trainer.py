@@ -265,7 +265,7 @@ class Trainer:
 
 
 def progress_bar(step: int, steps: int) -> tqdm[NoReturn]:
-    """The bar on standard error, where that is a terminal: the time that is left, the loss, and the speed."""
+    """Make the bar on standard error, if that is a terminal: the time that is left, the loss, and the speed."""
     # Without tqdm's own rate, in steps: tokens a second are what compares, and both do not fit.
     shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     return bar(steps, initial=step, bar_format=shown)

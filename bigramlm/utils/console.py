@@ -66,7 +66,7 @@ _WARNED: set[str] = set()
 
 
 def relative(path: Path) -> Path:
-    """The path as short as can be from where the user is."""
+    """Shorten a path to the one from the working folder, if it is below."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

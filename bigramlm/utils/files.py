@@ -13,7 +13,7 @@ from bigramlm.utils import paths
 
 
 def aside(path: Path) -> Path:
-    """A name beside a path, hidden and its own, to write to before it is renamed."""
+    """Return a hidden name beside a path, unique, to write to before it is renamed."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
@@ -47,7 +47,7 @@ def require_new(folder: Path) -> None:
 
 @contextlib.contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of the one that is not there yet when this is left without an error.
+    """Yield a folder to write to, which is renamed to one that does not exist yet when the block ends well.
 
     UserError where it cannot be written.
     """
@@ -77,12 +77,12 @@ def sync(path: Path) -> None:
 
 
 def sha256_of(text: str) -> str:
-    """The SHA-256 of a text in UTF-8."""
+    """Return the SHA-256 of a text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

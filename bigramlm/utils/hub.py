@@ -36,7 +36,7 @@ def has(name: str, file: str) -> bool:
 
 
 def fetch(name: str, file: str) -> Path:
-    """A file of a model on the hub, where it was downloaded to, now or before. NotFetched where it cannot be had."""
+    """Return a file of a model on the hub, downloaded now or before. NotFetched if it is not available."""
     from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
 
     try:

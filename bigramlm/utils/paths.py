@@ -10,21 +10,21 @@ IN_CHECKOUT = (_BESIDE / "conf" / "train.yaml").is_file()
 
 
 def home() -> Path:
-    """The folder that holds sources/ and outputs/: the repository in a checkout, else the working folder."""
+    """Return the folder that holds sources/ and outputs/: the repository in a checkout, else the working folder."""
     return _BESIDE if IN_CHECKOUT else Path.cwd()
 
 
 def conf_dir() -> Path:
-    """The folder of the YAML presets; a wheel carries its own copy inside the package."""
+    """Return the folder of the YAML presets; a wheel carries its own copy inside the package."""
     return _BESIDE / "conf" if IN_CHECKOUT else _PACKAGE / "conf"
 
 
 def bundled_text() -> Path:
-    """The text that comes with bigramlm; a wheel carries its own copy inside the package."""
+    """Return the text that comes with bigramlm; a wheel carries its own copy inside the package."""
     return (_BESIDE if IN_CHECKOUT else _PACKAGE) / "sources" / "bundled.txt"
 
 
 def step_of(name: str) -> int | None:
-    """The step of a run's checkpoint by the name of its folder, step_<n>; None for any other name, step_07 too."""
+    """Return the step of a checkpoint by its folder's name, step_<n>; None for any other name, step_07 too."""
     found = re.fullmatch(r"step_(0|[1-9][0-9]*)", name)
     return int(found[1]) if found else None

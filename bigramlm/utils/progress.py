@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 
 def bar(total: int, *, hidden: bool = False, **shown: Any) -> "tqdm[Any]":
-    """A bar that leaves nothing behind; shown: what else tqdm takes.
+    """Make a bar that leaves nothing behind; shown: what else tqdm takes.
 
     TQDM_DISABLE hides it: jobs of a sweep that run at the same time would write over each other.
     """

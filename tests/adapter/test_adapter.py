@@ -61,7 +61,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def once(cli: Cli, folder: Path, *overrides: str) -> Path:
-    """The run in this folder, which the first test trains that asks for it."""
+    """Return the run in this folder, which the first test trains that asks for it."""
     if not folder.exists():
         ended = cli(*overrides, f"hydra.run.dir={folder}", run_dir=False)
         assert ended.code == 0, ended.err
@@ -70,13 +70,13 @@ def once(cli: Cli, folder: Path, *overrides: str) -> Path:
 
 @pytest.fixture
 def base(cli: Cli, shared: Path) -> Path:
-    """A GPT of our own, trained before; tests only read it, and have adapters stand beside it."""
+    """Return a GPT of our own, trained before; tests only read it, and have adapters stand beside it."""
     return once(cli, shared / "base", *BASE)
 
 
 @pytest.fixture
 def run(cli: Cli, shared: Path, base: Path, request: pytest.FixtureRequest) -> Path:
-    """An adapted run, lora where a test asks for no other variant; tests only read it."""
+    """Return an adapted run, lora where a test asks for no other variant; tests only read it."""
     variant = getattr(request, "param", "lora")
     return once(cli, shared / variant, *LORA, f"init_from={base}", "trainer.keep_checkpoints=9", *VARIANTS[variant])
 
@@ -259,7 +259,7 @@ def test_a_run_from_an_adapted_one_starts_where_that_ended(cli: Cli, base: Path,
 
 @pytest.fixture
 def beside(cli: Cli, base: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """A base, and an adapted run of it, for a test to change and to move."""
+    """Return a base, and an adapted run of it, for a test to change and to move."""
     own = Path(shutil.copytree(base, tmp_path / "base"))
     return own, adapted(cli, own).folder
 
@@ -413,7 +413,7 @@ def test_it_trains_with_muon(cli: Cli, base: Path) -> None:
 
 
 def the_same_with(cli: Cli, base: Path, *more: str) -> None:
-    """An adapted run with a way to compute that makes no other run of it."""
+    """Return an adapted run with a way to compute that makes no other run of it."""
     run, plain = adapted(cli, base, "optim.lr=0.02", *more), adapted(cli, base, "optim.lr=0.02", *more[1:])
     assert "does not compile" not in run.err
     assert final(run.folder) != final(base)

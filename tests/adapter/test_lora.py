@@ -17,7 +17,7 @@ SMALL = ("model=nanogpt", "model.n_layer=2", "model.n_head=2", "model.n_embd=16"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GPT of our own, for adapters to stand beside."""
+    """Return a GPT of our own, for adapters to stand beside."""
     folder = tmp_path_factory.mktemp("base") / "run"
     done = command(*SHORT, *SMALL, "data.block_size=16", "trainer.steps=0", f"hydra.run.dir={folder}")
     assert done.code == 0, done.err

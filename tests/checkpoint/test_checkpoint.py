@@ -29,7 +29,7 @@ SMALL = ("trainer.eval_every=2", "trainer.log_every=2", "trainer.checkpoint_ever
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder with checkpoints of steps 0, 2, 4 and 5."""
+    """Return a run's folder with checkpoints of steps 0, 2, 4 and 5."""
     folder = tmp_path_factory.mktemp("run")
     trainer = fitted(folder, *SMALL, "trainer.steps=5")
     assert trainer.checkpoints.steps() == [0, 2, 4, 5]
@@ -41,7 +41,7 @@ def steps(run: Path) -> Path:
 
 
 def copy_of(path: Path, to: Path) -> Path:
-    """A copy, whose name doesn't say which step it was."""
+    """Return a copy, whose name doesn't say which step it was."""
     shutil.rmtree(to, ignore_errors=True)
     return Path(shutil.copytree(path, to))
 
@@ -263,7 +263,7 @@ def test_files_of_another_step_are_found(run: Path, tmp_path: Path) -> None:
 
 
 def sealed(copy: Path) -> Path:
-    """A checkpoint that somebody has changed on purpose, and made a new manifest for."""
+    """Return a checkpoint that somebody has changed on purpose, and made a new manifest for."""
     (copy / "manifest.json").unlink()
     write_manifest(copy, 4)
     return copy

@@ -13,7 +13,7 @@ from tests.helpers import Cli, assert_refused, build, fitted, refuses
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder with checkpoints of steps 0, 2, 4 and 5."""
+    """Return a run's folder with checkpoints of steps 0, 2, 4 and 5."""
     folder = tmp_path_factory.mktemp("run")
     often = ("trainer.eval_every=2", "trainer.log_every=2", "trainer.checkpoint_every=2", "trainer.keep_checkpoints=9")
     trainer = fitted(folder, *often, "trainer.steps=5")

@@ -24,7 +24,7 @@ ENDLESS = ("data=bundled", "trainer.steps=100000000", "logger=none")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run."""
+    """Return the folder of a run."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     done = command(*SHORT, f"hydra.run.dir={folder}")
     assert done.code == 0, done.err
@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sent(number: int) -> pytest.MarkDecorator:
-    """A mark for a command that is sent this signal."""
+    """Return a mark for a command that is sent this signal."""
     name = signal.Signals(number).name
     return pytest.mark.skipif(os.name == "nt", reason=f"Windows has no {name} to send to a process")
 

@@ -19,7 +19,7 @@ def shown(cli: Cli) -> str:
 
 
 def section(shown: str, head: str) -> str:
-    """The lines below a heading, up to the next one."""
+    """Return the lines below a heading, up to the next one."""
     found = re.search(rf"^{head}.*:\n((?: .*\n|\n(?= ))+)", shown, re.MULTILINE)
     assert found, head
     return found[1]

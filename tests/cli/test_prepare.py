@@ -69,7 +69,7 @@ def test_it_tells_what_it_made(
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text, with its token files in made, and something else in other."""
+    """Return a folder with a text, with its token files in made, and something else in other."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "a.txt").write_text("a\n" * 100)
     (folder / "other").mkdir()

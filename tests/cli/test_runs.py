@@ -18,7 +18,7 @@ SHORT = ("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=
 
 @pytest.fixture
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An outputs/ with runs that were never trained: three as runs, one as a job of a sweep."""
+    """Return an outputs/ with runs that were never trained: three as runs, one as a job of a sweep."""
     folder = tmp_path / "outputs"
     for module in (runs, runs_command):
         monkeypatch.setattr(module, "outputs", lambda: folder)
@@ -41,7 +41,7 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rows(out: str) -> list[str]:
-    """The last word of every line but the first: the folders."""
+    """Return the last word of every line but the first: the folders."""
     return [line.split()[-1] for line in out.splitlines()[1:]]
 
 

@@ -133,7 +133,7 @@ def test_no_new_tokens_is_the_prompt(run: Path, tmp_path: Path, tool: Cli) -> No
 
 
 def collected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is shown, piece by piece."""
+    """Return what is shown, piece by piece."""
     shown: list[str] = []
 
     def show(text: str, end: str = "\n") -> bool:

@@ -80,7 +80,7 @@ def test_a_config_is_known_by_what_differs_from_its_defaults() -> None:
 
 
 def with_a_new_field(value: int) -> RunConfig:
-    """A config of a later version, whose optimizer has one more field."""
+    """Return a config of a later version, whose optimizer has one more field."""
     newer = dataclasses.make_dataclass("Newer", [("extra", int, dataclasses.field(default=0))], bases=(AdamWConfig,))
     cfg = run_config("optim.lr=0.1")
     cfg.optim = newer(**vars(cfg.optim), extra=value)

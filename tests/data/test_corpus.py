@@ -46,7 +46,7 @@ def long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What encodes is this process: it takes a second to start others. How many pieces were encoded, by unit."""
+    """Encode in this process, since others take a second to start; return how many pieces were encoded, by unit."""
     units: list[int] = []
 
     def encoded(text: Text, cfg: TokenizerConfig, encoder: Encoder, *, skip: int) -> Iterator[Encoded]:
@@ -299,7 +299,7 @@ def test_killed_before_anything_is_encoded_it_is_no_trap(
 
 @contextlib.contextmanager
 def files_no_longer_than(limit: int) -> Iterator[None]:
-    """Writing on fails, as on a full disk; whatever the file."""
+    """Let writing fail from here on, as on a full disk, whatever the file."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))

@@ -24,7 +24,7 @@ def read(*files: Path, name: str = "text", field: str = "text", train_fraction: 
 
 
 def written(path: Path, content: bytes | str) -> Path:
-    """A file with this content, compressed as its name says."""
+    """Return a file with this content, compressed as its name says."""
     raw = content if isinstance(content, bytes) else content.encode()
     if path.suffix == ".gz":
         raw = gzip.compress(raw)

@@ -38,7 +38,7 @@ Pairs = list[tuple[str, str]]
 
 
 def written(path: Path, pairs: Pairs, **names: str) -> Path:
-    """A file of JSONL with these pairs, compressed as its name says."""
+    """Return a file of JSONL with these pairs, compressed as its name says."""
     prompt, completion = names.get("prompt", "prompt"), names.get("completion", "completion")
     raw = "".join(json.dumps({prompt: a, completion: b}) + "\n" for a, b in pairs).encode()
     pack: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstd.compress}
@@ -74,7 +74,7 @@ LENGTHS = [(3, 1), (2, 9), (1, 2), (5, 4), (1, 1), (2, 2), (6, 1), (1, 7)]
 
 
 def by_hand(model: LanguageModel, tokens: list[list[int]]) -> tuple[float, int]:
-    """The sum of the losses of completions, each example alone and unpadded, and how many tokens they have."""
+    """Return the sum of the losses of completions, each example alone and unpadded, and how many tokens they have."""
     total, count = 0.0, 0
     for (prompt, _), ids in zip(LENGTHS, tokens, strict=True):
         logits, _ = model(torch.tensor([ids[:-1]]))
@@ -101,7 +101,7 @@ def test_the_loss_is_of_the_completion_alone() -> None:
 
 
 def taken(split: Examples, *, parts: int, model: LanguageModel, compiled: bool = False) -> list[torch.Tensor]:
-    """The loss and the gradients of one update of 8 rows."""
+    """Return the loss and the gradients of one update of 8 rows."""
     device = Device(CPU, "fp32", compile=compiled)
     optimizer = run_config("optim=sgd", "optim.grad_clip=0").optim.build(model, compiled=compiled)
     kind = CompiledStep if compiled else TrainStep

@@ -67,7 +67,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home without sources/, and a stand-in for the text that is expected."""
+    """Return a home without sources/, and a stand-in for the text that is expected."""
     monkeypatch.setattr(paths, "home", lambda: tmp_path / "home")
     monkeypatch.setattr(shakespeare, "SIZE", len(TEXT))
     monkeypatch.setattr(shakespeare, "SHA256", hashlib.sha256(TEXT).hexdigest())

@@ -54,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def damaged(made: Path, tmp_path: Path) -> Path:
-    """A copy of the token files, for a test to damage."""
+    """Return a copy of the token files, for a test to damage."""
     return shutil.copytree(made, tmp_path / "damaged")
 
 

@@ -18,7 +18,7 @@ def test_a_cpu_has_fast_bf16_or_has_not() -> None:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch):
-    """Makes the machine look as if it had these devices."""
+    """Make the machine look as if it had these devices."""
 
     def make(*, cuda: int = 0, mps: bool = False, bf16: bool = True, amx: bool = False, macos: int = 14) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
@@ -112,7 +112,7 @@ def test_bf16_on_a_cpu_that_is_slow_in_it_is_told(machine, caplog: pytest.LogCap
 
 
 def own() -> type[Device]:
-    """A kind of device that is no other test's: what was measured of those, and is remembered, is not of this one."""
+    """Return a kind of device that is no other test's: what was measured of those is remembered."""
     return type("Own", (Device,), {})
 
 

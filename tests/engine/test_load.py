@@ -21,7 +21,7 @@ RUN = (
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained run."""
+    """Return a trained run."""
     folder = tmp_path_factory.mktemp("source") / "run"
     done = command(*RUN, f"hydra.run.dir={folder}")
     assert done.code == 0, done.err

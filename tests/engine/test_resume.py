@@ -49,7 +49,7 @@ def left_alone(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 40 steps that nothing interrupted, with TensorBoard's events."""
+    """Return a run of 40 steps that nothing interrupted, with TensorBoard's events."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     done = command(*RUN, "logger=tensorboard", f"hydra.run.dir={folder}")
     assert done.code == 0, done.err

@@ -59,7 +59,7 @@ def test_tensorboard_reads_what_jsonl_has(cli: Cli) -> None:
 
 
 def hparams(folder: Path) -> tuple[Any, list[Any]]:
-    """What TensorBoard's HParams tab makes of a folder: the experiment, and its rows."""
+    """Return what TensorBoard's HParams tab makes of a folder: the experiment, and its rows."""
     from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
     from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
     from tensorboard.context import RequestContext

@@ -23,7 +23,7 @@ preset_of = functools.cache(lambda preset: run_config(f"model={preset}").model)
 
 
 def config(preset: str, **fields: Any) -> ModelConfig:
-    """The config of a preset: small, and with these fields."""
+    """Return the config of a preset: small, and with these fields."""
     cfg: ModelConfig = preset_of(preset)
     if isinstance(cfg, GPTConfig):
         fields = {"n_embd": 4 * cfg.n_head, "n_layer": min(2, cfg.n_layer), **fields}
@@ -31,7 +31,7 @@ def config(preset: str, **fields: Any) -> ModelConfig:
 
 
 def build(preset: str, *, moved: bool = True, **fields: Any) -> LanguageModel:
-    """A rung in double precision; moved: with weights that are all far from zero, as after some training."""
+    """Return a rung in double precision; moved: with weights that are all far from zero, as after some training."""
     torch.manual_seed(0)
     model = config(preset, **fields).build(vocab_size=V, block_size=BLOCK).double()
     if moved:
@@ -43,7 +43,7 @@ def build(preset: str, *, moved: bool = True, **fields: Any) -> LanguageModel:
 
 
 def plainly(model: GPT, cfg: GPTConfig, idx: torch.Tensor) -> torch.Tensor:
-    """The logits for token ids (T,), from the weights alone: position by position, head by head."""
+    """Return the logits for token ids (T,), from the weights alone: position by position, head by head."""
     w = {name: value.detach() for name, value in model.named_parameters(remove_duplicate=False)}
     T, C, D = len(idx), cfg.n_embd, cfg.n_embd // cfg.n_head
 

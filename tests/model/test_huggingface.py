@@ -151,13 +151,13 @@ def train(cli: Cli, folder: Path | str, *overrides: str) -> Ended:
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GPT-2 that tests only read."""
+    """Return a GPT-2 that tests only read."""
     return gpt2_folder(tmp_path_factory.mktemp("weights") / "gpt2")
 
 
 @pytest.fixture
 def own(gpt2: Path, tmp_path: Path) -> Path:
-    """A copy of it, for a test to change."""
+    """Return a copy of it, for a test to change."""
     return Path(shutil.copytree(gpt2, tmp_path / "gpt2"))
 
 

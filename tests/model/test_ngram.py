@@ -47,7 +47,7 @@ class Plainly:
         return (0, *(max(0.1, i - (i + 1) * y * n[i + 1] / n[i]) for i in (1, 2, 3)))
 
     def p(self, context: tuple[int, ...], token: int) -> float:
-        """The probability of a token after the last tokens of a block, as many of them as count."""
+        """Return the probability of a token after the last tokens of a block, as many of them as count."""
         used = context[-(self.order - 1) :] if self.order > 1 else ()
         return self._p(used, token, longest=True)
 

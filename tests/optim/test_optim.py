@@ -150,7 +150,7 @@ def test_sgd_is_pytorchs_to_the_bit(nesterov: bool) -> None:
 
 
 def plain_muon(name: str, mean: torch.Tensor, gradient: torch.Tensor, lr: float, cfg: MuonConfig) -> torch.Tensor:
-    """What Muon takes off a matrix: each of the matrices that it is made of by itself, in double precision."""
+    """Return what Muon takes off a matrix: each of the matrices that it is made of by itself, in double precision."""
     mean.lerp_(gradient, 1 - cfg.momentum)
     ahead = gradient.lerp(mean, cfg.momentum) if cfg.nesterov else mean
     taken = []

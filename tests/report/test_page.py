@@ -28,7 +28,7 @@ def window() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def sweep_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a made-up sweep of 80 jobs: ten learning rates, four block sizes, two seeds."""
+    """Return the page of a made-up sweep of 80 jobs: ten learning rates, four block sizes, two seeds."""
     folder = tmp_path_factory.mktemp("made-up")
     made_up_sweep(folder, records=20, seeds=2)
     write(Results(Sweep(folder)), folder / "report.html", title="Made up")
@@ -52,7 +52,7 @@ PUT_BACK = """
 
 @pytest.fixture
 def sweep(window: Browser, sweep_page: Path) -> Iterator[Browser]:
-    """The page of the sweep, as if it were fresh; whatever a test does on it, the console has nothing to complain of.
+    """Return the page of the sweep, as if it were fresh; whatever a test does on it, the console reports no error.
 
     It is opened once for all tests but those that do to it what its switches do not undo; see `anew`.
     """
@@ -122,7 +122,7 @@ def boxes(window: Browser, selector: str) -> list[tuple[float, float, float, flo
 
 
 def column(window: Browser, head: str, table: str = "results") -> list[str]:
-    """The cells of the rows that are shown."""
+    """Return the cells of the rows that are shown."""
     script = """
         const table = document.getElementById(args[1]);
         const at = [...table.querySelectorAll("th")].findIndex((th) => th.innerText.trim().split(" ")[0] === args[0]);
@@ -132,7 +132,7 @@ def column(window: Browser, head: str, table: str = "results") -> list[str]:
 
 
 def traces(window: Browser, chart: str = "curves") -> list[dict[str, Any]]:
-    """What Plotly draws in a chart."""
+    """Return what Plotly draws in a chart."""
     script = """
         return document.getElementById(args[0]).data.map(({name, x, y, customdata, line, opacity, mode}) =>
           ({name, x: Array.from(x), y: Array.from(y), runs: [...new Set(customdata ?? [])], line, opacity, mode}));
@@ -151,7 +151,7 @@ def place_of(window: Browser, chart: str, x: float, y: float) -> tuple[float, fl
 
 
 def hovered(window: Browser, chart: str, x: float, y: float) -> str:
-    """What a chart says of the value that the mouse is moved to."""
+    """Return what a chart says of the value that the mouse is moved to."""
     for away in (3, 0):
         mouse(window, "mouseMoved", *(at + away for at in place_of(window, chart, x, y)))
     label = f"return document.querySelector('#{chart} .hoverlayer').textContent"
@@ -175,7 +175,7 @@ def few(window: Browser, folder: Path, *runs: tuple[dict[str, str], tuple[float 
 
 
 def completed(loss: float, **more: object) -> dict[str, Any]:
-    """The files of a run that came to this final loss."""
+    """Return the files of a run that came to this final loss."""
     return {"summary": {"status": "completed", "final": {"val/loss": loss}, **more}}
 
 

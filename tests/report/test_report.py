@@ -21,7 +21,7 @@ from tests.helpers import FILES, HOSTILE, Cli, assert_refused, run_with
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made-up sweep of 80 jobs: ten learning rates, four block sizes, two seeds."""
+    """Return a made-up sweep of 80 jobs: ten learning rates, four block sizes, two seeds."""
     folder = tmp_path_factory.mktemp("sweeps") / "made-up"
     folder.mkdir()
     made_up_sweep(folder, records=20, seeds=2)

@@ -47,7 +47,7 @@ def state(folder: Path) -> dict[Path, tuple[int, bytes]]:
 
 
 def sweeping(folder: Path, *arguments: str) -> contextlib.AbstractContextManager[Started]:
-    """A sweep in a process of its own, ended when the test ends."""
+    """Return a sweep in a process of its own, ended when the test ends."""
     return started("-m", *arguments, f"hydra.sweep.dir={folder}")
 
 
@@ -60,7 +60,7 @@ def kill_when_it_came_to(job: Path, step: int) -> None:
 
 
 def forged(folder: Path, *summaries: dict[str, Any]) -> Results:
-    """The results of a sweep over seeds with these summaries."""
+    """Return the results of a sweep over seeds with these summaries."""
     made = Sweep(folder)
     made.fields = ["seed"]
     for number, summary in enumerate(summaries):
@@ -183,7 +183,7 @@ def test_a_sweep_goes_through_slurm(
 
 
 def watching(folder: Path) -> launch.Launch:
-    """A sweep at work through a launcher that only watches its jobs."""
+    """Return a sweep at work through a launcher that only watches its jobs."""
     config = OmegaConf.create({"hydra": {"launcher": {"_target_": "elsewhere.SlurmLauncher"}}})
     return launch.Launch(Sweep(folder), config, None, None)  # type: ignore[arg-type]
 

@@ -29,7 +29,7 @@ SHORT = (
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """A sweep of two jobs, seed=1 and seed=2, to look at; its folder is .folder."""
+    """Return a sweep of two jobs, seed=1 and seed=2, to look at; its folder is .folder."""
     folder = tmp_path_factory.mktemp("two") / "sweep"
     ended = command("-m", *SHORT, "seed=1,2", f"hydra.sweep.dir={folder}")
     assert ended.code == 0, ended.err
@@ -38,13 +38,13 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 @pytest.fixture
 def begun(two: Ended, folder: Path) -> Path:
-    """The same sweep in the test's own folder, to go on with."""
+    """Return the same sweep in the test's own folder, to go on with."""
     shutil.copytree(two.folder, folder)
     return folder
 
 
 def forged(folder: Path, *summaries: dict[str, Any], typed: Sequence[Sequence[str]] = ()) -> Results:
-    """The results of a sweep with these summaries; typed: the overrides of each job, by themselves seed=0, 1, ..."""
+    """Return the results of a sweep with these summaries; typed: each job's overrides, without it seed=0, 1, ..."""
     made = Sweep(folder)
     for number, summary in enumerate(summaries):
         made.jobs[number] = Job(number, list(typed[number]) if typed else [f"seed={number}"])

@@ -34,7 +34,7 @@ SPACE = "optim.lr=tag(log, interval(1e-4, 1))"
 
 @pytest.fixture
 def searched(cli: Cli, folder: Path) -> Callable[..., Ended]:
-    """Runs a search in one folder: searched("hydra.sweeper.n_trials=3") -> Ended."""
+    """Make a function that runs a search with arguments in one folder."""
     return lambda *arguments: cli("-m", *SEARCH, *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
 
 

@@ -52,7 +52,7 @@ TIMES = {"tokens_per_second", "seconds", "folder"}
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """A sweep of two jobs, seed=1 and seed=2, to look at; its folder is .folder."""
+    """Return a sweep of two jobs, seed=1 and seed=2, to look at; its folder is .folder."""
     folder = tmp_path_factory.mktemp("two") / "sweep"
     ended = command("-m", *SHORT, "seed=1,2", f"hydra.sweep.dir={folder}")
     assert ended.code == 0, ended.err
@@ -61,7 +61,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 @pytest.fixture
 def begun(two: Ended, folder: Path) -> Path:
-    """The same sweep in the test's own folder, to go on with."""
+    """Return the same sweep in the test's own folder, to go on with."""
     shutil.copytree(two.folder, folder)
     return folder
 
@@ -72,7 +72,7 @@ def state(folder: Path) -> dict[Path, tuple[int, bytes]]:
 
 
 def sweeping(folder: Path, *arguments: str) -> contextlib.AbstractContextManager[Started]:
-    """A sweep in a process of its own, ended when the test ends."""
+    """Return a sweep in a process of its own, ended when the test ends."""
     return started("-m", *arguments, f"hydra.sweep.dir={folder}")
 
 

@@ -22,7 +22,7 @@ LONGER = (
 
 
 def sweeping(folder: Path, *arguments: str) -> contextlib.AbstractContextManager[Started]:
-    """A sweep in a process of its own, ended when the test ends."""
+    """Return a sweep in a process of its own, ended when the test ends."""
     return started("-m", *arguments, f"hydra.sweep.dir={folder}")
 
 

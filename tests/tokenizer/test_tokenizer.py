@@ -79,7 +79,7 @@ class Noted:
 
 
 def noted(tokenizer: Tokenizer) -> tuple[SubwordTokenizer, list[list[str]]]:
-    """The same tokenizer, and what its library is given to encode from now on."""
+    """Return the same tokenizer, and what its library is given to encode from now on."""
     library: Any = Noted(tokenizer)
     again = SubwordTokenizer(library)
     library.given.clear()

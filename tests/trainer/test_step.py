@@ -26,7 +26,7 @@ def weights(trainer: Trainer) -> torch.Tensor:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """The records without what a clock decides."""
+    """Return the records without what a clock decides."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "mfu")} for line in lines]
 
@@ -192,7 +192,7 @@ def test_a_graph_that_cannot_be_made_costs_no_step(
 
 @pytest.fixture(params=["eager", pytest.param("inductor", marks=[pytest.mark.slow, COMPILER])])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch.compile makes of a step's graph: nothing (eager runs it as it was traced), or code."""
+    """Return what torch.compile makes of a step's graph: nothing (eager runs it as it was traced), or code."""
     compile_, chosen = torch.compile, request.param
     monkeypatch.setattr(torch, "compile", lambda function, *, mode, **k: compile_(function, **k, backend=chosen))
 

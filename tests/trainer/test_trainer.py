@@ -49,7 +49,7 @@ def weights(trainer: Trainer) -> torch.Tensor:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """The records without what a clock decides."""
+    """Return the records without what a clock decides."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "mfu")} for line in lines]
 

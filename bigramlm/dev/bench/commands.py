@@ -91,7 +91,7 @@ SCRIPT = paths.home() / "scripts" / "train.py"
 
 
 def bigram(pairs: int) -> Iterator[Comparison]:
-    """the default run against the tutorial's loop, 10,000 steps each: steps a second, and whole processes"""
+    """Compare the default run with the tutorial's loop, 10,000 steps each: steps a second, and whole processes."""
     with workplace() as place:
         ours, loop = alternate(pairs, lambda: _train(place), lambda: _tutorial(place))
     yield Comparison("steps a second: the Trainer, evaluating, logging and saving / the loop", ours, loop, "steps")
@@ -99,7 +99,7 @@ def bigram(pairs: int) -> Iterator[Comparison]:
 
 
 def compiled(pairs: int) -> Iterator[Comparison]:
-    """device.compile=true, once compiled, against the tutorial's loop: steps a second"""
+    """device.compile=true, once compiled, against the tutorial's loop: steps a second."""
     options = (
         "device.compile=true",
         "trainer.steps=30000",
@@ -112,14 +112,14 @@ def compiled(pairs: int) -> Iterator[Comparison]:
 
 
 def startup(pairs: int) -> Iterator[Comparison]:
-    """from the command to the first step, against importing torch: seconds"""
+    """From the command to the first step, against importing torch: seconds."""
     with workplace() as place:
         ours, bare = alternate(pairs, lambda: first_step(place), lambda: {"wall": _process("-c", "import torch")[0]})
     yield Comparison("seconds from the command to the first step / import torch", ours, bare, "wall")
 
 
 def gpt(pairs: int) -> Iterator[Comparison]:
-    """gpt_cpu against nanogpt_cpu (on CUDA gpt_gpu, nanogpt_gpu): seconds to the other's final val loss, and losses
+    """gpt_cpu against nanogpt_cpu (on CUDA gpt_gpu, nanogpt_gpu): seconds to the other's final val loss, and losses.
 
     Both evaluate 20 times, over the whole of val. Each pair has a seed of its own.
     """
@@ -146,14 +146,14 @@ def gpt(pairs: int) -> Iterator[Comparison]:
 
 
 def checkpoint(pairs: int) -> Iterator[Comparison]:
-    """the default run, which saves every 1,000 steps, against the same run that saves nothing: seconds of training"""
+    """Compare the default run, which saves every 1,000 steps, with one that saves nothing: seconds of training."""
     with workplace() as place:
         saving, not_saving = alternate(pairs, lambda: _train(place), lambda: _train(place, program=("-c", NOT_SAVING)))
     yield Comparison("seconds of training: saving every 1,000 steps / saving nothing", saving, not_saving, "seconds")
 
 
 def sweep(pairs: int) -> Iterator[Comparison]:
-    """32 jobs of 200 steps against one run of as many steps, and jobs of some 10 s two at a time against one by one"""
+    """32 jobs of 200 steps against one run of as many steps, and jobs of some 10 s two at a time against one by one."""
     n, short = 32, "trainer.eval_every=200"
     with workplace() as place:
         jobs, run = alternate(
@@ -176,7 +176,7 @@ def sweep(pairs: int) -> Iterator[Comparison]:
 
 
 def search(pairs: int) -> Iterator[Comparison]:
-    """30 trials over optim.lr with pruning against the same search without, each pair with a seed of its own"""
+    """30 trials over optim.lr with pruning against the same search without, each pair with a seed of its own."""
     steps, seed_of = ("trainer.steps=2000", "trainer.eval_every=100"), _in_pairs(range(100, 10**6))
     space = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=30", "optim.lr=tag(log, interval(1e-4, 1))")
 
@@ -195,7 +195,7 @@ def search(pairs: int) -> Iterator[Comparison]:
 
 @contextlib.contextmanager
 def workplace() -> Iterator[Path]:
-    """A folder that is gone afterwards, with the tutorial's script in it. UserError where there is no Shakespeare."""
+    """Make a folder that is deleted afterwards, with the tutorial's script in it. UserError without Shakespeare."""
     text = paths.home() / "sources" / "shakespeare.txt"
     require(text.is_file(), f"{text}: is not there; `python scripts/train.py` downloads it")
     with tempfile.TemporaryDirectory(prefix="bigramlm-bench-") as folder:
@@ -248,7 +248,7 @@ def _in_pairs(seeds: Iterable[int]) -> Callable[[], int]:
 
 
 def looking_alike(*recipe: str, times: int) -> list[str]:
-    """Overrides that make a run evaluate so many times, over the whole of val, and over as much of train."""
+    """Return overrides that make a run evaluate so many times, over the whole of val, and over as much of train."""
     cfg = composed_config(*recipe)
     text = cfg.data.prepare().read()
     assert isinstance(text, Text)

@@ -49,7 +49,7 @@ class Prepared:
 
 
 def data(pairs: int, *, sizes: tuple[float, ...] = (0.25, 1, 2)) -> Iterator[Prepared | Comparison]:
-    """texts of 0.25, 1 and 2 GB: preparing them, and how training on them starts and steps against a small text"""
+    """Texts of 0.25, 1 and 2 GB: preparing them, and how training on them starts and steps against a small text."""
     source = paths.home() / "sources" / "shakespeare.txt"
     require(source.is_file(), f"{source}: is not there; `python scripts/train.py` downloads it")
     small = (_TOKENIZER, "data=shakespeare")

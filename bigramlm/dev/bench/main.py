@@ -43,7 +43,7 @@ BENCHMARKS: dict[str, Callable[..., Iterator[Report]]] = {
 
 @command
 def main() -> None:
-    """Run the command line: python scripts/bench.py NAME"""
+    """Run the command line: python scripts/bench.py NAME."""
     about = "\n".join(
         textwrap.fill(f"{name:<11}{inspect.cleandoc(benchmark.__doc__ or '')}", 79, subsequent_indent=" " * 11)
         for name, benchmark in BENCHMARKS.items()

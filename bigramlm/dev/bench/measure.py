@@ -21,8 +21,10 @@ class Comparison:
     def __init__(
         self, title: str, a: list[Figures], b: list[Figures], figure: str, of_b: str = "", each: int | None = None
     ) -> None:
-        """of_b: the other one's figure, where it has another name; each: what the difference is shared among, where it
-        is to be told too.
+        """Compare a figure of two things, pair by pair.
+
+        of_b: the other one's figure, where it has another name; each: what the difference is shared among, where it is
+        to be told too.
         """
         self.title = title
         self.each = each

@@ -64,7 +64,7 @@ class Model(nn.Module):
 
 
 def loop(trainer: Trainer) -> Callable[[int], None]:
-    """The step of its loop, on the Trainer's text."""
+    """Build the step of its loop, on the Trainer's text."""
     model = Model(trainer.model.vocab_size)
     data = trainer.evaluator.splits["train"].tokens.numpy().astype(np.uint16)
     matrices, vectors = ([p for p in model.parameters() if (p.ndim == 2) == two] for two in (True, False))

@@ -49,8 +49,10 @@ class ReportFigures:
     def __init__(
         self, title: str, *, seconds: list[float], size: int, clicks: dict[str, list[tuple[float, float]]]
     ) -> None:
-        """seconds: to make it, once a time; size: bytes; clicks: milliseconds to the answer and to all of it, by what
-        is clicked.
+        """Take what was measured.
+
+        seconds: to make it, once a time; size: bytes; clicks: milliseconds to the answer and to all of it, by what is
+        clicked.
         """
         self.title = title
         self.seconds = seconds
@@ -70,8 +72,10 @@ class ReportFigures:
 
 
 def report(pairs: int) -> Iterator[ReportFigures]:
-    """The page of a sweep of 200 jobs with 100 records each: seconds to make it as a command, its size, and
-    milliseconds from a click to the answer, and to all of it, in a headless Chromium where there is one.
+    """Measure the page of a sweep of 200 jobs with 100 records each.
+
+    Seconds to make it as a command, its size, and, in a headless Chromium if there is one, milliseconds from a click to
+    the answer, and to all of it.
     """
     with tempfile.TemporaryDirectory() as folder:
         made_up_sweep(Path(folder))

@@ -33,7 +33,7 @@ Step = Callable[[int], None]
 
 
 def step(pairs: int, *overrides: str) -> Iterator[Comparison]:
-    """the Trainer's step, records included, against a bare loop with the same model, optimizer and batches: seconds
+    """Compare the Trainer's step, records included, with a bare loop over the same model and batches: seconds.
 
     In slices of 100 steps, in one process. Of the bigram, nanogpt_cpu and gpt_cpu, or as the overrides say.
     """
@@ -46,7 +46,7 @@ def step(pairs: int, *overrides: str) -> Iterator[Comparison]:
 
 
 def nanogpt(pairs: int) -> Iterator[Comparison]:
-    """the Trainer's step of experiment=nanogpt_cpu against nanoGPT's loop, rewritten here: seconds"""
+    """Compare the Trainer's step of experiment=nanogpt_cpu with nanoGPT's loop, rewritten here: seconds."""
     from bigramlm.dev.bench.nanogpt import loop
 
     ours, theirs = _slices(pairs, ("experiment=nanogpt_cpu", "device.name=cpu"), loop)
@@ -56,7 +56,7 @@ def nanogpt(pairs: int) -> Iterator[Comparison]:
 
 
 def profile(pairs: int, *overrides: str) -> Iterator[Profile]:
-    """where the time of a step goes, and the least that the machine could take; of gpt_cpu, or as the overrides say"""
+    """Where the time of a step goes, and the least that the machine could take; of gpt_cpu, or as the overrides say."""
     chosen = overrides or ("experiment=gpt_cpu",)
     yield Profile(f"a step of {' '.join(chosen)}", **_profiled(pairs * 20, chosen))
 
@@ -64,7 +64,7 @@ def profile(pairs: int, *overrides: str) -> Iterator[Profile]:
 def gpt2(
     pairs: int, *, n_layer: int = 12, n_head: int = 12, n_embd: int = 768, block_size: int = 1024, batch_size: int = 0
 ) -> Iterator[Comparison]:
-    """GPT-2's shape (124M) at block 1,024 on random tokens: the compiled step against the step as it stands, and MFU"""
+    """GPT-2's shape (124M) at block 1,024 on random tokens: the compiled step against the plain one, and MFU."""
     import torch
 
     from bigramlm.device.config import DeviceConfig
@@ -111,7 +111,7 @@ def gpt2(
 
 
 def composed_config(*overrides: str) -> RunConfig:
-    """The config of the run that `train.py` makes of these overrides."""
+    """Compose the config of the run that `train.py` makes of these overrides."""
     from bigramlm.cli.train import set_up_hydra
 
     set_up_hydra()
@@ -120,7 +120,7 @@ def composed_config(*overrides: str) -> RunConfig:
 
 
 def generate(pairs: int) -> Iterator[Comparison]:
-    """1,000 characters from a fresh GPT of 6 layers, 384 wide, block 256: with the key/value cache against without"""
+    """1,000 characters from a fresh GPT of 6 layers, 384 wide, block 256: with the key/value cache against without."""
     import torch
 
     from bigramlm.device.config import DeviceConfig
@@ -145,7 +145,7 @@ def generate(pairs: int) -> Iterator[Comparison]:
 
 
 def threads(pairs: int) -> Iterator[Comparison]:
-    """one thread against all cores, for steps of several sizes, on a quiet and on a busy machine: steps a second"""
+    """One thread against all cores, for steps of several sizes, on a quiet and on a busy machine: steps a second."""
     import torch
 
     from bigramlm.device.device import is_small
@@ -242,7 +242,7 @@ def _slices(
 
 
 def _run_watched(at_a_record: Callable[[Trainer], None], overrides: tuple[str, ...]) -> None:
-    """A whole run, without evaluations and saves on the way, that calls at_a_record after each record."""
+    """Run without evaluations and saves on the way, and call at_a_record after each record."""
     from bigramlm.engine import run as recipe
     from bigramlm.logger import metrics
     from bigramlm.runs.folder import RunFolder
@@ -274,7 +274,7 @@ def _run_watched(at_a_record: Callable[[Trainer], None], overrides: tuple[str, .
 
 
 def _profiled(n: int, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """What `Profile` takes, of n steps as a run with these overrides would take them."""
+    """Return what `Profile` takes, of n steps as a run with these overrides would take them."""
     found: dict[str, Any] = {}
 
     def at_a_record(trainer: Trainer) -> None:
@@ -345,7 +345,7 @@ def _floors(trainer: Trainer) -> dict[str, float]:
 
 
 def _bare_loop(trainer: Trainer) -> Step:
-    """The step of a loop as one would write it down, with a copy of the Trainer's model."""
+    """Build the step of a loop as one would write it down, with a copy of the Trainer's model."""
     from torch.nn.utils import clip_grad_norm_
 
     from bigramlm.data.batches import Batches

@@ -85,7 +85,7 @@ class Version:
     """A version of bigramlm in a folder, whose commands are run there."""
 
     def __init__(self, tree: Path, runs: Path) -> None:
-        """runs: the folder for what they leave."""
+        """Take a folder for what its runs leave."""
         self.tree = tree
         self.runs = runs
         self.env = {**os.environ, "PYTHONPATH": str(tree)}
@@ -125,7 +125,7 @@ class Version:
 
 
 def bits(pairs: int, *versions: str) -> Iterator[Same]:  # noqa: ARG001 - once is enough
-    """OLD NEW: whether runs of two versions (commits, or checkouts) have the same bits
+    """OLD NEW: whether runs of two versions (commits, or checkouts) have the same bits.
 
     Weights, optimizers, random states, records but for the clock, samples and tables, of runs of many kinds.
     """
@@ -157,7 +157,7 @@ def _compare_sweeps(old: Path, new: Path) -> str | None:
 
 
 def versions(pairs: int, *names: str) -> Iterator[Comparison]:
-    """OLD NEW: two versions (commits, or checkouts): seconds of the default run, a step, the start, a sweep"""
+    """OLD NEW: two versions (commits, or checkouts): seconds of the default run, a step, the start, a sweep."""
     with _both(names) as (old, new):
 
         def compared(measure: Callable[[Version], Figures], title: str, figure: str, n: int = pairs) -> Comparison:
