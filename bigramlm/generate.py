@@ -66,7 +66,7 @@ def stream(
         model.train(was_training)
 
 
-def before(ids: list[int], until: int | None) -> list[int]:
+def truncate_at(ids: list[int], until: int | None) -> list[int]:
     """Return the ids before the token `until`; all of them if it is None, or not among them."""
     return ids[: ids.index(until)] if until in ids else ids
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from bigramlm.sweeps.workers import Workers
 
 
-def _composing_fast(context: HydraContext) -> HydraContext:
-    from bigramlm.sweeps.compose import Composer
+def _with_cached_loader(context: HydraContext) -> HydraContext:
+    from bigramlm.sweeps.compose import CachedConfigLoader
 
-    return HydraContext(config_loader=Composer(context.config_loader), callbacks=context.callbacks)
+    return HydraContext(config_loader=CachedConfigLoader(context.config_loader), callbacks=context.callbacks)
 
 
 def _require_whole(field: str, value: Any, *, least: int = 1, or_null: bool = False) -> None:
@@ -44,18 +44,18 @@ class GridSweeper(BasicSweeper):
     """Every combination of what is swept, as Hydra's own sweeper makes them; but what is done is not done again."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        super().setup(hydra_context=_composing_fast(hydra_context), task_function=task_function, config=config)
+        super().setup(hydra_context=_with_cached_loader(hydra_context), task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> None:
         from bigramlm.cli.common import exit_codes
         from bigramlm.config.overrides import Overrides
         from bigramlm.errors import require
-        from bigramlm.sweeps.executor import launching
+        from bigramlm.sweeps.executor import open_executor
 
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        with exit_codes(), launching(self.config, self.hydra_context, self.launcher) as launch:
+        with exit_codes(), open_executor(self.config, self.hydra_context, self.launcher) as launch:
             _require_whole("max_batch_size", self.max_batch_size, or_null=True)
             typed = Overrides([*self._parse_config(), *arguments])
             overrides = typed.parsed(self.hydra_context.config_loader)
@@ -97,7 +97,7 @@ class OptunaSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
-        self.hydra_context = _composing_fast(hydra_context)
+        self.hydra_context = _with_cached_loader(hydra_context)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.hydra_context, task_function=task_function, config=config
         )
@@ -106,14 +106,14 @@ class OptunaSweeper(Sweeper):
         from bigramlm.cli.common import exit_codes
         from bigramlm.config.overrides import Overrides
         from bigramlm.errors import require
-        from bigramlm.sweeps.executor import launching
+        from bigramlm.sweeps.executor import open_executor
         from bigramlm.sweeps.search import Search, space_of
         from bigramlm.sweeps.trials import search
 
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        with exit_codes(), launching(self.config, self.hydra_context, self.launcher) as launch:
+        with exit_codes(), open_executor(self.config, self.hydra_context, self.launcher) as launch:
             _require_whole("n_trials", self.n_trials)
             _require_whole("n_jobs", self.n_jobs, or_null=True)
             _require_whole("seed", self.options["seed"], least=0)

@@ -37,7 +37,7 @@ from bigramlm.device.device import Device, set_up
 from bigramlm.engine import build as parts
 from bigramlm.engine.resolve import resolve_for_model
 from bigramlm.errors import UserError
-from bigramlm.logger.base import Origin
+from bigramlm.logger.base import LoggerContext
 from bigramlm.logger.config import LoggerConfig
 from bigramlm.logger.metrics import Metrics
 from bigramlm.model.base import LanguageModel
@@ -420,7 +420,7 @@ def fitted(folder: Path, *overrides: str, device: Device | None = None, kind: ty
 
 def fit(trainer: Trainer) -> Trainer:
     at = trainer.progress.step if trainer.progress.step else None
-    with Metrics(LoggerConfig(use=[]), Origin(trainer.checkpoints.folder.parent, {}, "id", at)) as metrics:
+    with Metrics(LoggerConfig(use=[]), LoggerContext(trainer.checkpoints.folder.parent, {}, "id", at)) as metrics:
         trainer.fit(metrics)
     return trainer
 

@@ -25,7 +25,7 @@ def test_what_is_written_with_a_cache_is_what_is_written_without(preset: str) ->
     with torch.no_grad():
         for p in model.parameters():  # far from zero, as after some training
             p.add_(0.3 * torch.randn_like(p))
-    model.count(torch.randint(V, (200,)))
+    model.fit_counts(torch.randint(V, (200,)))
     start = torch.randint(V, (2, 3))
     for temperature in (0.0, 1.0):
         settings: dict[str, Any] = {"temperature": temperature, "seed": 5, "device": DEVICE}

@@ -20,7 +20,7 @@ from bigramlm.cli.verify_resume import compare
 from bigramlm.config.run_config import GROUPS, KINDS, to_yaml
 from bigramlm.device.device import Device
 from bigramlm.engine.load import load_model
-from bigramlm.model.base import is_counted
+from bigramlm.model.base import is_count_table
 from bigramlm.model.config import GPTConfig, ModelConfig
 from bigramlm.optim.config import SGDConfig
 from bigramlm.trainer.step import TrainStep
@@ -314,7 +314,7 @@ ON_COUNTS = (*RUN, "model=gpt", *shrunk(model_of("gpt")), "model.ngram_order=3",
 
 def tables(folder: Path) -> dict[str, torch.Tensor]:
     """Load what the newest checkpoint of a run has counted."""
-    return {name: value for name, value in load_model(newest(folder))[0].state_dict().items() if is_counted(name)}
+    return {name: value for name, value in load_model(newest(folder))[0].state_dict().items() if is_count_table(name)}
 
 
 @pytest.fixture

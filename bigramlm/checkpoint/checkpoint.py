@@ -34,7 +34,7 @@ from bigramlm.checkpoint.format import (
 )
 from bigramlm.checkpoint.state import by_index, cut_positions, device_of, make_room
 from bigramlm.errors import UserError, require
-from bigramlm.model.base import is_counted
+from bigramlm.model.base import is_count_table
 from bigramlm.tokenizer.base import Tokenizer
 from bigramlm.tokenizer.config import TokenizerConfig
 from bigramlm.utils import files, paths
@@ -43,12 +43,16 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseWeights:
     """The weights that an adapter stands beside."""
 
-    place: str
+    location: str
     """Where they are: a folder, or a name on the Hugging Face hub."""
     sha256: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Return what files say of it, by the names that it has there."""
+        return {"place": self.location, "sha256": self.sha256}
 
 
 @dataclass
@@ -118,16 +122,16 @@ class Checkpoint:
         """Whether it holds an adapter alone, and not the weights beside it."""
         return ADAPTER in self.manifest["files"]
 
-    def base(self) -> Base:
+    def base(self) -> BaseWeights:
         """Return the weights that the adapter was trained on."""
         with self.reading(BASE):
             said = json.loads((self.path / BASE).read_text("utf-8"))
             moved = said["from_here"] and (self.path / said["from_here"]).resolve()  # with this checkpoint
             place = str(moved) if moved and moved.exists() and not Path(said["place"]).exists() else str(said["place"])
-            return Base(place, str(said["sha256"]))
+            return BaseWeights(place, str(said["sha256"]))
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The folder."""
         return str(self.path)
 
@@ -139,7 +143,7 @@ class Checkpoint:
             return str(sealed[MODEL])
         return files.sha256_of("".join([sealed[ADAPTER], sealed[ADAPTER_CONFIG], self.base().sha256]))
 
-    def keep(self, why: str) -> None:
+    def pin(self, why: str) -> None:
         """Have the run that it is of keep it, however far that goes."""
         if paths.step_of(self.path.name) is not None:
             try:
@@ -165,7 +169,7 @@ class Checkpoint:
         with self.reading(MODEL):
             tensors = load_file(self.path / MODEL)
         if not counted:
-            had, has = ({name for name in names if is_counted(name)} for names in (tensors, model.state_dict()))
+            had, has = ({name for name in names if is_count_table(name)} for names in (tensors, model.state_dict()))
             if had != has:
                 log.warning(
                     "%s: its weights stood on other n-grams than this model does: is model.ngram_order as it was?",
@@ -174,7 +178,7 @@ class Checkpoint:
             tensors = {name: tensor for name, tensor in tensors.items() if name not in had}
         make_room(model, tensors)
         cut_positions(model, tensors)
-        own = {name: tensor for name, tensor in model.state_dict().items() if counted or not is_counted(name)}
+        own = {name: tensor for name, tensor in model.state_dict().items() if counted or not is_count_table(name)}
         for name in tensors.keys() & own.keys():
             there, here = tuple(tensors[name].shape), tuple(own[name].shape)
             require(

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import uuid
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from bigramlm.adapter.lora import LoRA
-from bigramlm.checkpoint.checkpoint import Base, Checkpoint, Progress, kept_mark
+from bigramlm.checkpoint.checkpoint import BaseWeights, Checkpoint, Progress, kept_mark
 from bigramlm.checkpoint.format import (
     BASE,
     CONFIG,
@@ -41,7 +41,7 @@ class AdapterState:
     """What is trained of a model where that is an adapter, with the weights that it stands beside."""
 
     adapter: LoRA
-    base: Base
+    base: BaseWeights
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class CheckpointManager(Checkpoints):
                 raise UserError(f"{final}: the checkpoint could not be written: {error}") from error
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
-        self.point(progress.step, best=int(progress.best["step"]) if progress.best else None)
+        self.update_pointers(progress.step, best=int(progress.best["step"]) if progress.best else None)
 
     def _write(self, aside: Path, final: Path, progress: Progress) -> None:
         of = self.contents
@@ -174,8 +174,8 @@ class CheckpointManager(Checkpoints):
             save_model(of.model, str(aside / MODEL))
         else:
             base = of.adapter.base
-            of.adapter.adapter.save(aside, base=base.place)
-            write_json(aside / BASE, {**asdict(base), "from_here": _from_here(base.place, final)})
+            of.adapter.adapter.save(aside, base=base.location)
+            write_json(aside / BASE, {**base.to_dict(), "from_here": _from_here(base.location, final)})
         save_file(tensors, str(aside / TRAINING), metadata={"optimizer": json.dumps(plain)})
         write_json(
             aside / STATE,
@@ -205,7 +205,7 @@ class CheckpointManager(Checkpoints):
         self._restored = checkpoint
         return replace(checkpoint.progress, best=self.best_at(checkpoint))
 
-    def point(self, step: int, *, best: int | None) -> None:
+    def update_pointers(self, step: int, *, best: int | None) -> None:
         """Name a step that is saved as `last`, and the best one as `best`; remove what is old."""
         for name, named in (("last", step), ("best", best)):
             if named is not None:

@@ -99,7 +99,7 @@ def _adapter_facts(checkpoint: Checkpoint, cfg: RunConfig) -> dict[str, str]:
         return {}
     base = checkpoint.base()
     said = " ".join(f"{name}={value}" for name, value in vars(cfg.adapter).items())
-    return {"adapter": said, "base": f"{relative(Path(base.place))} (SHA-256 {base.sha256[:12]}), not in it"}
+    return {"adapter": said, "base": f"{relative(Path(base.location))} (SHA-256 {base.sha256[:12]}), not in it"}
 
 
 def verify(where: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from bigramlm.cli.common import command
 from bigramlm.config.run_config import differences, flat
 from bigramlm.errors import UserError, require
-from bigramlm.report.results import Outcomes
+from bigramlm.report.results import RunTable
 from bigramlm.runs.compare import losses_part
 from bigramlm.runs.find import PLAN, find, find_sweep, folders, outputs, places, read_run
 from bigramlm.runs.summary import RunSummary
@@ -147,14 +147,14 @@ def print_report(wheres: list[str], output: Path | None) -> None:
     require(bool(entries), f"{' '.join(wheres)}: holds no run; python scripts/runs.py list shows those there are")
     sweeps = sorted({entry.folder.parent for entry in entries.values()})
     of_sweeps = [Sweep(folder) for folder in sweeps if (folder / PLAN).exists()]
-    outcomes: Outcomes
+    outcomes: RunTable
     if len(folders) == 1 and (folders[0] / PLAN).exists():
         outcomes, title = Results(of_sweeps[0]), f"Sweep {of_sweeps[0].folder.name}"
     else:
         names = [_short(path) for path in entries] if len(entries) == 1 else _below_what_they_share(list(entries))
         named = [replace(entry, name=name) for entry, name in zip(entries.values(), names, strict=True)]
         swept = [field for sweep in of_sweeps for field in sweep.fields]
-        outcomes = Outcomes(named, list(dict.fromkeys(swept)))
+        outcomes = RunTable(named, list(dict.fromkeys(swept)))
         title = f"Run {named[0].name}" if len(named) == 1 else f"{len(named)} runs"
     path = output or (folders[0] if len(folders) == 1 else outputs()) / "report.html"
     page.write(outcomes, path, title=title, log_fields=[field for sweep in of_sweeps for field in sweep.log_fields])

@@ -165,7 +165,7 @@ def _written(
     # written at once.
     import torch
 
-    from bigramlm.generate import before
+    from bigramlm.generate import truncate_at
 
     batch, end = 0, _end(cfg, tokenizer)
     for first in range(0, len(prompts), _PROMPTS):
@@ -179,7 +179,7 @@ def _written(
                 new = torch.cat(tokens, dim=1).tolist() if tokens else [[]] * len(some)
                 batch += 1
                 for prompt, ids in zip(some, new, strict=True):
-                    whole = tokenizer.decode(prompts[prompt] + before(ids, end))
+                    whole = tokenizer.decode(prompts[prompt] + truncate_at(ids, end))
                     texts[prompt].append(whole.removeprefix(tokenizer.decode(prompts[prompt])))
         for prompt in window:
             for text in texts[prompt]:

@@ -39,7 +39,7 @@ from bigramlm.sweeps.plan import FINISHED, Sweep
 from bigramlm.sweeps.plan import log as sweep_log
 from bigramlm.sweeps.results import Results
 from bigramlm.utils import paths
-from bigramlm.utils.console import quiet, relative, show
+from bigramlm.utils.console import console_filter, relative, show
 from bigramlm.utils.stop import Stopped, StopSignals, stop_signals
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _context(folder: Path) -> JobContext:
 def _job_of_a_sweep(composed: DictConfig, folder: RunFolder, overrides: Overrides) -> float | None:
     from bigramlm.sweeps.search import pruner_of
 
-    with quiet(but=sweep_log.name):
+    with console_filter(but=sweep_log.name):
         context = replace(_context(folder.path), should_prune=pruner_of(folder.path))
         came_to = train(composed, folder, overrides, context, continues=True)
     failure = came_to if isinstance(came_to, BaseException) else None

@@ -51,7 +51,7 @@ class Stream:
 
     def rows(self, at: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of the rows that start at these positions (...), each (..., T)."""
-        windows = sent(self.tokens.unfold(0, self.block_size + 1, 1)[at], device).long()  # (..., T + 1)
+        windows = to_device(self.tokens.unfold(0, self.block_size + 1, 1)[at], device).long()  # (..., T + 1)
         return windows[..., :-1].contiguous(), windows[..., 1:].contiguous()
 
     def blocks(self, *, limit: int | None) -> list[tuple[Tensor, Tensor]]:
@@ -90,7 +90,7 @@ class Examples:
         ids = self.tokens[place.clamp(max=len(self.tokens) - 1)].long()
         x = torch.where(place < end, ids, 0)[..., :-1].contiguous()
         y = torch.where((first <= place) & (place < end), ids, IGNORED)[..., 1:].contiguous()
-        return sent(x, device), sent(y, device)
+        return to_device(x, device), to_device(y, device)
 
     def blocks(self, *, limit: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the examples in order, (M, T) each; with a limit that many, spread evenly, always the same ones."""
@@ -146,7 +146,7 @@ class Batches:
         draw, row = divmod(step, _DRAWN_TOGETHER)
         if draw != self._drawn:
             drawn = self._split.draw(self._seed, draw, (_DRAWN_TOGETHER, self._batch_size))
-            self._starts = sent(torch.from_numpy(drawn), self._split.tokens.device)
+            self._starts = to_device(torch.from_numpy(drawn), self._split.tokens.device)
             self._drawn = draw
         row -= row % self._group  # groups begin anew with each draw, whose last may be shorter
         x, y = self._split.rows(self._starts[row : row + self._group], self._device)  # (G, B, T)
@@ -154,7 +154,7 @@ class Batches:
         self._x, self._y = x.unbind(0), y.unbind(0)
 
 
-def sent(drawn: Tensor, device: torch.device) -> Tensor:
+def to_device(drawn: Tensor, device: torch.device) -> Tensor:
     """Move a tensor to a device, unless it is there."""
     if drawn.device.type == device.type:
         return drawn
@@ -171,7 +171,7 @@ def on_device(ids: NDArray[Any], device: torch.device) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it may not be written to, which nobody does
             return torch.from_numpy(ids)
-    return sent(torch.from_numpy(ids), device)
+    return to_device(torch.from_numpy(ids), device)
 
 
 def blocks(tokens: Tensor, *, block_size: int, limit: int | None = None) -> list[tuple[Tensor, Tensor]]:

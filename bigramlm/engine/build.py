@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigramlm.checkpoint.checkpoint import Base
+from bigramlm.checkpoint.checkpoint import BaseWeights
 from bigramlm.checkpoint.manager import AdapterState, CheckpointManager, Contents
 from bigramlm.config.run_config import RunConfig, to_yaml
 from bigramlm.data.batches import Batches, Examples, Split, Stream, on_device
@@ -17,7 +17,7 @@ from bigramlm.data.corpus import Corpus
 from bigramlm.device.device import Device, is_small, set_up
 from bigramlm.engine.load import keep_base, put_weights
 from bigramlm.engine.resolve import InitState
-from bigramlm.generate import before, generate
+from bigramlm.generate import generate, truncate_at
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.huggingface import Pretrained, check_vocabulary
 from bigramlm.optim.base import Schedule
@@ -63,7 +63,7 @@ def put_init_weights(
     keep_base(weights, folder.path)
     for line in adapter.audit():
         log.info("%s", line)
-    return AdapterState(adapter, Base(weights.place, weights.sha256))
+    return AdapterState(adapter, BaseWeights(weights.location, weights.sha256))
 
 
 def splits(corpus: Corpus, row_length: int, device: Device) -> dict[str, Split]:
@@ -103,7 +103,7 @@ def fit_counts(model: LanguageModel, train: Split, device: Device) -> float | No
     Also where weights come from elsewhere: the counts are of the text at hand.
     """
     began = time.perf_counter()
-    if not model.count(train.tokens):
+    if not model.fit_counts(train.tokens):
         return None
     seconds = time.perf_counter() - began
     log.info("counted: the training text, in %.1f s", seconds)
@@ -172,7 +172,7 @@ def describe(
     cfg: RunConfig, model: LanguageModel, corpus: Corpus, splits: dict[str, Split], adapter: AdapterState | None
 ) -> dict[str, Any]:
     """Return what the summary says of a run from its start: model, data, tokenizer, versions, commit."""
-    of_adapter = {} if adapter is None else {"n_params_total": adapter.adapter.n_total, "base": vars(adapter.base)}
+    of_adapter = {} if adapter is None else {"n_params_total": adapter.adapter.n_total, "base": adapter.base.to_dict()}
     return {
         "device": cfg.device.name,
         "n_params": model.n_params(),
@@ -204,5 +204,5 @@ def write_sample(cfg: RunConfig, model: LanguageModel, tokenizer: Tokenizer, pro
         device=device,
         until=end,
     )
-    text: str = tokenizer.decode(prompt + before(ids[0, len(prompt) :].tolist(), end))
+    text: str = tokenizer.decode(prompt + truncate_at(ids[0, len(prompt) :].tolist(), end))
     return text

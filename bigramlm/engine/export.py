@@ -11,7 +11,7 @@ from torch import Tensor
 from bigramlm.adapter.config import NoAdapterConfig
 from bigramlm.checkpoint.checkpoint import Checkpoint
 from bigramlm.config.run_config import RunConfig, to_yaml
-from bigramlm.engine.load import base_of, build, open_checkpoint, put_adapter, put_weights
+from bigramlm.engine.load import build, open_base, open_checkpoint, put_adapter, put_weights
 from bigramlm.errors import require
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.config import GPTConfig
@@ -78,7 +78,7 @@ def export_adapter(where: str, folder: Path, base: str | None) -> str:
         f"--adapter: {where}: adapts {', '.join(outside)} too, whose shape may be another in the base; leave --adapter "
         "out, which exports the two merged",
     )
-    place = base_of(checkpoint, base)[0].place
+    place = open_base(checkpoint, base)[0].location
     with written_aside(folder) as aside:
         adapter.export(aside, base=place)
     ours = Path(place).is_absolute() and not is_pretrained(Path(place))

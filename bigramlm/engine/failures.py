@@ -39,15 +39,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 def out_of_memory(cfg: RunConfig, *, vocab_size: int) -> str:
     """Say what takes most of the memory, by a rough count, and what to lower."""
     if not cfg.model.trains:
-        return f"out of memory: what is counted does not fit; take {cfg.model.smaller()}"
+        return f"out of memory: what is counted does not fit; take {cfg.model.how_to_shrink()}"
     batch, block, parts = cfg.data.batch_size, cfg.data.block_size, cfg.trainer.grad_accumulation
-    n_params, in_blocks, around = cfg.model.numbers(vocab_size=vocab_size, block_size=block)
+    n_params, in_blocks, around = cfg.model.estimate_size(vocab_size=vocab_size, block_size=block)
     again = cfg.trainer.activation_checkpointing
     activations = batch * block * ((in_blocks / 4 if again else in_blocks) + around)
     trained = "" if cfg.adapter.adapts else ", their gradients and the optimizer"
     model = (4 if trained else 1) * n_params  # weights, gradients, and the optimizer's two means
     given = cfg.init_from is not None
-    smaller = cfg.model.smaller() if not given else "other weights" + (", or adapter=lora" if trained else "")
+    smaller = cfg.model.how_to_shrink() if not given else "other weights" + (", or adapter=lora" if trained else "")
     needs = (
         f"out of memory: a step takes some {_size(activations)} for its data.batch_size={batch} x data.block_size="
         f"{block} tokens, and {_size(model)} for the weights{trained}"

@@ -53,14 +53,14 @@ def open_checkpoint(where: str, which: str = "last") -> Checkpoint:
     return Checkpoint(checkpoints.folder / f"step_{int(step)}")
 
 
-def base_of(checkpoint: Checkpoint, moved_to: str | None = None) -> tuple[Weights, str | None]:
+def open_base(checkpoint: Checkpoint, moved_to: str | None = None) -> tuple[Weights, str | None]:
     """Open the weights that a checkpoint's adapter was trained on.
 
     moved_to: where they are now, if not where they were; or, where they are an adapter's too, and in their place, where
     the base of that one is: it is given back then. UserError where they are not there, or others.
     """
     base = checkpoint.base()
-    place = moved_to or base.place
+    place = moved_to or base.location
     say = "say where that one is (base=PLACE, or --base PLACE of checkpoint.py)"
     try:
         weights = open_weights(place)
@@ -72,7 +72,7 @@ def base_of(checkpoint: Checkpoint, moved_to: str | None = None) -> tuple[Weight
         return weights, None
     if moved_to is not None:
         with contextlib.suppress(UserError):
-            inner = open_weights(base.place)
+            inner = open_weights(base.location)
             if isinstance(inner, Checkpoint) and inner.is_adapter and inner.sha256 == base.sha256:
                 return inner, moved_to
     raise UserError(
@@ -84,7 +84,7 @@ def base_of(checkpoint: Checkpoint, moved_to: str | None = None) -> tuple[Weight
 def keep_base(weights: Weights, adapter: Path) -> None:
     """See to it that a checkpoint on which an adapter stands, a run's, stays when its own run goes on."""
     if isinstance(weights, Checkpoint):
-        weights.keep(f"The base of the adapter in {adapter}; delete this file when that one is gone.\n")
+        weights.pin(f"The base of the adapter in {adapter}; delete this file when that one is gone.\n")
 
 
 def put_weights(weights: Weights, model: LanguageModel, *, counted: bool = True, base: str | None = None) -> None:
@@ -101,7 +101,7 @@ def put_weights(weights: Weights, model: LanguageModel, *, counted: bool = True,
 
 def put_adapter(checkpoint: Checkpoint, model: LanguageModel, *, counted: bool = True, base: str | None = None) -> LoRA:
     """Put the weights of the base into a model, and the adapter beside them."""
-    weights, beyond = base_of(checkpoint, base)
+    weights, beyond = open_base(checkpoint, base)
     put_weights(weights, model, counted=counted, base=beyond)
     adapter = load(checkpoint.path / CONFIG).adapter.attach(model)
     assert adapter is not None, "it holds one"

@@ -213,11 +213,11 @@ def _resolve_resumed(
         log.info("changed: %s=%s, it was %s", name, now, was)
     weights: Weights | None = None
     if own is not None and own.is_adapter:
-        from bigramlm.engine.load import base_of
+        from bigramlm.engine.load import open_base
 
-        weights, beyond = base_of(own, moved_to)
+        weights, beyond = open_base(own, moved_to)
         if moved_to and not beyond:
-            cfg = replace(cfg, init_from=weights.place)
+            cfg = replace(cfg, init_from=weights.location)
         moved_to = beyond
     elif own is None and cfg.init_from is not None:
         # A run that ended before its first checkpoint takes the weights that it was to start from once more.
@@ -234,7 +234,7 @@ def _resolve_weights(cfg: RunConfig, overrides: Overrides | None) -> tuple[RunCo
     weights = open_weights(str(cfg.init_from))
     taken = "all but the weights" if cfg.from_scratch else "weights"
     typed = overrides is None or overrides.has("data.block_size")
-    cfg = replace(cfg, init_from=weights.place)
+    cfg = replace(cfg, init_from=weights.location)
     if isinstance(weights, Pretrained):
         _check_shape(cfg, weights, overrides or Overrides())
         cfg = _resolve_block_size(cfg, weights, typed=typed)
@@ -261,7 +261,7 @@ def _check_shape(cfg: RunConfig, pretrained: Pretrained, overrides: Overrides) -
     for name, value in asked:
         require(
             value == getattr(theirs, name),
-            f"model.{name}={as_typed(value)}: the weights in {pretrained.place} have model.{name}="
+            f"model.{name}={as_typed(value)}: the weights in {pretrained.location} have model.{name}="
             f"{as_typed(getattr(theirs, name))}, and their config.json decides; leave it out, or take other weights",
         )
 
@@ -274,7 +274,7 @@ def _resolve_block_size(cfg: RunConfig, pretrained: Pretrained, *, typed: bool) 
         size = positions if said_nothing else min(asked, positions)
     require(
         size <= positions,
-        f"data.block_size={asked}: the weights in {pretrained.place} have {positions:,} positions, and know no token "
+        f"data.block_size={asked}: the weights in {pretrained.location} have {positions:,} positions, and know no token "
         f"behind them; take {positions} at the most",
     )
     log.info("block size: %d of %d positions", size, positions)

@@ -46,7 +46,7 @@ def saved_presets(typed: Overrides, *, sweeps: bool = False) -> Overrides:
     assert where is not None
     pretrained = runs.find_pretrained(where)
     if pretrained is not None:
-        return Overrides([*_pretrained_presets(pretrained, values), f"init_from={quoted(pretrained.place)}"])
+        return Overrides([*_pretrained_presets(pretrained, values), f"init_from={quoted(pretrained.location)}"])
     folder = runs.find(where, holding="checkpoints")
     saved = load_composed(runs.saved_config(folder))
     groups = [_offer(group, saved[group]) for group in ("model", "tokenizer") if group not in values]
@@ -56,7 +56,7 @@ def saved_presets(typed: Overrides, *, sweeps: bool = False) -> Overrides:
 
 def _pretrained_presets(pretrained: Pretrained, typed: dict[str, str]) -> list[str]:
     # Their own config decides the shape, and their tokenizer is the one that they mean something with.
-    place = pretrained.place
+    place = pretrained.location
     require(
         typed.get("model", "gpt2") == "gpt2",
         f"model={typed.get('model')}: the weights in {place} are GPT-2's; take model=gpt2, or leave it out",

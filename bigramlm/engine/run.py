@@ -10,7 +10,7 @@ from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import RunConfig, to_dict, to_yaml
 from bigramlm.engine.resolve import InitState, resolve, resolve_for_model
 from bigramlm.errors import UserError
-from bigramlm.logger.base import Origin
+from bigramlm.logger.base import LoggerContext
 from bigramlm.logger.metrics import Metrics
 from bigramlm.runs.folder import RunFolder
 from bigramlm.runs.summary import RunSummary
@@ -134,9 +134,9 @@ def find_prompt(cfg: RunConfig, corpus: Corpus, text: Text | TokenFiles | Pairs)
         raise UserError(f"sample.prompt={cfg.sample.prompt!r}: {error}") from None
 
 
-def origin(cfg: RunConfig, folder: RunFolder, init: InitState, job: JobContext) -> Origin:
+def origin(cfg: RunConfig, folder: RunFolder, init: InitState, job: JobContext) -> LoggerContext:
     """Return what the loggers are told of the run; where a swept field was not typed for it, its config tells."""
     swept = None
     if job.swept is not None:
         swept = RunSummary.read(folder.path, typed=job.typed).values_of(job.swept)
-    return Origin(folder.path, to_dict(cfg), str(folder.summary["id"]), init.resumed_at, swept)
+    return LoggerContext(folder.path, to_dict(cfg), str(folder.summary["id"]), init.resumed_at, swept)

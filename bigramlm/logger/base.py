@@ -18,7 +18,7 @@ class Logger(Protocol):
 
 
 @dataclass(frozen=True)
-class Origin:
+class LoggerContext:
     """The run that metrics are of."""
 
     folder: Path

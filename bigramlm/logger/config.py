@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bigramlm.errors import require_choice
-from bigramlm.logger.base import Logger, Origin
+from bigramlm.logger.base import Logger, LoggerContext
 
 
 @dataclass
@@ -33,17 +33,17 @@ class LoggerConfig:
             require_choice("logger.mode", self.mode, ("online", "offline", "disabled"))
 
 
-def _tensorboard(cfg: LoggerConfig, origin: Origin) -> Logger:
+def _tensorboard(cfg: LoggerConfig, origin: LoggerContext) -> Logger:
     from bigramlm.logger.tensorboard import TensorBoardLogger
 
     return TensorBoardLogger(cfg, origin)
 
 
-def _wandb(cfg: LoggerConfig, origin: Origin) -> Logger:
+def _wandb(cfg: LoggerConfig, origin: LoggerContext) -> Logger:
     from bigramlm.logger.wandb import WandbLogger
 
     return WandbLogger(cfg, origin)
 
 
-LOGGERS: dict[str, Callable[[LoggerConfig, Origin], Logger]] = {"tensorboard": _tensorboard, "wandb": _wandb}
+LOGGERS: dict[str, Callable[[LoggerConfig, LoggerContext], Logger]] = {"tensorboard": _tensorboard, "wandb": _wandb}
 """The loggers: what makes each, for a run."""

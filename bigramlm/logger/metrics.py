@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bigramlm.logger.base import Logger, Origin
+from bigramlm.logger.base import Logger, LoggerContext
 from bigramlm.logger.config import LOGGERS, LoggerConfig
 from bigramlm.utils import files
 
@@ -24,7 +24,7 @@ class Metrics:
     again, and so are those after it, which a crash may have left without a checkpoint.
     """
 
-    def __init__(self, cfg: LoggerConfig, origin: Origin) -> None:
+    def __init__(self, cfg: LoggerConfig, origin: LoggerContext) -> None:
         path = origin.folder / "metrics.jsonl"
         if origin.resumed_at is not None and path.exists():
             keep_before(origin.resumed_at, path)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from bigramlm.logger.base import Origin
+from bigramlm.logger.base import LoggerContext
 from bigramlm.logger.config import LoggerConfig
 
 
 class TensorBoardLogger:
     """Writes an event file into the run's folder: `tensorboard --logdir outputs`."""
 
-    def __init__(self, cfg: LoggerConfig, origin: Origin) -> None:  # noqa: ARG002
+    def __init__(self, cfg: LoggerConfig, origin: LoggerContext) -> None:  # noqa: ARG002
         from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bigramlm.logger.base import Origin
+from bigramlm.logger.base import LoggerContext
 from bigramlm.logger.config import LoggerConfig
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 class WandbLogger:
     """Sends metrics to W&B; goes offline within seconds where there is no network or key."""
 
-    def __init__(self, cfg: LoggerConfig, origin: Origin) -> None:
+    def __init__(self, cfg: LoggerConfig, origin: LoggerContext) -> None:
         import wandb
 
         group, name = cfg.group, cfg.name

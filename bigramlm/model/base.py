@@ -19,7 +19,7 @@ class LanguageModel(nn.Module):
         """Logits (B, T, V) for token ids idx (B, T); with targets (B, T) also their mean cross-entropy in nats."""
         raise NotImplementedError
 
-    def count(self, train: Tensor) -> bool:  # noqa: ARG002
+    def fit_counts(self, train: Tensor) -> bool:  # noqa: ARG002
         """Take from the training tokens (N,) what is counted and not trained; False where there is nothing."""
         return False
 
@@ -67,7 +67,7 @@ class LanguageModel(nn.Module):
 REFERENCES_UP_TO = 10_000_000
 
 
-def is_counted(name: str) -> bool:
+def is_count_table(name: str) -> bool:
     """Whether a tensor of a model's state, by its name, is of a table that was counted, and not trained."""
     return "grams." in name
 

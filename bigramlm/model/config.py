@@ -24,11 +24,11 @@ class ModelConfig:
     trains: ClassVar[bool] = True  # whether it takes steps
     has_blocks: ClassVar[bool] = False  # whether it can compute activations again, a block at a time
 
-    def numbers(self, *, vocab_size: int, block_size: int) -> tuple[int, int, int]:  # noqa: ARG002
+    def estimate_size(self, *, vocab_size: int, block_size: int) -> tuple[int, int, int]:  # noqa: ARG002
         """Roughly how many weights it has, and how many activations it keeps of a token: in its blocks, and around."""
         return vocab_size**2, 0, 3 * vocab_size
 
-    def smaller(self) -> str:
+    def how_to_shrink(self) -> str:
         """Say which choice has fewer weights."""
         return "a smaller vocabulary"
 
@@ -62,7 +62,7 @@ class NgramConfig(ModelConfig):
     def __post_init__(self) -> None:
         require(self.order >= 1, f"model.order={self.order}: must be 1 or more; 2 looks at one token, as a bigram does")
 
-    def smaller(self) -> str:
+    def how_to_shrink(self) -> str:
         return f"a model.order below {self.order}"
 
     def build(self, *, vocab_size: int, block_size: int) -> LanguageModel:
@@ -114,14 +114,14 @@ class GPTConfig(ModelConfig):
 
     has_blocks: ClassVar[bool] = True
 
-    def numbers(self, *, vocab_size: int, block_size: int) -> tuple[int, int, int]:
+    def estimate_size(self, *, vocab_size: int, block_size: int) -> tuple[int, int, int]:
         inside = 12 if self.feed_forward else 4  # matrices of width x width in a block
         weights = self.n_layer * inside * self.n_embd**2 + (1 if self.tie_weights else 2) * vocab_size * self.n_embd
         # Norms, queries, keys, values, what attention gives; and the widest ones before and behind the non-linearity.
         kept = self.n_layer * self.n_embd * (18 if self.feed_forward else 8)
         return weights + (block_size * self.n_embd if self.position == "learned" else 0), kept, 3 * vocab_size
 
-    def smaller(self) -> str:
+    def how_to_shrink(self) -> str:
         return f"a model.n_embd below {self.n_embd}, or a model.n_layer below {self.n_layer}"
 
     def __post_init__(self) -> None:

@@ -91,8 +91,8 @@ class GPT(LanguageModel):
             logits = logits + self.ngram.following(seen, idx.shape[1], targets if self.training else None)
         return logits, cross_entropy(logits, targets)
 
-    def count(self, train: Tensor) -> bool:
-        return self.ngram is not None and self.ngram.count(train)
+    def fit_counts(self, train: Tensor) -> bool:
+        return self.ngram is not None and self.ngram.fit_counts(train)
 
     def new_cache(self) -> Cache:
         return Cache(n_layer=len(self.h), block_size=self.block_size)

@@ -54,7 +54,7 @@ FREE = ("dropout", "rotary_base", "init", "zero_init")
 class Pretrained:
     """Weights of a GPT-2, in a folder or on the Hugging Face hub."""
 
-    place: str
+    location: str
     """The folder, absolute, or the name on the hub."""
     about: dict[str, Any]
     """Its config.json."""
@@ -62,7 +62,7 @@ class Pretrained:
     @property
     def path(self) -> Path:
         """The same, for messages."""
-        return Path(self.place)
+        return Path(self.location)
 
     @property
     def block_size(self) -> int:
@@ -89,8 +89,8 @@ class Pretrained:
         """Where its tokenizer is, as `tokenizer.path` takes it; None for a folder without one."""
         folder = self.path
         if not self._is_here or (folder / "tokenizer.json").exists():
-            return self.place
-        return self.place if (folder / "vocab.json").exists() and (folder / "merges.txt").exists() else None
+            return self.location
+        return self.location if (folder / "vocab.json").exists() and (folder / "merges.txt").exists() else None
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -120,7 +120,7 @@ class Pretrained:
                     else:
                         own[name].copy_(tensor[: len(own[name])])
             except (OSError, SafetensorError) as error:
-                raise UserError(f"{self.place}: its weights cannot be read: {error}") from None
+                raise UserError(f"{self.location}: its weights cannot be read: {error}") from None
 
     def _found(self, opened: list[Any], own: dict[str, Tensor], *, tied: bool) -> dict[str, tuple[Any, str]]:
         # The file that each of the model's tensors is in, and its name there. UserError names what is not as it should.
@@ -142,14 +142,14 @@ class Pretrained:
         lacking = [name for name in own if name not in found and not (name == _HEAD and tied)]
         for what, names in (("lacks ", lacking), ("has, and GPT-2 has not, ", surplus), ("", misshapen)):
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            require(not names, f"{self.place}: {what}{', '.join(names[:_NAMED])}{more}")
+            require(not names, f"{self.location}: {what}{', '.join(names[:_NAMED])}{more}")
         return found
 
     def _check_head(self, head: Tensor, tokens: tuple[Any, str]) -> None:
         file, saved = tokens
         require(
             head.equal(file.get_tensor(saved)),
-            f"{self.place}: {_HEAD} is another matrix than {saved}, and tie_word_embeddings in {CONFIG} says that they "
+            f"{self.location}: {_HEAD} is another matrix than {saved}, and tie_word_embeddings in {CONFIG} says that they "
             "are one; set it to false there, or take the tensor out",
         )
 
@@ -164,26 +164,26 @@ class Pretrained:
         index = self._file(INDEX)
         if index is None:
             self._refuse_pickle()
-            raise UserError(f"{self.place}: holds no weights, which would be a {WEIGHTS}")
+            raise UserError(f"{self.location}: holds no weights, which would be a {WEIGHTS}")
         try:
             names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
             parts = [self._file(Path(str(name)).name) for name in names]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index}: says not which files the weights are in: {error}") from None
         for name, part in zip(names, parts, strict=True):
-            require(part is not None, f"{self.place}: lacks {name}, which {INDEX} names")
+            require(part is not None, f"{self.location}: lacks {name}, which {INDEX} names")
         return [part for part in parts if part is not None]
 
     def _file(self, name: str) -> Path | None:
         if self._is_here:
             return self.path / name if (self.path / name).is_file() else None
-        return _fetched(self.place, name)
+        return _fetched(self.location, name)
 
     def _refuse_pickle(self) -> None:
-        pickled = _pickle_in(self.place) if self._is_here else hub.has(self.place, _PICKLE) and _PICKLE
+        pickled = _pickle_in(self.location) if self._is_here else hub.has(self.location, _PICKLE) and _PICKLE
         if pickled:
             raise UserError(
-                f"{self.place}: its weights are in {pickled}, a pickle, which can run code when it is loaded and is "
+                f"{self.location}: its weights are in {pickled}, a pickle, which can run code when it is loaded and is "
                 'not read here; where you trust it, convert it once, with transformers: python -c "import '
                 "transformers; transformers.AutoModelForCausalLM.from_pretrained('FOLDER').save_pretrained('NEW')\""
                 f" and give NEW, with the tokenizer's files copied there, to init_from="
@@ -279,7 +279,7 @@ def check_vocabulary(pretrained: Pretrained, vocab_size: int) -> None:
     padding = pretrained.vocab_size - vocab_size
     require(
         0 <= padding < _PADDED_TO,
-        f"{pretrained.place}: its weights are for {pretrained.vocab_size:,} tokens, and the tokenizer has "
+        f"{pretrained.location}: its weights are for {pretrained.vocab_size:,} tokens, and the tokenizer has "
         f"{vocab_size:,}: it is another; put the tokenizer of these weights into the folder, or give it with "
         "tokenizer=gpt2 tokenizer.path=",
     )

@@ -111,7 +111,7 @@ class Ngram(LanguageModel):
         self.block_size = block_size
         self.grams = nn.ModuleList(Grams() for _ in range(order))  # of length 1 to order
 
-    def count(self, train: Tensor) -> bool:
+    def fit_counts(self, train: Tensor) -> bool:
         """Count the grams of the training tokens (N,), of every length up to the order. UserError for too many."""
         require(
             len(train) <= COUNTED_UP_TO,
@@ -249,7 +249,7 @@ def ngram_losses(train: Tensor, val: Tensor, *, vocab_size: int, block_size: int
     if len(train) + len(val) > REFERENCES_UP_TO:
         return {}
     ngram = Ngram(vocab_size=vocab_size, block_size=block_size, order=6).to(train.device)
-    ngram.count(train)
+    ngram.fit_counts(train)
     idx, targets = val[:-1].long(), val[1:].long()
     whole = len(idx) // block_size * block_size
     sums = ngram.losses(idx[:whole].view(-1, block_size), targets[:whole].view(-1, block_size))

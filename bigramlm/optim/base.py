@@ -55,12 +55,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float | torch.Tensor
                 group["lr"] = of_group
 
 
-def trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+def trainable_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     """List the parameters that are trained."""
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def groups(params: list[torch.nn.Parameter], *, weight_decay: float) -> list[dict[str, Any]]:
+def param_groups(params: list[torch.nn.Parameter], *, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups of which only matrices decay: what multiplies activations, or is looked up for them.
 
     Biases and the gains of norms do not: pulling them towards zero restrains nothing, and harms what they are for.
@@ -76,7 +76,7 @@ def rate_for(lr: float, params: list[torch.nn.Parameter], *, compiled: bool) -> 
     return torch.tensor(lr, device=params[0].device) if compiled and params else lr
 
 
-def without_wrappers(cls: type[Optimizer]) -> type[Optimizer]:
+def unwrap_optimizer(cls: type[Optimizer]) -> type[Optimizer]:
     """Derive the same optimizer without what PyTorch wraps its methods in.
 
     The wrappers tell the compiler to leave the optimizer out, for which they import torch._dynamo at the first call:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bigramlm.errors import require
 from bigramlm.optim.adamw import adamw
-from bigramlm.optim.base import rate_for, trained, without_wrappers
+from bigramlm.optim.base import rate_for, trainable_parameters, unwrap_optimizer
 from bigramlm.optim.config import MuonConfig
 
 # The polynomials a x + b x^3 + c x^5 that, one after the other, bring all singular values from 0.001 to 1 as near to 1
@@ -45,8 +45,8 @@ def build_muon(cfg: MuonConfig, model: Any, *, compiled: bool) -> torch.optim.Op
         "optim=muon: is for the matrices between a model's embedding and its head, and this model has none that is "
         "trained; take optim=adamw",
     )
-    rest = [p for p in trained(model) if p not in matrices]
-    muon = without_wrappers(Muon)(
+    rest = [p for p in trainable_parameters(model) if p not in matrices]
+    muon = unwrap_optimizer(Muon)(
         matrices,
         lr=rate_for(cfg.lr, list(matrices), compiled=compiled),
         weight_decay=cfg.weight_decay,
@@ -57,7 +57,7 @@ def build_muon(cfg: MuonConfig, model: Any, *, compiled: bool) -> torch.optim.Op
     others = adamw(cfg, rest, lr=cfg.adamw_lr, compiled=compiled)
     for group in others.param_groups:
         group["lr_ratio"] = cfg.adamw_lr / cfg.lr
-    return without_wrappers(Together)(muon, others)
+    return unwrap_optimizer(CombinedOptimizer)(muon, others)
 
 
 def polar_express(n: int) -> list[tuple[float, float, float]]:
@@ -135,7 +135,7 @@ def orthogonal(matrices: Tensor, polynomials: Sequence[tuple[float, float, float
     return (X.mT if tall else X).to(matrices.dtype)
 
 
-class Together(torch.optim.Optimizer):
+class CombinedOptimizer(torch.optim.Optimizer):
     """Optimizers of different parameters that are one to whoever uses them: one step, one state, all their groups."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:

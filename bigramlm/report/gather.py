@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigramlm.config.run_config import flat
-from bigramlm.report.results import Outcomes, typed
+from bigramlm.report.results import RunTable, typed
 from bigramlm.runs.summary import RunSummary, shown
 
 # The losses that are drawn: what they are called on the page, and in the records.
@@ -89,7 +89,7 @@ def thinned(series: Series, most: int = POINTS_AT_MOST) -> Series:
     return {part: [values[at] for at in sorted(kept)] for part, values in series.items()}
 
 
-def data(outcomes: Outcomes, curves: Sequence[Curves], log_fields: Sequence[str]) -> dict[str, Any]:
+def data(outcomes: RunTable, curves: Sequence[Curves], log_fields: Sequence[str]) -> dict[str, Any]:
     """Return what the page's charts are drawn from, as JSON takes it. curves: of the runs, in the order of the rows."""
     runs = outcomes.rows
     at = {run.number: index for index, run in enumerate(runs)}

@@ -14,7 +14,7 @@ from typing import Any
 from bigramlm.config.run_config import flat
 from bigramlm.errors import require
 from bigramlm.report.gather import data, differences, read_curves, sample_of
-from bigramlm.report.results import Outcomes, seed_table, typed
+from bigramlm.report.results import RunTable, seed_table, typed
 from bigramlm.runs.folder import versions
 from bigramlm.runs.summary import RunSummary
 from bigramlm.utils import files
@@ -23,7 +23,7 @@ GENERATOR = "bigramlm report"
 """What a page says that it was made by: one that does not is somebody else's, and is not written over."""
 
 
-def write(outcomes: Outcomes, path: Path, *, title: str, log_fields: Sequence[str] = ()) -> None:
+def write(outcomes: RunTable, path: Path, *, title: str, log_fields: Sequence[str] = ()) -> None:
     """Write a report of these runs. UserError where the file is there and is no report.
 
     log_fields: what was searched on a logarithmic scale; of other fields their values tell.
@@ -37,7 +37,7 @@ def write(outcomes: Outcomes, path: Path, *, title: str, log_fields: Sequence[st
     files.write(path, [page(outcomes, title=title, log_fields=log_fields).encode(errors="replace")])
 
 
-def page(outcomes: Outcomes, *, title: str, log_fields: Sequence[str] = ()) -> str:
+def page(outcomes: RunTable, *, title: str, log_fields: Sequence[str] = ()) -> str:
     """Return the page as HTML."""
     # Read here alone, for the other commands answer faster without.
     from jinja2 import Environment

@@ -22,7 +22,7 @@ SHOWN = 40
 SAMPLE_AT_LEAST, _SAMPLE_AT_MOST = 24, 60
 
 
-class Outcomes:
+class RunTable:
     """Runs with what came of them, the best first."""
 
     kind = "run"

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from bigramlm.config.overrides import Overrides, sets_a_field
 
 
-class Composer(ConfigLoaderImpl):
+class CachedConfigLoader(ConfigLoaderImpl):
     """Hydra's composing, which takes long, done once for all jobs that choose the same groups.
 
     They differ in fields only, which are set on a copy. A test holds what comes of it to what Hydra itself composes.

@@ -44,7 +44,7 @@ WRITTEN_WITHIN = 60.0
 _OF_EVERY_TEXT = {field.name for field in fields(DataConfig)}
 
 
-class Launch:
+class SweepExecutor:
     """One command that runs jobs of a sweep."""
 
     def __init__(self, sweep: Sweep, config: DictConfig, context: HydraContext, launcher: Launcher) -> None:
@@ -76,7 +76,7 @@ class Launch:
         free = list(self.sweep.jobs.values())
         known = len(free)
         for line in lines:
-            overrides, cfg = self.settle(Overrides(line).without("sweep"))
+            overrides, cfg = self.resolve_job(Overrides(line).without("sweep"))
             hashes = config_hashes(cfg)
             if any(job.asked in hashes for job in self.jobs):
                 log.warning("asked for twice, and run once: %s", " ".join(overrides.words))
@@ -107,7 +107,7 @@ class Launch:
         self.sweep.jobs[number] = job = Job(number, overrides.words, asked)
         return job
 
-    def settle(self, overrides: Overrides) -> tuple[Overrides, RunConfig]:
+    def resolve_job(self, overrides: Overrides) -> tuple[Overrides, RunConfig]:
         """Return the overrides of a job and the config that they make, with the text that all jobs are to have.
 
         UserError for a config that cannot be.
@@ -279,8 +279,8 @@ class Launch:
 
 
 @contextlib.contextmanager
-def launching(config: DictConfig, context: HydraContext, launcher: Launcher) -> Iterator[Launch]:
-    """Hold the sweep's folder, yield a Launch to work with, and report what came of it, however the work ends.
+def open_executor(config: DictConfig, context: HydraContext, launcher: Launcher) -> Iterator[SweepExecutor]:
+    """Hold the sweep's folder, yield a SweepExecutor to work with, and report what came of it, however the work ends.
 
     Ends the process with exit code 1 where jobs are left undone, 130 or 143 after a signal.
     """
@@ -290,7 +290,7 @@ def launching(config: DictConfig, context: HydraContext, launcher: Launcher) -> 
             launcher.check()
         with RunFolder(folder).lock():
             try:
-                launch = Launch(Sweep(folder), config, context, launcher)
+                launch = SweepExecutor(Sweep(folder), config, context, launcher)
                 try:
                     with stop_signals():
                         yield launch

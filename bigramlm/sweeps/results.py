@@ -10,7 +10,7 @@ import textwrap
 from bigramlm.report.results import (
     SAMPLE_AT_LEAST,
     SHOWN,
-    Outcomes,
+    RunTable,
     markdown_table,
     one_line,
     seed_table,
@@ -24,7 +24,7 @@ from bigramlm.utils import files
 from bigramlm.utils.console import relative, table
 
 
-class Results(Outcomes):
+class Results(RunTable):
     """The jobs of a sweep with what came of them, the best first."""
 
     kind = "job"

@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import config_hashes
 from bigramlm.errors import UserError
-from bigramlm.sweeps.executor import Launch
+from bigramlm.sweeps.executor import SweepExecutor
 from bigramlm.sweeps.results import Results
 from bigramlm.sweeps.search import Search
 from bigramlm.utils.console import relative
@@ -17,7 +17,7 @@ from bigramlm.utils.console import relative
 log = logging.getLogger(__name__)
 
 
-def search(launch: Launch, study: Search, fixed: Overrides, *, n_trials: int, at_once: int) -> None:
+def search(launch: SweepExecutor, study: Search, fixed: Overrides, *, n_trials: int, at_once: int) -> None:
     """Run trials until the study has so many; those that were begun before go on first."""
     sweep = launch.sweep
     open_ = study.unfinished()
@@ -33,7 +33,7 @@ def search(launch: Launch, study: Search, fixed: Overrides, *, n_trials: int, at
             overrides, error = fixed + Overrides(values), None
             hashes: tuple[str, ...] = ("",)
             try:
-                overrides, cfg = launch.settle(overrides)
+                overrides, cfg = launch.resolve_job(overrides)
                 hashes = config_hashes(cfg)
             except (UserError, HydraException) as refused:
                 if not launch.jobs:  # with the very first it is no matter of the values

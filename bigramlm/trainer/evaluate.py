@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from bigramlm.data.batches import IGNORED, Split, Stream, sent
+from bigramlm.data.batches import IGNORED, Split, Stream, to_device
 from bigramlm.device.device import Device
 from bigramlm.model.base import LanguageModel
 
@@ -91,7 +91,7 @@ def mean_loss(model: LanguageModel, covered: Iterable[tuple[Tensor, Tensor]], de
     for inputs, targets in covered:
         rows = max(1, LOGITS_AT_ONCE[device.torch.type] // (model.vocab_size * inputs.shape[1]))
         for x, y in zip(inputs.split(rows), targets.split(rows), strict=True):
-            x, y = sent(x, device.torch).long(), sent(y, device.torch).long()
+            x, y = to_device(x, device.torch).long(), to_device(y, device.torch).long()
             with device.autocast():
                 _, loss = model(x, y)
             assert loss is not None

@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from bigramlm.data.batches import IGNORED
 from bigramlm.device.device import Device
 from bigramlm.model.base import LanguageModel
-from bigramlm.optim.base import set_learning_rate, trained
+from bigramlm.optim.base import set_learning_rate, trainable_parameters
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class TrainStep:
         whether there are targets that do not count.
         """
         self.model = model
-        self.params = trained(model)
+        self.params = trainable_parameters(model)
         self.optimizer = optimizer
         self.device = device
         self.scaler = torch.amp.GradScaler(device.torch.type, enabled=device.precision == "fp16")

@@ -131,7 +131,7 @@ class Trainer:
                     shown.update(self.progress.step - shown.n)
                 if record:
                     metrics.log(step, self.elapsed(), record)
-        self.tell()
+        self.write_summary()
         self.progress.seconds = self.elapsed()
         return self.result
 
@@ -217,10 +217,10 @@ class Trainer:
             self.progress.seconds = self.elapsed()
             self._require_finite_state()
         self.checkpoints.save(self.progress)
-        self.tell()
+        self.write_summary()
         self.speed.leave_out(began)
 
-    def tell(self) -> None:
+    def write_summary(self) -> None:
         """Say in the summary how far the run is."""
         seconds, steps = self.elapsed(), self.progress.step - self._began_with.step
         speed: dict[str, Any] = self.speed.over(steps, seconds - self._began_with.seconds) if steps else {}

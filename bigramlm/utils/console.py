@@ -38,7 +38,7 @@ def show(text: str, end: str = "\n") -> bool:
 
 
 @contextlib.contextmanager
-def quiet(*, but: str) -> Iterator[None]:
+def console_filter(*, but: str) -> Iterator[None]:
     """Leave the log on the console to one logger, and to warnings, each once: its file has everything.
 
     but: the logger's name.

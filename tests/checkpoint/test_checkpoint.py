@@ -72,7 +72,7 @@ def test_the_best_is_kept_and_a_worse_one_never_replaces_it(tmp_path: Path, monk
 
 def test_the_log_says_where_the_best_was_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = fitted(tmp_path, *SMALL, "trainer.steps=5")
-    trainer.checkpoints.point(2, best=2)
+    trainer.checkpoints.update_pointers(2, best=2)
     trainer.progress.step, trainer.progress.best = 7, {"step": 2, "val/loss": 1.0}
     trainer.save()
     again = build(tmp_path, *SMALL, "trainer.steps=8")

@@ -20,7 +20,7 @@ from bigramlm.data.corpus import Corpus, tokenized
 from bigramlm.data.encoding import Encoded, Encoder
 from bigramlm.data.text import Text
 from bigramlm.data.tokens import open_tokens
-from bigramlm.report.results import Outcomes
+from bigramlm.report.results import RunTable
 from bigramlm.runs.folder import read_summary
 from bigramlm.runs.summary import RunSummary
 from bigramlm.tokenizer.base import Tokenizer
@@ -453,7 +453,7 @@ def test_runs_from_before_tokenizers_are_compared_too(cli: Cli, tmp_path: Path) 
     summary = json.loads(path.read_text("utf-8"))
     del summary["tokenizer"]
     path.write_text(json.dumps(summary), "utf-8")
-    outcomes = Outcomes([RunSummary.read(folder, str(n), {}) for n, folder in enumerate(folders)])
+    outcomes = RunTable([RunSummary.read(folder, str(n), {}) for n, folder in enumerate(folders)])
     assert outcomes.in_bits
     by_name = {row.name: row for row in outcomes.rows}
     assert by_name["0"].final == summary["final"]["val/bpc"]

@@ -339,7 +339,7 @@ def test_wandb_goes_on_in_the_same_run(whole: Path, tmp_path: Path, cli: Cli, mo
     origins = []
 
     class Stub:
-        def __init__(self, cfg: metrics.LoggerConfig, origin: metrics.Origin) -> None:
+        def __init__(self, cfg: metrics.LoggerConfig, origin: metrics.LoggerContext) -> None:
             origins.append(origin)
 
         def log(self, step: int, metrics: dict[str, float]) -> None: ...

@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bigramlm.logger import metrics as module
-from bigramlm.logger.base import Origin
+from bigramlm.logger.base import LoggerContext
 from bigramlm.logger.config import LoggerConfig
 from bigramlm.logger.metrics import Metrics
 from tests.helpers import Cli, refuses, summary
@@ -24,7 +24,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_jsonl_is_always_written_a_line_a_record(tmp_path: Path) -> None:
-    metrics = Metrics(LoggerConfig(use=[]), Origin(tmp_path, {}, "id"))
+    metrics = Metrics(LoggerConfig(use=[]), LoggerContext(tmp_path, {}, "id"))
     metrics.log(0, 0.5, {"train/loss": 4.25, "bad": float("nan")})
     assert records(tmp_path) == [{"step": 0, "seconds": 0.5, "train/loss": 4.25, "bad": None}], "at once"
     metrics.log(10, 1.0, {"train/loss": 3.0})
@@ -127,7 +127,7 @@ def test_a_job_that_was_stopped_and_goes_on_is_one_row_that_ends(tmp_path: Path)
     folder = tmp_path / "sweep" / "3"
     folder.mkdir(parents=True)
     for resumed_at, completed in ((None, False), (2, True)):
-        metrics = Metrics(LoggerConfig(), Origin(folder, {}, "id", resumed_at, {"seed": "3"}))
+        metrics = Metrics(LoggerConfig(), LoggerContext(folder, {}, "id", resumed_at, {"seed": "3"}))
         for step in range(resumed_at or 0, 4):
             metrics.log(step, 0.0, {"val/loss": 4.0 - step, **({"final/val/loss": 1.0} if step == 3 else {})})
         metrics.close(completed=completed)
@@ -165,7 +165,7 @@ def test_a_failing_logger_costs_one_warning_and_never_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(module.LOGGERS, "tensorboard", Failing)
-    metrics = Metrics(LoggerConfig(), Origin(tmp_path, {}, "id"))
+    metrics = Metrics(LoggerConfig(), LoggerContext(tmp_path, {}, "id"))
     for step in range(5):
         metrics.log(step, 0.0, {"loss": 1.0})
     metrics.close()
@@ -179,7 +179,7 @@ def test_a_logger_that_fails_to_start_or_to_close_costs_a_warning(
 ) -> None:
     monkeypatch.setitem(module.LOGGERS, "tensorboard", Failing)
     monkeypatch.setitem(module.LOGGERS, "wandb", lambda *_: 1 / 0)
-    metrics = Metrics(LoggerConfig(use=["tensorboard", "wandb"]), Origin(tmp_path, {}, "id"))
+    metrics = Metrics(LoggerConfig(use=["tensorboard", "wandb"]), LoggerContext(tmp_path, {}, "id"))
     metrics.log(0, 0.0, {"loss": 1.0})
     metrics.close()
     warned = [record.getMessage() for record in caplog.records]
@@ -254,7 +254,7 @@ def test_wandb_is_given_the_same_run_again(tmp_path: Path, monkeypatch: pytest.M
     stub = StubWandb(refuse_online=False)
     monkeypatch.setitem(sys.modules, "wandb", stub)
     for resumed_at in (None, 40):
-        Metrics(LoggerConfig(use=["wandb"]), Origin(tmp_path, {}, "abc", resumed_at)).close()
+        Metrics(LoggerConfig(use=["wandb"]), LoggerContext(tmp_path, {}, "abc", resumed_at)).close()
     found = [{name: init[name] for name in ("id", "resume", "allow_val_change")} for init in stub.inits]
     assert found == [
         {"id": "abc", "resume": None, "allow_val_change": False},
@@ -267,7 +267,7 @@ def test_what_wandb_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     stub = StubWandb(refuse_online=False)
     monkeypatch.setitem(sys.modules, "wandb", stub)
     cfg = LoggerConfig(use=["wandb"], project="p", group="g", name="n", tags=["t"])
-    metrics = Metrics(cfg, Origin(tmp_path, {"seed": 1}, "id"))
+    metrics = Metrics(cfg, LoggerContext(tmp_path, {"seed": 1}, "id"))
     metrics.log(5, 1.0, {"val/loss": 2.5})
     metrics.text(5, "sample", "<b>O, & so</b>")
     metrics.close()
@@ -321,7 +321,7 @@ def test_wandb_is_told_of_a_run_that_did_not_complete(tmp_path: Path, monkeypatc
     stub = StubWandb(refuse_online=False)
     monkeypatch.setitem(sys.modules, "wandb", stub)
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    Metrics(LoggerConfig(use=["wandb"]), Origin(tmp_path, {}, "id")).close(completed=False)
+    Metrics(LoggerConfig(use=["wandb"]), LoggerContext(tmp_path, {}, "id")).close(completed=False)
     assert stub.exit_code == 1
     assert stub.inits[0]["mode"] == "disabled", "what the environment says, where the config says nothing"
 
@@ -331,7 +331,7 @@ def test_wandb_that_cannot_be_reached_goes_offline(
 ) -> None:
     stub = StubWandb(refuse_online=True)
     monkeypatch.setitem(sys.modules, "wandb", stub)
-    Metrics(LoggerConfig(use=["wandb"]), Origin(tmp_path, {}, "id")).close()
+    Metrics(LoggerConfig(use=["wandb"]), LoggerContext(tmp_path, {}, "id")).close()
     assert [init["mode"] for init in stub.inits] == ["online", "offline"]
     assert all(init["settings"].init_timeout <= 10 for init in stub.inits)
     assert stub.torn_down == 1

@@ -38,7 +38,7 @@ def build(preset: str, *, moved: bool = True, **fields: Any) -> LanguageModel:
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(0.3 * torch.randn_like(p))
-    model.count(torch.randint(V, (200,), generator=torch.Generator().manual_seed(1)))
+    model.fit_counts(torch.randint(V, (200,), generator=torch.Generator().manual_seed(1)))
     return model
 
 
@@ -310,7 +310,7 @@ def test_what_a_config_says_of_its_size_is_about_right(preset: str) -> None:
     """By which an error tells what to lower when memory runs out."""
     cfg = config(preset, n_embd=96, n_layer=2)
     model = build(preset, n_embd=96, n_layer=2).float()
-    n_params, in_blocks, around = cfg.numbers(vocab_size=V, block_size=BLOCK)
+    n_params, in_blocks, around = cfg.estimate_size(vocab_size=V, block_size=BLOCK)
     assert n_params == pytest.approx(model.n_params(), rel=0.05)
     idx = torch.randint(V, (4, BLOCK))
     counted = kept_for_the_gradient(lambda: model(idx, idx)) - model.n_params()  # weights are kept too

@@ -18,7 +18,7 @@ V, BLOCK = 7, 6
 
 def counted(order: int, train: torch.Tensor, vocab_size: int = V, block_size: int = BLOCK) -> Ngram:
     ngram = Ngram(vocab_size=vocab_size, block_size=block_size, order=order)
-    assert ngram.count(train)
+    assert ngram.fit_counts(train)
     return ngram
 
 
@@ -138,13 +138,13 @@ def test_the_final_loss_of_a_run_is_its_reference(cli: Cli) -> None:
 
 
 def test_counting_takes_part_in_the_seconds_of_a_run(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    count, clock, ahead = Ngram.count, time.perf_counter, [0.0]
+    count, clock, ahead = Ngram.fit_counts, time.perf_counter, [0.0]
 
     def slowly(self: Ngram, train: torch.Tensor) -> bool:
         ahead[0] += 10_000
         return count(self, train)
 
-    monkeypatch.setattr(Ngram, "count", slowly)
+    monkeypatch.setattr(Ngram, "fit_counts", slowly)
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + ahead[0])
     ended = cli("data=bundled", "model=ngram", "logger=none", "sample.max_new_tokens=1")
     assert json.loads((ended.folder / "summary.json").read_text("utf-8"))["seconds"] >= 10_000
@@ -203,7 +203,7 @@ def test_a_gpt_stands_on_it_in_training_without_its_own_counts() -> None:
     torch.manual_seed(0)
     cfg = GPTConfig(n_layer=1, n_head=1, n_embd=8, ngram_order=3)
     gpt = cfg.build(vocab_size=V, block_size=BLOCK)
-    assert gpt.count(text)
+    assert gpt.fit_counts(text)
     torch.manual_seed(0)
     alone = GPTConfig(n_layer=1, n_head=1, n_embd=8).build(vocab_size=V, block_size=BLOCK)
     ngram = counted(3, text)

@@ -11,7 +11,7 @@ import pytest
 from bigramlm.dev.bench.report import made_up_sweep
 from bigramlm.dev.browser import Browser, browser, missing
 from bigramlm.report.page import page, write
-from bigramlm.report.results import Outcomes
+from bigramlm.report.results import RunTable
 from bigramlm.runs.summary import RunSummary
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.results import Results
@@ -166,7 +166,7 @@ def few(window: Browser, folder: Path, *runs: tuple[dict[str, str], tuple[float 
         records = [{"step": step, "seconds": step / 10, "val/loss": loss} for step, loss in enumerate(losses)]
         run_with(folder / str(n), metrics="\n".join(map(json.dumps, records)), **files)
         entries.append(RunSummary.read(folder / str(n), next(iter(fields.values())), fields))
-    (folder / "report.html").write_text(page(Outcomes(entries), title="of few"), "utf-8")
+    (folder / "report.html").write_text(page(RunTable(entries), title="of few"), "utf-8")
     window.looks(width=1280, height=2400)
     window.open(folder / "report.html")
     eventually(window, "return onScreen.size > 0")
@@ -489,7 +489,7 @@ def test_nothing_of_hostile_names_runs(window: Browser, tmp_path: Path) -> None:
 
 def test_a_script_that_got_in_all_the_same_would_not_run(window: Browser, tmp_path: Path) -> None:
     run_with(tmp_path / "run", summary={"status": "completed"})
-    text = page(Outcomes([RunSummary.read(tmp_path / "run", "run", {})]), title="t")
+    text = page(RunTable([RunSummary.read(tmp_path / "run", "run", {})]), title="t")
     head = text[: text.index("<main>")]  # with the policy, and without the page's own scripts
     for sort, broken in enumerate(("<script>window.hacked = 1</script>", "<img src='x:' onerror='window.hacked = 1'>")):
         path = tmp_path / f"{sort}.html"

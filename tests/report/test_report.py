@@ -11,7 +11,7 @@ from bigramlm.cli import runs as runs_command
 from bigramlm.dev.bench.report import made_up_sweep
 from bigramlm.report.gather import data, differences, is_geometric, read_curves, references, thinned, tokens_per_step
 from bigramlm.report.page import page, write
-from bigramlm.report.results import Outcomes
+from bigramlm.report.results import RunTable
 from bigramlm.runs import find as runs
 from bigramlm.runs.summary import RunSummary
 from bigramlm.sweeps.plan import Sweep
@@ -63,7 +63,7 @@ def test_a_field_that_was_swept_by_factors_has_a_logarithmic_axis(values: list[f
 
 def test_what_a_search_was_given_on_a_logarithmic_scale_is_so_whatever_it_tried(sweep: Path) -> None:
     entries = [RunSummary.read(sweep / "0", str(lr), {"optim.lr": lr}) for lr in ("0.1", "0.2", "0.3")]
-    outcomes = Outcomes(entries)
+    outcomes = RunTable(entries)
     curves = [read_curves(run) for run in outcomes.rows]
     for fields, log in (([], False), (["optim.lr"], True)):
         (field,) = data(outcomes, curves, fields)["fields"]
@@ -92,7 +92,7 @@ def test_a_run_tells_what_it_can(tmp_path: Path) -> None:
     assert (bare.status, bare.config, tokens_per_step(bare), bare.sample) == ("pending", {}, None, None)
     broken = run_with(tmp_path / "c", config="{", summary="[]", metrics="no")
     assert (broken.config, read_curves(broken).series["val"]["step"]) == ({}, [])
-    page(Outcomes([RunSummary.read(tmp_path / name, name, {}) for name in "abc"]), title="of what there is")
+    page(RunTable([RunSummary.read(tmp_path / name, name, {}) for name in "abc"]), title="of what there is")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_damaged_folder_does_not_cost_the_page(tmp_path: Path, damaged: dict[s
         RunSummary.read(tmp_path / "run", "\udcff", {"a": "\udcff"}),
         RunSummary.read(tmp_path / "none", "none", {}),
     ]
-    write(Outcomes(entries), tmp_path / "report.html", title="\udcff")
+    write(RunTable(entries), tmp_path / "report.html", title="\udcff")
     assert "</html>" in (tmp_path / "report.html").read_text("utf-8")
 
 
@@ -143,7 +143,7 @@ def test_values_are_one_however_they_are_typed(tmp_path: Path) -> None:
         "trainer.steps": "4",
         "logger": "none",
     }
-    outcomes = Outcomes([RunSummary.read(tmp_path / "a", "a", typed), RunSummary.read(tmp_path / "b", "b", {})])
+    outcomes = RunTable([RunSummary.read(tmp_path / "a", "a", typed), RunSummary.read(tmp_path / "b", "b", {})])
     assert outcomes.fields == ["trainer.steps"]
     assert {row.name: row.values["trainer.steps"] for row in outcomes.rows} == {"a": "4", "b": "3"}
 
@@ -152,7 +152,7 @@ def test_a_run_that_was_resumed_has_what_it_has_now(tmp_path: Path) -> None:
     resumed = [{"step": 3, "overrides": ["resume=x", "trainer.steps=5"]}, {"step": 5, "overrides": ["trainer.steps=9"]}]
     run_with(tmp_path / "a", summary={"status": "completed", "resumed": resumed})
     run_with(tmp_path / "b", summary={"status": "completed"})
-    outcomes = Outcomes([RunSummary.read(tmp_path / name, name, {"trainer.steps": "3"}) for name in "ab"])
+    outcomes = RunTable([RunSummary.read(tmp_path / name, name, {"trainer.steps": "3"}) for name in "ab"])
     assert outcomes.fields == ["trainer.steps"]
     assert {row.name: row.values["trainer.steps"] for row in outcomes.rows} == {"a": "9", "b": "3"}
 
@@ -168,13 +168,13 @@ def test_no_run_is_the_best_where_texts_or_losses_cannot_be_compared(tmp_path: P
                 "git": {"dirty": True},
             },
         )
-    both = Outcomes([RunSummary.read(tmp_path / name, name, {"data": name}) for name in "ab"])
+    both = RunTable([RunSummary.read(tmp_path / name, name, {"data": name}) for name in "ab"])
     assert both.best is None
     assert any("Not comparable: these runs were trained on 2 different texts." in note for note in both.notes())
     text = page(both, title="t")
     assert "the best" not in text
     assert "with changes that were not committed, of which nothing is known" in text
-    same = Outcomes([RunSummary.read(tmp_path / name, name, {"seed": name}) for name in "cb"])
+    same = RunTable([RunSummary.read(tmp_path / name, name, {"seed": name}) for name in "cb"])
     assert same.best is not None
     assert same.best.name == "b", "and not what is no number"
 
@@ -268,7 +268,7 @@ def test_nothing_of_a_runs_own_becomes_part_of_the_page(tmp_path: Path) -> None:
         RunSummary.read(folder, HOSTILE, {HOSTILE: HOSTILE}, HOSTILE),
         RunSummary.read(tmp_path / "none", "other", {HOSTILE: "1"}),
     ]
-    found = Elements(page(Outcomes(entries, [HOSTILE]), title=HOSTILE))
+    found = Elements(page(RunTable(entries, [HOSTILE]), title=HOSTILE))
     assert (found.scripts, found.images, found.handlers, found.addresses) == (3, 0, [], [])
     assert found.text.count("<img src=x onerror=hacked=1>") >= 8, "title, head, table, sample, prompt, what differs"
 

@@ -87,7 +87,7 @@ def test_composing_fast_gives_what_hydra_composes(overrides: list[str]) -> None:
         assert loader is not None
         typed = ["hydra.mode=MULTIRUN", "hydra.sweep.dir=/somewhere", "seed=1,2"]
         master = loader.load_configuration("train", typed, run_mode=RunMode.MULTIRUN)
-        composer = compose.Composer(loader)
+        composer = compose.CachedConfigLoader(loader)
         # The second comes from what is kept of the first.
         first = [word for word in overrides if not word.startswith(("seed=", "optim.lr="))]
         composer.load_sweep_config(master, first)
@@ -182,10 +182,10 @@ def test_a_sweep_goes_through_slurm(
     assert "\necho ready\n" in asked
 
 
-def watching(folder: Path) -> launch.Launch:
+def watching(folder: Path) -> launch.SweepExecutor:
     """Return a sweep at work through a launcher that only watches its jobs."""
     config = OmegaConf.create({"hydra": {"launcher": {"_target_": "elsewhere.SlurmLauncher"}}})
-    return launch.Launch(Sweep(folder), config, None, None)  # type: ignore[arg-type]
+    return launch.SweepExecutor(Sweep(folder), config, None, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("reported", [JobReturn(status=JobStatus.COMPLETED), launch.failed(RuntimeError("no output"))])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bigramlm.cli import runs as runs_command
-from bigramlm.report.results import Outcomes
+from bigramlm.report.results import RunTable
 from bigramlm.report.statistics import Group, t_95, verdict
 from bigramlm.runs.folder import read_summary
 from bigramlm.runs.summary import RunSummary
@@ -251,7 +251,7 @@ def test_the_order_is_by_final_loss_then_by_the_best_so_far(folder: Path) -> Non
     assert {row["job"]: row["error"] for row in table(folder) if row["error"]} == {"2": "early", "5": "late"}
 
 
-def seeded(folder: Path, *runs_: tuple[str, str, float, str]) -> Outcomes:
+def seeded(folder: Path, *runs_: tuple[str, str, float, str]) -> RunTable:
     """Completed runs, each with its learning rate, seed, final val loss and start."""
     entries = []
     for number, (lr, seed, loss, begun) in enumerate(runs_):
@@ -260,7 +260,7 @@ def seeded(folder: Path, *runs_: tuple[str, str, float, str]) -> Outcomes:
         done = {"status": "completed", "final": {"val/loss": loss}, "started": begun}
         (path / "summary.json").write_text(json.dumps(done))
         entries.append(RunSummary.read(path, str(number), {"optim.lr": lr, "seed": seed}))
-    return Outcomes(entries)
+    return RunTable(entries)
 
 
 def test_a_seed_that_was_run_several_times_counts_once_by_its_newest_run(folder: Path) -> None:
