@@ -274,8 +274,8 @@ def _resolve_block_size(cfg: RunConfig, pretrained: Pretrained, *, typed: bool) 
         size = positions if said_nothing else min(asked, positions)
     require(
         size <= positions,
-        f"data.block_size={asked}: the weights in {pretrained.location} have {positions:,} positions, and know no token "
-        f"behind them; take {positions} at the most",
+        f"data.block_size={asked}: the weights in {pretrained.location} have {positions:,} positions, and know no "
+        f"token behind them; take {positions} at the most",
     )
     log.info("block size: %d of %d positions", size, positions)
     return replace(cfg, data=replace(cfg.data, block_size=size))
