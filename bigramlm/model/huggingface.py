@@ -149,8 +149,8 @@ class Pretrained:
         file, saved = tokens
         require(
             head.equal(file.get_tensor(saved)),
-            f"{self.location}: {_HEAD} is another matrix than {saved}, and tie_word_embeddings in {CONFIG} says that they "
-            "are one; set it to false there, or take the tensor out",
+            f"{self.location}: {_HEAD} is another matrix than {saved}, and tie_word_embeddings in {CONFIG} says that "
+            "they are one; set it to false there, or take the tensor out",
         )
 
     @property
