@@ -149,7 +149,7 @@ class Checkpoint:
             try:
                 files.write(kept_mark(self.path), [why.encode()])
             except OSError as error:
-                log.warning("%s: cannot be marked to be kept: %s; do not let its run go on", self.path, error.strerror)
+                log.warning("%s: cannot be marked to be kept: %s; do not resume its run", self.path, error.strerror)
 
     def load_adapter(self, adapter: LoRA) -> None:
         """Put the adapter in that was saved. UserError where it does not fit."""
@@ -202,8 +202,7 @@ class Checkpoint:
         """
         require(
             not self.stripped,
-            f"{self.path}: is stripped of what training needs to go on; init_from={self.path} starts a new run from "
-            "its weights",
+            f"{self.path}: is stripped of what resuming needs; init_from={self.path} starts a new run from its weights",
         )
         if adapter is not None:
             self.load_adapter(adapter)

@@ -93,12 +93,12 @@ class Checkpoints:
             try:
                 return Checkpoint(self.folder / f"step_{step}")
             except UserError as error:
-                log.warning("passed over: %s", error)
+                log.warning("skipped: %s", error)
         require(not steps, f"{self.folder}: none of the {len(steps)} checkpoints is whole")
         return None
 
     def quarantine(self, *, after: int | None) -> None:
-        """Rename the checkpoints of later steps, which were passed over: they are not whole. None renames none."""
+        """Rename the checkpoints of later steps, which were skipped because they are not whole. None renames none."""
         for step in self.steps():
             if after is not None and step > after:
                 path = self.folder / f"step_{step}"

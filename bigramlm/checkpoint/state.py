@@ -1,4 +1,4 @@
-"""What training needs to go on, as tensors and plain values."""
+"""The state that training resumes from, as tensors and plain values."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ Examples:
 
 @dataclass
 class PrepareCommand:
-    """The fields of `python scripts/prepare.py`, besides those of `data` and `tokenizer`."""
+    """The fields of `python scripts/prepare.py`, in addition to those of `data` and `tokenizer`."""
 
     data: DataConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
@@ -63,7 +63,7 @@ def main() -> None:
         with stop_signals():
             prepare(command)
     except Stopped as stopped:
-        print(f"{stopped}; what is done is kept, and the same command goes on", file=sys.stderr)
+        print(f"{stopped}; what is done is kept, and the same command continues", file=sys.stderr)
         sys.exit(128 + stopped.signal)
 
 

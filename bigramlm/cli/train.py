@@ -88,14 +88,14 @@ def _sweep_folder(typed: Overrides, *, sweeps: bool) -> Overrides:
     subdir, sweep = typed.get("hydra.sweep.subdir"), typed.get("sweep", "null")
     if subdir is not None and sweeps:
         raise UserError(
-            f"hydra.sweep.subdir={subdir}: the folders of a sweep's jobs are numbered, so that it can be gone on with"
+            f"hydra.sweep.subdir={subdir}: the folders of a sweep's jobs are numbered, so that it can be continued"
         )
     if sweep in (None, "null"):
         return Overrides()
-    require(sweeps, f"sweep={sweep}: goes on with a sweep; add -m, and what was swept")
+    require(sweeps, f"sweep={sweep}: continues a sweep; add -m, and what was swept")
     require(not typed.has("hydra.sweep.dir"), f"sweep={sweep}: contradicts hydra.sweep.dir; leave one out")
     folder = runs.find_sweep(str(sweep))
-    require((folder / PLAN).exists(), f"sweep={sweep}: holds no sweep of ours, which would have a {PLAN}")
+    require((folder / PLAN).exists(), f"sweep={sweep}: holds no sweep of bigramlm, which would have a {PLAN}")
     return Overrides([f"hydra.sweep.dir={quoted(str(folder))}"])
 
 
@@ -276,7 +276,7 @@ def _ended(raised: BaseException, composed: DictConfig, folder: RunFolder, *, qu
     if isinstance(end, Stopped):
         how = "training had not begun; the same command starts again, with what was prepared"
         if path.exists():
-            how = shlex.quote(f"resume={relative(folder.path)}") + " goes on with it"
+            how = shlex.quote(f"resume={relative(folder.path)}") + " resumes it"
         log.log(logging.INFO if quietly else logging.WARNING, "%s; %s", end, how)
     elif isinstance(end, UserError):
         log.error("error: %s", end, exc_info=raised if os.environ.get("HYDRA_FULL_ERROR") else None)

@@ -55,7 +55,7 @@ class SampleConfig:
     top_p: float = 1.0
     """Only the likeliest tokens that together have this probability can be drawn; 1 is all."""
     stop_at_end: bool = True
-    """A text ends where the model ends a document, if the tokenizer has a token for that; false goes on behind it."""
+    """A text ends where the model ends a document, if the tokenizer has a token for that; false continues after it."""
 
     prefix: ClassVar[str] = "sample."  # what the fields are called by on the command line
 

@@ -267,12 +267,12 @@ def prepare(
     except OSError as error:
         raise UserError(
             f"{folder}: preparing the text failed: {error.strerror or error}; what is done is kept: mend it (make "
-            "room, for instance), and the same command goes on"
+            "room, for instance), and the same command continues"
         ) from error
     except BrokenProcessPool:
         raise UserError(
             f"{folder}: a process that encodes ended before its time, perhaps for lack of memory; what is done is "
-            "kept, and the same command goes on"
+            "kept, and the same command continues"
         ) from None
 
 
@@ -298,7 +298,7 @@ def _write(text: Text, cfg: TokenizerConfig, tokenizer: Tokenizer, folder: Path)
     with TokenWriter(folder, about, tokenizer.to_json()) as writer:
         before = sum(counts.characters for counts in writer.counts.values())
         if before:
-            log.info("tokens: going on after %s characters, in %s", f"{before:,}", relative(folder))
+            log.info("tokens: continuing after %s characters, in %s", f"{before:,}", relative(folder))
         kept, done = before, before
         with _bar("encoding", total=text.n_characters, done=before) as shown:
             for encoded in encode_on_all_cores(text, cfg, encoder, skip=writer.pieces):

@@ -115,7 +115,7 @@ def open_tokens(folder: Path) -> TokenFiles:
         width = np.dtype(tokens.about.dtype).itemsize
     except FileNotFoundError:
         unfinished = (folder / PROGRESS).exists()
-        what = "preparing them was not finished; the same command goes on" if unfinished else "prepare.py makes them"
+        what = "preparing them was not finished; the same command continues" if unfinished else "prepare.py makes them"
         raise UserError(f"{folder}: holds no token files, which would have a {MANIFEST}: {what}") from None
     except UserError:
         raise
@@ -215,7 +215,7 @@ class TokenWriter:
         self._done = counts, self.pieces + pieces  # at once, and whole whenever a signal comes
 
     def keep(self) -> None:
-        """Have what is written on the disk, to go on from."""
+        """Put what is written on the disk, to continue from."""
         for file in self._files.values():
             os.fsync(file.fileno())
         self._say(PROGRESS, pieces=self.pieces)

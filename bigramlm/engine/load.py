@@ -82,7 +82,7 @@ def open_base(checkpoint: Checkpoint, moved_to: str | None = None) -> tuple[Weig
 
 
 def keep_base(weights: Weights, adapter: Path) -> None:
-    """See to it that a checkpoint on which an adapter stands, a run's, stays when its own run goes on."""
+    """Keep the checkpoint that an adapter was trained on, even if its own run continues."""
     if isinstance(weights, Checkpoint):
         weights.pin(f"The base of the adapter in {adapter}; delete this file when that one is gone.\n")
 

@@ -173,7 +173,7 @@ def _checkpoint_of(
     if before not in (None, text.sha256) and not overrides.has("data.path"):
         raise UserError(
             f"{cfg.data.file()}: is not the text that the run was trained on (SHA-256 {text.sha256[:12]}, then "
-            f"{before[:12]}); put that one back; with data=text or data=pairs, data.path= typed besides goes on with "
+            f"{before[:12]}); restore that file; with data=text or data=pairs, data.path= resumes with "
             "another"
         )
     log.info("resume: %s from step %d", relative(folder.path), step)
@@ -191,7 +191,7 @@ def _require_unfinished(cfg: RunConfig, folder: RunFolder, step: int) -> None:
     if completed and folder.summary.get("early_stopped") and 0 < patience <= waited:
         raise UserError(
             f"resume={relative(folder.path)}: early stopping has ended the run at step {step}; "
-            f"trainer.early_stopping_patience=0, or above {waited}, goes on"
+            f"trainer.early_stopping_patience=0, or above {waited}, continues it"
         )
     require(
         cfg.model.trains or not completed,

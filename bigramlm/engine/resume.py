@@ -94,18 +94,18 @@ def _of_experiment(name: str) -> str | None:
 
 def _resume(typed: dict[str, str], *, sweeps: bool) -> list[str]:
     where = typed["resume"]
-    require(not sweeps, f"resume={where}: one run goes on; leave -m out, or with sweep= go on with a sweep")
+    require(not sweeps, f"resume={where}: resumes one run; leave -m out, or continue a sweep with sweep=")
     folder = runs.find(where, holding="config.yaml")
     for name in _FIXED:
         require(
             name not in typed,
-            f"resume={where} {name}={typed.get(name)}: a run goes on with its own {name}, and only fields of it may "
+            f"resume={where} {name}={typed.get(name)}: a run keeps its own {name}, and only fields of it may "
             f"change; init_from={where} starts a new run from its weights",
         )
     own = [name for name in typed if name.startswith("adapter.") and name != "adapter.dropout"]
     require(
         not own,
-        f"resume={where} {own and own[0]}={own and typed[own[0]]}: an adapter goes on as it is; init_from={where} "
+        f"resume={where} {own and own[0]}={own and typed[own[0]]}: an adapter keeps its shape; init_from={where} "
         "starts a new run, with another, where this one ends",
     )
     for name in ("init_from", "from_scratch", "hydra.run.dir"):

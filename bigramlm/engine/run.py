@@ -121,7 +121,7 @@ def find_row_length(cfg: RunConfig, corpus: Corpus) -> int:
 
 
 def find_prompt(cfg: RunConfig, corpus: Corpus, text: Text | TokenFiles | Pairs) -> list[int]:
-    """Return the tokens that the sample goes on from. UserError for a prompt with none in this tokenizer."""
+    """Return the tokens that the sample continues from. UserError for a prompt with none in this tokenizer."""
     from bigramlm.data.pairs import Pairs
     from bigramlm.tokenizer.base import start_tokens
 

@@ -27,7 +27,7 @@ class LoggerContext:
     run_id: str
     """Stays the same when the run is resumed."""
     resumed_at: int | None = None
-    """The step that a resumed run goes on from; None for a new run."""
+    """The step that a resumed run resumes from; None for a new run."""
     swept: dict[str, str] | None = None
     """Of a job of a sweep, what was swept: its own value by field. Its folder is named by its number, and stands in the
     sweep's. None for a run of no sweep."""

@@ -11,7 +11,7 @@ from bigramlm.logger.base import Logger, LoggerContext
 
 @dataclass
 class LoggerConfig:
-    """Where metrics go besides metrics.jsonl, which is always written."""
+    """Destinations of metrics in addition to metrics.jsonl, which is always written."""
 
     use: list[str] = field(default_factory=lambda: ["tensorboard"])
     """Which loggers: tensorboard, wandb, both or none; set by `logger=NAME`."""

@@ -70,7 +70,7 @@ class Metrics:
         except Exception as error:
             self._loggers.pop(name, None)
             log.warning(
-                "the %s logger failed and is left out from here on; the run goes on, metrics.jsonl has it all (%s: %s)",
+                "the %s logger failed and is dropped; the run continues, and metrics.jsonl has everything (%s: %s)",
                 *(name, type(error).__name__, error),
             )
 

@@ -31,7 +31,7 @@ class RunTable:
     """How many there will be at least, where a search makes them as it goes."""
 
     def __init__(self, runs: Sequence[RunSummary], swept: Sequence[str] = ()) -> None:
-        """swept: the fields that are shown of each, besides those that were typed for any of them and differ."""
+        """swept: the fields to show in any case; those that were typed for any run and differ are added."""
         typed = (name for run in runs for name in run.typed if not name.startswith("logger"))
         names = list(dict.fromkeys([*swept, *typed]))
         values = [run.values_of(names) for run in runs]
@@ -133,7 +133,7 @@ class RunTable:
         notes += [f"{group.name or 'all'}: {group.repeated}." for group in self._groups() if group.repeated]
         completed = [row for row in self.rows if row.status == "completed"]
         if "seed" not in self.fields and len(completed) > 1:
-            how = "a sweep of the best values with seed=1,2,3" if self.planned else "seed=1,2,3 besides"
+            how = "a sweep of the best values with seed=1,2,3" if self.planned else "adding seed=1,2,3"
             notes.append(f"Each has one seed: how much of the differences is chance, {how} would tell.")
         if self.in_bits:
             notes.append("In bits a character (bpc): a loss is of a token, and their tokenizers differ.")

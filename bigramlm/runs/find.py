@@ -102,7 +102,7 @@ def _latest(holding: str) -> Path:
     for _, run in reversed(found):
         if (run / holding).exists():
             return run
-        log.warning("passed over: %s, a newer run, holds no %s", relative(run), holding)
+        log.warning("skipped: %s, a newer run, has no %s", relative(run), holding)
     raise UserError(f"{outputs()}: there is no run yet that holds {holding}; python scripts/train.py makes one")
 
 

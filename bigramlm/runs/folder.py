@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, besides metrics and checkpoints: its config, its summary and its samples."""
+"""A run's folder: its lock, config.yaml, summary.json and samples.txt."""
 
 import contextlib
 import errno
@@ -36,7 +36,7 @@ class RunFolder:
         """Take the folder for a new run. UserError where it holds one that has begun: nothing is written over."""
         if (self.path / "metrics.jsonl").exists() or any(self.path.glob("checkpoints/step_*")):
             raise UserError(
-                f"{self.path}: holds a run already, and nothing is written over; resume={self.path} goes on with it, "
+                f"{self.path}: contains a run already, and nothing is overwritten; resume={self.path} resumes it, "
                 "or name another folder"
             )
         self.summary = {"id": uuid.uuid4().hex[:12]}
@@ -55,7 +55,7 @@ class RunFolder:
         self.summary.setdefault("id", uuid.uuid4().hex[:12])
 
     def begin(self, overrides: list[str], *, resumed_at: int | None = None) -> None:
-        """Say in the summary that the run has begun, or goes on; from here on it says how the run ends."""
+        """Say in the summary that the run has begun, or resumes; from here on it says how the run ends."""
         self.begun = True
         if resumed_at is None:
             self.update_summary(status="running", step=0, overrides=overrides, **process())

@@ -71,7 +71,7 @@ class SweepExecutor:
         """
         require(
             not (self.sweep.folder / STUDY).exists(),
-            f"{relative(self.sweep.folder)}: holds a search; hydra/sweeper=optuna goes on with it",
+            f"{relative(self.sweep.folder)}: holds a search; hydra/sweeper=optuna continues it",
         )
         free = list(self.sweep.jobs.values())
         known = len(free)

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def search(launch: SweepExecutor, study: Search, fixed: Overrides, *, n_trials: int, at_once: int) -> None:
-    """Run trials until the study has so many; those that were begun before go on first."""
+    """Run trials until the study has so many; those that had begun resume first."""
     sweep = launch.sweep
     open_ = study.unfinished()
     sweep.planned = n_trials

@@ -200,7 +200,7 @@ class CompiledStep(TrainStep):
         except Exception as error:  # compiling and capturing fail in many ways, all of them before anything has run
             lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
             reason = lines[0] if lines else type(error).__name__
-            log.warning("device.compile: the step does not compile here (%s); going on uncompiled", reason)
+            log.warning("device.compile: the step does not compile here (%s); continuing uncompiled", reason)
             self._compiled = None
             first, *_ = [super(CompiledStep, self).__call__(batch, lr) for batch, lr in steps]
             return first

@@ -35,7 +35,7 @@ class TrainResult:
     """How training ended."""
 
     status: str = "running"
-    """completed, stopped (it was asked to) or pruned (it was not worth going on)."""
+    """completed, stopped (it was asked to) or pruned (it was not worth continuing)."""
     final: dict[str, float] = field(default_factory=dict)
     """The final losses of a run that completed, by the metrics' names."""
     early_stopped: bool = False
@@ -244,7 +244,7 @@ class Trainer:
             lr, saved = self.schedule(step), self.checkpoints.steps()
             clip = "" if self.train_step.grad_clip else ", or optim.grad_clip=1"
             run = relative(self.checkpoints.folder.parent)
-            before = f"; resume={run} with it goes on from step {saved[-1]}" if saved else ""
+            before = f"; resume={run} with it resumes from step {saved[-1]}" if saved else ""
             raise UserError(
                 f"step {step}: {name} is {value}, with a learning rate of {lr:.3g}; try a lower one, such as "
                 f"optim.lr={min(1e-3, self.schedule.optim.lr / 10):.1g}{clip}{before}"

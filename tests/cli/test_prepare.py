@@ -198,7 +198,7 @@ def test_a_full_disk_keeps_what_is_done(tmp_path: Path) -> None:
     again = command(*arguments, main=prepare.main, setup=AGAIN)
     assert again.code == 0, again.err
     done = progress["splits"]["train"]["characters"]
-    assert f"going on after {done:,} characters" in again.err
+    assert f"continuing after {done:,} characters" in again.err
     made = open_tokens(tmp_path / "made")
     assert (made.ids("train").tobytes() + made.ids("val").tobytes()).decode() == TEXT * 3
 
@@ -254,7 +254,7 @@ def test_killed_it_leaves_no_process_behind_and_goes_on(number: signal.Signals, 
     assert json.loads((tmp_path / "made" / "progress.json").read_text())["pieces"]
     again = command(*arguments, main=prepare.main, setup=AGAIN)
     assert again.code == 0, again.err
-    assert "going on after" in again.err
+    assert "continuing after" in again.err
     assert "learned" not in again.err
     made = open_tokens(tmp_path / "made")
     made.verify()

@@ -92,7 +92,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_told(
     (there / "checkpoints" / "step_300" / "model.safetensors").write_bytes(b"")
     done = tool(sample.main, f"run={there}", "prompt=J", "temperature=0", "max_new_tokens=5")
     assert done.out == greedy(run, "J", 5, 200) + "\n"
-    assert "passed over: " in caplog.text
+    assert "skipped: " in caplog.text
     best = tool(sample.main, f"run={there}", "checkpoint=best")
     # What was asked for is not exchanged in silence.
     assert_refused(best, there / "checkpoints" / "step_300" / "model.safetensors", "damaged", "SHA-256")
