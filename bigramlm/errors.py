@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """What the user can mend: one line with what was wrong, the value, and the way out.
+    """An error that the user can mend: one line with what was wrong, the value, and the way out.
 
     The command line prints it without a traceback and ends with exit code 2.
     """

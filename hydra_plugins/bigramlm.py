@@ -1,4 +1,4 @@
-"""What Hydra finds of ours: the sweepers and launchers that conf/hydra/ names.
+"""Plugins for Hydra: the sweepers and launchers that conf/hydra/ names.
 
 Hydra takes plugins from the namespace `hydra_plugins` only, and imports every module in it at every start, so nothing
 heavy is imported here.
@@ -134,7 +134,7 @@ class OptunaSweeper(Sweeper):
 
 
 class _Launcher(Launcher):
-    """What a launcher is told."""
+    """The setup that launchers share."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
@@ -160,7 +160,7 @@ class JoblibLauncher(_Launcher):
 
     @property
     def at_once(self) -> int:
-        """How many jobs run at a time."""
+        """The number of jobs that run at a time."""
         return self.workers.n
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

@@ -1,4 +1,4 @@
-"""Which adapters there are, and their fields."""
+"""The adapters, and their fields."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ ALL_LINEAR = "all-linear"
 
 @dataclass
 class AdapterConfig:
-    """What every adapter has."""
+    """The fields of every adapter."""
 
     name: str = MISSING
-    """Which adapter this is; set by `adapter=NAME`."""
+    """The name of the adapter; set by `adapter=NAME`."""
 
     adapts: ClassVar[bool] = True  # whether it trains something else than the model's own weights
 
@@ -62,7 +62,7 @@ class LoRAConfig(AdapterConfig):
     r: int = 8
     """The rank: how narrow the two matrices are."""
     alpha: float = 16.0
-    """What their product is scaled by, divided by the rank: twice the rank doubles it."""
+    """The product of the two matrices is scaled by alpha divided by the rank."""
     dropout: float = 0.0
     """The share of a layer's inputs that the adapter does not see in training, drawn anew at every step."""
     targets: list[str] = field(default_factory=lambda: [ALL_LINEAR])
@@ -83,7 +83,7 @@ class LoRAConfig(AdapterConfig):
 
     @property
     def scale(self) -> float:
-        """What the product of the two matrices is multiplied by."""
+        """The factor of the product of the two matrices."""
         return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def require_installed(self) -> None:

@@ -52,7 +52,7 @@ class LoRA:
 
     @property
     def n_trained(self) -> int:
-        """How many parameters are trained."""
+        """The number of parameters that are trained."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def audit(self) -> list[str]:

@@ -47,7 +47,7 @@ class BaseWeights:
     """The weights that an adapter stands beside."""
 
     location: str
-    """Where they are: a folder, or a name on the Hugging Face hub."""
+    """The place of the weights: a folder, or a name on the Hugging Face hub."""
     sha256: str
 
     def to_dict(self) -> dict[str, str]:
@@ -57,12 +57,12 @@ class BaseWeights:
 
 @dataclass
 class Progress:
-    """How far a run is: what a checkpoint says of it beside its tensors."""
+    """The progress of a run, as a checkpoint records it."""
 
     step: int = 0
     """The updates that made the weights."""
     seconds: float = 0.0
-    """Of training until then, evaluations and saves included."""
+    """Seconds of training until then, evaluations and saves included."""
     best: dict[str, float] = field(default_factory=dict)
     """The lowest val loss of an evaluation, with its step: {"step": 10, "val/loss": 2.5}; empty before the first."""
     waited: int = 0
@@ -114,12 +114,12 @@ class Checkpoint:
 
     @property
     def stripped(self) -> bool:
-        """Whether what only training needs was taken out."""
+        """True if what only training needs was taken out."""
         return TRAINING not in self.manifest["files"]
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it holds an adapter alone, and not the weights beside it."""
+        """True if it holds an adapter alone, and not the weights beside it."""
         return ADAPTER in self.manifest["files"]
 
     def base(self) -> BaseWeights:
@@ -137,7 +137,7 @@ class Checkpoint:
 
     @property
     def sha256(self) -> str:
-        """Of the weights; of an adapter, of it and its base."""
+        """The SHA-256 of the weights; for an adapter, of it and its base."""
         sealed = {name: seal["sha256"] for name, seal in self.manifest["files"].items()}
         if not self.is_adapter:
             return str(sealed[MODEL])

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AdapterState:
-    """What is trained of a model where that is an adapter, with the weights that it stands beside."""
+    """The adapter of a model, if one is trained, with the weights that it was attached to."""
 
     adapter: LoRA
     base: BaseWeights
@@ -46,7 +46,7 @@ class AdapterState:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a run's checkpoints are made from; what never changes is bound here once."""
+    """The sources of a run's checkpoints; what never changes is bound here once."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -56,7 +56,7 @@ class Contents:
     config: str
     """The run's, as YAML."""
     adapter: AdapterState | None = None
-    """What is saved in the place of the weights, where there is one."""
+    """The adapter that is saved in place of the weights, if there is one."""
 
 
 class Checkpoints:

@@ -1,4 +1,4 @@
-"""What the commands share: fields as typed, errors in one line, exit codes."""
+"""Shared by the commands: fields as typed, errors in one line, exit codes, versions."""
 
 from __future__ import annotations
 

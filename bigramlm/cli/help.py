@@ -1,4 +1,4 @@
-"""What --help shows.
+"""The text of --help.
 
 Hydra's own --help walks every group of every plugin through copies of all configs, which takes longer the more there
 is; this one only composes.

@@ -59,11 +59,11 @@ class SampleCommand(SampleConfig):
     run: str = "latest"
     """A run's folder, or a checkpoint's; `latest` is the run that was started last."""
     checkpoint: str = "last"
-    """Which one of the run: last (the newest that is whole), best (by val loss) or a step."""
+    """The checkpoint of the run: last (the newest that is whole), best (by val loss) or a step."""
     base: str | None = None
-    """Of an adapter: where the weights are that it stands beside, if they have moved since it was trained."""
+    """The weights that an adapter was trained on, if they have moved since."""
     num_samples: int = 1
-    """How many texts are written of each prompt."""
+    """The number of texts to write for each prompt."""
     prompts_file: str | None = None
     """Prompts to go on from, a line each, or in a file named *.jsonl an object with a `prompt` each; - is standard
     input. Prints an object with `prompt` and `completion` a line."""

@@ -1,4 +1,4 @@
-"""Whether a run that was killed and resumed is, to the bit, the run that nothing interrupted."""
+"""The command `verify_resume`: compares runs that are killed and resumed with one that is not, bit by bit."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def verify(overrides: list[str], place: Path, *, kills: int, seed: int = 0) -> list[str]:
-    """How the killed and resumed runs differ from the whole one, a line each; empty where all are bit-equal.
+    """List how the killed and resumed runs differ from the whole one, a line each; empty if all are bit-equal.
 
     place: an empty folder for the runs; kills: how many runs are killed at random moments; 0 is one, at half its steps.
     UserError where a run ends otherwise than it should.

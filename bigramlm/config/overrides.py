@@ -32,7 +32,7 @@ class Word(NamedTuple):
     field: str
     """The field or group that is given a value, without a + before it; empty where none is, as in ~FIELD."""
     value: str
-    """What follows the equals sign, without the quotes around it."""
+    """The value that follows the equals sign, without the quotes around it."""
 
 
 class Overrides:

@@ -43,9 +43,9 @@ class SampleConfig:
     """The text that the model writes at the end."""
 
     max_new_tokens: int = 300
-    """How many tokens it writes."""
+    """The number of tokens to write."""
     prompt: str = ""
-    """What it goes on from, as typed; without one it starts from token 0, as the tutorial does. With `data=pairs` a run
+    """The text to continue, as typed; without one it starts from token 0, as the tutorial does. With `data=pairs` a run
     ends with the first prompt of val."""
     temperature: float = 1.0
     """Logits are divided by this: below 1 plays safe, above 1 takes risks, 0 always takes the likeliest token (and soon
@@ -96,7 +96,7 @@ class RunConfig:
     from_scratch: bool = False
     """Take all but the weights from `init_from`, and draw fresh ones: to see what the trained weights are worth."""
     base: str | None = None
-    """Where the weights are that an adapter stands beside, if they have moved since it was trained; a place as for
+    """The weights that an adapter was trained on, if they have moved since; a place as for
     `init_from`. In the saved config it is null."""
     sweep: str | None = None
     """With -m, go on with a sweep: its folder, or `latest`. Jobs that are completed with the same config and text are

@@ -27,7 +27,7 @@ class Stream:
     """
 
     masked = False
-    """Whether there are targets that do not count."""
+    """True if there are targets that do not count."""
 
     def __init__(self, tokens: Tensor, *, block_size: int) -> None:
         """tokens: (N,) ids, N above block_size."""
@@ -36,16 +36,16 @@ class Stream:
 
     @property
     def n_tokens(self) -> int:
-        """How many tokens the split's characters are."""
+        """The number of tokens in the split."""
         return len(self.tokens)
 
     @property
     def n_rows(self) -> int:
-        """How many rows it takes to cover the split."""
+        """The number of rows that cover the split."""
         return -(-(len(self.tokens) - 1) // self.block_size)
 
     def draw(self, seed: int, number: int, shape: tuple[int, int]) -> NDArray[np.int64]:
-        """Where the rows of draw `number` start."""
+        """Return the positions at which the rows of draw `number` start."""
         rng = np.random.default_rng((seed, number))
         return rng.integers(0, len(self.tokens) - self.block_size, size=shape)
 
@@ -77,7 +77,7 @@ class Examples:
         self._bounds = torch.from_numpy(fitted(bounds, block_size)).to(tokens.device)
 
     def draw(self, seed: int, number: int, shape: tuple[int, int]) -> NDArray[np.int64]:
-        """Which examples the rows of draw `number` are."""
+        """Return the examples that the rows of draw `number` are."""
         n = self.n_rows
         first, last = number * shape[0] * shape[1], (number + 1) * shape[0] * shape[1]
         epochs = [np.random.default_rng((seed, epoch)).permutation(n) for epoch in range(first // n, -(-last // n))]
@@ -133,7 +133,7 @@ class Batches:
 
     @property
     def tokens_per_batch(self) -> int:
-        """What is computed of a batch (B * T): of examples the padding too."""
+        """The tokens that are computed for a batch (B * T), padding included."""
         return self._batch_size * self._split.block_size
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:

@@ -49,5 +49,5 @@ def decompressed(raw: io.BufferedReader, path: Path) -> io.BufferedIOBase:
 
 
 def is_jsonl(path: Path) -> bool:
-    """Whether a file has a document a line, by its name."""
+    """Tell whether a file has a document a line, by its name."""
     return (path.with_suffix("") if path.suffix in _COMPRESSED else path).suffix in _JSONL

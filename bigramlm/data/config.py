@@ -1,4 +1,4 @@
-"""Which texts there are to train on, and the fields of the data."""
+"""The texts to train on, and the fields of the data."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class DataConfig:
-    """What every text has: how it is split, and the shape of a batch."""
+    """The fields of every text: how it is split, and the shape of a batch."""
 
     name: str = MISSING
-    """Which text this is; set by `data=NAME`."""
+    """The name of the text; set by `data=NAME`."""
     block_size: int = 8
     """Tokens in a sequence (T): the longest context that a prediction sees."""
     batch_size: int = 32
@@ -63,7 +63,7 @@ class DataConfig:
         )
 
     def file(self) -> Path:
-        """Where the text is: its file, or the glob of its files."""
+        """Return the text's file, or the glob of its files."""
         raise NotImplementedError
 
     def files(self) -> list[Path]:
@@ -84,7 +84,7 @@ class DataConfig:
 
 @dataclass
 class FilesConfig(DataConfig):
-    """What has files of the user's own."""
+    """The fields of texts in files of the user's own."""
 
     path: str = MISSING
     """The file, or a glob such as `texts/**/*.txt`, from the working folder or absolute. Also *.jsonl, and either
@@ -188,11 +188,11 @@ class ShakespeareConfig(DataConfig):
 
     name: str = "shakespeare"
     url: str = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-    """Where it is downloaded from; what comes must be the tutorial's text to the byte."""
+    """The address to download it from; the file must be the tutorial's text to the byte."""
     timeout: float = 5.0
     """Seconds without an answer after which the download is given up."""
     fallback: bool = True
-    """Where the download fails: true takes the bundled text in its place, false is an error."""
+    """If the download fails: true uses the bundled text instead, false is an error."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

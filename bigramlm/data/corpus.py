@@ -54,22 +54,22 @@ class Corpus:
 
     name: str
     sha256: str
-    """Of the text."""
+    """The SHA-256 of the text."""
     n_characters: int
     documents: int
     tokenizer: Tokenizer
     ids: dict[str, Ids]
-    """Of the splits train and val, each (N,)."""
+    """The token ids of the splits train and val, each (N,)."""
     characters: dict[str, int]
-    """How many the splits have; of pairs, their completions."""
+    """The characters of the splits; for pairs, of their completions."""
     texts: dict[str, str]
     """The splits themselves, where they are in memory."""
     bounds: dict[str, Bounds] = field(default_factory=dict)
-    """Of pairs, where the examples of each split are in its ids; else empty."""
+    """For pairs, the bounds of the examples in each split's ids; else empty."""
 
     @property
     def tokenizer_sha256(self) -> str:
-        """Of the tokenizer's JSON."""
+        """The SHA-256 of the tokenizer's JSON."""
         return sha256_of(self.tokenizer.to_json())
 
 

@@ -18,7 +18,7 @@ from bigramlm.errors import require
 log = logging.getLogger(__name__)
 
 Bounds = NDArray[np.int64]
-"""Of M examples, (M, 3): where each begins among the tokens, where its first target is, and where it ends."""
+"""The bounds of M examples, (M, 3): the first token of each, its first target, and its end."""
 
 
 class Example(NamedTuple):
@@ -37,12 +37,12 @@ class Pairs:
     name: str
     files: tuple[File, ...]
     train: int
-    """How many examples, from the first, train; the others validate."""
+    """The number of examples, from the first, that train; the others validate."""
     kept: tuple[Example, ...] = field(repr=False)
 
     @property
     def sha256(self) -> str:
-        """Of the files, as a text's."""
+        """The SHA-256 of the files, as for a text."""
         return sha256_of(self.files)
 
     @property
@@ -52,7 +52,7 @@ class Pairs:
 
     @property
     def n_characters(self) -> int:
-        """Of prompts and completions."""
+        """The characters of prompts and completions."""
         return sum(len(piece.text) for piece in self.pieces())
 
     @property
@@ -62,7 +62,7 @@ class Pairs:
 
     @property
     def split(self) -> int:
-        """How many characters train."""
+        """The number of characters that train."""
         return sum(len(piece.text) for piece in self.pieces() if piece.split == "train")
 
     def examples(self, split: str) -> tuple[Example, ...]:

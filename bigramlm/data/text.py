@@ -47,7 +47,7 @@ class Piece(NamedTuple):
     split: str
     text: str
     ends: bool
-    """Whether the document ends here."""
+    """True if the document ends here."""
 
 
 class TextChanged(UserError):
@@ -71,21 +71,21 @@ class Text:
     name: str
     files: tuple[File, ...]
     jsonl_field: str
-    """Which field of a line of JSONL is read."""
+    """The field of a line of JSONL that is read."""
     n_characters: int
     characters: str
     """Those that it has, each once, sorted."""
     documents: int
     split: int
-    """How many of its characters, from the start, train; the others validate."""
+    """The number of its characters, from the start, that train; the others validate."""
     kept: list[list[str]] | None = field(default=None, repr=False, compare=False)
     """Its documents, where they are kept in memory."""
     kept_at: Path | None = field(default=None, repr=False, compare=False)
-    """Where this is kept for the next time, of a long text."""
+    """The file in which a long text's description is kept for the next time."""
 
     @property
     def sha256(self) -> str:
-        """Of a single file, that of its bytes; of several, that of theirs."""
+        """The SHA-256 of a single file's bytes; for several files, of their hashes."""
         return sha256_of(self.files)
 
     @property
@@ -134,7 +134,7 @@ class Text:
 
 
 def sha256_of(files: Sequence[File]) -> str:
-    """Of a single file, that of its bytes; of several, that of theirs."""
+    """Return the SHA-256 of a single file's bytes; for several files, of their hashes."""
     if len(files) == 1:
         return files[0].sha256
     return hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
@@ -271,7 +271,7 @@ class Reader:
         self.field = field
         self.bar = bar
         self.sha256 = ""
-        """Of the file's bytes, once all documents are read."""
+        """The SHA-256 of the file's bytes, once all documents are read."""
 
     def documents(self) -> Iterator[Blocks]:
         """Yield the documents; each has to be read to its end before the next."""

@@ -35,30 +35,30 @@ def narrowest(vocab_size: int) -> type[np.generic]:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a split has."""
+    """The size of a split."""
 
     tokens: int = 0
     characters: int = 0
     sha256: str = ""
-    """Of its file."""
+    """The SHA-256 of its file."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What token files were made of, and so what they belong to."""
+    """The text and tokenizer that token files were made of."""
 
     name: str
     """The text's."""
     sha256: str
-    """Of the text."""
+    """The SHA-256 of the text."""
     n_characters: int
     documents: int
     split: int
-    """How many of its characters train."""
+    """The number of its characters that train."""
     tokenizer: dict[str, Any]
     """Its config."""
     tokenizer_sha256: str
-    """Of its tokenizer.json."""
+    """The SHA-256 of its tokenizer.json."""
     vocab_size: int
     dtype: str
 
@@ -73,7 +73,7 @@ class TokenFiles:
 
     @property
     def sha256(self) -> str:
-        """Of the text."""
+        """The SHA-256 of the text."""
         return self.about.sha256
 
     def ids(self, split: str) -> Ids:
@@ -173,12 +173,12 @@ class TokenWriter:
 
     @property
     def counts(self) -> dict[str, Counts]:
-        """What is written so far, by split."""
+        """The counts of what is written so far, by split."""
         return self._done[0]
 
     @property
     def pieces(self) -> int:
-        """How many pieces of the text that is."""
+        """The number of the text's pieces that are written."""
         return self._done[1]
 
     def _begun(self) -> tuple[dict[str, Counts], int]:

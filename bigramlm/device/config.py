@@ -12,7 +12,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 @dataclass
 class DeviceConfig:
-    """Where a run computes and how. Fields on `auto` are decided once, by the device and the size of the work."""
+    """The device, and how it computes. Fields on `auto` are decided once, by the device and the size of the work."""
 
     name: str = "auto"
     """auto (cuda, then mps, then cpu), cpu, cuda, cuda:N or mps."""

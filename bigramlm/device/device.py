@@ -30,7 +30,7 @@ BF16_FROM_PARAMS = {"cuda": 1_000_000, "cpu": 3_000_000}
 
 @dataclass(frozen=True)
 class Device:
-    """Where a run computes: the decided form of a DeviceConfig."""
+    """The device that a run computes on: the decided form of a DeviceConfig."""
 
     torch: torch.device
     precision: str
@@ -51,7 +51,7 @@ class Device:
 
 
 def is_small(*, n_params: int, tokens: int) -> bool:
-    """Whether a step over so many tokens is too short to be worth sharing among threads.
+    """Tell whether a step over so many tokens is too short to be worth sharing among threads.
 
     A parameter costs some 6 operations a token: a multiplication and an addition forward, twice as many backward
     (Kaplan et al. 2020, "Scaling Laws for Neural Language Models", section 2.1).

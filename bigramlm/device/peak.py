@@ -1,4 +1,4 @@
-"""What a device can do at most, against which the model FLOPs utilisation (MFU) is told."""
+"""The peak of a device, to which the model FLOPs utilisation (MFU) is relative."""
 
 import functools
 import re

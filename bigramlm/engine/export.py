@@ -1,4 +1,4 @@
-"""What others can use of a checkpoint: an adapter merged into its base, and folders that transformers and peft load."""
+"""Exports of a checkpoint: an adapter merged into its base, and folders that transformers and peft load."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def as_user_error(error: BaseException, folder: Path | None = None) -> BaseExcep
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was no memory left, on whatever device."""
+    """Tell whether an error says that there was no memory left, on whatever device."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID)
     )

@@ -38,13 +38,13 @@ class InitState:
     resume_from: Checkpoint | None = None
     """The run's own checkpoint that it resumes from."""
     init_weights: Weights | None = None
-    """What a fresh model takes its weights from; with an adapter, its base."""
+    """The weights for a fresh model; with an adapter, its base."""
     resumed_at: int | None = None
     """The step that a resumed run resumes from; None for a new run."""
     base: str | None = None
-    """Where the base of the adapter in `init_weights` is, if it has moved."""
+    """The place of the base of the adapter in `init_weights`, if it has moved."""
     is_changed: bool = False
-    """Whether the config of a resumed run is another than it was."""
+    """True if the config of a resumed run is another than it was."""
 
     def is_fresh(self, cfg: RunConfig) -> bool:
         """Tell whether the model has weights that know nothing yet; cfg: the run's."""

@@ -1,4 +1,4 @@
-"""What `resume=` and `init_from=` mean to Hydra.
+"""The meaning of `resume=` and `init_from=` to Hydra.
 
 What a run saved is offered to Hydra as presets named `_saved`. So what is typed besides is composed on top of it, and
 checked against it, as it is for a new run.

@@ -26,26 +26,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JobContext:
-    """What a sweep passes down to a run that is one of its jobs."""
+    """The part of a sweep that is passed down to a run that is one of its jobs."""
 
     swept: tuple[str, ...] | None = None
     """The fields that are swept; None for a run of no sweep."""
     typed: dict[str, str] = field(default_factory=dict)
-    """What was typed for the job, by field."""
+    """The values that were typed for the job, by field."""
     should_prune: Callable[[int, Mapping[str, float]], bool] | None = None
     """Asked at every evaluation, with the step and what was found, whether to end the run as pruned."""
 
 
 @dataclass(frozen=True)
 class RunEnd:
-    """What a run that completed came to."""
+    """The result of a run that completed."""
 
     cfg: RunConfig
     """Its config, as it was resolved."""
     final: dict[str, float]
     """The final losses, by the metrics' names."""
     references: dict[str, float]
-    """What counting gives, by the metrics' names."""
+    """The losses that counting gives, by the metrics' names."""
     sample: str
 
 

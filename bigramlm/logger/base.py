@@ -1,4 +1,4 @@
-"""What loggers are told, and what they can do."""
+"""The interface of loggers, and what they are told of a run."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ class LoggerContext:
     resumed_at: int | None = None
     """The step that a resumed run resumes from; None for a new run."""
     swept: dict[str, str] | None = None
-    """Of a job of a sweep, what was swept: its own value by field. Its folder is named by its number, and stands in the
+    """The values that a job of a sweep has of what is swept, by field. Its folder is named by its number, in the
     sweep's. None for a run of no sweep."""

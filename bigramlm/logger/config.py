@@ -14,7 +14,7 @@ class LoggerConfig:
     """Destinations of metrics in addition to metrics.jsonl, which is always written."""
 
     use: list[str] = field(default_factory=lambda: ["tensorboard"])
-    """Which loggers: tensorboard, wandb, both or none; set by `logger=NAME`."""
+    """The loggers: tensorboard, wandb, both or none; set by `logger=NAME`."""
     project: str = "bigramlm"
     """W&B: the project."""
     group: str | None = None

@@ -1,4 +1,4 @@
-"""Where a run's metrics go: always to metrics.jsonl, and to the loggers that were chosen."""
+"""Metrics of a run: always written to metrics.jsonl, and sent to the loggers that were chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the Trainer, evaluation and generation ask of a model."""
+"""The interface of models, as the Trainer, evaluation and generation use it."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,7 +59,7 @@ class LanguageModel(nn.Module):
         return {}
 
     def n_params(self) -> int:
-        """How many parameters are trained; of a model that is counted, how many counts it has."""
+        """Count the parameters that are trained; of a model that is fitted by counting, its counts."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
@@ -68,7 +68,7 @@ REFERENCES_UP_TO = 10_000_000
 
 
 def is_count_table(name: str) -> bool:
-    """Whether a tensor of a model's state, by its name, is of a table that was counted, and not trained."""
+    """Tell whether a tensor of a model's state, by its name, is of a table that was counted, and not trained."""
     return "grams." in name
 
 

@@ -1,4 +1,4 @@
-"""What a model with attention keeps while it writes, so that the next token costs no more than itself."""
+"""The cache of a model with attention, so that the next token costs no more than itself."""
 
 import torch
 from torch import Tensor

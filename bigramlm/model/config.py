@@ -1,4 +1,4 @@
-"""Which models there are, and their fields."""
+"""The models, and their fields."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class ModelConfig:
-    """What every model has."""
+    """The fields of every model."""
 
     name: str = MISSING
-    """Which model this is; set by `model=NAME`."""
+    """The name of the model; set by `model=NAME`."""
 
     trains: ClassVar[bool] = True  # whether it takes steps
     has_blocks: ClassVar[bool] = False  # whether it can compute activations again, a block at a time
@@ -51,7 +51,7 @@ class BigramConfig(ModelConfig):
 
 @dataclass
 class NgramConfig(ModelConfig):
-    """What follows the last tokens, by counting how often it did: fitted without a step of training."""
+    """An n-gram: predicts by counting what followed the last tokens, and needs no step of training."""
 
     name: str = "ngram"
     order: int = 5
@@ -85,13 +85,13 @@ class GPTConfig(ModelConfig):
     dropout: float = 0.0
     """The share of activations that is set to zero in training, drawn anew at every step."""
     position: str = "rotary"
-    """How attention knows where a token stands: learned (an embedding for each position) or rotary (queries and keys
+    """Positions in attention: learned (an embedding for each position) or rotary (queries and keys
     turned by an angle that grows with it)."""
     rotary_base: float = 10_000.0
-    """How slowly the slowest pair of channels turns: it takes about 6 times as many tokens for a full turn. For a short
+    """The period of the slowest pair of channels: a full turn takes about 6 times as many tokens. For a short
     context lower ones, such as 200, tell near places apart better."""
     norm: str = "rms"
-    """What evens out the stream before each layer: none, layer or rms."""
+    """The norm before each layer: none, layer or rms."""
     qk_norm: bool = True
     """Scale queries and keys to one length, so that attention cannot run away."""
     feed_forward: bool = True
@@ -105,10 +105,10 @@ class GPTConfig(ModelConfig):
     tie_weights: bool = False
     """One matrix for the embedding and the head."""
     init: str = "pytorch"
-    """Where weights start: pytorch (as its layers do: embeddings from N(0, 1), matrices the smaller the more they sum
+    """Initial weights: pytorch (as its layers do: embeddings from N(0, 1), matrices the smaller the more they sum
     up) or gpt2 (all from N(0, 0.02), what layers add the smaller the more of them there are)."""
     zero_init: bool = True
-    """What layers add starts at zero: a fresh block passes on what it gets."""
+    """The output of layers starts at zero: a fresh block passes on its input."""
     ngram_order: int = 0
     """Stand on an n-gram of this order: its log-probabilities are added to the logits; 0 stands alone."""
 
@@ -176,7 +176,7 @@ class GPT2Config(GPTConfig):
 
     name: str = "gpt2"
     size: str = "small"
-    """How many layers, heads and channels there are: small (124 million parameters with GPT-2's vocabulary), medium
+    """The number of layers, heads and channels: small (124 million parameters with GPT-2's vocabulary), medium
     (355), large (774) or xl (1,558); custom where `model.n_layer`, `model.n_head` or `model.n_embd` say otherwise."""
     n_layer: int = GPT2_SIZES["small"][0]
     n_head: int = GPT2_SIZES["small"][1]

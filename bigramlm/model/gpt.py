@@ -189,7 +189,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """What a position does by itself: up to four times the width, through a non-linearity, and back."""
+    """A layer for each position by itself: up to four times the width, through a non-linearity, and back."""
 
     def __init__(self, cfg: GPTConfig) -> None:
         super().__init__()
@@ -249,5 +249,5 @@ def build_norm(cfg: GPTConfig, width: int) -> nn.Module:
 
 
 def causal_mask(n_new: int, start: int, device: torch.device) -> Tensor:
-    """Which of start + T positions the last T may look at, (T, start + T)."""
+    """Return which of start + T positions the last T may attend to, (T, start + T)."""
     return torch.ones(n_new, start + n_new, dtype=torch.bool, device=device).tril(start)

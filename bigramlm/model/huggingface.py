@@ -66,7 +66,7 @@ class Pretrained:
 
     @property
     def block_size(self) -> int:
-        """How many positions it has."""
+        """The number of positions."""
         return int(self.about["n_positions"])
 
     @property
@@ -86,7 +86,7 @@ class Pretrained:
         )
 
     def tokenizer_path(self) -> str | None:
-        """Where its tokenizer is, as `tokenizer.path` takes it; None for a folder without one."""
+        """Return the path of its tokenizer, as `tokenizer.path` takes it; None for a folder without one."""
         folder = self.path
         if not self._is_here or (folder / "tokenizer.json").exists():
             return self.location
@@ -94,7 +94,7 @@ class Pretrained:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the files of the weights."""
+        """The SHA-256 of the files of the weights."""
         hashes = [files.sha256(path) for path in self._weights()]
         return hashes[0] if len(hashes) == 1 else files.sha256_of("".join(hashes))
 
@@ -208,7 +208,7 @@ def _fits(name: str, there: tuple[int, ...], here: tuple[int, ...]) -> bool:
 
 
 def is_pretrained(folder: Path) -> bool:
-    """Whether a folder is in Hugging Face's layout, whatever model is in it."""
+    """Tell whether a folder is in Hugging Face's layout, whatever model is in it."""
     return (folder / CONFIG).is_file()
 
 

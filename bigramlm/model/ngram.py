@@ -204,7 +204,7 @@ class Ngram(LanguageModel):
         return ngram_losses(train, val, vocab_size=self.vocab_size, block_size=self.block_size)
 
     def n_params(self) -> int:
-        """How many different grams are counted, of all lengths."""
+        """Count the different grams, of all lengths."""
         return sum(len(grams.keys) for grams in self._grams())
 
     def _contexts(self, idx: Tensor) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""What all optimizers share: the learning rate, who is decayed, and a lighter start."""
+"""Shared by all optimizers: the learning rate, weight decay by shape, and a lighter start."""
 
 import inspect
 import math
@@ -34,7 +34,7 @@ class Schedule:
 
     optim: OptimConfig
     steps: int
-    """Of the whole run."""
+    """The steps of the whole run."""
 
     def __call__(self, step: int) -> float:
         return learning_rate(self.optim, step, self.steps)

@@ -1,4 +1,4 @@
-"""Which optimizers there are, and their fields."""
+"""The optimizers, and their fields."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ SCHEDULES = ("constant", "cosine", "linear", "wsd")
 
 @dataclass
 class OptimConfig:
-    """What every optimizer has."""
+    """The fields of every optimizer."""
 
     name: str = MISSING
-    """Which optimizer this is; set by `optim=NAME`."""
+    """The name of the optimizer; set by `optim=NAME`."""
     lr: float = 1e-3
     """Learning rate, once warmed up."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises in a line up to `optim.lr`; 0 starts with all of it."""
     schedule: str = "constant"
-    """What the learning rate does from there to the last step: constant, cosine (falls along half a wave), linear
+    """The learning rate from there to the last step: constant, cosine (falls along half a wave), linear
     (falls in a line) or wsd (constant, then falls in a line over the last `optim.decay_fraction` of the steps)."""
     min_lr: float = 0.0
-    """What the learning rate falls to, where it falls."""
+    """The learning rate at the end, if it falls."""
     decay_fraction: float = 0.2
     """The share of all steps, the last ones, over which wsd falls."""
     weight_decay: float = 0.0
-    """How strongly matrices are pulled towards zero: each step takes away `lr * weight_decay` of them. Biases and the
+    """Weight decay: each step takes `lr * weight_decay` of the matrices away. Biases and the
     gains of norms are left alone."""
     grad_clip: float = 0.0
     """Gradients with a larger norm than this are scaled down to it; 0 leaves them as they are."""
@@ -65,7 +65,7 @@ class AdamWConfig(OptimConfig):
     name: str = "adamw"
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    """How much of the past the running means of the gradient and of its square keep."""
+    """The share of the past in the running means of the gradient and of its square."""
     eps: float = 1e-8
     """Added to the divisor, so that a gradient of zero divides by no zero."""
 
@@ -93,7 +93,7 @@ class SGDConfig(OptimConfig):
     name: str = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
-    """How much of the last update goes into the next; 0 is plain gradient descent."""
+    """The share of the last update in the next one; 0 is plain gradient descent."""
     nesterov: bool = True
     """Look ahead along the momentum before the gradient is taken."""
 
@@ -126,7 +126,7 @@ class MuonConfig(AdamWConfig):
     """AdamW's learning rate, once warmed up; it rises and falls in step with Muon's, and `optim.min_lr` is Muon's."""
     weight_decay: float = 0.0
     momentum: float = 0.95
-    """How much of the running mean of the gradients is kept at each step."""
+    """The share of the running mean of the gradients that is kept at each step."""
     nesterov: bool = True
     """Look ahead along the momentum."""
     ns_steps: int = 5

@@ -1,4 +1,4 @@
-"""What a report tells of runs, read from their folders: as plain values for its page."""
+"""The contents of a report, read from the runs' folders as plain values for its page."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Series = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Curves:
-    """What is drawn of a run."""
+    """The curves and lines that are drawn of a run."""
 
     series: dict[str, Series]
     """By `LOSSES`: step, seconds and loss of each point."""
     references: dict[str, float]
-    """What counting gives, by the metrics' names."""
+    """The losses that counting gives, by the metrics' names."""
 
 
 def read_curves(run: RunSummary) -> Curves:
@@ -147,7 +147,7 @@ def _number(text: str) -> float | None:
 
 
 def is_geometric(values: Sequence[float]) -> bool:
-    """Whether numbers lie more evenly on a logarithmic scale than on a linear one; of two, if tenfold apart."""
+    """Tell whether numbers lie more evenly on a logarithmic scale than on a linear one; of two, if tenfold apart."""
     distinct = sorted(set(values))
     if len(distinct) < 2 or distinct[0] <= 0:
         return False
@@ -185,7 +185,7 @@ class Difference:
 
     field: str
     values: list[str]
-    """Of each run, in the order of the rows; empty where it has none."""
+    """The value of each run, in the order of the rows; empty if it has none."""
 
     @property
     def counts(self) -> list[tuple[str, int]]:
@@ -197,7 +197,7 @@ class Difference:
 
 
 def differences(runs: Sequence[RunSummary]) -> list[Difference]:
-    """Where configs, text, code and environment differ."""
+    """List the differences in configs, text, code and environment."""
     facts = []
     for run in runs:
         git = run.part("git")

@@ -20,7 +20,7 @@ from bigramlm.runs.summary import RunSummary
 from bigramlm.utils import files
 
 GENERATOR = "bigramlm report"
-"""What a page says that it was made by: one that does not is somebody else's, and is not written over."""
+"""The generator that a page names: a file without it is somebody else's, and is not overwritten."""
 
 
 def write(outcomes: RunTable, path: Path, *, title: str, log_fields: Sequence[str] = ()) -> None:

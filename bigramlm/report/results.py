@@ -1,4 +1,4 @@
-"""What came of runs, as tables: of a sweep's jobs, or of any runs.
+"""Tables of runs: of a sweep's jobs, or of any runs.
 
 How a run stands is told by the summary in its own folder, so the table of a sweep that was killed can be made too.
 """
@@ -26,9 +26,9 @@ class RunTable:
     """Runs with what came of them, the best first."""
 
     kind = "run"
-    """What one of them is called."""
+    """The word for one of them."""
     planned = 0
-    """How many there will be at least, where a search makes them as it goes."""
+    """The number of runs that there will be at least, if a search adds them as it goes."""
 
     def __init__(self, runs: Sequence[RunSummary], swept: Sequence[str] = ()) -> None:
         """swept: the fields to show in any case; those that were typed for any run and differ are added."""
@@ -39,7 +39,7 @@ class RunTable:
         self.fields = [name for name in names if name in swept or name in varying]
         compared = compares_tokenizers(self.fields)
         self.in_bits = compared if self.planned else compared or len({r.tokenizer for r in runs if r.tokenizer}) > 1
-        """Whether they are compared in bits a character, since their tokenizers differ. A search has one measure from
+        """True if they are compared in bits a character, since their tokenizers differ. A search has one measure from
         its first trial to its last."""
         rows = [
             run.compared(number, {name: values[number][name] for name in self.fields}, in_bits=self.in_bits)
@@ -49,7 +49,7 @@ class RunTable:
 
     @property
     def measure(self) -> str:
-        """What they are compared by."""
+        """The measure that they are compared by."""
         return "val bpc" if self.in_bits else "val loss"
 
     @property
@@ -66,16 +66,16 @@ class RunTable:
 
     @property
     def n_tokenizers(self) -> int:
-        """How many different tokenizers they have: only bits a character compare those."""
+        """The number of different tokenizers: only bits per character compare those."""
         return max(1, len({row.tokenizer for row in self.rows if row.tokenizer}))
 
     @property
     def n_texts(self) -> int:
-        """How many different texts they were trained on: losses on different ones are not compared."""
+        """The number of different texts that they were trained on: losses on different ones are not compared."""
         return max(1, len({row.text for row in self.rows if row.text}))
 
     def count(self) -> str:
-        """How many there are, and how they stand: `40 jobs: 30 completed, 10 failed`."""
+        """Count the runs by status: `40 jobs: 30 completed, 10 failed`."""
         counts = [(state, sum(row.status == state for row in self.rows)) for state in _STATES]
         known = ", ".join(f"{n} {state}" for state, n in counts if n)
         return f"{len(self.rows)} {self.kind}{'' if len(self.rows) == 1 else 's'}: {known or 'none'}"
@@ -213,5 +213,5 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def compares_tokenizers(fields: Iterable[str]) -> bool:
-    """Whether these fields are of tokenizers, whose losses only bits a character compare."""
+    """Tell whether these fields are of tokenizers, whose losses only bits a character compare."""
     return any(re.match(r"tokenizer(\.|$)", name) for name in fields)

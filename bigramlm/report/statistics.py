@@ -42,7 +42,7 @@ class Group:
 
 
 def verdict(groups: list[Group]) -> str:
-    """Whether the best group is better than the next, or inside the noise of the seeds.
+    """Say whether the best group is better than the next, or inside the noise of the seeds.
 
     By Welch's t-test at 95% (Welch 1947, "The generalization of Student's problem when several different population
     variances are involved"). groups: two or more, the best mean first.
@@ -70,7 +70,7 @@ _T_95 = (
 
 
 def t_95(freedom: float) -> float:
-    """How many standard errors a difference must have to count at 95%, two-sided."""
+    """Return how many standard errors a difference must have to count at 95%, two-sided."""
     known = [*_T_95, 1.960]  # for 1, 2, ... 30 and infinitely many
     below = max(1, min(int(freedom), len(_T_95)))
     far, near = 1 / below, 1 / (below + 1) if below < len(_T_95) else 0.0

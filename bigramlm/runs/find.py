@@ -35,7 +35,7 @@ def folders(below: Path) -> Iterator[Path]:
 
 
 def outputs() -> Path:
-    """Where runs are left."""
+    """Return the folder that runs are written to."""
     return paths.home() / "outputs"
 
 

@@ -42,7 +42,7 @@ class RunFolder:
         self.summary = {"id": uuid.uuid4().hex[:12]}
 
     def holds(self, hashes: Sequence[str]) -> bool:
-        """Whether the folder holds a run that began with just this config, by its `config.config_hashes`."""
+        """Tell whether the folder holds a run that began with just this config, by its `config.config_hashes`."""
         found = read_summary(self.path) or {}
         return found.get("asked") in hashes and (self.path / "config.yaml").exists()
 
@@ -170,7 +170,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def status(folder: Path, summary: dict[str, Any]) -> str:
-    """How the run stands: what its summary says, but `killed` where that is `running` and nobody holds the folder."""
+    """Return the run's status: the summary's, but `killed` if that is `running` and nobody holds the folder."""
     said = str(summary.get("status", "unknown"))
     return "killed" if said == "running" and not is_held(folder) else said
 
@@ -182,7 +182,7 @@ def holder(folder: Path) -> int | None:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process trains in the folder right now."""
+    """Tell whether a process trains in the folder right now."""
     from filelock import FileLock, Timeout
 
     if not (folder / LOCK).exists():
@@ -209,7 +209,7 @@ def versions() -> dict[str, str]:
 
 
 def process() -> dict[str, Any]:
-    """Who runs this, so that a run that says `running` can be told from one that was killed."""
+    """Describe this process, so that a run that says `running` can be distinguished from a killed one."""
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"started": started, "host": platform.node(), "pid": os.getpid()}
 

@@ -23,21 +23,21 @@ class RunSummary:
 
     folder: Path
     name: str = ""
-    """What it is called among others."""
+    """Its name among others."""
     typed: dict[str, str] = field(default_factory=dict)
-    """What was typed for it, by field, also on resuming."""
+    """The values that were typed for it, by field, also on resuming."""
     reason: str | None = None
     """Why it could not even leave a summary, where it could not."""
     summary: dict[str, Any] = field(default_factory=dict)
-    """What is in summary.json; empty where there is none."""
+    """The contents of summary.json; empty if there is none."""
     has_summary: bool = False
-    """Whether there is one that can be read."""
+    """True if there is one that can be read."""
     number: int = 0
-    """Where it stands among others, as they were given."""
+    """Its position among others, as they were given."""
     values: dict[str, str] = field(default_factory=dict)
-    """What it is compared with others by: its values by field."""
+    """The values that it is compared with others by, by field."""
     in_bits: bool = False
-    """Whether its losses are compared in bits a character, as with different tokenizers, and not in nats a token."""
+    """True if its losses are compared in bits a character, as with different tokenizers, and not in nats a token."""
 
     @classmethod
     def read(
@@ -149,7 +149,7 @@ class RunSummary:
 
     @property
     def step(self) -> int | None:
-        """How far it came."""
+        """The last step that it reached."""
         return _number(self.summary, "step", int)
 
     @property
@@ -179,12 +179,12 @@ class RunSummary:
 
     @property
     def counts(self) -> bool:
-        """Whether its figure can be compared: one in bits of a tokenizer that loses text is too low."""
+        """True if its figure can be compared: one in bits of a tokenizer that loses text is too low."""
         return not self.in_bits or bool(self.part("tokenizer").get("lossless", True))
 
     @property
     def overrides(self) -> list[str]:
-        """What was typed when it was started, word by word."""
+        """The words that were typed when it was started."""
         found = self.summary.get("overrides")
         return [str(word) for word in found] if isinstance(found, list) else []
 

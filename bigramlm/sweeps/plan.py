@@ -17,7 +17,7 @@ from bigramlm.utils import files
 log = logging.getLogger(__name__)
 
 FINISHED = ("completed", "pruned")
-"""What a job's summary says when nothing is left to do."""
+"""The statuses of a job that has nothing left to do."""
 
 
 @dataclass
@@ -26,9 +26,9 @@ class Job:
 
     number: int
     overrides: list[str]
-    """What is typed for this job."""
+    """The words that are typed for this job."""
     asked: str = ""
-    """What identifies the config that this makes (`config.config_hash`)."""
+    """The hash of the config that these words make (`config_hash`)."""
     error: str | None = None
     """Why it could not leave a summary, where it could not."""
 

@@ -1,4 +1,4 @@
-"""What came of a sweep's jobs: its table, for people and for programs."""
+"""The results of a sweep's jobs: its table, for people and for programs."""
 
 from __future__ import annotations
 

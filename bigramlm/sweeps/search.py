@@ -148,7 +148,7 @@ class Search:
         return found
 
     def count(self) -> int:
-        """How many trials there are that have a job."""
+        """Count the trials that have a job."""
         return sum("job" in trial.user_attrs for trial in self.study.get_trials(deepcopy=False))
 
     def ask(self) -> tuple[Trial, list[str]]:

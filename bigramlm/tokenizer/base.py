@@ -1,4 +1,4 @@
-"""What the rest of the program asks of a tokenizer."""
+"""The interface of tokenizers."""
 
 import os
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ class Tokenizer(Protocol):
 
     @property
     def lossless(self) -> bool:
-        """Whether decode(encode(text)) is the text, for all that it encodes."""
+        """True if decode(encode(text)) is the text, for all that it encodes."""
         ...
 
     def encode(self, text: str) -> NDArray[np.int32]:
@@ -56,7 +56,7 @@ def start_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def not_given_back(tokenizer: Tokenizer, text: str) -> tuple[int, str, str] | None:
-    """Where decode(encode(text)) first differs from the text, what is there and what comes back; None: nowhere."""
+    """Find where decode(encode(text)) first differs from the text: position, original, result; None if nowhere."""
     back = tokenizer.decode(tokenizer.encode(text).tolist())
     if back == text:
         return None

@@ -1,4 +1,4 @@
-"""Which tokenizers there are, and their fields."""
+"""The tokenizers, and their fields."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ TrainingText = Callable[[int], Iterator[str]]
 
 @dataclass
 class TokenizerConfig:
-    """What every tokenizer has."""
+    """The fields of every tokenizer."""
 
     name: str = MISSING
-    """Which tokenizer this is; set by `tokenizer=NAME`."""
+    """The name of the tokenizer; set by `tokenizer=NAME`."""
 
     def build(self, *, characters: str, documents: int, train: TrainingText) -> Tokenizer:
         """Build the tokenizer for a text; characters: all that it has, each once, sorted; documents: how many it has.
@@ -78,14 +78,14 @@ class ByteConfig(TokenizerConfig):
 
 @dataclass
 class LearnedConfig(TokenizerConfig):
-    """What tokenizers have that learn their vocabulary from the training split."""
+    """The fields of tokenizers that learn their vocabulary from the training split."""
 
     vocab_size: int = 1024
     """Tokens in the vocabulary, special ones included."""
     min_frequency: int = 2
-    """How often two tokens must stand side by side in the training text to be made one."""
+    """The least number of times that two tokens must be neighbours in the training text to be merged."""
     train_characters: int = 100_000_000
-    """Of a longer training split so many characters are learned from, spread evenly over it."""
+    """The characters to learn from in a longer training split, spread evenly over it."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "min_frequency", "train_characters"):

@@ -9,20 +9,20 @@ from bigramlm.errors import require
 
 @dataclass
 class TrainerConfig:
-    """How long a run trains, and how often it looks up."""
+    """The length of a run, and the intervals at which it evaluates, records and saves."""
 
     steps: int = 10_000
     """Updates of the weights; 0 evaluates, saves and samples the fresh model."""
     eval_every: int = 1000
     """Steps between evaluations on both splits; the last step is always evaluated."""
     eval_batches: str = "100"
-    """How many fixed batches of each split an evaluation covers, or `all` for the whole split."""
+    """The number of fixed batches of each split that an evaluation covers, or `all` for the whole split."""
     log_every: int = 100
     """Steps between records of the training batch's loss, the learning rate, the gradient's norm and the speed."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; the last step, and the best at an evaluation, are always saved."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay: with two there is another where one gets damaged. The best stays too."""
+    """The number of newest checkpoints to keep: with two, one is left if the other is damaged. The best stays too."""
     grad_accumulation: int = 1
     """Batches whose mean gradient makes one update."""
     activation_checkpointing: bool = False

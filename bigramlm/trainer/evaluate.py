@@ -45,7 +45,7 @@ class Evaluator:
         self.lossless = lossless
         self.blocks = {name: list(split.blocks(limit=rows)) for name, split in splits.items()}
         self.references: dict[str, float] = {}
-        """What counting gives, by the metrics' names."""
+        """The losses that counting gives, by the metrics' names."""
         train, val = splits["train"], splits["val"]
         if isinstance(train, Stream) and isinstance(val, Stream):  # counting is of running text
             self.references = model.reference_losses(train.tokens, val.tokens)

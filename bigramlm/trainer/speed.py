@@ -1,4 +1,4 @@
-"""How fast a run trains: tokens a second, and the share of what the device can do."""
+"""Training speed: tokens per second, and their share of what the device can do."""
 
 import logging
 import time
@@ -32,7 +32,7 @@ class Speedometer:
         self.flops_per_token = flops_per_token
         self.clock = clock
         self.last: dict[str, float] = {}
-        """What was measured last."""
+        """The last measurement."""
         self._marked = (0.0, 0)  # when it was, and at which step
         self.peak = peak(device) if flops_per_token else None
         if self.peak:

@@ -28,7 +28,7 @@ class StepResult(NamedTuple):
     loss: Tensor
     """The loss before it, of shape ()."""
     grad_norm: Tensor | None
-    """Where gradients are clipped, their norm before that, of shape ()."""
+    """The gradient's norm before clipping, of shape (); None if gradients are not clipped."""
 
 
 class TrainStep:
@@ -94,7 +94,7 @@ class TrainStep:
 
 
 class SharedCalls:
-    """Which updates share a call: those between two records, as many at a time as share them out without a rest.
+    """The plan of which updates share a call: those between two records, in equal groups without a rest.
 
     It follows from the steps' numbers and from when something looks at the weights, so that a resumed run takes the
     same calls as one that was not interrupted.
@@ -162,7 +162,7 @@ class CompiledStep(TrainStep):
 
     @property
     def is_compiled(self) -> bool:
-        """Whether it compiled, as far as it was tried."""
+        """True if it compiled, as far as it was tried."""
         return self._compiled is not None
 
     def start_at(self, step: int) -> None:

@@ -32,16 +32,16 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class TrainResult:
-    """How training ended."""
+    """The end of training."""
 
     status: str = "running"
     """completed, stopped (it was asked to) or pruned (it was not worth continuing)."""
     final: dict[str, float] = field(default_factory=dict)
     """The final losses of a run that completed, by the metrics' names."""
     early_stopped: bool = False
-    """Whether it completed before its last step, since the val loss had ceased to fall."""
+    """True if it completed before its last step, since the val loss had ceased to fall."""
     references: dict[str, float] = field(default_factory=dict)
-    """What counting gives, by the metrics' names."""
+    """The losses that counting gives, by the metrics' names."""
 
     def to_summary(self) -> dict[str, Any]:
         """Return what the summary says of it; a run that completed has its sample to write yet."""
@@ -53,7 +53,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the Trainer asks, and tells, those who started it."""
+    """Functions that the Trainer calls back."""
 
     write_summary: Callable[..., None] = lambda **_: None
     """Takes how far the run is, and how fast, as keywords."""
@@ -192,7 +192,7 @@ class Trainer:
         return record | self.evaluator.bits(val_loss) | self.evaluator.references
 
     def out_of_patience(self) -> bool:
-        """Whether the val loss has not been lower than its best for as many evaluations as early stopping waits."""
+        """Tell whether the val loss has not improved for as many evaluations as early stopping waits."""
         patience = self.cfg.early_stopping_patience
         if patience == 0 or self.progress.waited < patience:
             return False

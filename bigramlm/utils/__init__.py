@@ -1,1 +1,1 @@
-"""What knows nothing of models or runs: paths, files, the hub, the console, progress, signals."""
+"""Utilities that know nothing of models or runs: paths, files, the hub, the console, progress, signals."""

@@ -1,4 +1,4 @@
-"""What people are shown: text on standard output, the log on the console, tables, paths."""
+"""Console output: text on standard output, the log on the console, tables, paths."""
 
 from __future__ import annotations
 

@@ -21,12 +21,12 @@ class NotThere(NotFetched):
 
 
 def is_name(text: str) -> bool:
-    """Whether this could be what a model is called on the hub: `owner/name`, or a name alone."""
+    """Tell whether this could be what a model is called on the hub: `owner/name`, or a name alone."""
     return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", text) is not None
 
 
 def has(name: str, file: str) -> bool:
-    """Whether a model on the hub has a file; False also where nobody can tell."""
+    """Tell whether a model on the hub has a file; False also where nobody can tell."""
     from huggingface_hub import file_exists
 
     try:

@@ -1,4 +1,4 @@
-"""Where the config, the texts and the runs are: in a checkout, and for an installed package."""
+"""Paths of the config, the texts and the runs: in a checkout, and for an installed package."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 _PACKAGE = Path(__file__).parent.parent
 _BESIDE = _PACKAGE.parent
 IN_CHECKOUT = (_BESIDE / "conf" / "train.yaml").is_file()
-"""Whether the package is used from its repository, and not from where pip put it."""
+"""True if the package is used from its repository, and not from where pip put it."""
 
 
 def home() -> Path:

@@ -24,7 +24,7 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """What a signal to stop does: end the run at once or, while steps are taken, be noted until one is complete."""
+    """A handler of signals to stop: it ends the run at once or, while steps are taken, notes the signal."""
 
     def __init__(self) -> None:
         self.received: int | None = None

@@ -28,7 +28,7 @@ _TOKENIZER = "tokenizer=bpe"
 
 
 class Prepared:
-    """What it takes to prepare a text."""
+    """The cost of preparing a text."""
 
     def __init__(self, gigabytes: float, *, size: int, seconds: float, memory: int | None) -> None:
         """size: the text's bytes; memory: the most that all processes held together, in bytes, where it is known."""

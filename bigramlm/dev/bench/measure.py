@@ -10,7 +10,7 @@ Figures = dict[str, float]
 
 
 class Report(Protocol):
-    """What a benchmark found, as text and for JSON."""
+    """The findings of a benchmark, as text and for JSON."""
 
     def to_dict(self) -> dict[str, object]: ...
 
@@ -54,7 +54,7 @@ class Comparison:
 
 
 class Profile:
-    """Where the time of a step goes, and the least that it could take."""
+    """The phases of a step, and the least time that it could take."""
 
     def __init__(self, title: str, *, phases: dict[str, list[float]], floors: dict[str, float]) -> None:
         """phases: the seconds of each, step by step; floors: the least seconds, by what they are for."""

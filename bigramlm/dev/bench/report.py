@@ -44,7 +44,7 @@ _CLICK = """
 
 
 class ReportFigures:
-    """What a report costs."""
+    """The cost of a report."""
 
     def __init__(
         self, title: str, *, seconds: list[float], size: int, clicks: dict[str, list[tuple[float, float]]]

@@ -56,7 +56,7 @@ def nanogpt(pairs: int) -> Iterator[Comparison]:
 
 
 def profile(pairs: int, *overrides: str) -> Iterator[Profile]:
-    """Where the time of a step goes, and the least that the machine could take; of gpt_cpu, or as the overrides say."""
+    """Profile a step of gpt_cpu, or as the overrides say: its phases, and the least time the machine could take."""
     chosen = overrides or ("experiment=gpt_cpu",)
     yield Profile(f"a step of {' '.join(chosen)}", **_profiled(pairs * 20, chosen))
 

@@ -32,7 +32,7 @@ class Case:
     """A run, or a sweep, that both versions make."""
 
     words: tuple[str, ...]
-    """What is typed. {runs} is the version's folder of runs, {pairs} a file of pairs."""
+    """The words to type. {runs} is the version's folder of runs, {pairs} a file of pairs."""
     sweeps: bool = False
     killed_at: int | None = None
     """The step whose checkpoint is there when the run is killed, and resumed."""
@@ -63,7 +63,7 @@ _APART = {"folder", "seconds", "tokens_per_second"}
 
 
 class Same:
-    """Whether two versions have the same bits in a run or sweep."""
+    """The first difference between two versions in the bits of a run or sweep, if there is one."""
 
     def __init__(self, title: str, difference: str | None) -> None:
         """difference: the first one that was found."""
