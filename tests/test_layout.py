@@ -116,6 +116,15 @@ def test_what_the_recipe_alone_calls_takes_few_arguments() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_docstrings_begin_with_what_a_thing_is_or_does(path: Path) -> None:
+    """Hold docstrings, of fields too, to plain sentences; ruff holds those of functions to an imperative verb."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        text = node.value.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) else None
+        if isinstance(text, str):
+            assert not text.startswith(("What ", "Which ", "Of ", "Where ", "Whether ")), text
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nobody_writes_a_field_of_a_config(path: Path) -> None:
     """Hold everybody to configs as they were resolved: whoever wants another one makes it with `replace`."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
