@@ -106,7 +106,7 @@ class Trainer:
         where that is found, without final losses. UserError where a loss, a gradient or the weights are not finite.
         """
         self._begin()
-        cfg, should_stop, first = self.cfg, self.hooks.should_stop, self.progress.step
+        cfg, should_stop, ends = self.cfg, self.hooks.should_stop, (self.progress.step, self.cfg.steps)
         with progress_bar(self.progress.step, cfg.steps) as shown, logging_redirect_tqdm():
             while self.result.status == "running":
                 step = self.progress.step
@@ -115,7 +115,7 @@ class Trainer:
                     self.save()
                     self.result.status = "stopped"
                     break
-                if step in (first, cfg.steps) or step % cfg.eval_every == 0 or step % cfg.checkpoint_every == 0:
+                if step % cfg.eval_every == 0 or step % cfg.checkpoint_every == 0 or step in ends:
                     record = self._look(step)
                 if self.result.status == "completed":
                     self.result.final = self.evaluator.final()
