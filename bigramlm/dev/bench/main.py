@@ -53,7 +53,7 @@ def main() -> None:
         description=f"{textwrap.fill(bench.__doc__ or '', 79)}\n\n{about}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=BENCHMARKS, help="what to compare")
+    parser.add_argument("name", choices=BENCHMARKS, metavar="NAME", help="what to compare")
     about_overrides = "of step and profile: the run to measure, as for train.py; of versions and bits: OLD NEW"
     parser.add_argument("overrides", nargs="*", help=about_overrides)
     parser.add_argument("--pairs", type=int, default=7, help="how many pairs to measure (7)")
