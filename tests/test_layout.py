@@ -177,7 +177,10 @@ def test_tests_know_no_private_names_and_share_helpers_only(path: Path) -> None:
             # The standard library's way to end a process, and torch's and pytest's own names.
             assert own or node.attr in ("_exit", "_run_exitfuncs", "_dynamo", "_inductor"), f"line {node.lineno}"
         if isinstance(node, ast.ImportFrom):
-            assert not str(node.module).startswith("tests.test_"), f"line {node.lineno}"
+            parts = str(node.module).split(".")
+            assert parts[0] != "tests" or not any(part.startswith("test_") for part in parts), f"line {node.lineno}"
+            shared = [alias.name for alias in node.names if parts[0] == "tests" and alias.name.startswith("test_")]
+            assert not shared, f"line {node.lineno}"
             assert not any(is_private(alias.name) for alias in node.names), f"line {node.lineno}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr":
             names = [str(given.value) for given in node.args[:2] if isinstance(given, ast.Constant)]

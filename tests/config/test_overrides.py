@@ -1,4 +1,4 @@
-"""What is typed: quoting, and the questions that the rest of the program asks of it."""
+"""Overrides: quoting, and the questions that the rest of the program asks of what was typed."""
 
 import pytest
 from hydra.errors import OverrideParseException

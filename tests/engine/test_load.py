@@ -3,14 +3,13 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from bigramlm.checkpoint.manager import Checkpoints
 from bigramlm.runs import find as runs
+from tests.engine.helpers import records, weights
 from tests.helpers import Cli, assert_refused, command, resumed, summary
 
 RUN = (
@@ -26,17 +25,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = command(*RUN, f"hydra.run.dir={folder}")
     assert done.code == 0, done.err
     return folder
-
-
-def weights(folder: Path, step: str = "last") -> torch.Tensor:
-    path = Checkpoints(folder / "checkpoints").path("last") if step == "last" else folder / "checkpoints" / step
-    (table,) = load_file(path / "model.safetensors").values()
-    return table
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "mfu")} for line in lines]
 
 
 def test_init_from_takes_the_weights_and_nothing_else(source: Path, tmp_path: Path, cli: Cli) -> None:

@@ -20,23 +20,13 @@ from bigramlm.logger import metrics
 from bigramlm.runs import find as runs
 from bigramlm.trainer.trainer import Trainer
 from bigramlm.utils import paths
+from tests.engine.helpers import records, weights
 from tests.helpers import Cli, assert_refused, command, cut_back, resumed, started, summary, wait_for
 
 RUN = (
     *("data=bundled", "logger=none", "trainer.steps=40", "trainer.eval_every=10", "trainer.log_every=2"),
     *("trainer.checkpoint_every=5", "trainer.keep_checkpoints=99", "sample.max_new_tokens=20"),
 )
-
-
-def weights(folder: Path, step: str = "last") -> torch.Tensor:
-    path = Checkpoints(folder / "checkpoints").path("last") if step == "last" else folder / "checkpoints" / step
-    (table,) = load_file(path / "model.safetensors").values()
-    return table
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "mfu")} for line in lines]
 
 
 def left_alone(folder: Path) -> dict[str, bytes]:

@@ -107,7 +107,7 @@ def test_hparams_of_tensorboard_has_a_row_a_job_and_no_run_more(cli: Cli, tmp_pa
 
 
 def test_hparams_of_a_job_have_what_other_commands_of_its_sweep_varied(cli: Cli, tmp_path: Path) -> None:
-    """Where a field was not typed for a job, its config tells; when the run begins that has only just been saved."""
+    """Take a field that was not typed for a job from its config, which has only just been saved when the run begins."""
     shared = ("-m", *FEW, f"hydra.sweep.dir={tmp_path}")
     assert cli(*shared, "seed=1,2", run_dir=False).code == 0
     assert cli(*shared, "data.batch_size=8,16", run_dir=False).code == 0

@@ -1,9 +1,7 @@
 """Launches: how jobs are composed, submitit and Slurm, what they report, and what is waited for."""
 
-import contextlib
 import json
 import os
-import signal
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,18 +19,14 @@ from bigramlm.cli import train
 from bigramlm.config.overrides import Overrides
 from bigramlm.engine.run import JobContext, RunEnd
 from bigramlm.errors import UserError
-from bigramlm.runs.folder import RunFolder, holder, read_summary
+from bigramlm.runs.folder import RunFolder, read_summary
 from bigramlm.sweeps import compose
 from bigramlm.sweeps import executor as launch
 from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
 from bigramlm.utils import paths, stop
-from tests.helpers import PATIENCE, Ended, Started, assert_refused, came_to, composed, started, wait_for
-
-SHORT = (
-    *("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5"),
-    *("trainer.eval_batches=2", "sample.max_new_tokens=20"),
-)
+from tests.helpers import PATIENCE, Ended, assert_refused, composed
+from tests.sweeps.helpers import SHORT, kill_when_it_came_to, sweeping
 
 # Some tenths of a second a job, with a checkpoint now and then.
 LONGER = (
@@ -44,19 +38,6 @@ LONGER = (
 def state(folder: Path) -> dict[Path, tuple[int, bytes]]:
     """Every file below a folder, as it is."""
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
-
-
-def sweeping(folder: Path, *arguments: str) -> contextlib.AbstractContextManager[Started]:
-    """Return a sweep in a process of its own, ended when the test ends."""
-    return started("-m", *arguments, f"hydra.sweep.dir={folder}")
-
-
-def kill_when_it_came_to(job: Path, step: int) -> None:
-    """Kill the process that trains in a folder, without a warning."""
-    wait_for(lambda: came_to(job, step))
-    pid = holder(job)
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
 
 
 def forged(folder: Path, *summaries: dict[str, Any]) -> Results:

@@ -3,10 +3,8 @@
 import json
 import math
 import random
-import shutil
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +17,8 @@ from bigramlm.runs.folder import read_summary
 from bigramlm.runs.summary import RunSummary
 from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
-from tests.helpers import Cli, Ended, assert_refused, command, table
-
-SHORT = (
-    *("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5"),
-    *("trainer.eval_batches=2", "sample.max_new_tokens=20"),
-)
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """Return a sweep of two jobs, seed=1 and seed=2, to look at; its folder is .folder."""
-    folder = tmp_path_factory.mktemp("two") / "sweep"
-    ended = command("-m", *SHORT, "seed=1,2", f"hydra.sweep.dir={folder}")
-    assert ended.code == 0, ended.err
-    return replace(ended, folder=folder)
-
-
-@pytest.fixture
-def begun(two: Ended, folder: Path) -> Path:
-    """Return the same sweep in the test's own folder, to go on with."""
-    shutil.copytree(two.folder, folder)
-    return folder
+from tests.helpers import Cli, Ended, assert_refused, table
+from tests.sweeps.helpers import SHORT
 
 
 def forged(folder: Path, *summaries: dict[str, Any], typed: Sequence[Sequence[str]] = ()) -> Results:

@@ -15,8 +15,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from bigramlm.config.overrides import Overrides
-from bigramlm.optim import base as optim
-from bigramlm.optim.config import OptimConfig
 from bigramlm.runs import find as runs
 from bigramlm.runs.folder import read_summary
 from bigramlm.sweeps import search
@@ -24,6 +22,7 @@ from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
 from bigramlm.sweeps.search import space_of
 from tests.helpers import Cli, Ended, assert_refused, command, refuses, study, table, trials
+from tests.sweeps.helpers import dies_in
 
 SEARCH = (
     *("hydra/sweeper=optuna", "data=bundled", "logger=none", "trainer.steps=20", "sample.max_new_tokens=20"),
@@ -219,20 +218,6 @@ def test_trials_run_at_the_same_time_with_joblib(searched: Callable[..., Ended],
     assert len(table(folder)) == 4
     assert os.getpid() not in pids
     assert len(pids) == 2, "the same processes serve every batch"
-
-
-def dies_in(nth: int, at: int) -> None:
-    """Have this process killed at a step of the nth, from 0, of the trials that it trains."""
-    rate, seen = optim.learning_rate, [0]
-
-    def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:
-        seen.append(step)
-        begun = sum(later < earlier for earlier, later in itertools.pairwise(seen))
-        if begun == nth and step >= at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return rate(cfg, step, steps)
-
-    optim.learning_rate = learning_rate
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")

@@ -1,10 +1,8 @@
 """Sweeps as a user runs them: what fails, what is killed, what is gone on with."""
 
-import contextlib
 import functools
 import gc
 import importlib.util
-import itertools
 import json
 import os
 import shutil
@@ -13,7 +11,6 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +24,14 @@ from bigramlm.data import text as data_text
 from bigramlm.engine import run as recipe
 from bigramlm.model.bigram import Bigram
 from bigramlm.optim import base as optim
-from bigramlm.optim.config import OptimConfig
 from bigramlm.runs import find as runs
 from bigramlm.runs.folder import LOCK, RunFolder, read_summary
 from bigramlm.sweeps import plan as sweep
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.results import Results
 from bigramlm.utils import paths
-from tests.helpers import Cli, Ended, Started, assert_refused, came_to, command, refuses, started, table, wait_for
-
-SHORT = (
-    *("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5"),
-    *("trainer.eval_batches=2", "sample.max_new_tokens=20"),
-)
+from tests.helpers import Cli, Ended, assert_refused, came_to, command, refuses, table, wait_for
+from tests.sweeps.helpers import SHORT, dies_in, sweeping
 
 # Some tenths of a second a job, with a checkpoint now and then.
 LONGER = (
@@ -50,30 +42,9 @@ LONGER = (
 TIMES = {"tokens_per_second", "seconds", "folder"}
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """Return a sweep of two jobs, seed=1 and seed=2, to look at; its folder is .folder."""
-    folder = tmp_path_factory.mktemp("two") / "sweep"
-    ended = command("-m", *SHORT, "seed=1,2", f"hydra.sweep.dir={folder}")
-    assert ended.code == 0, ended.err
-    return replace(ended, folder=folder)
-
-
-@pytest.fixture
-def begun(two: Ended, folder: Path) -> Path:
-    """Return the same sweep in the test's own folder, to go on with."""
-    shutil.copytree(two.folder, folder)
-    return folder
-
-
 def state(folder: Path) -> dict[Path, tuple[int, bytes]]:
     """Every file below a folder, as it is."""
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
-
-
-def sweeping(folder: Path, *arguments: str) -> contextlib.AbstractContextManager[Started]:
-    """Return a sweep in a process of its own, ended when the test ends."""
-    return started("-m", *arguments, f"hydra.sweep.dir={folder}")
 
 
 def test_each_job_is_a_complete_run_and_one_line(swept: Callable[..., Ended], folder: Path) -> None:
@@ -413,20 +384,6 @@ def test_two_commands_at_once_in_one_sweep_are_refused(swept: Callable[..., Ende
     assert_refused(ended, folder, os.getpid())
     assert ended.err.count("\n") == 1, "and nothing else"
     assert not (folder / "0").exists()
-
-
-def dies_in(nth: int, at: int) -> None:
-    """Have this process killed at a step of the nth, from 0, of the jobs that it trains."""
-    rate, seen = optim.learning_rate, [0]
-
-    def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:
-        seen.append(step)
-        begun = sum(later < earlier for earlier, later in itertools.pairwise(seen))
-        if begun == nth and step >= at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return rate(cfg, step, steps)
-
-    optim.learning_rate = learning_rate
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")

@@ -1,6 +1,5 @@
 """Jobs in processes of joblib's: their shares, their signals and their deaths."""
 
-import contextlib
 import os
 import signal
 from pathlib import Path
@@ -8,30 +7,18 @@ from pathlib import Path
 import pytest
 
 from bigramlm.runs import find as runs
-from bigramlm.runs.folder import holder, read_summary
+from bigramlm.runs.folder import read_summary
 from bigramlm.sweeps import workers
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.results import Results
-from tests.helpers import Cli, Started, came_to, started, wait_for
+from tests.helpers import Cli, came_to, wait_for
+from tests.sweeps.helpers import kill_when_it_came_to, sweeping
 
 # Some tenths of a second a job, with a checkpoint now and then.
 LONGER = (
     *("data=bundled", "logger=none", "trainer.steps=6000", "trainer.eval_every=500"),
     *("trainer.checkpoint_every=500", "trainer.log_every=500", "trainer.eval_batches=2", "sample.max_new_tokens=20"),
 )
-
-
-def sweeping(folder: Path, *arguments: str) -> contextlib.AbstractContextManager[Started]:
-    """Return a sweep in a process of its own, ended when the test ends."""
-    return started("-m", *arguments, f"hydra.sweep.dir={folder}")
-
-
-def kill_when_it_came_to(job: Path, step: int) -> None:
-    """Kill the process that trains in a folder, without a warning."""
-    wait_for(lambda: came_to(job, step))
-    pid = holder(job)
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
