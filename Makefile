@@ -1,4 +1,4 @@
-# make train, make test, make test-all, make lint: on a fresh machine with Python and make, nothing else is needed.
+# make train, make test, make test-all and make lint require only Python and make; the first call installs the rest.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,13 +8,13 @@ BIN := .venv/bin
 train: .venv/installed  ## Train and print a sample; overrides: make train ARGS="optim.lr=1e-2"
 	@$(BIN)/python scripts/train.py $(ARGS)
 
-test: .venv/installed-dev  ## Run the tests but for the long ones; some of them: make test ARGS="tests/test_data.py"
+test: .venv/installed-dev  ## Run the tests except the slow ones; a selection: make test ARGS="tests/data/test_data.py"
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
-soak: .venv/installed-dev  ## Run what takes longer still: 500 runs killed at random moments, resumed and compared bit by bit
+soak: .venv/installed-dev  ## Kill 500 runs at random moments, resume and compare them bit by bit; slower than test-all
 	@$(BIN)/python scripts/verify_resume.py --kills 500 --seed 1 data=bundled optim.grad_clip=0.5 optim.warmup_steps=10
 
-test-all: .venv/installed-dev  ## Run every test, the long ones too
+test-all: .venv/installed-dev  ## Run all tests, including the slow ones
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/installed-dev  ## Check style and types
@@ -22,24 +22,24 @@ lint: .venv/installed-dev  ## Check style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-docs: .venv/installed  ## Write docs/config.md and docs/pictures/floors.svg again, from the code
+docs: .venv/installed  ## Generate docs/config.md and docs/pictures/floors.svg from the code
 	@$(BIN)/python scripts/config_reference.py
-	@$(BIN)/python -m bigramlm.dev.floors
+	@$(BIN)/python -m bigramlm.dev.layers
 
-pictures: .venv/installed-dev  ## Take the pictures in docs/pictures again; needs Chromium
+pictures: .venv/installed-dev  ## Retake the screenshots in docs/pictures; requires Chromium
 	@$(BIN)/python scripts/pictures.py
 
-clean:  ## Remove the environment and the caches; texts and runs stay
+clean:  ## Remove the environment and the caches, but keep texts and runs
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
 
-# The constraints are versions that were tested together; a change of either file installs again.
+# constraints.txt pins versions that were tested together; a change of either file triggers a new installation.
 .venv/installed: pyproject.toml constraints.txt
-	@echo "Installing into .venv; this takes some minutes the first time."
+	@echo "Installing into .venv; the first time takes a few minutes."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	@echo "Installing what the tests need."
+	@echo "Installing the test dependencies."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@

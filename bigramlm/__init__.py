@@ -1,1 +1,1 @@
-"""bigramlm: a config-driven experiment framework for small language models."""
+"""A config-driven experiment framework for small language models."""

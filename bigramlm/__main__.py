@@ -1,4 +1,4 @@
-"""All commands under one name: python -m bigramlm COMMAND ..."""
+"""The entry point of all commands: python -m bigramlm COMMAND ..."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from bigramlm.errors import require
 from bigramlm.utils.console import show
 
 COMMANDS = {
-    "train": ("bigramlm.cli.train", "train a model, resume a run, or make a sweep of runs with -m"),
+    "train": ("bigramlm.cli.train", "train a model, resume a run, or run a sweep with -m"),
     "sample": ("bigramlm.cli.sample", "write text with a trained model"),
-    "prepare": ("bigramlm.cli.prepare", "turn a long text into token files, once"),
-    "runs": ("bigramlm.cli.runs", "list runs, compare two, show a sweep's results, write a report"),
+    "prepare": ("bigramlm.cli.prepare", "encode a long text into token files"),
+    "runs": ("bigramlm.cli.runs", "list and compare runs, show sweep results, write a report"),
     "checkpoint": ("bigramlm.cli.checkpoint", "inspect, verify, strip, merge or export a checkpoint"),
-    "verify_resume": ("bigramlm.cli.verify_resume", "kill runs, resume them, and compare them bit by bit"),
-    "bench": ("bigramlm.dev.bench.main", "measure two things in alternating pairs"),
+    "verify_resume": ("bigramlm.cli.verify_resume", "check that killed and resumed runs are bit-equal"),
+    "bench": ("bigramlm.dev.bench.main", "benchmark two variants in alternating pairs"),
 }
-"""The commands: the module of each, and what it does."""
+"""The module and the description of each command."""
 
 
 @command
 def main() -> None:
-    """Run a command by its name; without one, list them all."""
+    """Run the command that the first argument names; without it, list the commands."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
-        lines = [f"  {name:<14} {about}" for name, (_, about) in COMMANDS.items()]
-        usage = "Usage: python -m bigramlm COMMAND ...      COMMAND --help says more\n\nCommands:\n"
+        lines = [f"  {name:<14} {description}" for name, (_, description) in COMMANDS.items()]
+        usage = "Usage: python -m bigramlm COMMAND ...      (COMMAND --help for details)\n\nCommands:\n"
         show(usage + "\n".join([*lines, "", "python -m bigramlm --version prints the version."]))
         return
-    require(name in COMMANDS, f"{name}: there is no such command; choose one of {', '.join(COMMANDS)}")
+    require(name in COMMANDS, f"{name}: unknown command; choose one of {', '.join(COMMANDS)}")
     sys.argv = [f"python -m bigramlm {name}", *arguments]
     importlib.import_module(COMMANDS[name][0]).main()
 

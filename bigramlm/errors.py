@@ -1,10 +1,11 @@
-"""The one kind of error that is the user's to mend."""
+"""The error class for problems that the user can fix."""
 
 
 class UserError(Exception):
-    """An error that the user can mend: one line with what was wrong, the value, and the way out.
+    """An error that the user can fix, described in one line.
 
-    The command line prints it without a traceback and ends with exit code 2.
+    The message contains the offending value, the reason and the way out. The command line prints it without a
+    traceback and exits with code 2.
     """
 
 
@@ -15,5 +16,5 @@ def require(ok: bool, message: str) -> None:
 
 
 def require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise UserError unless value is one of choices; the message lists them."""
+    """Raise UserError with the list of choices unless value is one of them."""
     require(value in choices, f"{field}={value}: unknown; choose one of {', '.join(choices)}")

@@ -1,4 +1,4 @@
-"""Text from a model, token by token."""
+"""Generation of text from a model, token by token."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,10 @@ from bigramlm.model.base import LanguageModel
 
 
 def generate(model: LanguageModel, idx: Tensor, max_new_tokens: int, **settings: Any) -> Tensor:
-    """Return idx (B, T) with max_new_tokens more tokens, (B, T + max_new_tokens); settings: those of `stream`."""
+    """Append max_new_tokens tokens to idx (B, T).
+
+    settings: those of `stream`. Returns (B, T + max_new_tokens), or fewer if all rows end earlier.
+    """
     return torch.cat((idx, *stream(model, idx, max_new_tokens, **settings)), dim=1)
 
 
@@ -29,15 +32,16 @@ def stream(
     until: int | None = None,
     cached: bool = True,
 ) -> Iterator[Tensor]:
-    """Yield the tokens that follow idx (B, T), one by one, each (B, 1), as they are made.
+    """Yield the tokens (B, 1) that follow idx (B, T), one at a time.
 
-    Each token is drawn from softmax(logits / temperature) of the last position, among those that top_k and top_p leave;
-    a temperature of 0 takes the likeliest. Draws come from a generator of their own, so that sampling in the middle of
-    a run changes nothing of the run. Dropout is off while it runs. It ends before its time where every row has had the
-    token `until`; what follows that in a row means nothing.
+    Each token is drawn from softmax(logits / temperature) at the last position, from the tokens that top_k and top_p
+    leave; a temperature of 0 takes the likeliest token. The draws use a separate generator, so that sampling during
+    training does not change the run. Dropout is off. Generation ends early once every row contains the token `until`;
+    the tokens after it in a row have no meaning.
 
-    The context grows up to block_size tokens; then it starts again from its last half, since what a model keeps of its
-    context would be of no use with every token in another place. cached=False keeps nothing, and computes the same.
+    The context grows up to block_size tokens, and then restarts from its last half. It is not shifted by one token,
+    because the cache would be invalid when every token has another position. cached=False uses no cache, and computes
+    the same tokens.
     """
     was_training = model.training
     model.eval()
@@ -49,17 +53,17 @@ def stream(
         for _ in range(max_new_tokens):
             with torch.inference_mode(), device.autocast():
                 logits, _ = model(context) if cache is None else model(new, cache=cache)  # (B, T, V)
-                following = draw(
+                next_token = draw(
                     logits[:, -1].float(), temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
                 )
                 if context.shape[1] < model.block_size:
-                    context, new = torch.cat((context, following), dim=1), following
+                    context, new = torch.cat((context, next_token), dim=1), next_token
                 else:
-                    context = new = torch.cat((context, following), dim=1)[:, -max(1, model.block_size // 2) :]
+                    context = new = torch.cat((context, next_token), dim=1)[:, -max(1, model.block_size // 2) :]
                     cache = model.new_cache() if cached else None
-            yield following
+            yield next_token
             if until is not None:
-                ended = ended | (following == until)
+                ended = ended | (next_token == until)
                 if ended.all():
                     return
     finally:
@@ -67,26 +71,30 @@ def stream(
 
 
 def truncate_at(ids: list[int], until: int | None) -> list[int]:
-    """Return the ids before the token `until`; all of them if it is None, or not among them."""
+    """Return the ids before the first token `until`.
+
+    Returns all ids if `until` is None or not among them.
+    """
     return ids[: ids.index(until)] if until in ids else ids
 
 
 def draw(logits: Tensor, *, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> Tensor:
-    """Draw a token (B, 1) for each row of logits (B, V).
+    """Draw one token (B, 1) per row of logits (B, V).
 
-    top_k: only the k likeliest tokens can be drawn (Fan et al. 2018, "Hierarchical Neural Story Generation"); 0 is all.
-    top_p: only the likeliest tokens that together have this probability, the one that crosses it included, at the given
-    temperature (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1); 1 is all.
+    top_k: draw only from the k likeliest tokens (Fan et al. 2018, "Hierarchical Neural Story Generation"); 0 is all.
+    top_p: draw only from the likeliest tokens that together reach this probability at the given temperature, including
+    the token that reaches it (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1); 1 is
+    all.
     """
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
-    logits = logits - logits.amax(dim=-1, keepdim=True)  # at most 0, which no temperature can make overflow
+    logits = logits - logits.amax(dim=-1, keepdim=True)  # at most 0, so that no temperature makes them overflow
     if 0 < top_k < logits.shape[-1]:
         ranked = logits.argsort(dim=-1, descending=True, stable=True)
         logits = logits.scatter(-1, ranked[:, top_k:], -torch.inf)
     p = F.softmax(logits / temperature, dim=-1)  # (B, V)
     if top_p < 1:
         ranked_p, ranked = p.sort(dim=-1, descending=True, stable=True)
-        before = ranked_p.cumsum(dim=-1) - ranked_p  # the probability of those that are likelier
-        p = p.scatter(-1, ranked, ranked_p.masked_fill(before >= top_p, 0.0))
+        likelier_p = ranked_p.cumsum(dim=-1) - ranked_p  # the probability of all likelier tokens
+        p = p.scatter(-1, ranked, ranked_p.masked_fill(likelier_p >= top_p, 0.0))
     return torch.multinomial(p, 1, generator=generator)

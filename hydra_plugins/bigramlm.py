@@ -1,7 +1,7 @@
-"""Plugins for Hydra: the sweepers and launchers that conf/hydra/ names.
+"""Plugins for Hydra: the sweepers and launchers that conf/hydra/ refers to.
 
-Hydra takes plugins from the namespace `hydra_plugins` only, and imports every module in it at every start, so nothing
-heavy is imported here.
+Hydra only finds plugins in the namespace `hydra_plugins`, and imports all of its modules at every start, so this module
+imports nothing large at the top level.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def _with_cached_loader(context: HydraContext) -> HydraContext:
     return HydraContext(config_loader=CachedConfigLoader(context.config_loader), callbacks=context.callbacks)
 
 
-def _require_whole(field: str, value: Any, *, least: int = 1, or_null: bool = False) -> None:
+def _require_integer(field: str, value: Any, *, minimum: int = 1, or_null: bool = False) -> None:
     from bigramlm.errors import require
 
-    ok = (isinstance(value, int) and value >= least) or (value is None and or_null)
+    is_valid = (isinstance(value, int) and value >= minimum) or (value is None and or_null)
     null = ", or null" if or_null else ""
-    require(ok, f"hydra.sweeper.{field}={value}: must be a whole number, {least} or more{null}")
+    require(is_valid, f"hydra.sweeper.{field}={value}: must be a whole number, at least {minimum}{null}")
 
 
 def _plain(options: Any) -> Any:
@@ -41,7 +41,10 @@ def _plain(options: Any) -> Any:
 
 
 class GridSweeper(BasicSweeper):
-    """Every combination of what is swept, as Hydra's own sweeper makes them; but what is done is not done again."""
+    """A sweeper that runs every combination of the swept values.
+
+    The combinations are those of Hydra's basic sweeper, but finished jobs do not run again.
+    """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         super().setup(hydra_context=_with_cached_loader(hydra_context), task_function=task_function, config=config)
@@ -55,23 +58,23 @@ class GridSweeper(BasicSweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        with exit_codes(), open_executor(self.config, self.hydra_context, self.launcher) as launch:
-            _require_whole("max_batch_size", self.max_batch_size, or_null=True)
+        with exit_codes(), open_executor(self.config, self.hydra_context, self.launcher) as executor:
+            _require_integer("max_batch_size", self.max_batch_size, or_null=True)
             typed = Overrides([*self._parse_config(), *arguments])
             overrides = typed.parsed(self.hydra_context.config_loader)
             swept = [override for override in overrides if override.is_sweep_override()]
             for override in swept:
                 require(
                     override.is_discrete_sweep(),
-                    f"{override.input_line}: is a space to search, and no list; hydra/sweeper=optuna searches it",
+                    f"{override.input_line}: a search space, not a list of values; hydra/sweeper=optuna searches it",
                 )
-            launch.sweeps([override.get_key_element() for override in swept])
-            launch.plan(self.split_arguments(overrides, None)[0])
-            launch.run(launch.jobs, self.max_batch_size)
+            executor.add_swept_fields([override.get_key_element() for override in swept])
+            executor.plan(self.split_arguments(overrides, None)[0])
+            executor.run(executor.jobs, self.max_batch_size)
 
 
 class OptunaSweeper(Sweeper):
-    """Trials that Optuna chooses from a space, each a job."""
+    """A sweeper whose jobs are trials that Optuna chooses from a search space."""
 
     def __init__(
         self,
@@ -113,28 +116,29 @@ class OptunaSweeper(Sweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        with exit_codes(), open_executor(self.config, self.hydra_context, self.launcher) as launch:
-            _require_whole("n_trials", self.n_trials)
-            _require_whole("n_jobs", self.n_jobs, or_null=True)
-            _require_whole("seed", self.options["seed"], least=0)
+        with exit_codes(), open_executor(self.config, self.hydra_context, self.launcher) as executor:
+            _require_integer("n_trials", self.n_trials)
+            _require_integer("n_jobs", self.n_jobs, or_null=True)
+            _require_integer("seed", self.options["seed"], minimum=0)
             for name in ("sampler_options", "pruner_options"):
                 require(
                     isinstance(self.options[name], dict),
                     f"hydra.sweeper.{name}={self.options[name]}: must be {{NAME: VALUE}}",
                 )
-            given = [*(f"{name}={value}" for name, value in self.params.items()), *arguments]
-            typed = Overrides(given).without("sweep")
+            words = [*(f"{name}={value}" for name, value in self.params.items()), *arguments]
+            typed = Overrides(words).without("sweep")
             overrides = typed.parsed(self.hydra_context.config_loader)
             fixed = Overrides(w for w, o in zip(typed.words, overrides, strict=True) if not o.is_sweep_override())
             space = space_of(overrides)
-            launch.sweeps(list(space), log_names=[name for name, part in space.items() if getattr(part, "log", False)])
+            log_names = [name for name, part in space.items() if getattr(part, "log", False)]
+            executor.add_swept_fields(list(space), log_names=log_names)
             at_once = self.n_jobs or int(getattr(self.launcher, "at_once", 1))
-            study = Search(launch.sweep.folder, space, fixed, at_once=at_once, **self.options)
-            search(launch, study, fixed, n_trials=self.n_trials, at_once=at_once)
+            study = Search(executor.sweep.folder, space, fixed, at_once=at_once, **self.options)
+            search(executor, study, fixed, n_trials=self.n_trials, at_once=at_once)
 
 
 class _Launcher(Launcher):
-    """The setup that launchers share."""
+    """A base class with the setup that launchers share."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
@@ -143,7 +147,7 @@ class _Launcher(Launcher):
 
 
 class JoblibLauncher(_Launcher):
-    """Several jobs at a time on this machine, in processes of joblib's."""
+    """A launcher of several jobs at a time on this machine, in joblib's processes."""
 
     def __init__(self, n_jobs: int = -1) -> None:
         self.n_jobs = n_jobs
@@ -151,7 +155,7 @@ class JoblibLauncher(_Launcher):
 
     @property
     def workers(self) -> Workers:
-        """The processes, kept from one launch to the next: they take seconds to start."""
+        """The worker processes, reused by all launches because they start slowly."""
         from bigramlm.sweeps.workers import Workers
 
         if self._workers is None:
@@ -171,14 +175,17 @@ class JoblibLauncher(_Launcher):
         return self.workers.run(job_overrides, numbers)
 
     def check(self) -> None:
-        """UserError where it cannot launch, before anything is launched."""
+        """Check n_jobs before the first launch.
+
+        Raises UserError if it is invalid.
+        """
         from bigramlm.errors import require
 
-        ok = isinstance(self.n_jobs, int) and (self.n_jobs >= 1 or self.n_jobs == -1)
-        require(ok, f"hydra.launcher.n_jobs={self.n_jobs}: must be a whole number, 1 or more, or -1")
+        is_valid = isinstance(self.n_jobs, int) and (self.n_jobs >= 1 or self.n_jobs == -1)
+        require(is_valid, f"hydra.launcher.n_jobs={self.n_jobs}: must be a whole number, at least 1, or -1")
 
     def close(self) -> None:
-        """End the processes."""
+        """Shut down the worker processes."""
         if self._workers is not None:
             self._workers.close()
 
@@ -186,8 +193,8 @@ class JoblibLauncher(_Launcher):
 with contextlib.suppress(ImportError):
     from hydra_plugins.hydra_submitit_launcher import submitit_launcher as _submitit
 
-    def _each_for_itself() -> contextlib.AbstractContextManager[Any]:
-        # submitit raises at the first job that was killed, and would leave the others unwatched.
+    def _errors_as_results() -> contextlib.AbstractContextManager[Any]:
+        # submitit raises an exception at the first killed job, and would then not wait for the others.
         from unittest import mock
 
         import submitit
@@ -205,15 +212,15 @@ with contextlib.suppress(ImportError):
         return mock.patch.object(submitit.Job, "results", results)
 
     class LocalLauncher(_submitit.LocalLauncher):
-        """Every job at once, in a process of its own on this machine, by submitit."""
+        """A launcher that runs all jobs at once on this machine, through submitit."""
 
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-            with _each_for_itself():
+            with _errors_as_results():
                 return super().launch(job_overrides, initial_job_idx)  # type: ignore[no-any-return]
 
     class SlurmLauncher(_submitit.SlurmLauncher):
-        """Every job as one of an array of Slurm's, by submitit."""
+        """A launcher that runs all jobs as one Slurm array, through submitit."""
 
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-            with _each_for_itself():
+            with _errors_as_results():
                 return super().launch(job_overrides, initial_job_idx)  # type: ignore[no-any-return]

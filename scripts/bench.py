@@ -1,4 +1,4 @@
-"""Compare speeds: python scripts/bench.py --help."""
+"""Benchmarks in pairs: python scripts/bench.py --help."""
 
 from bigramlm.dev.bench.main import main
 

@@ -1,4 +1,4 @@
-"""Look into checkpoints: python scripts/checkpoint.py --help."""
+"""Tools for checkpoints: python scripts/checkpoint.py --help."""
 
 from bigramlm.cli.checkpoint import main
 

@@ -1,4 +1,4 @@
-"""Write docs/config.md again: python scripts/config_reference.py."""
+"""Generator of docs/config.md: python scripts/config_reference.py."""
 
 from bigramlm.dev.config_reference import main
 

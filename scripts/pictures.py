@@ -1,4 +1,4 @@
-"""Take the pictures in the docs: python scripts/pictures.py --help."""
+"""Generator of the pictures in docs/: python scripts/pictures.py --help."""
 
 from bigramlm.dev.pictures import main
 

@@ -1,4 +1,4 @@
-"""Make token files of a text: python scripts/prepare.py --help."""
+"""Preparation of token files: python scripts/prepare.py --help."""
 
 from bigramlm.cli.prepare import main
 

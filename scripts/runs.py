@@ -1,4 +1,4 @@
-"""List runs and tell them apart: python scripts/runs.py --help."""
+"""Lists, comparisons and reports of runs: python scripts/runs.py --help."""
 
 from bigramlm.cli.runs import main
 

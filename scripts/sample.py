@@ -1,4 +1,4 @@
-"""Write text with a trained model: python scripts/sample.py --help."""
+"""Sampling from a trained model: python scripts/sample.py --help."""
 
 from bigramlm.cli.sample import main
 

@@ -1,4 +1,4 @@
-"""Train a model: python scripts/train.py --help."""
+"""Training of a model: python scripts/train.py --help."""
 
 from bigramlm.cli.train import main
 

@@ -1,4 +1,4 @@
-"""Check that a killed and resumed run is bit-equal to a whole one: python scripts/verify_resume.py --help."""
+"""Verification of resumed runs: python scripts/verify_resume.py --help."""
 
 from bigramlm.cli.verify_resume import main
 

@@ -1,4 +1,4 @@
-"""The fixtures of all tests: commands in this process, small texts, a process that is left as it was found."""
+"""Fixtures of all tests: commands in this process, folders, texts, process state."""
 
 import gc
 import logging
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Tests run two at a time: a thread of one that waits must leave the core to the other. Read when torch is imported.
+# Two tests run at a time: a waiting thread of one must yield the core to the other. Torch reads this when imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
@@ -20,20 +20,23 @@ from tests.helpers import Cli, Ended
 
 os.environ.pop("HYDRA_FULL_ERROR", None)
 
-# What is drawn is the same every time, and no test is about how long it takes.
+# Hypothesis draws the same examples in every run, and no test has a time limit.
 settings.register_profile("bigramlm", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("bigramlm")
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector what was imported: a tenth of the time of a run."""
+    """Exclude imported objects from garbage collection.
+
+    Collecting them takes a tenth of the time of the tests.
+    """
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def _process_state() -> Iterator[None]:
-    """Whatever a run sets for the whole process is put back after each test."""
+    """Restore the global state that a run changes, after each test."""
     threads = torch.get_num_threads()
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
@@ -48,26 +51,29 @@ def _process_state() -> Iterator[None]:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    """Make a function that runs `train` with arguments in this process; its run folder is tmp_path/run<n>."""
+    """Make a function that runs `train` with arguments in this process.
+
+    The run folder of its n-th call is tmp_path/run<n>.
+    """
     runs = 0
 
     def call(*arguments: str, run_dir: bool = True) -> Ended:
         nonlocal runs
         runs += 1
         folder = tmp_path / f"run{runs}"
-        given = [f"hydra.run.dir={folder}"] if run_dir else []
-        return ended(train.main, [*given, *arguments], monkeypatch, capfd, folder)
+        defaults = [f"hydra.run.dir={folder}"] if run_dir else []
+        return run_in_process(train.main, [*defaults, *arguments], monkeypatch, capfd, folder)
 
     return call
 
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
-    """Make a function that runs another command in this process, given its main and arguments."""
-    return lambda main, *arguments: ended(main, list(arguments), monkeypatch, capfd, tmp_path)
+    """Make a function that runs a `main` with arguments in this process."""
+    return lambda main, *arguments: run_in_process(main, list(arguments), monkeypatch, capfd, tmp_path)
 
 
-def ended(
+def run_in_process(
     main: Callable[[], None],
     arguments: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -76,8 +82,8 @@ def ended(
 ) -> Ended:
     monkeypatch.setattr(sys, "argv", ["the command", *arguments])
     if not any(argument.startswith("hydra.mode") for argument in arguments):
-        # For its mode alone Hydra composes every config once more, a third of the time of a run here. Commands in
-        # processes of their own do so.
+        # Hydra composes every config twice, the first time to find its mode, which takes a third of the time of a run
+        # here. Commands in other processes do both.
         monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
     code = 0
     try:
@@ -90,19 +96,22 @@ def ended(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a sweep's folder, which is not there yet."""
+    """Return the path of a sweep's folder, which does not exist yet."""
     return tmp_path / "sweep"
 
 
 @pytest.fixture
 def swept(cli: Cli, folder: Path) -> Callable[..., Ended]:
-    """Make a function that runs `train -m` with arguments, such as "seed=1,2", in one folder."""
+    """Make a function that runs `train -m` with arguments in the sweep's folder.
+
+    The arguments are overrides, such as "seed=1,2".
+    """
     return lambda *arguments: cli("-m", *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
 
 
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
-    """Return a small text with enough in it to split."""
+    """Return a small text that is long enough for a train and a val split."""
     path = tmp_path / "text.txt"
     path.write_text("A bird in the hand is worth two in the bush.\nStill waters run deep.\n" * 20, "utf-8")
     return path

@@ -1,4 +1,4 @@
-"""Shared by the tests: configs, commands in this process and in others, refusals, small models, texts and servers."""
+"""Helpers of all tests: configs, commands, refusals, run folders, models, servers."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ from bigramlm.utils import paths
 
 SCRIPT = paths.home() / "scripts" / "train.py"
 
-# A run that is over at once.
+# Overrides of a very short run.
 SHORT = ("data=bundled", "trainer.steps=5", "trainer.eval_every=2", "logger=none", "sample.max_new_tokens=20")
 
-# Every preset of a model, and those that make a GPT of some kind; found, so that a new one is tested too.
+# All model presets, listed from conf/ so that a new preset is tested too.
 PRESETS = sorted(path.stem for path in (paths.conf_dir() / "model").glob("*.yaml"))
 
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="runs are forked, to be short, which is safe on Linux only")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the runs are forked, which is safe on Linux only")
 
-# Text that a page must show as it stands, and must not run.
+# Text that a page must show literally, without executing any of it.
 HOSTILE = (
     "<script>window.hacked = 1</script>\"'&amp;<b>bold</b></pre></script>--><img src=x onerror=hacked=1>${x}%{y}\u2028"
 )
@@ -71,7 +71,7 @@ HOSTILE = (
 
 @dataclass
 class Ended:
-    """A command line that has ended: how, and what it printed."""
+    """The exit code and the output of a command that has ended."""
 
     code: int
     out: str
@@ -83,14 +83,14 @@ Cli = Callable[..., Ended]
 
 
 def composed(*overrides: str) -> DictConfig:
-    """Compose these overrides as Hydra does."""
+    """Compose a config from overrides with Hydra."""
     train.set_up_hydra()
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
         return compose("train", train.command_line(list(overrides)))
 
 
 def run_config(*overrides: str) -> RunConfig:
-    """Make the run config of these overrides."""
+    """Make a run config from overrides."""
     return to_run_config(composed(*overrides))
 
 
@@ -99,7 +99,7 @@ def resumed(cli: Cli, folder: Path, *overrides: str) -> Ended:
 
 
 def small(preset: str) -> list[str]:
-    """Return overrides that make a model of `model=PRESET` small: a test is about what it does, not how well."""
+    """Return the overrides that make the model of a preset small."""
     model = run_config(f"model={preset}").model
     if not isinstance(model, GPTConfig):
         return []
@@ -108,7 +108,7 @@ def small(preset: str) -> list[str]:
 
 @functools.cache
 def gpts() -> list[str]:
-    """Find the presets that make a GPT of some kind."""
+    """List the model presets that are GPTs."""
     return [preset for preset in PRESETS if isinstance(run_config(f"model={preset}").model, GPTConfig)]
 
 
@@ -116,55 +116,55 @@ def gpts() -> list[str]:
 
 
 def assert_refused(ended: Ended, *named: object, field: str = "", value: object = "", code: int = 2) -> None:
-    """Check that a command refused what it was given, in one line that names the field and the value.
+    """Check that a command ended with a one-line error with the field and the value.
 
-    named: whatever else the line must tell, such as a file, a number, the way out. code: of its exit. Before the line
-    there may be others, of what was done until then; after it there is none, and a traceback is nowhere.
+    The line must also contain `named`, such as a file, a number or the way out. Other lines, from the work before the
+    error, may precede the line; no line may follow, and there is no traceback. `code` is the exit code.
     """
     assert ended.code == code, ended.err
-    *before, last = ended.err.splitlines() or [""]
+    *earlier, last = ended.err.splitlines() or [""]
     assert last.startswith("error: "), ended.err
-    assert not [line for line in before if line.startswith(("error: ", "Traceback"))], ended.err
-    _names(last, field, value, *named)
+    assert not [line for line in earlier if line.startswith(("error: ", "Traceback"))], ended.err
+    _assert_contains(last, field, value, *named)
     assert ended.out == "", ended.out
 
 
 @contextlib.contextmanager
 def refuses(*named: object, field: str = "", value: object = "") -> Iterator[pytest.ExceptionInfo[UserError]]:
-    """Check that a UserError is raised in the block, in one line that names the field, the value and the rest.
+    """Check that the block raises a one-line UserError with the field and the value.
 
-    What it yields has the error, after the block, as its `value`.
+    The line must also contain `named`. After the block, the yielded object has the error as its `value`.
     """
     with pytest.raises(UserError) as raised:
         yield raised
     message = str(raised.value)
-    assert message, "it says nothing"
+    assert message, "the message is empty"
     assert "\n" not in message, message
-    _names(message, field, value, *named)
+    _assert_contains(message, field, value, *named)
 
 
-def _names(line: str, field: str, value: object, *named: object) -> None:
+def _assert_contains(line: str, field: str, value: object, *named: object) -> None:
     for text in (field, value, *named):
         assert str(text) in line, line
 
 
-# Commands in processes of their own, forked from one that has imported torch: a second or two less each
+# Commands in other processes, forked from a process that has imported torch, which saves a second or two each
 
-# Seconds after which something that ends, or comes to pass, is taken to hang: no test is about how long it takes.
-PATIENCE = 600.0
+# Seconds after which a process or a condition is considered to hang. Far more than a test takes.
+TIMEOUT = 600.0
 
-# A server that imports what commands import, once for all tests, and does nothing else before it forks: a fork after a
-# parallel region of torch would hang in its first one. Where there is no fork, processes are started anew.
+# A server that imports the commands' modules once for all tests, and runs no code before it forks: a process forked
+# after a parallel region of torch would hang in its own first parallel region. Other systems spawn new processes.
 _PROCESSES: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 if sys.platform == "linux":
     _PROCESSES.set_forkserver_preload(["tests.helpers", "bigramlm.cli.verify_resume"])
 
 
 class Started:
-    """A command in a process of its own, with its output in files.
+    """A command that runs in another process, with its output in files.
 
-    main: a command of the package. setup: called before it, in its process; a function of a module, such as limits to
-    set and functions to replace. env: variables to set.
+    `main` is the command. `setup`, a module-level function, is called before `main` in the new process, e.g. to set
+    limits or to replace functions. `env` contains environment variables to set.
     """
 
     def __init__(
@@ -184,36 +184,36 @@ class Started:
 
     @property
     def code(self) -> int | None:
-        """The exit code; None while it runs, -n where signal n ended it."""
+        """The exit code; None while the process runs, -n if signal n ended it."""
         code: int | None = self.process.exitcode
         return code
 
     @property
     def out(self) -> str:
-        """Read what it has written to standard output."""
+        """The text written to standard output so far."""
         return self._read("stdout")
 
     @property
     def err(self) -> str:
-        """Read what it has written to standard error."""
+        """The text written to standard error so far."""
         return self._read("stderr")
 
     def send(self, number: int) -> None:
-        """Send it a signal."""
+        """Send a signal to the process."""
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it without a warning, and wait for that."""
+        """Kill the process and wait for its end."""
         if self.code is None:
             self.process.kill()
         self.process.join()
 
     def end(self) -> Ended:
-        """Wait for its end."""
-        self.process.join(PATIENCE)
+        """Wait for the end of the process."""
+        self.process.join(TIMEOUT)
         if self.code is None:
             self.kill()
-            raise AssertionError(f"it did not end:\n{self.err}")
+            raise AssertionError(f"the command did not end:\n{self.err}")
         return Ended(self.code, self.out, self.err, self.cwd)
 
     def _read(self, name: str) -> str:
@@ -229,7 +229,7 @@ def _call(
     folder: Path,
     setup: Callable[[], object] | None,
 ) -> None:
-    # In the new process: as much like a command that a shell started as a fork can be.
+    # Runs in the new process and makes it as similar as possible to one that a shell started.
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -253,12 +253,12 @@ def command(
     env: dict[str, str] | None = None,
     setup: Callable[[], object] | None = None,
 ) -> Ended:
-    """Run a command in a process of its own, to its end; see Started."""
+    """Run a command in another process to its end; see Started."""
     return Started(main, *arguments, cwd=cwd, env=env, setup=setup).end()
 
 
 def verified(*arguments: str, setup: Callable[[], object] | None = None) -> Ended:
-    """Run verify_resume, which forks its runs, in a process of its own."""
+    """Run verify_resume in another process, because it forks its runs."""
     return command(*arguments, main=verify_resume.main, setup=setup)
 
 
@@ -269,7 +269,7 @@ def started(
     env: dict[str, str] | None = None,
     setup: Callable[[], object] | None = None,
 ) -> Iterator[Started]:
-    """Start a command in a process of its own, which is ended at the latest when the block is."""
+    """Start a command in another process, which is killed at the end of the block."""
     process = Started(main, *arguments, env=env, setup=setup)
     try:
         yield process
@@ -277,14 +277,14 @@ def started(
         process.kill()
 
 
-def wait_for(there: Callable[[], Any], *, of: Started | None = None) -> Any:
-    """Wait for what `there` returns to be true; of: the command that brings it about, and must not end before."""
-    until = time.monotonic() + PATIENCE
-    while not (found := there()):
-        assert of is None or of.code is None or there(), f"it ended:\n{of.err}"
-        assert time.monotonic() < until, "it never came"
+def wait_for(condition: Callable[[], Any], *, of: Started | None = None) -> Any:
+    """Wait for a condition, which the command `of` must bring about before it ends."""
+    deadline = time.monotonic() + TIMEOUT
+    while not (result := condition()):
+        assert of is None or of.code is None or condition(), f"the command ended:\n{of.err}"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.01)
-    return found
+    return result
 
 
 # Run folders
@@ -295,8 +295,8 @@ def summary(folder: Path) -> dict[str, object]:
     return found
 
 
-def cut_back(run: Path, to: Path, step: int) -> Path:
-    """Leave what a crash does that came after the records of later steps: all records, checkpoints up to this step."""
+def crashed_copy(run: Path, to: Path, step: int) -> Path:
+    """Copy a run as a crash leaves it: all records, but no checkpoint after a step."""
     shutil.copytree(run, to)
     for path in (to / "checkpoints").glob("step_*"):
         if int(path.name.removeprefix("step_")) > step:
@@ -305,19 +305,19 @@ def cut_back(run: Path, to: Path, step: int) -> Path:
     (to / "checkpoints" / "last").write_text(f"step_{step}\n")
     (to / "checkpoints" / "best").write_text(f"step_{best}\n")
     (to / "samples.txt").unlink()
-    told = json.loads((to / "summary.json").read_text("utf-8"))
-    (to / "summary.json").write_text(json.dumps({**told, "status": "running"}), "utf-8")
+    content = json.loads((to / "summary.json").read_text("utf-8"))
+    (to / "summary.json").write_text(json.dumps({**content, "status": "running"}), "utf-8")
     return to
 
 
 def table(folder: Path, *, but: set[str] = frozenset()) -> list[dict[str, str]]:  # type: ignore[assignment]
-    """results.csv, by column, without some of them."""
+    """Read the rows of results.csv without the columns in `but`."""
     with (folder / "results.csv").open(encoding="utf-8") as file:
         return [{name: value for name, value in row.items() if name not in but} for row in csv.DictReader(file)]
 
 
-def came_to(job: Path, step: int) -> bool:
-    """Tell whether a job has a checkpoint of this step, or a later one."""
+def has_reached(job: Path, step: int) -> bool:
+    """Check if a job has a checkpoint of a step or of a later step."""
     return any(int(path.name[5:]) >= step for path in job.glob("checkpoints/step_*"))
 
 
@@ -325,7 +325,7 @@ FILES = {"config": "config.yaml", "metrics": "metrics.jsonl", "summary": "summar
 
 
 def run_with(folder: Path, **files: object) -> RunSummary:
-    """Return a run that left only these files: config, metrics, summary, samples."""
+    """Return a run with some of these files: config, metrics, summary, samples."""
     folder.mkdir(parents=True)
     for name, content in files.items():
         text = content if isinstance(content, str) else json.dumps(content)
@@ -334,12 +334,12 @@ def run_with(folder: Path, **files: object) -> RunSummary:
 
 
 def study(folder: Path) -> optuna.Study:
-    """Load the study of the search in a folder."""
+    """Load the Optuna study in a sweep's folder."""
     return optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder / 'study.db'}")
 
 
 def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    """List the trials of the search in a folder."""
+    """List the trials of the Optuna study in a sweep's folder."""
     return study(folder).get_trials()
 
 
@@ -347,7 +347,7 @@ def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def tokens(n: int, vocab_size: int, seed: int = 0) -> torch.Tensor:
-    """Token ids with some order in them: each depends on the one before."""
+    """Draw token ids (n,) from a random bigram model."""
     generator = torch.Generator().manual_seed(seed)
     table = torch.rand(vocab_size, vocab_size, generator=generator) ** 4
     ids = [0]
@@ -360,7 +360,7 @@ TOKENS = torch.randint(11, (2000,), generator=torch.Generator().manual_seed(0)).
 
 
 class Stub(LanguageModel):
-    """A model with what the bigram lacks: positions, dropout, a matrix product, a tied weight; it notes its dtype."""
+    """A model with positions, dropout and tied weights, which records its dtype."""
 
     def __init__(self, *, vocab_size: int, block_size: int) -> None:
         super().__init__()
@@ -388,7 +388,7 @@ def build(
     kind: type[LanguageModel] = Bigram,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Trainer:
-    """Return a Trainer of a small model on random tokens; everything else as the overrides say."""
+    """Build a Trainer of a small model on random tokens, with the given overrides."""
     cfg = run_config("trainer.steps=30", "trainer.log_every=10", "trainer.eval_every=10", *overrides)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(cfg.seed)
@@ -419,14 +419,14 @@ def fitted(folder: Path, *overrides: str, device: Device | None = None, kind: ty
 
 
 def fit(trainer: Trainer) -> Trainer:
-    at = trainer.progress.step if trainer.progress.step else None
-    with Metrics(LoggerConfig(use=[]), LoggerContext(trainer.checkpoints.folder.parent, {}, "id", at)) as metrics:
+    step = trainer.progress.step if trainer.progress.step else None
+    with Metrics(LoggerConfig(use=[]), LoggerContext(trainer.checkpoints.folder.parent, {}, "id", step)) as metrics:
         trainer.fit(metrics)
     return trainer
 
 
-def kept_for_the_gradient(forward: Callable[[], object]) -> int:
-    """Count the numbers that autograd keeps of what is computed here."""
+def count_saved_elements(forward: Callable[[], object]) -> int:
+    """Count the tensor elements that autograd saves for the backward pass."""
     sizes: list[int] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -439,30 +439,30 @@ def kept_for_the_gradient(forward: Callable[[], object]) -> int:
 
 
 def gpt2_folder(folder: Path, *, size: str = "narrow", **config: Any) -> Path:
-    """Return a small GPT-2 as transformers saves it, with random weights, biases and gains too, and a tokenizer."""
+    """Save a small random GPT-2 and a tokenizer in transformers' file format."""
     import transformers
 
     sizes = {"narrow": {"n_layer": 2, "n_head": 2, "n_embd": 16}, "wide": {"n_layer": 3, "n_head": 5, "n_embd": 40}}
-    given = {"vocab_size": 300, "n_positions": 32, "bos_token_id": None, "eos_token_id": None}
+    shared = {"vocab_size": 300, "n_positions": 32, "bos_token_id": None, "eos_token_id": None}
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.manual_seed(0)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**given, **sizes[size], **config}))
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**shared, **sizes[size], **config}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_text(_learned(), "utf-8")
+    (folder / "tokenizer.json").write_text(_tokenizer_json(), "utf-8")
     return folder
 
 
 @functools.cache
-def _learned() -> str:
+def _tokenizer_json() -> str:
     return train_bpe([paths.bundled_text().read_text("utf-8")[:20_000]], vocab_size=300, min_frequency=2).to_json()
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hugging Face hub as it takes to download the files of its one model, some/gpt2."""
+    """A stand-in for the Hugging Face hub with one model, some/gpt2."""
 
     files: Mapping[str, bytes]
 
@@ -492,9 +492,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(handler: type[http.server.BaseHTTPRequestHandler], **attributes: object) -> Iterator[str]:
-    """Serve on this machine, with these attributes of the handler; yields the address."""
-    made = type("Handler", (handler,), attributes)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), made) as server:
+    """Run a local HTTP server, whose handler has these attributes; yield its address."""
+    handler_class = type("Handler", (handler,), attributes)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler_class) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

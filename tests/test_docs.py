@@ -1,4 +1,4 @@
-"""The docs say what the code does."""
+"""Tests of the docs: commands, links, snippets and the config reference."""
 
 import functools
 import json
@@ -18,13 +18,13 @@ from bigramlm.dev.config_reference import reference
 from bigramlm.utils import paths
 from tests.helpers import run_config
 
-# Those of the repository, and not of what tools left in folders of their own, such as .pytest_cache.
+# Files of the repository. Folders that tools create, such as .pytest_cache, are excluded.
 DOCS = sorted(path for wanted in ("docs/**/*.md", "*.md", "[!.]*/README.md") for path in paths.home().glob(wanted))
 
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As much of a GPT-2 as a command line asks for: what shape it has, and that there is a tokenizer."""
+    """Create those files of a GPT-2 that composing a config requires."""
     folder = tmp_path_factory.mktemp("gpt2")
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 300, "n_positions": 32}
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **shape}))
@@ -35,64 +35,64 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @functools.cache
 def composes(*overrides: str) -> None:
-    """Compose a run's config; once, however often the docs have the command."""
+    """Compose a run's config, only once for each command in the docs."""
     run_config(*overrides)
 
 
 @functools.cache
-def composes_as(command: str, free_text: tuple[str, ...], *typed: str) -> None:
-    """Compose another command's fields; once, too."""
-    cli.composed(command, typed, free_text)
+def composes_as(command: str, free_text: tuple[str, ...], *overrides: str) -> None:
+    """Compose another command's config, also only once."""
+    cli.compose_config(command, overrides, free_text)
 
 
 @pytest.fixture(scope="module")
-def told() -> str:
+def reference_text() -> str:
     """Return the config reference."""
     return reference()
 
 
-def weights(overrides: list[str], gpt2: Path) -> list[str]:
-    """Return the overrides, with weights that there are in the place of those that they start from."""
+def replace_weights(overrides: list[str], gpt2: Path) -> list[str]:
+    """Return the overrides, with an existing folder as the initial weights, if any."""
     others = [override for override in overrides if not override.startswith(("init_from=", "base="))]
-    starts = len(others) < len(overrides) or any("=finetune" in override for override in overrides)
-    return [*others, f"init_from={gpt2}"] if starts else others
+    has_weights = len(others) < len(overrides) or any("=finetune" in override for override in overrides)
+    return [*others, f"init_from={gpt2}"] if has_weights else others
 
 
-def test_the_config_reference_is_current(told: str) -> None:
+def test_the_config_reference_is_current(reference_text: str) -> None:
     written = (paths.home() / "docs" / "config.md").read_text("utf-8")
-    assert written == told, "run `make docs`"
+    assert written == reference_text, "run `make docs`"
 
 
-def test_every_field_is_documented(told: str) -> None:
-    for row in re.findall(r"^\| `.*", told, re.MULTILINE):
+def test_every_field_is_documented(reference_text: str) -> None:
+    for row in re.findall(r"^\| `.*", reference_text, re.MULTILINE):
         assert row.split("|")[-2].strip(), row
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_have_targets(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text("utf-8")):
         assert (path.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
-def test_commands_in_the_docs_have_their_overrides_right(path: Path, gpt2: Path) -> None:
-    """Every `python scripts/train.py ...` in the docs composes."""
+def test_train_commands_compose(path: Path, gpt2: Path) -> None:
+    """Compose every `python scripts/train.py ...` in the docs."""
     for line in re.findall(r"python scripts/train\.py([^`\n#|>]*)", path.read_text("utf-8")):
         arguments = [a for a in re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", line) if "=" in a]
         if "-m" in line.split() or any(word.isupper() for word in re.findall(r"\w+", line)) or "-sc" in line:
             continue
-        arguments = [a for a in arguments if not a.startswith(("resume=", "hydra."))]  # there may be no run yet
-        composes(*weights([a.replace('"', "").replace("'", "") for a in arguments], gpt2))
+        arguments = [a for a in arguments if not a.startswith(("resume=", "hydra."))]  # the run may not exist
+        composes(*replace_weights([a.replace('"', "").replace("'", "") for a in arguments], gpt2))
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
-def test_sweeps_in_the_docs_have_their_overrides_right(path: Path, gpt2: Path) -> None:
-    """Every `python scripts/train.py -m ...` composes, with the first of what is swept."""
+def test_sweep_commands_compose(path: Path, gpt2: Path) -> None:
+    """Compose the first job of every `python scripts/train.py -m ...` in the docs."""
     text = path.read_text("utf-8").replace("\\\n", " ")
     for line in re.findall(r"python scripts/train\.py(?= [^`\n#]*-m )([^`\n#]*)", text):
-        typed = [word for word in shlex.split(line) if "=" in word and not word.startswith("sweep=")]
+        overrides = [word for word in shlex.split(line) if "=" in word and not word.startswith("sweep=")]
         first = []
-        for override in OverridesParser.create().parse_overrides(typed):
+        for override in OverridesParser.create().parse_overrides(overrides):
             value = override.value()
             if isinstance(value, IntervalSweep):
                 first.append(f"{override.get_key_element()}={value.start}")
@@ -100,11 +100,11 @@ def test_sweeps_in_the_docs_have_their_overrides_right(path: Path, gpt2: Path) -
                 first.append(f"{override.get_key_element()}={next(override.sweep_string_iterator())}")
             else:
                 first.append(str(override.input_line))
-        composes(*weights(first, gpt2))
+        composes(*replace_weights(first, gpt2))
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
-def test_commands_that_sample_have_their_fields_right(path: Path) -> None:
+def test_sample_commands_compose(path: Path) -> None:
     sample.register()
     for line in re.findall(r"python scripts/sample\.py([^`\n#|>]*)", path.read_text("utf-8")):
         arguments = [a for a in re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", line) if "=" in a]
@@ -113,7 +113,7 @@ def test_commands_that_sample_have_their_fields_right(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
-def test_commands_that_prepare_have_their_fields_right(path: Path) -> None:
+def test_prepare_commands_compose(path: Path) -> None:
     prepare.register()
     for line in re.findall(r"python scripts/prepare\.py([^`\n#|>]*)", path.read_text("utf-8")):
         arguments = [a for a in shlex.split(line) if "=" in a]
@@ -131,9 +131,9 @@ SNIPPETS = re.findall(
     reason="the notes' snippets read sources/shakespeare.txt, which `python scripts/train.py` downloads",
 )
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippets_of_the_notes_print_what_stands_below_them(number: int) -> None:
-    code, printed = SNIPPETS[number]
+def test_snippets_in_the_notes_print_the_quoted_output(number: int) -> None:
+    code, expected = SNIPPETS[number]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=paths.home(), capture_output=True, text=True, encoding="utf-8", check=False
     )
-    assert done.stdout == printed, done.stderr
+    assert done.stdout == expected, done.stderr

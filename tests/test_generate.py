@@ -1,4 +1,4 @@
-"""Text, token by token: the same with a cache and without, in windows of any length, at any temperature."""
+"""Generation: with and without a cache, at any block size and temperature."""
 
 from pathlib import Path
 from typing import Any
@@ -19,66 +19,66 @@ CFG = GPTConfig(n_layer=2, n_head=4, n_embd=16)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_what_is_written_with_a_cache_is_what_is_written_without(preset: str) -> None:
+def test_tokens_are_the_same_with_and_without_a_cache(preset: str) -> None:
     torch.manual_seed(0)
     model = run_config(f"model={preset}", *small(preset)).model.build(vocab_size=V, block_size=BLOCK).double()
     with torch.no_grad():
-        for p in model.parameters():  # far from zero, as after some training
+        for p in model.parameters():  # far from zero, as in a trained model
             p.add_(0.3 * torch.randn_like(p))
     model.fit_counts(torch.randint(V, (200,)))
     start = torch.randint(V, (2, 3))
     for temperature in (0.0, 1.0):
         settings: dict[str, Any] = {"temperature": temperature, "seed": 5, "device": DEVICE}
-        cached, anew = (generate(model, start, 3 * BLOCK, cached=cached, **settings) for cached in (True, False))
-        assert torch.equal(cached, anew)
+        cached, uncached = (generate(model, start, 3 * BLOCK, cached=cached, **settings) for cached in (True, False))
+        assert torch.equal(cached, uncached)
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_full_window_starts_again_from_its_last_half(cached: bool) -> None:
-    seen: list[int] = []
+def test_full_context_restarts_from_its_last_half(cached: bool) -> None:
+    lengths: list[int] = []
 
-    class Noting(GPT):
+    class RecordingGPT(GPT):
         def forward(self, idx: torch.Tensor, targets: Any = None, cache: Any = None) -> Any:
-            found = super().forward(idx, targets, cache)
-            seen.append(cache.length if cache else idx.shape[1])
-            return found
+            output = super().forward(idx, targets, cache)
+            lengths.append(cache.length if cache else idx.shape[1])
+            return output
 
-    model = Noting(CFG, vocab_size=V, block_size=BLOCK)
+    model = RecordingGPT(CFG, vocab_size=V, block_size=BLOCK)
     for _ in stream(model, torch.zeros(1, 6).long(), 9, temperature=1.0, seed=0, device=DEVICE, cached=cached):
         pass
-    assert seen == [6, 7, 8, 4, 5, 6, 7, 8, 4]
-    seen.clear()
+    assert lengths == [6, 7, 8, 4, 5, 6, 7, 8, 4]
+    lengths.clear()
     for _ in stream(model, torch.zeros(1, 20).long(), 2, temperature=1.0, seed=0, device=DEVICE, cached=cached):
         pass
-    assert seen == [8, 4]
+    assert lengths == [8, 4]
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3])
-def test_the_shortest_windows_write_too(block_size: int) -> None:
+def test_generation_with_the_shortest_block_sizes(block_size: int) -> None:
     model = CFG.build(vocab_size=V, block_size=block_size)
-    seen: list[int] = []
-    model.get_submodule("wte").register_forward_pre_hook(lambda module, given: seen.append(given[0].shape[1]))
+    lengths: list[int] = []
+    model.get_submodule("wte").register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
     for cached in (True, False):
         ids = generate(model, torch.zeros(1, 1).long(), 7, temperature=1.0, seed=0, device=DEVICE, cached=cached)
         assert ids.shape == (1, 8)
-    assert max(seen) <= block_size
+    assert max(lengths) <= block_size
 
 
-def test_dropout_is_off_in_sampling_and_on_again_after(tmp_path: Path) -> None:
+def test_dropout_is_off_in_sampling_and_on_afterwards(tmp_path: Path) -> None:
     trainer = build(tmp_path, kind=Stub)
     trainer.model.train()
     start = torch.zeros((1, 1), dtype=torch.long)
     first, second = (
         generate(trainer.model, start, 30, temperature=0.0, seed=0, device=trainer.train_step.device) for _ in range(2)
     )
-    assert torch.equal(first, second), "30 tokens, of which the model, with positions for 8, sees the last 8"
+    assert torch.equal(first, second), "dropout must be off in sampling, also beyond the block size of 8"
     assert trainer.model.training
     x, y = trainer.batches[0]
-    assert trainer.model(x, y)[1] != trainer.model(x, y)[1], "on in training"
+    assert trainer.model(x, y)[1] != trainer.model(x, y)[1], "dropout must be on in training"
 
 
 @pytest.mark.parametrize("temperature", [1e-40, 1e-3, 1e3])
-def test_no_temperature_overflows(temperature: float) -> None:
+def test_extreme_temperatures_do_not_overflow(temperature: float) -> None:
     torch.manual_seed(0)
     model = Bigram(vocab_size=V, block_size=BLOCK)
     start = torch.zeros((1, 1), dtype=torch.long)

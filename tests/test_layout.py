@@ -1,4 +1,4 @@
-"""The house: imports go down its floors, its entry points are short, its config is light."""
+"""Tests of the layout: import layers, light imports, short files and functions."""
 
 import ast
 import subprocess
@@ -7,28 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from bigramlm.dev.floors import FLOORS
+from bigramlm.dev.layers import LAYERS
 from bigramlm.utils import paths
 
 PACKAGE = paths.home() / "bigramlm"
-# Of tests that mirror no room: of what docs/ and conf/ hold, of the house, of what was made before, and of what holds
-# for any input.
-OF_THE_WHOLE = {"docs", "layout", "old", "presets", "properties"}
+# Tests of the whole project, which belong to no subpackage.
+WHOLE_PROJECT = {"docs", "layout", "old", "presets", "properties"}
 TESTS = sorted((paths.home() / "tests").rglob("*.py"))
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
-def room(path: Path) -> str:
-    """Return the part, or the module of the package's top level, that a file belongs to."""
+def subpackage(path: Path) -> str:
+    """Return the subpackage or the top-level module that a file belongs to."""
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def floor(name: str) -> int:
-    return next(number for number, rooms in enumerate(FLOORS) if name in rooms)
+def layer(name: str) -> int:
+    return next(number for number, names in enumerate(LAYERS) if name in names)
 
 
 def imported(path: Path) -> set[str]:
-    """Return the rooms that a file imports from, anywhere in it."""
+    """Return the subpackages that a file imports from, anywhere in the file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         names = []
@@ -37,18 +36,18 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module == "bigramlm":
             names = [f"bigramlm.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports say where they come from"
+            assert node.level == 0, f"{path}: imports must be absolute"
             names = [str(node.module)]
         found |= {name.split(".")[1] for name in names if name.startswith("bigramlm.")}
     return found
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_down_the_floors_only(path: Path) -> None:
-    own = room(path)
-    # Evaluation, generation and the step are handed a model and a device: they know the parts, and not each other.
-    for other in imported(path) - {own}:
-        assert floor(other) < floor(own), f"{own} imports {other}"
+def test_modules_import_from_lower_layers_only(path: Path) -> None:
+    importer = subpackage(path)
+    # Evaluation, generation and the step get a model and a device as arguments, so they do not import each other.
+    for other in imported(path) - {importer}:
+        assert layer(other) < layer(importer), f"{importer} imports {other}"
 
 
 @pytest.mark.parametrize(
@@ -69,30 +68,30 @@ def test_imports_go_down_the_floors_only(path: Path) -> None:
         "device.config",
     ],
 )
-def test_what_help_and_completion_import_is_free_of_torch(module: str) -> None:
+def test_modules_for_help_and_completion_do_not_import_torch(module: str) -> None:
     code = f"import sys, bigramlm.{module}; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'wandb')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# The longest that functions may be, in lines, and those that may be longer, each for its reason.
-LONGEST = 60
-MAY_BE_LONGER: dict[str, str] = {}
-SHORTER = {"engine/run.py:run": 45, "trainer/trainer.py:Trainer.__init__": 25}
+# The maximum length of a function in lines, the exceptions with their reasons, and lower limits.
+MAX_LINES = 60
+EXCEPTIONS: dict[str, str] = {}
+LOWER_LIMITS = {"engine/run.py:run": 45, "trainer/trainer.py:Trainer.__init__": 25}
 
 
 def functions(path: Path) -> dict[str, ast.FunctionDef]:
-    """Return the functions and methods of a file, by their names."""
+    """Return the functions and methods of a file by qualified name."""
     found: dict[str, ast.FunctionDef] = {}
 
-    def walk(node: ast.AST, before: str) -> None:
+    def walk(node: ast.AST, prefix: str) -> None:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
-                name = f"{before}{child.name}"
+                name = f"{prefix}{child.name}"
                 if isinstance(child, ast.FunctionDef):
                     found[name] = child
                 walk(child, f"{name}.")
             else:
-                walk(child, before)
+                walk(child, prefix)
 
     walk(ast.parse(path.read_text("utf-8")), "")
     return found
@@ -100,33 +99,44 @@ def functions(path: Path) -> dict[str, ast.FunctionDef]:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_functions_are_short(path: Path) -> None:
-    assert len(MAY_BE_LONGER) <= 3
+    assert len(EXCEPTIONS) <= 3
     for name, function in functions(path).items():
         lines = int(function.end_lineno or 0) - function.lineno + 1
         where = f"{path.relative_to(PACKAGE)}:{name}"
-        assert lines <= SHORTER.get(where, LONGEST) or where in MAY_BE_LONGER, f"{where}: {lines} lines"
+        assert lines <= LOWER_LIMITS.get(where, MAX_LINES) or where in EXCEPTIONS, f"{where}: {lines} lines"
 
 
-def test_what_the_recipe_alone_calls_takes_few_arguments() -> None:
+def test_functions_of_the_engine_have_few_parameters() -> None:
     for name in ("run", "build", "resolve"):
         for function_name, function in functions(PACKAGE / "engine" / f"{name}.py").items():
-            given = function.args
-            n = len([argument for argument in [*given.args, *given.kwonlyargs] if argument.arg != "self"])
-            assert n <= 5, f"{name}.{function_name} takes {n}"
+            arguments = function.args
+            n = len([argument for argument in [*arguments.args, *arguments.kwonlyargs] if argument.arg != "self"])
+            assert n <= 5, f"{name}.{function_name} has {n} parameters"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_docstrings_begin_with_what_a_thing_is_or_does(path: Path) -> None:
-    """Hold docstrings, of fields too, to plain sentences; ruff holds those of functions to an imperative verb."""
+def test_docstrings_begin_with_a_plain_sentence(path: Path) -> None:
+    """Check all docstrings, also those of fields.
+
+    Ruff checks that the docstrings of functions begin with an imperative verb.
+    """
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         text = node.value.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) else None
         if isinstance(text, str):
             assert not text.startswith(("What ", "Which ", "Of ", "Where ", "Whether ")), text
 
 
+@pytest.mark.parametrize("path", MODULES + TESTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_docstrings_begin_with_a_short_line(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)):
+            first = (ast.get_docstring(node) or "").split("\n")[0]
+            assert len(first) <= 80, first
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_nobody_writes_a_field_of_a_config(path: Path) -> None:
-    """Hold everybody to configs as they were resolved: whoever wants another one makes it with `replace`."""
+def test_configs_are_never_modified(path: Path) -> None:
+    """Check that no field of a config is assigned; `replace` makes a changed copy."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         for target in targets:
@@ -136,46 +146,46 @@ def test_nobody_writes_a_field_of_a_config(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_override_strings_are_looked_at_in_one_module(path: Path) -> None:
-    """Hold everybody else to the questions that Overrides answers."""
+def test_only_one_module_parses_overrides(path: Path) -> None:
+    """Check that all other modules use the methods of Overrides."""
     if path.stem != "overrides":
         text = path.read_text("utf-8")
-        assert not [sign for sign in ("OverridesParser", r"\\+*", '("+")', '"override.startswith') if sign in text]
+        assert not [code for code in ("OverridesParser", r"\\+*", '("+")', '"override.startswith') if code in text]
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_file_of_tests_mirrors_its_room_and_is_not_long(path: Path) -> None:
+def test_test_files_are_short_and_named_after_modules(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= 500
-    place = path.relative_to(paths.home() / "tests").parent
+    folder = path.relative_to(paths.home() / "tests").parent
     if path.stem in ("__init__", "conftest", "helpers"):
         return
     name = path.stem.removeprefix("test_")
-    # A module of the room, a room within it, or the room as a whole.
-    mirrored = {module.stem for module in (PACKAGE / place).iterdir()} | ({place.name} if place.name else OF_THE_WHOLE)
-    assert name in mirrored, f"{place}/{path.name}"
+    # Named after a module or subpackage of the tested subpackage, or after the subpackage.
+    modules = {module.stem for module in (PACKAGE / folder).iterdir()}
+    assert name in modules | ({folder.name} if folder.name else WHOLE_PROJECT), f"{folder}/{path.name}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_file_is_not_long(path: Path) -> None:
+def test_files_are_short(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= 400
 
 
-def test_few_modules_stand_at_the_top_level() -> None:
-    """Hold the top level to rooms, none of which has the name of something public."""
+def test_the_top_level_of_the_package_is_small() -> None:
+    """Check that nearly all modules are in subpackages, none named like a public name."""
     assert {path.name for path in PACKAGE.glob("*.py")} <= {"__init__.py", "__main__.py", "errors.py", "generate.py"}
-    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
-    assert rooms == {name for floor_ in FLOORS for name in floor_} - {"errors", "generate", "__main__"}
-    assert not rooms & {"train", "sweep", "load", "compose", "Run", "Sweep", "UserError"}
+    subpackages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    assert subpackages == {name for names in LAYERS for name in names} - {"errors", "generate", "__main__"}
+    assert not subpackages & {"train", "sweep", "load", "compose", "Run", "Sweep", "UserError"}
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_tests_know_no_private_names_and_share_helpers_only(path: Path) -> None:
-    """Hold tests to public names: what is private may change without one."""
+def test_tests_use_public_names_and_shared_helpers_only(path: Path) -> None:
+    """Check that private names may change without a change of the tests."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
-            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-            # The standard library's way to end a process, and torch's and pytest's own names.
-            assert own or node.attr in ("_exit", "_run_exitfuncs", "_dynamo", "_inductor"), f"line {node.lineno}"
+            of_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            # Names of the standard library and of torch.
+            assert of_self or node.attr in ("_exit", "_run_exitfuncs", "_dynamo", "_inductor"), f"line {node.lineno}"
         if isinstance(node, ast.ImportFrom):
             parts = str(node.module).split(".")
             assert parts[0] != "tests" or not any(part.startswith("test_") for part in parts), f"line {node.lineno}"
@@ -183,7 +193,7 @@ def test_tests_know_no_private_names_and_share_helpers_only(path: Path) -> None:
             assert not shared, f"line {node.lineno}"
             assert not any(is_private(alias.name) for alias in node.names), f"line {node.lineno}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr":
-            names = [str(given.value) for given in node.args[:2] if isinstance(given, ast.Constant)]
+            names = [str(argument.value) for argument in node.args[:2] if isinstance(argument, ast.Constant)]
             assert not any(is_private(name.rpartition(".")[2]) for name in names), f"line {node.lineno}"
 
 
@@ -191,14 +201,14 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.endswith("__")
 
 
-def test_scripts_are_a_few_lines_over_the_package() -> None:
+def test_scripts_are_thin_wrappers() -> None:
     scripts = sorted((paths.home() / "scripts").glob("*.py"))
     assert {path.name for path in scripts} >= {"train.py", "bench.py", "config_reference.py"}
     for path in scripts:
         assert len(path.read_text("utf-8").splitlines()) <= 8, path
 
 
-def test_the_top_level_is_the_one_that_was_agreed() -> None:
+def test_the_top_level_of_the_repository_is_as_planned() -> None:
     tracked = subprocess.run(
         ["git", "-C", str(paths.home()), "ls-files"], capture_output=True, text=True, check=False
     ).stdout.split()
@@ -212,7 +222,7 @@ def test_the_top_level_is_the_one_that_was_agreed() -> None:
     assert [name for name in tracked if name.startswith("sources/")] == ["sources/README.md", "sources/bundled.txt"]
 
 
-def test_the_bundled_text_is_in_the_corpus_form() -> None:
+def test_the_bundled_text_has_the_form_of_the_corpus() -> None:
     text = paths.bundled_text().read_text("ascii")
     assert len(text) >= 40_000
     speeches = text.removesuffix("\n").split("\n\n")
@@ -221,4 +231,4 @@ def test_the_bundled_text_is_in_the_corpus_form() -> None:
         assert name.endswith(":"), name
         assert lines, name
     cut = int(0.9 * len(text))
-    assert set(text[cut:]) <= set(text[:cut]), "what validates has no character that training never sees"
+    assert set(text[cut:]) <= set(text[:cut]), "the val split has only characters of the train split"

@@ -1,4 +1,4 @@
-"""What holds whatever is given: quoting, differences of configs, evaluation blocks, names of checkpoints."""
+"""Property tests: quoting, config differences, blocks, checkpoint names."""
 
 import json
 import tempfile
@@ -14,10 +14,10 @@ from bigramlm.checkpoint.manager import Checkpoints
 from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import differences, flat
 from bigramlm.data.batches import blocks
-from bigramlm.trainer.step import STEPS_PER_CALL_AT_MOST, SharedCalls
+from bigramlm.trainer.step import MAX_STEPS_PER_CALL, SharedCalls
 from bigramlm.utils.paths import step_of
 
-# Hydra's grammar and OmegaConf's references each have characters of their own, which are rare in text drawn at random.
+# Special characters of Hydra's grammar and of OmegaConf's references, which are rare in random text.
 TEXT = st.text(st.one_of(st.sampled_from("\\\"'${}[]()=,:!#%~@&?*+ \t\n"), st.characters(codec="utf-8")))
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 CONFIGS = st.recursive(
@@ -27,7 +27,7 @@ CONFIGS = st.recursive(
 
 
 def parsed(override: str) -> str:
-    """Return the value that an override gives its field, by Hydra's parser and OmegaConf's references."""
+    """Return the value of an override, parsed by Hydra and resolved by OmegaConf."""
     value = OverridesParser.create().parse_override(override).value()
     found = OmegaConf.create({"field": value}).field
     assert isinstance(found, str)
@@ -35,12 +35,12 @@ def parsed(override: str) -> str:
 
 
 @given(text=TEXT)
-def test_quoted_text_arrives_as_it_stands(text: str) -> None:
+def test_quoted_text_is_parsed_unchanged(text: str) -> None:
     assert parsed(f"field={quoted(text)}") == text
 
 
 @given(text=TEXT, sign=st.sampled_from(["", "+", "++"]))
-def test_only_fields_of_free_text_are_quoted(text: str, sign: str) -> None:
+def test_only_free_text_fields_are_quoted(text: str, sign: str) -> None:
     (word,) = Overrides.typed([f"{sign}sample.prompt={text}"], ["sample.prompt"])
     assert parsed(word.text) == text
     assert (word.field, word.value) == ("sample.prompt", text)
@@ -49,34 +49,34 @@ def test_only_fields_of_free_text_are_quoted(text: str, sign: str) -> None:
 
 
 @given(a=CONFIGS, b=CONFIGS)
-def test_differences_are_what_makes_one_config_of_the_other(a: dict[str, object], b: dict[str, object]) -> None:
+def test_differences_convert_one_config_into_the_other(a: dict[str, object], b: dict[str, object]) -> None:
     assert differences(a, a) == []
     found = differences(a, b)
     assert sorted(name for name, _, _ in found) == sorted(name for name, _, _ in differences(b, a))
-    one, other = flat(a), flat(b)
-    for name, there, here in found:
-        assert (one.get(name), other.get(name)) == (there, here)
-        one[name] = here
-    assert {name: value for name, value in one.items() if value is not None} == other
+    flat_a, flat_b = flat(a), flat(b)
+    for name, value_a, value_b in found:
+        assert (flat_a.get(name), flat_b.get(name)) == (value_a, value_b)
+        flat_a[name] = value_b
+    assert {name: value for name, value in flat_a.items() if value is not None} == flat_b
 
 
-@given(log_every=st.integers(1, 130), looks=st.lists(st.integers(1, 60), min_size=1, max_size=3))
-def test_no_call_is_shared_across_a_look(log_every: int, looks: list[int]) -> None:
-    """From wherever a run resumes, it takes the calls of one that was not interrupted."""
-    steps_per_call, first, begun = SharedCalls(log_every=log_every, looks=looks), 0, []
-    assert 1 <= steps_per_call.most <= STEPS_PER_CALL_AT_MOST
+@given(log_every=st.integers(1, 130), intervals=st.lists(st.integers(1, 60), min_size=1, max_size=3))
+def test_no_call_crosses_an_interval(log_every: int, intervals: list[int]) -> None:
+    """Check that a resumed run makes the same calls as an uninterrupted run."""
+    steps_per_call, first, starts = SharedCalls(log_every=log_every, intervals=intervals), 0, []
+    assert 1 <= steps_per_call.max_steps <= MAX_STEPS_PER_CALL
     while first < 400:
-        begun.append(first)
+        starts.append(first)
         n = steps_per_call(first)
-        assert n == 1 or first % log_every, "a step that is recorded is taken alone"
-        assert not [step for step in range(first + 1, first + n) if any(step % every == 0 for every in looks)]
+        assert n == 1 or first % log_every, "a logged step does not share its call"
+        assert not [step for step in range(first + 1, first + n) if any(step % every == 0 for every in intervals)]
         first += n
-    # Every look is where a call begins: what is saved there, or where a call ends, can be resumed from.
-    assert {step for step in range(400) if any(step % every == 0 for every in (*looks, log_every))} <= {*begun}
+    # A call begins at every multiple of an interval, so a run can resume from a checkpoint saved there.
+    assert {step for step in range(400) if any(step % every == 0 for every in (*intervals, log_every))} <= {*starts}
 
 
 @given(n=st.integers(2, 400), block_size=st.integers(1, 40))
-def test_blocks_have_every_target_once_after_what_comes_before_it(n: int, block_size: int) -> None:
+def test_blocks_contain_every_target_once(n: int, block_size: int) -> None:
     if n <= block_size:
         return
     tokens = torch.arange(n)
@@ -87,35 +87,35 @@ def test_blocks_have_every_target_once_after_what_comes_before_it(n: int, block_
 
 
 @given(n=st.integers(2, 400), block_size=st.integers(1, 40), limit=st.integers(1, 30))
-def test_a_limit_spreads_whole_blocks_from_end_to_end_without_overlap(n: int, block_size: int, limit: int) -> None:
+def test_limited_blocks_are_spread_evenly_without_overlap(n: int, block_size: int, limit: int) -> None:
     if n <= block_size:
         return
-    tokens, whole = torch.arange(n), (n - 1) // block_size
-    covered = blocks(tokens, block_size=block_size, limit=limit)
-    if limit >= whole:
-        assert sum(len(x) for x, _ in covered) == whole + ((n - 1) % block_size > 0)
+    tokens, n_full = torch.arange(n), (n - 1) // block_size
+    batches = blocks(tokens, block_size=block_size, limit=limit)
+    if limit >= n_full:
+        assert sum(len(x) for x, _ in batches) == n_full + ((n - 1) % block_size > 0)
         return
-    ((x, y),) = covered
+    ((x, y),) = batches
     assert x.shape == y.shape == (limit, block_size)
     assert torch.equal(y, x + 1)
-    assert bool((x[1:, 0] >= x[:-1, 0] + block_size).all()), "none overlaps the one before"
+    assert bool((x[1:, 0] >= x[:-1, 0] + block_size).all()), "no block overlaps the previous block"
     assert x[0, 0] == 0
-    assert limit == 1 or y[-1, -1] == n - 1, "up to the last token"
+    assert limit == 1 or y[-1, -1] == n - 1, "the last block ends at the last token"
 
 
 @given(step=st.integers(0, 10**12))
-def test_a_checkpoints_name_tells_its_step(step: int) -> None:
+def test_step_of_parses_checkpoint_names(step: int) -> None:
     assert step_of(f"step_{step}") == step
 
 
 @given(name=st.one_of(st.text(), st.from_regex(r"\Astep_[\w-]*\Z"), st.just("step_007"), st.just("step_٣")))
-def test_any_other_name_tells_none(name: str) -> None:
+def test_step_of_rejects_other_names(name: str) -> None:
     step = step_of(name)
     assert step is None or f"step_{step}" == name
 
 
 @given(steps=st.sets(st.integers(0, 99)), others=st.sets(st.sampled_from(["step_", "step_07", "step_٣", "step_1.tmp"])))
-def test_a_run_lists_its_checkpoints_and_nothing_else(steps: set[int], others: set[str]) -> None:
+def test_a_run_lists_only_its_checkpoints(steps: set[int], others: set[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in {f"step_{step}" for step in steps} | others:
             (Path(folder) / name).mkdir()

@@ -1,9 +1,10 @@
-"""Adapters: what is trained beside frozen weights, by peft.
+"""Adapters: parameters that are trained beside frozen weights, with peft.
 
-`get_peft_model` puts its layers into ours in place, so that the model stays a `GPT` to everything else. What is frozen
-requires no gradient, and so is in no optimizer, no norm and no preflight check. A checkpoint holds the adapter in
-peft's files, and base.json with the place and the hash of the weights beside it. The hash is of files, which a copy
-has too, and not of tensors: a base that is itself an adapter's run is merged on loading, and another machine may round
-that differently. A base that is a run's checkpoint gets a mark (`step_<n>.kept`), so that its run does not delete it.
-What would break a tied weight when merged is refused before training.
+`get_peft_model` inserts its layers into the model in place, so that the model remains a `GPT` for the rest of the
+program. Frozen parameters require no gradient, and are therefore in no optimizer, no gradient norm and no preflight
+check. A checkpoint contains the adapter in peft's files, and base.json with the location and the hash of the base
+weights. The hash is that of files, which a copy shares, and not that of tensors: a base that is an adapter's run is
+merged on loading, and another machine may round the result differently. A base that is a run's checkpoint gets a marker
+(`step_<n>.kept`), so that its run does not delete it. An adapter that would break tied weights when merged is refused
+before training.
 """

@@ -1,4 +1,4 @@
-"""The adapters, and their fields."""
+"""The configs of the adapters."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ ALL_LINEAR = "all-linear"
 
 @dataclass
 class AdapterConfig:
-    """The fields of every adapter."""
+    """The fields that all adapters have."""
 
     name: str = MISSING
-    """The name of the adapter; set by `adapter=NAME`."""
+    """The name of the adapter, set by `adapter=NAME`."""
 
-    adapts: ClassVar[bool] = True  # whether it trains something else than the model's own weights
+    adapts: ClassVar[bool] = True  # False if the model's own weights are trained instead
 
     def require_installed(self) -> None:
-        """UserError where what it needs is an extra that is not installed."""
+        """Raise UserError if the adapter requires an extra that is not installed."""
 
     def attach(self, model: Adaptable) -> LoRA | None:
-        """Put the adapter beside the model's layers, and freeze these; None where there is none to put.
+        """Attach the adapter to the model's layers, and freeze the layers.
 
-        UserError where it cannot be.
+        Returns None if there is no adapter. Raises UserError if it cannot be attached.
         """
         raise NotImplementedError
 
 
 @dataclass
 class NoAdapterConfig(AdapterConfig):
-    """The model's own weights are trained, all of them."""
+    """No adapter: all of the model's own weights are trained."""
 
     name: str = "none"
 
@@ -52,38 +52,42 @@ class NoAdapterConfig(AdapterConfig):
 
 @dataclass
 class LoRAConfig(AdapterConfig):
-    """LoRA (Hu et al.
+    """LoRA, with Hugging Face's peft: low-rank matrices beside frozen weights.
 
-    2021, "LoRA: Low-Rank Adaptation of Large Language Models"), by Hugging Face's peft: beside each frozen matrix a
-    product of two narrow ones, which alone are trained. For trained weights, as `init_from=` brings.
+    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Each frozen matrix gets the product of two
+    narrow matrices, and only these are trained. LoRA requires trained weights, loaded with `init_from=`.
     """
 
     name: str = "lora"
     r: int = 8
-    """The rank: how narrow the two matrices are."""
+    """The rank: the width of the two narrow matrices."""
     alpha: float = 16.0
-    """The product of the two matrices is scaled by alpha divided by the rank."""
+    """The scale of the product of the two matrices is alpha divided by the rank."""
     dropout: float = 0.0
-    """The share of a layer's inputs that the adapter does not see in training, drawn anew at every step."""
+    """The fraction of a layer's inputs that is set to zero for the adapter in training, drawn anew at every step."""
     targets: list[str] = field(default_factory=lambda: [ALL_LINEAR])
-    """The layers that get one, by their names or how these end, such as [c_attn], [attn.c_proj,c_fc], [h.0.mlp.c_fc];
-    all-linear is every linear layer between embedding and head."""
+    """The layers to adapt, by their names or the ends of names, such as [c_attn], [attn.c_proj,c_fc] or
+    [h.0.mlp.c_fc]; all-linear is every linear layer between the embedding and the head."""
     use_dora: bool = False
-    """DoRA (Liu et al. 2024): direction and length of each matrix's rows are adapted apart."""
+    """DoRA (Liu et al. 2024): the direction and the length of each matrix's rows are adapted separately."""
     use_rslora: bool = False
-    """rsLoRA (Kalajdzievski 2023): alpha is divided by the root of the rank, so that large ranks learn as fast."""
+    """rsLoRA (Kalajdzievski 2023): alpha is divided by the square root of the rank, so that large ranks learn as fast
+    as small ones."""
 
     def __post_init__(self) -> None:
-        require(self.r >= 1, f"adapter.r={self.r}: must be 1 or more")
+        require(self.r >= 1, f"adapter.r={self.r}: must be at least 1")
         require(
             math.isfinite(self.alpha) and self.alpha > 0, f"adapter.alpha={self.alpha}: must be a finite number above 0"
         )
-        require(0 <= self.dropout < 1, f"adapter.dropout={self.dropout}: must be 0 or more, and below 1")
-        require(bool(self.targets), f"adapter.targets=[]: must name a layer; [{ALL_LINEAR}] is all of them")
+        require(0 <= self.dropout < 1, f"adapter.dropout={self.dropout}: must be at least 0 and below 1")
+        require(
+            bool(self.targets),
+            f"adapter.targets=[]: must name at least one layer; [{ALL_LINEAR}] selects all linear layers",
+        )
 
     @property
     def scale(self) -> float:
-        """The factor of the product of the two matrices."""
+        """The factor by which the product of the two matrices is scaled."""
         return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def require_installed(self) -> None:

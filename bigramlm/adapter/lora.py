@@ -1,4 +1,4 @@
-"""LoRA by Hugging Face's peft: beside frozen layers, and in peft's own files."""
+"""LoRA with Hugging Face's peft, beside frozen layers and in peft's files."""
 
 from __future__ import annotations
 
@@ -20,25 +20,28 @@ ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 class Adaptable(Protocol):
-    """A model that tells which matrices stand between its embedding and its head."""
+    """A model that lists the matrices between its embedding and its head."""
 
     def hidden_matrices(self) -> dict[nn.Parameter, int]: ...
 
 
 class LoRA:
-    """The adapter of a model: matrices beside its layers, which alone are trained."""
+    """The adapter of a model: trained matrices beside its frozen layers."""
 
     def __init__(self, cfg: LoRAConfig, model: Any) -> None:
-        """Put it into the model, an Adaptable, where it changes nothing yet. UserError where it cannot be."""
-        import peft  # takes seconds
+        """Attach the adapter to the model, without changing its output yet.
+
+        model: an Adaptable. Raises UserError if the adapter cannot be attached.
+        """
+        import peft  # imported here because it takes seconds
 
         self.cfg = cfg
         self.model: nn.Module = model
-        self._layers = _layers(model)
-        self._tied = _tied(self._layers)
-        self.targets = _matched(cfg.targets, self._layers, model)
-        self._check()
-        alpha: Any = int(cfg.alpha) if cfg.alpha.is_integer() else cfg.alpha  # as others write it
+        self._layers = _named_layers(model)
+        self._tied = _find_tied(self._layers)
+        self.targets = _match_targets(cfg.targets, self._layers, model)
+        self._check_targets()
+        alpha: Any = int(cfg.alpha) if cfg.alpha.is_integer() else cfg.alpha  # peft's files usually contain an integer
         config = peft.LoraConfig(
             r=cfg.r,
             lora_alpha=alpha,
@@ -56,29 +59,36 @@ class LoRA:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def audit(self) -> list[str]:
-        """Describe what is adapted, what is not, what is tied and how much is trained, as lines for the log."""
+        """Describe the adapted, frozen and tied layers and the trained share, for the log.
+
+        Returns the lines of the description.
+        """
         holders = {name.rpartition(".")[0] for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        # Of an adapted layer the parameters are in parts of it.
-        frozen = {name for name in holders if not any(f"{name}.".startswith(f"{its}.") for its in self.targets)}
+        # The parameters of an adapted layer are in its submodules.
+        frozen = {name for name in holders if not any(f"{name}.".startswith(f"{target}.") for target in self.targets)}
         order = [name for name, _ in self.model.named_modules()]
         cfg = self.cfg
-        said = [
+        entries = [
             f"adapter: {cfg.name}, rank {cfg.r}, scale {cfg.scale:.4g}{', DoRA' if cfg.use_dora else ''}",
-            f"adapted: {_counted(self.targets)}",
-            f"frozen: {_counted(sorted(frozen, key=order.index))}",
+            f"adapted: {_summarise_names(self.targets)}",
+            f"frozen: {_summarise_names(sorted(frozen, key=order.index))}",
             *(f"tied: {one} and {other} are one matrix" for one, other in self._tied.items()),
             f"trained: {self.n_trained:,} of {self.n_total:,} parameters ({self.n_trained / self.n_total:.2%})",
         ]
-        return [line for text in said for line in textwrap.wrap(text, 90, subsequent_indent="  ")]
+        return [line for text in entries for line in textwrap.wrap(text, 90, subsequent_indent="  ")]
 
     def save(self, folder: Path, *, base: str) -> None:
-        """Write the adapter in peft's format into a folder; base: where the weights are that it stands beside."""
+        """Write the adapter in peft's format into a folder.
+
+        base: the location of the weights that the adapter belongs to.
+        """
         self._write(folder, self._tensors(), base=base, fan_in_fan_out=False)
 
     def export(self, folder: Path, *, base: str) -> None:
-        """Return the same for the model in transformers' layout, with its names and with matrices transposed.
+        """Write the adapter for the model in transformers' layout into a folder.
 
-        Of layers in blocks alone: those around them may have more rows there.
+        Names are those of transformers, and matrices are transposed. Only layers inside blocks can be exported, because
+        those outside may have more rows in transformers. base: as in `save`.
         """
         tensors = {
             name.replace("base_model.model.h.", "base_model.model.transformer.h.", 1): tensor
@@ -87,38 +97,45 @@ class LoRA:
         self._write(folder, tensors, base=base, fan_in_fan_out=True)
 
     def load(self, folder: Path) -> None:
-        """Put the adapter in that a folder holds. ValueError where it is of another shape."""
+        """Load the adapter from a folder.
+
+        Raises ValueError if its tensors have other names or shapes.
+        """
         from peft import set_peft_model_state_dict
 
-        tensors, own = load_file(folder / ADAPTER), self._tensors()
-        differing = sorted(tensors.keys() ^ own.keys())
+        tensors, expected = load_file(folder / ADAPTER), self._tensors()
+        differing = sorted(tensors.keys() ^ expected.keys())
         if differing:
-            lacks = differing[0] in own
-            raise ValueError(f"{differing[0]} is {'not there' if lacks else 'of no layer that is adapted'}")
+            is_missing = differing[0] in expected
+            raise ValueError(f"{differing[0]} {'is missing' if is_missing else 'belongs to no layer that is adapted'}")
         for name, tensor in tensors.items():
-            if tensor.shape != own[name].shape:
-                raise ValueError(f"{name} is {tuple(tensor.shape)}, and {tuple(own[name].shape)} by the config")
+            shape, expected_shape = tuple(tensor.shape), tuple(expected[name].shape)
+            if shape != expected_shape:
+                raise ValueError(f"{name} has the shape {shape}, but the config implies {expected_shape}")
         set_peft_model_state_dict(self._peft_model, tensors)
 
     def merge(self) -> None:
-        """Add the adapter to the model's own weights, which are all trained again, and take it away."""
+        """Merge the adapter into the model's weights and remove it.
+
+        All weights of the model are trainable again.
+        """
         merged = self._peft_model.merge_and_unload(safe_merge=True)
         assert merged is self.model
         self.model.requires_grad_(True)
 
-    def _check(self) -> None:
+    def _check_targets(self) -> None:
         for name in self.targets:
-            other = self._tied.get(name) or next((one for one, its in self._tied.items() if its == name), None)
+            other = self._tied.get(name) or next((tied for tied, first in self._tied.items() if first == name), None)
             require(
                 other is None,
-                f"adapter.targets: {name} and {other} are one matrix (model.tie_weights=true), and merged into one of "
-                f"them an adapter would change the other; leave it out, such as with adapter.targets=[{ALL_LINEAR}]",
+                f"adapter.targets: {name} and {other} are one matrix (model.tie_weights=true), so merging an adapter "
+                f"into one would change the other; leave {name} out, for example with adapter.targets=[{ALL_LINEAR}]",
             )
-            rows, columns = _matrix(self._layers[name]).shape
+            rows, columns = _weight_of(self._layers[name]).shape
             require(
                 self.cfg.r <= min(rows, columns),
-                f"adapter.r={self.cfg.r}: above the rank that {name} can have, a matrix of {rows} x {columns}; take "
-                f"{min(rows, columns)} at the most, and far less for an adapter to be small",
+                f"adapter.r={self.cfg.r}: exceeds the highest possible rank of {name}, a matrix of {rows} x {columns}; "
+                f"choose at most {min(rows, columns)}, and far less for a small adapter",
             )
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -134,49 +151,52 @@ class LoRA:
         config.fan_in_fan_out = fan_in_fan_out
         config.inference_mode = True
         config.auto_mapping = None
-        config.target_modules = list(self.targets)  # in order, where peft has a set
+        config.target_modules = list(self.targets)  # in order, whereas peft keeps a set
         if fan_in_fan_out:
             config.task_type = "CAUSAL_LM"
         config.save_pretrained(str(folder))
 
 
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
+def _named_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Embedding))}
 
 
-def _matrix(layer: nn.Module) -> Tensor:
+def _weight_of(layer: nn.Module) -> Tensor:
     assert isinstance(layer.weight, Tensor)
     return layer.weight
 
 
-def _tied(layers: dict[str, nn.Module]) -> dict[str, str]:
-    # A layer that has the matrix of one before it, and that one.
-    first: dict[int, str] = {}
-    found = {name: first.setdefault(id(layer.weight), name) for name, layer in layers.items()}
-    return {name: other for name, other in found.items() if other != name}
+def _find_tied(layers: dict[str, nn.Module]) -> dict[str, str]:
+    # Maps each layer that shares the matrix of an earlier layer to the earlier layer.
+    first_with: dict[int, str] = {}
+    first = {name: first_with.setdefault(id(layer.weight), name) for name, layer in layers.items()}
+    return {name: other for name, other in first.items() if other != name}
 
 
-def _matched(targets: list[str], layers: dict[str, nn.Module], model: Any) -> list[str]:
-    """Return the layers that are meant, in order. UserError if a target matches none."""
+def _match_targets(targets: list[str], layers: dict[str, nn.Module], model: Any) -> list[str]:
+    """Return the names of the layers that the targets match, in the model's order.
+
+    Raises UserError if a target matches no layer.
+    """
     adaptable: Adaptable = model
     hidden = {id(p) for p in adaptable.hidden_matrices()}
     matched: set[str] = set()
     for target in targets:
         if target == ALL_LINEAR:
-            meant = {n for n, layer in layers.items() if isinstance(layer, nn.Linear) and id(layer.weight) in hidden}
+            matches = {n for n, layer in layers.items() if isinstance(layer, nn.Linear) and id(layer.weight) in hidden}
         else:
-            meant = {name for name in layers if name == target or name.endswith(f".{target}")}
+            matches = {name for name in layers if name == target or name.endswith(f".{target}")}
         ends = [re.sub(r"^.*\.\d+\.", "", name) for name in layers]
         possible = list(dict.fromkeys([*([ALL_LINEAR] if hidden else []), *ends]))
         require(
-            bool(meant),
-            f"adapter.targets: {target} matches no layer of this model; there are: {', '.join(possible) or 'none'}",
+            bool(matches),
+            f"adapter.targets: {target} matches no layer of this model; choose from {', '.join(possible) or 'none'}",
         )
-        matched |= meant
+        matched |= matches
     return [name for name in layers if name in matched]
 
 
-def _counted(names: Iterable[str]) -> str:
-    # "h.*.attn.c_attn (4)" for the layers of four blocks.
+def _summarise_names(names: Iterable[str]) -> str:
+    # For example "h.*.attn.c_attn (4)" for the layers of four blocks.
     counts = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in names)
     return ", ".join(name if n == 1 and "*" not in name else f"{name} ({n})" for name, n in counts.items()) or "none"

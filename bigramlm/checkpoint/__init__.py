@@ -1,7 +1,7 @@
-"""Checkpoints: the states of a run, saved whole or not at all.
+"""Checkpoints: the saved states of a run, each complete or absent.
 
-`last` and `best` are small files with a folder's name in them, not links, which Windows does not give to everybody.
-Resuming does not rely on `last`, but takes the newest folder that is whole. The optimizer's state is saved by the
-parameters' names, not by their places. A checkpoint records which evaluation was counted last, so that a resumed run,
-which repeats it, does not count it twice.
+`last` and `best` are small files that contain a folder's name. They are not links, because Windows does not let every
+user create links. Resuming does not depend on `last`: it uses the newest complete folder. The optimizer state is saved
+by parameter name and not by index. A checkpoint records the last evaluation that was counted, so that a resumed run,
+which repeats this evaluation, does not count it twice.
 """

@@ -1,4 +1,4 @@
-"""A checkpoint's files, and the manifest that seals them."""
+"""The files of a checkpoint and the manifest with their sizes and SHA-256."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MODEL, TRAINING, STATE, TOKENIZER, CONFIG, MANIFEST = (
 )
 BASE = "base.json"
 
-# What a checkpoint has besides the manifest: the weights, or an adapter in peft's format with what it stands beside.
-# Without TRAINING it is a stripped one, from which no run can go on.
+# The files of a checkpoint except the manifest: the weights, or an adapter in peft's format and its base. A stripped
+# checkpoint has no TRAINING and cannot be resumed.
 _WEIGHTS = ({MODEL}, {ADAPTER, ADAPTER_CONFIG, BASE})
 _FILES = {TRAINING, STATE, TOKENIZER, CONFIG}
 _FORMAT = 1
 
-# What reading a file brings that is not what it should be, whoever made it so.
+# The exceptions that reading a malformed file can raise.
 UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError),
     *(SafetensorError, RuntimeError),
@@ -37,44 +37,47 @@ UNREADABLE = (
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    require(path.is_dir(), f"{path}: there is no such checkpoint; it would be a folder with a {MANIFEST}")
+    require(path.is_dir(), f"{path}: no such checkpoint; a checkpoint is a folder with a {MANIFEST}")
     try:
         raw = (path / MANIFEST).read_text("utf-8")
         manifest: dict[str, Any] = json.loads(raw)
         listed = dict(manifest["files"])
         written = manifest["format"]
-        whole = raw == manifest_text(manifest["step"], listed, written)
+        is_intact = raw == manifest_text(manifest["step"], listed, written)
     except UNREADABLE as error:
         raise UserError(
-            f"{path}: not a whole checkpoint: its {MANIFEST} cannot be read ({first_line(error)})"
+            f"{path}: is not a complete checkpoint: its {MANIFEST} cannot be read ({first_line(error)})"
         ) from None
-    require(whole, f"{path / MANIFEST}: damaged: it is not the file that was saved (it has its own SHA-256)")
-    require(written == _FORMAT, f"{path}: is of format {written}, this bigramlm reads format {_FORMAT}; take another")
+    require(is_intact, f"{path / MANIFEST}: damaged: its SHA-256 does not match its content")
+    require(
+        written == _FORMAT,
+        f"{path}: has format {written}, but this version reads format {_FORMAT}; use another checkpoint",
+    )
     require(
         any(set(listed) in (weights | _FILES, weights | _FILES - {TRAINING}) for weights in _WEIGHTS),
-        f"{path}: not a whole checkpoint: its {MANIFEST} names {', '.join(map(repr, sorted(listed)[:8]))}",
+        f"{path}: is not a complete checkpoint: its {MANIFEST} lists {', '.join(map(repr, sorted(listed)[:8]))}",
     )
     return manifest
 
 
 def write_manifest(folder: Path, step: int) -> None:
-    """Write what seals every file that is in the folder, as the last of them."""
-    text = manifest_text(step, {path.name: seal_of(path) for path in sorted(folder.iterdir())})
+    """Write the manifest of every file in the folder."""
+    text = manifest_text(step, {path.name: manifest_entry(path) for path in sorted(folder.iterdir())})
     (folder / MANIFEST).write_text(text, "utf-8", newline="\n")
 
 
-def manifest_text(step: int, seals: dict[str, Any], written: int = _FORMAT) -> str:
-    # It seals itself too: a flipped bit anywhere in it makes another text than this.
-    content = {"format": written, "step": step, "files": seals}
-    seal = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**content, "sha256": seal}, indent=1, sort_keys=True) + "\n"
+def manifest_text(step: int, entries: dict[str, Any], written: int = _FORMAT) -> str:
+    # Includes the SHA-256 of the manifest's own content, so that any flipped bit in the manifest is detected.
+    content = {"format": written, "step": step, "files": entries}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**content, "sha256": digest}, indent=1, sort_keys=True) + "\n"
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
 
-def seal_of(path: Path) -> dict[str, Any]:
+def manifest_entry(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
 
 

@@ -1,4 +1,4 @@
-"""The state that training resumes from, as tensors and plain values."""
+"""The state that resuming requires, as tensors and JSON values."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ def device_of(model: nn.Module) -> torch.device:
     return next(itertools.chain(model.parameters(), model.buffers())).device
 
 
-def make_room(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    # Tables that were counted are as long as their text made them: a model that has not counted has them empty.
+def allocate_count_tables(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    # The length of a count table depends on the text, so the tables of a model that has not counted are empty.
     for name, buffer in list(model.named_buffers()):
         if buffer.numel() == 0 and name in tensors:
-            holder, _, last = name.rpartition(".")
-            setattr(model.get_submodule(holder), last, torch.empty_like(tensors[name], device=buffer.device))
+            module, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(module), attribute, torch.empty_like(tensors[name], device=buffer.device))
 
 
-def cut_positions(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    # A shorter block needs the first positions only.
-    for name, own in model.named_parameters():
+def truncate_positions(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    # A model with a shorter block size uses only the first positions.
+    for name, parameter in model.named_parameters():
         if name.endswith("wpe.weight") and name in tensors:
-            tensors[name] = tensors[name][: len(own)]
+            tensors[name] = tensors[name][: len(parameter)]
 
 
 def training_state(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    # By the parameters' names. What is a tensor goes into safetensors, the rest beside it as JSON.
+    # Keys the optimizer state by parameter name. Tensors are saved as safetensors, the other values as JSON.
     tensors = {"rng/cpu": torch.get_rng_state()}
     device = device_of(model)
     if device.type == "cuda":
@@ -51,11 +51,14 @@ def training_state(
 def by_index(
     per_param: dict[str, dict[str, Any]], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[int, dict[str, Any]]:
-    # As an optimizer counts its parameters. An update writes as far as a parameter goes: no other shape may pass.
+    # Keys the state by the optimizer's parameter index. Checks the shapes, because an update writes as many elements as
+    # the parameter has.
     named = dict(model.named_parameters())
     position = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     for name, values in per_param.items():
         for key, value in values.items():
             if isinstance(value, Tensor) and value.shape not in ((), named[name].shape):
-                raise ValueError(f"{key} of {name} is {tuple(value.shape)}, the parameter {tuple(named[name].shape)}")
+                raise ValueError(
+                    f"{key} of {name} has shape {tuple(value.shape)}, the parameter {tuple(named[name].shape)}"
+                )
     return dict(sorted((position[id(named[name])], values) for name, values in per_param.items()))

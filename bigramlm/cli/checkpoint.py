@@ -1,4 +1,4 @@
-"""The command `checkpoint`: what is in a checkpoint, whether it is whole, and what others can use of it."""
+"""The command `checkpoint`: inspects, verifies and converts checkpoints."""
 
 from __future__ import annotations
 
@@ -26,26 +26,29 @@ from bigramlm.utils.files import require_new
 
 @command
 def main() -> None:
-    """Run the command line: python scripts/checkpoint.py COMMAND PATH. Exit code 2: damaged, or to be mended."""
+    """Run the command line: python scripts/checkpoint.py COMMAND PATH.
+
+    Exit code 2 reports a damaged checkpoint or another error that the user can fix.
+    """
     parser = argparse.ArgumentParser("checkpoint.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, about in {
-        "inspect": "say what is in a checkpoint; of a run, in its newest",
-        "verify": "read every file and compare it with what was saved; of a run, all its checkpoints",
-        "strip": "take out what only training needs, the optimizer's state: to sample from, or to give away",
-        "merge": "write an adapter and its base as one model's weights, a checkpoint that needs no peft",
-        "export": "write a folder that transformers loads, the tokenizer included",
+    for name, description in {
+        "inspect": "print the contents of a checkpoint, or of the newest one of a run",
+        "verify": "compare every file with its checksum, in a checkpoint or in all checkpoints of a run",
+        "strip": "delete the optimizer state, which only training needs, before sharing a checkpoint",
+        "merge": "merge an adapter into its base and write a checkpoint that needs no peft",
+        "export": "write a folder that transformers can load, including the tokenizer",
     }.items():
-        command = commands.add_parser(name, help=about, description=about)
-        command.add_argument("path", help="a checkpoint's folder or a run's, or latest")
+        command = commands.add_parser(name, help=description, description=description)
+        command.add_argument("path", help="the folder of a checkpoint or a run, or latest")
         if name == "strip":
-            command.add_argument("--output", type=Path, help="a folder to write to; else it is done in place")
+            command.add_argument("--output", type=Path, help="the folder to write to (default: strip in place)")
         if name in ("merge", "export"):
-            command.add_argument("folder", type=Path, help="a new folder to write to")
-            command.add_argument("--base", help="where an adapter's base is, if it has moved since it was trained")
+            command.add_argument("folder", type=Path, help="the new folder to write to")
+            command.add_argument("--base", help="the location of an adapter's base, if it has moved since training")
         if name == "export":
-            only = "of an adapter, write it alone, for peft beside the base in transformers; else it is merged"
-            command.add_argument("--adapter", action="store_true", help=only)
+            about = "write an adapter alone, for peft on its base in transformers, instead of merging it"
+            command.add_argument("--adapter", action="store_true", help=about)
     arguments = parser.parse_args()
     if arguments.command == "inspect":
         inspect(arguments.path)
@@ -62,7 +65,7 @@ def main() -> None:
 
 
 def inspect(where: str) -> None:
-    """Print what is in a checkpoint."""
+    """Print the config, progress, files and tensors of a checkpoint."""
     checkpoint = open_checkpoint(where)
     cfg = load(checkpoint.path / CONFIG)
     best = checkpoint.best
@@ -76,7 +79,7 @@ def inspect(where: str) -> None:
         "block size": cfg.data.block_size,
         "trained on": cfg.data.name,
         "seed": cfg.seed,
-        "resume": "no, it is stripped: init_from= starts a new run from it" if checkpoint.stripped else "yes",
+        "resume": "no, it is stripped; init_from= starts a new run from its weights" if checkpoint.stripped else "yes",
     }
     width = max(map(len, facts)) + 2
     show("\n".join(f"{name:<{width}}{value}" for name, value in facts.items()) + "\n")
@@ -98,33 +101,43 @@ def _adapter_facts(checkpoint: Checkpoint, cfg: RunConfig) -> dict[str, str]:
     if not checkpoint.is_adapter:
         return {}
     base = checkpoint.base()
-    said = " ".join(f"{name}={value}" for name, value in vars(cfg.adapter).items())
-    return {"adapter": said, "base": f"{relative(Path(base.location))} (SHA-256 {base.sha256[:12]}), not in it"}
+    settings = " ".join(f"{name}={value}" for name, value in vars(cfg.adapter).items())
+    return {
+        "adapter": settings,
+        "base": f"{relative(Path(base.location))} (SHA-256 {base.sha256[:12]}), stored separately",
+    }
 
 
 def verify(where: str) -> None:
-    """Print of each checkpoint that it is whole, or what is wrong with it; exit code 2 for the latter."""
-    whole = True
+    """Print the state of a checkpoint, or of each checkpoint of a run.
+
+    Exits with code 2 if a file is missing or damaged.
+    """
+    intact = True
     for path in _paths(where):
         try:
             checkpoint = Checkpoint(path)
             files = checkpoint.manifest["files"].values()
             stripped = ", stripped" if checkpoint.stripped else ""
-            show(f"whole     {relative(path)}: {len(files)} files, {sum(f['bytes'] for f in files):,} bytes{stripped}")
+            show(f"intact  {relative(path)}: {len(files)} files, {sum(f['bytes'] for f in files):,} bytes{stripped}")
         except UserError as error:
-            whole = False
-            show(f"not whole {error}")
-    if not whole:
+            intact = False
+            show(f"damaged {error}")
+    if not intact:
         sys.exit(2)
 
 
 def strip(where: str, output: Path | None) -> None:
-    """Strip a checkpoint, or each of a run's, in place or into another folder."""
+    """Strip a checkpoint in place or into another folder.
+
+    For a run, all checkpoints are stripped in place, or the newest intact one into another folder. Raises UserError for
+    a run that is not completed, because stripped checkpoints could not resume it.
+    """
     found = [Checkpoint(path) for path in _paths(where)]
     status = (read_summary(runs.find(where)) or {}).get("status", "completed")
     require(
         output is not None or status == "completed",
-        f"{where}: is {status}, and could not be resumed then; give --output FOLDER, or name one checkpoint's folder",
+        f"{where}: is {status}, and could no longer be resumed; give --output FOLDER, or the folder of one checkpoint",
     )
     if output is not None:
         if len(found) > 1:
@@ -135,26 +148,27 @@ def strip(where: str, output: Path | None) -> None:
         return
     for checkpoint in found:
         if checkpoint.stripped:
-            show(f"{relative(checkpoint.path)}: is stripped already")
+            show(f"{relative(checkpoint.path)}: is already stripped")
             continue
-        before, run = _size(checkpoint.path), checkpoint.path.parent.parent
+        old_size, run = _size(checkpoint.path), checkpoint.path.parent.parent
         if (run / "summary.json").exists():
             with RunFolder(run).lock():
                 checkpoint.strip(checkpoint.path)
         else:
             checkpoint.strip(checkpoint.path)
         show(
-            f"stripped {relative(checkpoint.path)}: {before} -> {_size(checkpoint.path)} bytes; "
-            "no run can be resumed from it now"
+            f"stripped {relative(checkpoint.path)}: {old_size} -> {_size(checkpoint.path)} bytes; "
+            "a run can no longer be resumed from it"
         )
 
 
 def _paths(where: str) -> list[Path]:
+    """List the checkpoint folders of a run, or the given checkpoint folder alone."""
     folder = runs.find(where)
     checkpoints = Checkpoints(folder / "checkpoints")
     steps = checkpoints.steps()
     if (folder / "summary.json").exists() and not steps:
-        raise UserError(f"{where}: holds no checkpoint")
+        raise UserError(f"{where}: contains no checkpoint")
     return [checkpoints.folder / f"step_{step}" for step in steps] or [folder]
 
 

@@ -1,4 +1,4 @@
-"""Shared by the commands: fields as typed, errors in one line, exit codes, versions."""
+"""Shared parts of the commands: overrides, one-line errors, exit codes, version."""
 
 from __future__ import annotations
 
@@ -25,36 +25,43 @@ from bigramlm.utils.console import show
 T = TypeVar("T")
 
 
-def composed(config_name: str, typed: Sequence[str], free_text: Sequence[str]) -> DictConfig:
-    """Compose what was typed on top of conf/<config_name>.yaml; raises what Hydra raises for a wrong field or value."""
+def compose_config(config_name: str, overrides: Sequence[str], free_text: Sequence[str]) -> DictConfig:
+    """Compose conf/<config_name>.yaml with overrides.
+
+    free_text: the fields whose values are taken literally. Raises Hydra's exceptions for a wrong field or value.
+    """
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
-        return compose(config_name, Overrides.typed(typed, free_text).words)
+        return compose(config_name, Overrides.typed(overrides, free_text).words)
 
 
-def fields_command(config_name: str, schema: type[T], about: str, free_text: Sequence[str]) -> T | None:
-    """Read the fields of a command that trains nothing: conf/<config_name>.yaml with what was typed.
+def parse_fields(config_name: str, schema: type[T], help_text: str, free_text: Sequence[str]) -> T | None:
+    """Parse the command line of a command that does not train.
 
-    None where help was asked for, and printed: about, with the fields in the place of {fields}. UserError, and what
-    Hydra raises, for what is wrong.
+    The fields come from conf/<config_name>.yaml and the overrides. --help prints help_text, with {fields} replaced by
+    the fields, and returns None. Raises UserError for an unknown flag or a missing value, and Hydra's exceptions for a
+    wrong field or value.
     """
     flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
     unknown = [flag for flag in flags if flag not in ("--help", "-h")]
-    require(not unknown, f"{unknown and unknown[0]}: there is no such flag; fields are NAME=VALUE, see --help")
-    cfg = composed(config_name, [argument for argument in sys.argv[1:] if argument not in flags], free_text)
+    require(not unknown, f"{unknown and unknown[0]}: unknown flag; set fields with NAME=VALUE (see --help)")
+    cfg = compose_config(config_name, [argument for argument in sys.argv[1:] if argument not in flags], free_text)
     if flags:
-        text = about.format(fields="".join(f"  {line}\n" for line in OmegaConf.to_yaml(cfg).splitlines()))
+        text = help_text.format(fields="".join(f"  {line}\n" for line in OmegaConf.to_yaml(cfg).splitlines()))
         script = f"python scripts/{config_name}.py"
         show(text if paths.IN_CHECKOUT else text.replace(script, f"bigramlm-{config_name}"))
         return None
     missing = sorted(OmegaConf.missing_keys(cfg))
-    require(not missing, f"{', '.join(missing)}: must be given a value, for instance {missing and missing[0]}=VALUE")
+    require(not missing, f"{', '.join(missing)}: has no value; set {missing and missing[0]}=VALUE")
     command = OmegaConf.to_object(cfg)
     assert isinstance(command, schema)
     return command
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Make a function a command: its errors become exit codes, and --version prints the version of bigramlm."""
+    """Turn a function into a command that maps its errors to exit codes.
+
+    --version prints the version of bigramlm instead of running the function.
+    """
 
     @functools.wraps(main)
     def run() -> None:
@@ -69,9 +76,14 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
-    """End the process as its errors ask for: 2 and one line for what the user can mend, 1 as Hydra does, 130 Ctrl-C."""
+    """End the process with the exit code of the error that is raised in the block.
+
+    The code is 2, with one line on standard error, for an error that the user can fix; 1, with Hydra's message, for an
+    error from Hydra or OmegaConf; 130 for Ctrl-C. Any other error propagates. If HYDRA_FULL_ERROR is set, the errors
+    that the user can fix propagate too.
+    """
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character of the text still shows the rest
+        sys.stdout.reconfigure(errors="replace")  # for terminals that cannot encode every character
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:

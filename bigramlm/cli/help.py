@@ -1,7 +1,7 @@
 """The text of --help.
 
-Hydra's own --help walks every group of every plugin through copies of all configs, which takes longer the more there
-is; this one only composes.
+Hydra's own --help copies all configs for every group of every plugin, which becomes slow as their number grows. This
+module only composes the config.
 """
 
 import textwrap
@@ -13,14 +13,14 @@ from bigramlm.config.run_config import GROUPS, KINDS
 from bigramlm.utils import paths
 
 _TEXT = """\
-bigramlm trains a small language model, evaluates it as it goes, saves
-checkpoints, logs metrics, and prints what the model writes.
+bigramlm trains a small language model, evaluates it during training, saves
+checkpoints, logs metrics, and prints a sample of generated text.
 
 Usage: python scripts/train.py [GROUP=CHOICE] [FIELD=VALUE] ...
 
 Groups and their choices:
 {groups}
-Fields, with the values they have now (docs/config.md says what each means):
+Fields and their current values (docs/config.md describes each):
 
 {fields}
 Examples:
@@ -37,16 +37,19 @@ Sweeps (docs/sweeps.md):
   python scripts/train.py -m optim.lr=1e-4,1e-3,1e-2 seed=1,2,3
   python scripts/train.py -m experiment=ladder      from a bigram to a GPT
   python scripts/train.py -m seed=1,2,3,4 hydra/launcher=joblib   in parallel
-  python scripts/train.py -m ... sweep=latest                     go on with one
+  python scripts/train.py -m ... sweep=latest                     continue it
   launchers: {launchers}; sweepers: {sweepers}
 
-Look at what runs left:  tensorboard --logdir outputs
+View the metrics:        tensorboard --logdir outputs
 Complete with TAB:       eval "$(python scripts/train.py -sc install=bash)"
 Hydra's own flags:       python scripts/train.py --hydra-help"""
 
 
 def help_text(overrides: list[str]) -> str:
-    """Return the help text, with the fields as these overrides set them; raises what Hydra raises for a wrong one."""
+    """Return the help text with the field values that these overrides give.
+
+    Raises Hydra's exceptions for a wrong override.
+    """
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
         fields = OmegaConf.to_yaml(compose("train", overrides), resolve=True)
     text = _TEXT if paths.IN_CHECKOUT else _TEXT.replace("python scripts/train.py", "bigramlm-train")
@@ -64,7 +67,10 @@ def _group_choices() -> str:
 
 
 def choices_of_groups() -> dict[str, list[str]]:
-    """List the choices of each group: its presets, and those that name a kind in the order of the kinds."""
+    """List the presets of each config group.
+
+    Presets that are named after a kind come first, in the order of the kinds; the others follow alphabetically.
+    """
     order = {group: list(kinds) for group, kinds in KINDS.items()}
     return {
         group: sorted(_choices(group), key=lambda choice: ([*order.get(group, []), choice].index(choice), choice))

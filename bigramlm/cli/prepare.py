@@ -1,4 +1,4 @@
-"""The command `prepare`: a text, however long, as token files that training maps into memory."""
+"""The command `prepare`: encodes a text of any length into token files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from bigramlm.cli.common import command, fields_command
+from bigramlm.cli.common import command, parse_fields
 from bigramlm.config.run_config import prefer_our_presets, register_schemas
 from bigramlm.data.config import DataConfig, PairsConfig, TokensConfig
 from bigramlm.errors import require
@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 FREE_TEXT = ("data.path", "tokenizer.path", "output")
 
 _HELP = """\
-Makes token files of a text, however long: in constant memory, on all cores, and
-going on where it was interrupted. Training does the same by itself for a text
-that is too long for memory, and finds what was made here.
+Encodes a text of any length into token files, in constant memory and on all
+cores. After an interruption the same command continues. Training encodes texts
+that are too long for memory automatically, and reuses the files written here.
 
 Usage: python scripts/prepare.py [FIELD=VALUE] ...
 
-Fields, with the values they have now (docs/config.md says what each means):
+Fields and their current values (docs/config.md describes each):
 
 {fields}
 Examples:
@@ -41,12 +41,12 @@ Examples:
 
 @dataclass
 class PrepareCommand:
-    """The fields of `python scripts/prepare.py`, in addition to those of `data` and `tokenizer`."""
+    """The fields of `python scripts/prepare.py`."""
 
     data: DataConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
     output: str | None = None
-    """The folder for the token files; else one in outputs/prepared, where training on a long text finds them."""
+    """The folder for the token files; null is a folder in outputs/prepared, where training finds them."""
 
 
 @command
@@ -56,33 +56,37 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     for library in ("httpx", "huggingface_hub", "urllib3"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    command = fields_command("prepare", PrepareCommand, _HELP, FREE_TEXT)
+    command = parse_fields("prepare", PrepareCommand, _HELP, FREE_TEXT)
     if command is None:
         return
     try:
         with stop_signals():
             prepare(command)
     except Stopped as stopped:
-        print(f"{stopped}; what is done is kept, and the same command continues", file=sys.stderr)
+        print(f"{stopped}; finished work is kept, and the same command continues it", file=sys.stderr)
         sys.exit(128 + stopped.signal)
 
 
 def register() -> None:
-    """Make the fields known to Hydra."""
+    """Register the fields with Hydra."""
     register_schemas()
     ConfigStore.instance().store("prepare_schema", PrepareCommand)
     prefer_our_presets()
 
 
 def prepare(cfg: PrepareCommand) -> None:
-    """Make the token files, or find them whole, and say what is in them. UserError where that cannot be."""
+    """Write the token files, unless they exist already, and print their contents.
+
+    Raises UserError if the data is not a text, the output folder is unusable, or a file is damaged.
+    """
     require(
-        not isinstance(cfg.data, TokensConfig), "data=tokens: are token files already; give the text, with data.path="
+        not isinstance(cfg.data, TokensConfig),
+        "data=tokens: is encoded already; give a text with data=text data.path=FILE",
     )
     require(
         not isinstance(cfg.data, PairsConfig),
-        "data=pairs: are kept in memory, and token files have no place for what is prompt and what completion; train "
-        "on them as they are",
+        "data=pairs: token files cannot store which tokens belong to a prompt and which to a completion; train on the "
+        "pairs directly, which are kept in memory",
     )
     from bigramlm.data import corpus
     from bigramlm.data.text import Text
@@ -91,29 +95,29 @@ def prepare(cfg: PrepareCommand) -> None:
     text = data.read()
     assert isinstance(text, Text)
     if cfg.output is None:
-        found = corpus.prepared(text, cfg.tokenizer, None, data.kept_in())
+        token_files = corpus.prepare_cached(text, cfg.tokenizer, None, data.kept_in())
     else:
         folder = Path(cfg.output).expanduser().absolute()
         require(
             not folder.exists() or folder.is_dir(), f"output={cfg.output}: is a file; name a folder for the token files"
         )
-        found = corpus.prepare(text, cfg.tokenizer, None, folder)
-    found.verify()
-    log.info("verified: both files are as they were written")
-    about = found.about
+        token_files = corpus.prepare(text, cfg.tokenizer, None, folder)
+    token_files.verify()
+    log.info("verified: both token files match their checksums")
+    about = token_files.about
     lines = [
         f"Text: {about.name}, {about.n_characters:,} characters, {about.documents:,} "
         f"{'document' if about.documents == 1 else 'documents'}, {len(text.files):,} "
         f"{'file' if len(text.files) == 1 else 'files'}"
     ]
     lines.append(f"Tokenizer: {about.tokenizer['name']}, {about.vocab_size:,} tokens")
-    for split, counts in found.splits.items():
-        size = (found.folder / f"{split}.bin").stat().st_size
+    for split, counts in token_files.splits.items():
+        size = (token_files.folder / f"{split}.bin").stat().st_size
         each = counts.characters / max(1, counts.tokens)
         lines.append(
             f"{split.capitalize()}: {counts.tokens:,} tokens, {each:.2f} characters each, {size / 1e6:,.1f} MB"
         )
-    where = str(relative(found.folder))
+    where = str(relative(token_files.folder))
     lines += [
         f"Files: {where}",
         f"Train on them: python scripts/train.py data=tokens {shlex.quote(f'data.path={where}')}",

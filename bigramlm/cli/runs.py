@@ -1,4 +1,4 @@
-"""The command `runs`: lists runs, tells two apart, shows what came of a sweep, and makes a page of any of them."""
+"""The command `runs`: lists, compares and reports on runs and sweeps."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from bigramlm.cli.common import command
 from bigramlm.config.run_config import differences, flat
 from bigramlm.errors import UserError, require
 from bigramlm.report.results import RunTable
-from bigramlm.runs.compare import losses_part
-from bigramlm.runs.find import PLAN, find, find_sweep, folders, outputs, places, read_run
+from bigramlm.runs.compare import compare_losses
+from bigramlm.runs.find import PLAN, find, find_sweep, folders, outputs, read_run, search_folders
 from bigramlm.runs.summary import RunSummary
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.results import Results, runs_of
@@ -33,49 +33,51 @@ def main() -> None:
     """Run the command line: python scripts/runs.py list|diff|results|report."""
     parser = argparse.ArgumentParser(
         "runs.py",
-        description="Lists the runs below outputs/, compares two of them, tells what came of a sweep, and makes a page "
-        "of any of them.",
+        description="Lists the runs below outputs/, compares two of them, shows the results of a sweep, and writes an "
+        "HTML report on any of them.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(
-        "list", help="the runs, newest last", description="The runs below outputs/, newest last."
+        "list", help="list the runs, newest last", description="Lists the runs below outputs/, newest last."
     )
     command.add_argument(
         "filters",
         nargs="*",
         metavar="FIELD=VALUE",
-        help="only runs with this status, or this in their config: optim.lr=0.1",
+        help="list only runs with this status or config value, such as status=completed or optim.lr=0.1",
     )
-    command.add_argument("--sort", default="when", help=f"by one of {', '.join(_COLUMNS)}, or a field of the config")
-    command.add_argument("--reverse", action="store_true", help="the other way round")
-    command.add_argument("--json", action="store_true", help="a JSON object a line, with full times and folders")
+    command.add_argument("--sort", default="when", help=f"the sort key: {', '.join(_COLUMNS)}, or a config field")
+    command.add_argument("--reverse", action="store_true", help="reverse the order")
+    command.add_argument("--json", action="store_true", help="print a JSON object per line, with full times and paths")
     command = commands.add_parser(
         "diff",
-        help="what differs between two runs",
-        description="Config, text, code, environment and losses of two runs.",
+        help="show the differences between two runs",
+        description="Compares the config, text, code, environment and losses of two runs.",
     )
     for name in ("a", "b"):
-        command.add_argument(name, help="a run's folder, or latest")
+        command.add_argument(name, help="a run folder, or latest")
     command = commands.add_parser(
         "results",
-        help="what came of a sweep",
-        description="The jobs of a sweep, the best first; also written to results.csv and results.md in its folder.",
+        help="show the results of a sweep",
+        description="Lists the jobs of a sweep, best first, and writes results.csv and results.md in its folder.",
     )
-    command.add_argument("sweep", help="a sweep's folder, or latest")
-    command.add_argument("--csv", action="store_true", help="print what is in results.csv, with every digit")
+    command.add_argument("sweep", help="a sweep folder, or latest")
+    command.add_argument("--csv", action="store_true", help="print the content of results.csv, with every digit")
     command = commands.add_parser(
         "report",
-        help="a page with curves, tables and samples",
-        description="Writes a page about runs that opens without a network: loss curves, final losses against what was "
-        "swept, results, samples, and what differs.",
+        help="write an HTML page with curves, tables and samples",
+        description="Writes an HTML page about runs that needs no network: loss curves, final losses against the swept "
+        "fields, results, samples and differences.",
     )
     command.add_argument(
         "paths",
         nargs="+",
         metavar="PATH",
-        help="a run's folder, a sweep's, or one with runs somewhere below; latest: the newest run, with all its sweep",
+        help="a run folder, a sweep folder, or a folder with runs below; latest: the newest run, with its whole sweep",
     )
-    command.add_argument("-o", "--output", type=Path, help="the file; else report.html in the folder, or in outputs/")
+    command.add_argument(
+        "-o", "--output", type=Path, help="the file (default: report.html in PATH or, for several, in outputs/)"
+    )
     arguments = parser.parse_args()
     if arguments.command == "report":
         print_report(arguments.paths, arguments.output)
@@ -87,7 +89,7 @@ def main() -> None:
         print_diff(*(_run_in(name) for name in (arguments.a, arguments.b)))
 
 
-# The columns of the list, and what each is of a run.
+# The columns of the list, each with the function that returns its value for a run.
 _COLUMNS: dict[str, Callable[[RunSummary], Any]] = {
     "when": lambda run: run.started,
     "model": lambda run: run.get("model.name"),
@@ -100,19 +102,19 @@ _COLUMNS: dict[str, Callable[[RunSummary], Any]] = {
 
 
 def print_list(filters: list[str], sort: str, *, reverse: bool, as_json: bool) -> None:
-    """Print the runs that the filters leave, a line each."""
+    """Print the runs that match the filters, one per line."""
     found = [run for folder in folders(outputs()) if (run := read_run(folder)) is not None]
-    require(bool(found), f"{outputs()}: there is no run yet; python scripts/train.py makes one")
+    require(bool(found), f"{outputs()}: contains no run yet; start one with python scripts/train.py")
     fields = {*_COLUMNS, *(name for run in found for name in flat(run.config))}
     for text in (*filters, f"{sort}="):
         field = text.partition("=")[0]
-        require("=" in text, f"{text}: a filter is FIELD=VALUE, such as status=completed or optim.lr=0.1")
-        near = difflib.get_close_matches(field, fields, cutoff=0.4) or sorted(_COLUMNS)
-        require(field in fields, f"{text.rstrip('=')}: no run has this field; did you mean {', '.join(near)}?")
+        require("=" in text, f"{text}: a filter must be FIELD=VALUE, such as status=completed or optim.lr=0.1")
+        suggestions = difflib.get_close_matches(field, fields, cutoff=0.4) or sorted(_COLUMNS)
+        require(field in fields, f"{text.rstrip('=')}: no run has this field; did you mean {', '.join(suggestions)}?")
     for text in filters:
         field, _, value = text.partition("=")
-        found = [run for run in found if _same(_value(run, field), value)]
-    # Numbers by size, then texts, then what a run has not; among equals the newest last.
+        found = [run for run in found if _matches(_value(run, field), value)]
+    # Sorts are stable: equal values stay in order of age, the newest last.
     found.sort(key=lambda run: run.started)
     found.sort(key=lambda run: _order(_value(run, sort)), reverse=reverse)
     if as_json:
@@ -122,15 +124,15 @@ def print_list(filters: list[str], sort: str, *, reverse: bool, as_json: bool) -
         names = [*_COLUMNS, *([] if sort in _COLUMNS else [sort])]
         show(table(names, [[_cell(name, _value(run, name)) for name in names] for run in found]))
     else:
-        show("no run is left by these filters")
+        show("no run matches these filters")
 
 
 def print_results(folder: Path, *, as_csv: bool) -> None:
-    """Print what came of a sweep, and write it into its folder."""
+    """Print the results of a sweep and write results.csv and results.md."""
     results = Results(Sweep(folder))
     try:
         results.write()
-    except OSError as error:  # somebody else's folder
+    except OSError as error:  # another user's folder
         log.warning("%s: results.csv and results.md cannot be written: %s", relative(folder), error.strerror)
     if as_csv:
         show(results.csv(), end="")
@@ -138,47 +140,48 @@ def print_results(folder: Path, *, as_csv: bool) -> None:
         show(f"{results.count()}, in {relative(folder)}\n\n{results.text()}")
 
 
-def print_report(wheres: list[str], output: Path | None) -> None:
-    """Write a page about the runs in these folders, and say where it is."""
+def print_report(targets: list[str], output: Path | None) -> None:
+    """Write an HTML report on the runs in these folders, and print its path."""
     from bigramlm.report import page
 
-    folders = [_run_or_sweep(where) for where in wheres]
+    folders = [_run_or_sweep(target) for target in targets]
     entries = {entry.folder.resolve(): entry for folder in folders for entry in _entries(folder)}
-    require(bool(entries), f"{' '.join(wheres)}: holds no run; python scripts/runs.py list shows those there are")
-    sweeps = sorted({entry.folder.parent for entry in entries.values()})
-    of_sweeps = [Sweep(folder) for folder in sweeps if (folder / PLAN).exists()]
+    require(bool(entries), f"{' '.join(targets)}: contains no run; list the runs with python scripts/runs.py list")
+    parents = sorted({entry.folder.parent for entry in entries.values()})
+    sweeps = [Sweep(folder) for folder in parents if (folder / PLAN).exists()]
     outcomes: RunTable
     if len(folders) == 1 and (folders[0] / PLAN).exists():
-        outcomes, title = Results(of_sweeps[0]), f"Sweep {of_sweeps[0].folder.name}"
+        outcomes, title = Results(sweeps[0]), f"Sweep {sweeps[0].folder.name}"
     else:
-        names = [_short(path) for path in entries] if len(entries) == 1 else _below_what_they_share(list(entries))
+        names = [_short(path) for path in entries] if len(entries) == 1 else _names_below_common_parent(list(entries))
         named = [replace(entry, name=name) for entry, name in zip(entries.values(), names, strict=True)]
-        swept = [field for sweep in of_sweeps for field in sweep.fields]
+        swept = [field for sweep in sweeps for field in sweep.fields]
         outcomes = RunTable(named, list(dict.fromkeys(swept)))
         title = f"Run {named[0].name}" if len(named) == 1 else f"{len(named)} runs"
     path = output or (folders[0] if len(folders) == 1 else outputs()) / "report.html"
-    page.write(outcomes, path, title=title, log_fields=[field for sweep in of_sweeps for field in sweep.log_fields])
+    page.write(outcomes, path, title=title, log_fields=[field for sweep in sweeps for field in sweep.log_fields])
     show(f"{outcomes.count()}\nReport: {relative(path)} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def _below_what_they_share(folders: list[Path]) -> list[str]:
+def _names_below_common_parent(folders: list[Path]) -> list[str]:
     try:
-        above = Path(os.path.commonpath([folder.parent for folder in folders]))
-    except ValueError:  # on several drives
+        common = Path(os.path.commonpath([folder.parent for folder in folders]))
+    except ValueError:  # folders on different drives have no common path
         return [str(folder) for folder in folders]
-    return [str(folder.relative_to(above)) for folder in folders]
+    return [str(folder.relative_to(common)) for folder in folders]
 
 
 def _run_or_sweep(where: str) -> Path:
+    """Find a folder; `latest` is the newest run, or its sweep if the run is a job."""
     folder = find(where)
     if where == "latest" and (folder.parent / PLAN).exists():
         return folder.parent
-    require(folder.is_dir(), f"{where}: is no folder")
+    require(folder.is_dir(), f"{where}: is not a folder")
     return folder
 
 
 def _entries(below: Path) -> Iterator[RunSummary]:
-    # Of a sweep also the jobs that left no summary.
+    """Yield the runs below a folder, including sweep jobs without a summary."""
     for folder, inner, names in os.walk(below):
         inner.sort()
         path = Path(folder)
@@ -191,7 +194,7 @@ def _entries(below: Path) -> Iterator[RunSummary]:
 
 
 def print_diff(a: RunSummary, b: RunSummary) -> None:
-    """Print what differs between two runs, and the first step at which their losses part."""
+    """Print the differences between two runs and the step where their losses diverge."""
     show(
         table(
             ("", "run", "status", "step"),
@@ -206,34 +209,34 @@ def print_diff(a: RunSummary, b: RunSummary) -> None:
     }
     for name, different in parts.items():
         if different:
-            rows = [(field, *(_cut(value) for value in values)) for field, *values in different]
+            rows = [(field, *(_shortened(value) for value in values)) for field, *values in different]
             show(f"\n{name}:\n" + table(("field", "A", "B"), rows))
-    same = [name for name, different in parts.items() if not different]
-    show(f"\nthe same: {', '.join(same) or 'nothing'}")
+    identical = [name for name, different in parts.items() if not different]
+    show(f"\nidentical: {', '.join(identical) or 'nothing'}")
     if any((run.summary.get("git") or {}).get("dirty") for run in (a, b)):
-        show("code: with changes that were not committed, of which nothing is known")
-    show(losses_part(a.folder, b.folder))
+        show("code: includes uncommitted changes, which are not recorded")
+    show(compare_losses(a.folder, b.folder))
 
 
 def _environment(run: RunSummary) -> dict[str, Any]:
     return {**run.summary.get("versions", {}), **{name: run.summary.get(name) for name in ("host", "device")}}
 
 
-def _cut(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = "-" if value is None else str(value)
-    return text if len(text) <= 40 else f"…{text[-39:]}"  # the end of a path is what tells
+    return text if len(text) <= 40 else f"…{text[-39:]}"  # the end of a path is the distinctive part
 
 
 def _run_in(where: str) -> RunSummary:
     run = read_run(find(where))
     if run is None:
-        raise UserError(f"{where}: holds no run: there is no summary.json")
+        raise UserError(f"{where}: contains no run: there is no summary.json")
     return run
 
 
 def _short(folder: Path) -> str:
-    # As `find` takes it.
-    for parent in places():
+    """Return the shortest name by which `find` finds the folder."""
+    for parent in search_folders():
         if parent in folder.parents:
             return str(folder.relative_to(parent))
     return str(relative(folder))
@@ -243,14 +246,15 @@ def _value(run: RunSummary, name: str) -> Any:
     return _COLUMNS[name](run) if name in _COLUMNS else run.get(name)
 
 
-def _same(value: Any, typed: str) -> bool:
+def _matches(value: Any, filter_text: str) -> bool:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
-            return float(value) == float(typed)
-    return str(value).lower() == typed.lower() or (value is None and typed == "null")
+            return float(value) == float(filter_text)
+    return str(value).lower() == filter_text.lower() or (value is None and filter_text == "null")
 
 
 def _order(value: Any) -> tuple[int, float, str]:
+    """Return a sort key: numbers by size, then texts, then missing values."""
     if isinstance(value, (int, float)):
         return (0, float(value), "")
     return (2, 0.0, "") if value is None else (1, 0.0, str(value))
@@ -267,9 +271,9 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _when(started: str) -> str:
-    # Today's by the hour, others by the day.
+    """Format a start time: the time for today, the date for other days."""
     try:
-        then = datetime.fromisoformat(started).astimezone()
+        start = datetime.fromisoformat(started).astimezone()
     except ValueError:
         return "-"
-    return f"{then:%H:%M}" if then.date() == datetime.now().date() else f"{then:%m-%d}"
+    return f"{start:%H:%M}" if start.date() == datetime.now().date() else f"{start:%m-%d}"

@@ -1,4 +1,4 @@
-"""The command `sample`: text from a trained model, by its run's folder or a checkpoint alone."""
+"""The command `sample`: text from the model in a run folder or a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from hydra.core.config_store import ConfigStore
 
-from bigramlm.cli.common import command, fields_command
+from bigramlm.cli.common import command, parse_fields
 from bigramlm.config.run_config import SampleConfig, prefer_our_presets
 from bigramlm.device.config import DeviceConfig
 from bigramlm.errors import UserError, require
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
     from bigramlm.model.base import LanguageModel
     from bigramlm.tokenizer.base import Tokenizer
 
-# How many texts are written at once, and how many prompts are sorted by length before the first is.
+# Texts per batch, and prompts that are read ahead so that prompts of the same length can share a batch.
 _ROWS = 64
 _PROMPTS = 256
 
-# How many tokens before a new one decide what it reads as.
-_TOLD_BY = 4
+# Preceding tokens that can affect how a new token is decoded.
+_CONTEXT = 4
 
 FREE_TEXT = ("run", "checkpoint", "base", "prompt", "prompts_file")
 
 _HELP = """\
-Writes text with a trained model, which its run's folder or a checkpoint brings
-whole: weights, config and tokenizer.
+Writes text with a trained model. A run folder, or a checkpoint alone, contains
+everything that is needed: weights, config and tokenizer.
 
 Usage: python scripts/sample.py [FIELD=VALUE] ...
 
-Fields, with the values they have now (docs/config.md says what each means):
+Fields and their current values (docs/config.md describes each):
 
 {fields}
 Examples:
-  python scripts/sample.py                             the run started last
+  python scripts/sample.py                             the newest run
   python scripts/sample.py prompt="ROMEO:" temperature=0.8 top_k=20
   python scripts/sample.py run=FOLDER checkpoint=best num_samples=5
   python scripts/sample.py prompts_file=prompts.txt > completions.jsonl"""
@@ -57,18 +57,18 @@ class SampleCommand(SampleConfig):
     """The fields of `python scripts/sample.py`."""
 
     run: str = "latest"
-    """A run's folder, or a checkpoint's; `latest` is the run that was started last."""
+    """The folder of a run or of a checkpoint; `latest` is the run that was started last."""
     checkpoint: str = "last"
-    """The checkpoint of the run: last (the newest that is whole), best (by val loss) or a step."""
+    """The checkpoint of the run: `last` (the newest intact one), `best` (lowest val loss) or a step."""
     base: str | None = None
-    """The weights that an adapter was trained on, if they have moved since."""
+    """The location of the weights that an adapter was trained on, if they have moved since then."""
     num_samples: int = 1
-    """The number of texts to write for each prompt."""
+    """The number of texts per prompt."""
     prompts_file: str | None = None
-    """Prompts to go on from, a line each, or in a file named *.jsonl an object with a `prompt` each; - is standard
-    input. Prints an object with `prompt` and `completion` a line."""
+    """The file of the prompts to continue, one per line; in a *.jsonl file, one object with a `prompt` per line; - is
+    standard input. The output has one JSON object with `prompt` and `completion` per line."""
     seed: int = 1337
-    """Decides what is drawn."""
+    """The seed of the random draws."""
     device: DeviceConfig = field(default_factory=DeviceConfig)
 
     prefix: ClassVar[str] = ""
@@ -76,14 +76,14 @@ class SampleCommand(SampleConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.num_samples >= 1, f"num_samples={self.num_samples}: must be 1 or more")
-        require(0 <= self.seed < 2**62, f"seed={self.seed}: must be 0 or more, and below 2**62")
+        require(0 <= self.seed < 2**62, f"seed={self.seed}: must be 0 or more and below 2**62")
         require(
             self.prompts_file is None or self.prompt == "",
-            f"prompt={self.prompt} prompts_file={self.prompts_file}: contradict each other; leave one out",
+            f"prompt={self.prompt} prompts_file={self.prompts_file}: cannot be combined; leave one out",
         )
         require(
             not self.device.compile,
-            "device.compile=true: compiles training steps, and there are none here; leave it out",
+            "device.compile=true: applies to training steps only, and sampling has none; leave it out",
         )
 
 
@@ -92,19 +92,22 @@ def main() -> None:
     """Run the command line: python scripts/sample.py [FIELD=VALUE] ..."""
     register()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    command = fields_command("sample", SampleCommand, _HELP, FREE_TEXT)
+    command = parse_fields("sample", SampleCommand, _HELP, FREE_TEXT)
     if command is not None:
         sample(command)
 
 
 def register() -> None:
-    """Make the fields known to Hydra."""
+    """Register the fields with Hydra."""
     ConfigStore.instance().store("sample_schema", SampleCommand)
     prefer_our_presets()
 
 
 def sample(cfg: SampleCommand) -> None:
-    """Print what the model writes. UserError, before anything is written, for what cannot be."""
+    """Print text sampled from the model.
+
+    Raises UserError, before any text is printed, if the checkpoint, a prompt or the device cannot be used.
+    """
     prompts = [cfg.prompt] if cfg.prompts_file is None else _read_prompts(Path(cfg.prompts_file).expanduser())
 
     from bigramlm.device.device import decide, set_up
@@ -113,56 +116,63 @@ def sample(cfg: SampleCommand) -> None:
     checkpoint = open_checkpoint(cfg.run, cfg.checkpoint)
     model, tokenizer, _ = load_model(checkpoint, cfg.base)
     encoded = [_encode(tokenizer, prompt, cfg, line) for line, prompt in enumerate(prompts, start=1)]
-    n_params = sum(p.numel() for p in model.parameters()) or model.n_params()  # also of what an adapter froze
+    n_params = sum(p.numel() for p in model.parameters()) or model.n_params()  # includes those that an adapter froze
     device = set_up(decide(cfg.device, n_params=n_params, tokens=model.block_size))
     model.to(device.torch)
     print(f"{relative(checkpoint.path)}, {n_params:,} parameters", file=sys.stderr)
 
     if cfg.prompts_file is not None:
-        for prompt, text in _written(cfg, model, tokenizer, encoded, device):
+        for prompt, text in _completions(cfg, model, tokenizer, encoded, device):
             if not show(json.dumps({"prompt": prompts[prompt], "completion": text}, ensure_ascii=False)):
                 return
     elif cfg.num_samples > 1:
-        start = tokenizer.decode(encoded[0])
-        for number, (_, text) in enumerate(_written(cfg, model, tokenizer, encoded, device), start=1):
-            if not show(f"---- {number} of {cfg.num_samples}\n{start}{text}"):
+        prompt_text = tokenizer.decode(encoded[0])
+        for number, (_, text) in enumerate(_completions(cfg, model, tokenizer, encoded, device), start=1):
+            if not show(f"---- {number} of {cfg.num_samples}\n{prompt_text}{text}"):
                 return
     else:
         end = _end(cfg, tokenizer)
-        print_as_it_comes(tokenizer, encoded[0], _stream(cfg, model, [encoded[0]], device, cfg.seed, end), end)
+        print_stream(tokenizer, encoded[0], _stream(cfg, model, [encoded[0]], device, cfg.seed, end), end)
 
 
-def print_as_it_comes(tokenizer: Tokenizer, prompt: list[int], new: Iterable[Tensor | int], end: int | None) -> None:
-    """Print a prompt's ids and the new ones up to `end`: at a terminal each at once, else several times a second."""
-    every = 0.0 if sys.stdout.isatty() else 0.1
-    text, shown = tokenizer.decode(prompt), 0.0
-    # What a token adds is told by the tokens before it too: whether a space is in between, or half of a character.
-    told, pending = prompt[-_TOLD_BY:], []
+def print_stream(tokenizer: Tokenizer, prompt: list[int], new: Iterable[Tensor | int], end: int | None) -> None:
+    """Print a prompt and the tokens that continue it, up to the token `end`.
+
+    On a terminal each token is printed immediately; otherwise text is printed at most ten times per second.
+    """
+    interval = 0.0 if sys.stdout.isatty() else 0.1
+    text, last_print = tokenizer.decode(prompt), 0.0
+    # A token cannot be decoded alone: the tokens before it decide about a space between them, and may contain the first
+    # bytes of its character.
+    context, pending = prompt[-_CONTEXT:], []
     for token in new:
         if token == end:
             break
         pending.append(int(token))
-        decoded = tokenizer.decode(told + pending)
-        # A character of several tokens, four bytes at the most, is shown once it is whole.
+        decoded = tokenizer.decode(context + pending)
+        # A character of several tokens (at most four, one per byte in UTF-8) is printed once it is complete.
         if not decoded.endswith("\N{REPLACEMENT CHARACTER}") or len(pending) > 4:
-            text += _added(decoded, tokenizer.decode(told))
-            told, pending = (told + pending)[-_TOLD_BY:], []
-        if text and time.perf_counter() - shown >= every:
+            text += _new_part(decoded, tokenizer.decode(context))
+            context, pending = (context + pending)[-_CONTEXT:], []
+        if text and time.perf_counter() - last_print >= interval:
             if not show(text, end=""):
                 return
-            text, shown = "", time.perf_counter()
-    show(text + _added(tokenizer.decode(told + pending), tokenizer.decode(told)))
+            text, last_print = "", time.perf_counter()
+    show(text + _new_part(tokenizer.decode(context + pending), tokenizer.decode(context)))
 
 
-def _added(text: str, before: str) -> str:
-    return text[len(os.path.commonprefix([text, before])) :]  # noqa: RUF071 - they are no paths
+def _new_part(text: str, old: str) -> str:
+    """Return the text after the prefix that it shares with the old text."""
+    return text[len(os.path.commonprefix([text, old])) :]  # noqa: RUF071 - the arguments are not paths
 
 
-def _written(
+def _completions(
     cfg: SampleCommand, model: LanguageModel, tokenizer: Tokenizer, prompts: list[list[int]], device: Device
 ) -> Iterator[tuple[int, str]]:
-    # The number of a prompt and what was written of it, prompt by prompt, num_samples of each. Those of one length are
-    # written at once.
+    """Yield the index and a completion of each prompt in order, num_samples times.
+
+    Prompts of the same length are sampled in one batch.
+    """
     import torch
 
     from bigramlm.generate import truncate_at
@@ -174,26 +184,27 @@ def _written(
         for length in sorted({len(prompts[prompt]) for prompt in window}):
             rows = [prompt for prompt in window if len(prompts[prompt]) == length for _ in range(cfg.num_samples)]
             for at in range(0, len(rows), _ROWS):
-                some = rows[at : at + _ROWS]
-                tokens = list(_stream(cfg, model, [prompts[prompt] for prompt in some], device, cfg.seed + batch, end))
-                new = torch.cat(tokens, dim=1).tolist() if tokens else [[]] * len(some)
+                chunk = rows[at : at + _ROWS]
+                tokens = list(_stream(cfg, model, [prompts[prompt] for prompt in chunk], device, cfg.seed + batch, end))
+                new = torch.cat(tokens, dim=1).tolist() if tokens else [[]] * len(chunk)
                 batch += 1
-                for prompt, ids in zip(some, new, strict=True):
-                    whole = tokenizer.decode(prompts[prompt] + truncate_at(ids, end))
-                    texts[prompt].append(whole.removeprefix(tokenizer.decode(prompts[prompt])))
+                for prompt, ids in zip(chunk, new, strict=True):
+                    full_text = tokenizer.decode(prompts[prompt] + truncate_at(ids, end))
+                    texts[prompt].append(full_text.removeprefix(tokenizer.decode(prompts[prompt])))
         for prompt in window:
             for text in texts[prompt]:
                 yield prompt, text
 
 
 def _end(cfg: SampleCommand, tokenizer: Tokenizer) -> int | None:
-    # The token that ends a text.
+    """Return the token that ends a text, None if sampling continues after it."""
     return tokenizer.end_of_text if cfg.stop_at_end else None
 
 
 def _stream(
     cfg: SampleCommand, model: LanguageModel, prompts: list[list[int]], device: Device, seed: int, end: int | None
 ) -> Iterator[Tensor]:
+    """Yield the sampled tokens of prompts of the same length, each (B, 1)."""
     import torch
 
     from bigramlm.generate import stream
@@ -212,6 +223,10 @@ def _stream(
 
 
 def _encode(tokenizer: Tokenizer, prompt: str, cfg: SampleCommand, line: int) -> list[int]:
+    """Return the tokens of a prompt.
+
+    Raises UserError, naming the prompt or its line, if the tokenizer cannot encode the prompt.
+    """
     from bigramlm.tokenizer.base import start_tokens
 
     try:
@@ -222,12 +237,16 @@ def _encode(tokenizer: Tokenizer, prompt: str, cfg: SampleCommand, line: int) ->
 
 
 def _read_prompts(path: Path) -> list[str]:
+    """Read the prompts in a text file or a *.jsonl file.
+
+    Raises UserError if the file is empty, or cannot be read or parsed.
+    """
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts_file={path}: cannot be read as UTF-8 text: {error}") from None
     lines = text.split("\n")[: -1 if text.endswith("\n") else None]
-    require(text != "", f"prompts_file={path}: is empty; a prompt a line is asked for")
+    require(text != "", f"prompts_file={path}: is empty; write one prompt per line")
     if path.suffix != ".jsonl":
         return lines
     prompts = []
@@ -239,6 +258,8 @@ def _read_prompts(path: Path) -> list[str]:
             if not isinstance(prompt, str):
                 raise TypeError
         except (ValueError, KeyError, TypeError):
-            raise UserError(f'prompts_file={path}: line {number} is not an object like {{"prompt": "To be"}}') from None
+            raise UserError(
+                f'prompts_file={path}: line {number} is no JSON object like {{"prompt": "To be"}}'
+            ) from None
         prompts.append(prompt)
     return prompts

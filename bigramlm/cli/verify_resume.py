@@ -1,4 +1,4 @@
-"""The command `verify_resume`: compares runs that are killed and resumed with one that is not, bit by bit."""
+"""The command `verify_resume`: compares resumed runs with an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from bigramlm.runs.folder import read_summary
 from bigramlm.utils import paths
 from bigramlm.utils.console import show
 
-# What is taken where nothing else is typed: short, with everything that can differ recorded and saved often.
-_SHORT = {
+# The default overrides: a short run that records and saves often, so that the first difference is found.
+_DEFAULTS = {
     "trainer.steps": "40",
     "trainer.eval_every": "10",
     "trainer.log_every": "1",
@@ -37,81 +37,94 @@ _SHORT = {
     "sample.max_new_tokens": "50",
     "logger": "none",
 }
-_BY_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
+_TIMINGS = ("seconds", "tokens_per_second", "mfu")
 
 
 @command
 def main() -> None:
-    """Run the command line: python scripts/verify_resume.py [overrides]. Exit code 1 where a run parts."""
+    """Run the command line: python scripts/verify_resume.py [overrides].
+
+    Exit code 1 reports a difference between the runs.
+    """
     parser = argparse.ArgumentParser(
         "verify_resume.py",
-        description="Trains 2N steps; and N, a kill, and N more. Says whether they are bit-equal, or where they part: "
-        "weights, optimizer, random state, every record, the sample.",
-        epilog="Without overrides 2N is 40, and every step is saved and recorded: "
-        + " ".join(f"{name}={value}" for name, value in _SHORT.items()),
+        description="Trains 2N steps without interruption, and again with a kill after N steps and a resume. Reports "
+        "whether both are bit-equal, or the first difference in weights, optimizer, random state, records and sample.",
+        epilog="Defaults, unless overridden (2N is 40, and every step is saved and recorded): "
+        + " ".join(f"{name}={value}" for name, value in _DEFAULTS.items()),
     )
     parser.add_argument(
         "overrides", nargs="*", help="the config, as for train.py, such as model=bigram trainer.steps=200"
     )
-    parser.add_argument("--kills", type=int, default=0, help="kill so many runs at random moments, instead of one at N")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments (0)")
+    parser.add_argument(
+        "--kills", type=int, default=0, help="kill this many runs at random moments (default: one, after N steps)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the random moments (default: 0)")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and remove the folder
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the temporary folder is deleted
     wrong = Overrides(arguments.overrides).only("resume").words
-    require(not wrong, f"{wrong and wrong[0]}: the runs are made, and resumed, here; leave it out")
+    require(not wrong, f"{wrong and wrong[0]}: this command starts and resumes its own runs; leave it out")
     require(arguments.kills >= 0, f"--kills={arguments.kills}: must be 0 or more")
-    with tempfile.TemporaryDirectory(prefix="bigramlm-resume-") as place:
-        parted = verify(arguments.overrides, Path(place), kills=arguments.kills, seed=arguments.seed)
-    sys.exit(1 if parted else 0)
+    with tempfile.TemporaryDirectory(prefix="bigramlm-resume-") as folder:
+        differences = verify(arguments.overrides, Path(folder), kills=arguments.kills, seed=arguments.seed)
+    sys.exit(1 if differences else 0)
 
 
-def verify(overrides: list[str], place: Path, *, kills: int, seed: int = 0) -> list[str]:
-    """List how the killed and resumed runs differ from the whole one, a line each; empty if all are bit-equal.
+def verify(overrides: list[str], folder: Path, *, kills: int, seed: int = 0) -> list[str]:
+    """Kill and resume runs, and compare each with an uninterrupted run.
 
-    place: an empty folder for the runs; kills: how many runs are killed at random moments; 0 is one, at half its steps.
-    UserError where a run ends otherwise than it should.
+    folder: an empty folder for the runs; kills: the number of runs that are killed at random moments, or 0 to kill a
+    single run after half of its steps; seed: the seed of the moments. Returns one line per run that differs, so an
+    empty list means that all runs are bit-equal. Raises UserError if a run cannot be interrupted, or fails.
     """
-    typed = Overrides(overrides)
-    config = [*overrides, *(f"{name}={value}" for name, value in _SHORT.items() if not typed.has(name))]
+    given = Overrides(overrides)
+    config = [*overrides, *(f"{name}={value}" for name, value in _DEFAULTS.items() if not given.has(name))]
     config.append("trainer.keep_checkpoints=1000000")
-    whole = place / "whole"
-    seconds = _complete(whole, [*config, f"hydra.run.dir={whole}"])
-    cfg = load(whole / "config.yaml")
-    require(cfg.model.trains, f"model={cfg.model.name}: is counted, and takes no steps that could be interrupted")
+    reference = folder / "whole"
+    seconds = _complete(reference, [*config, f"hydra.run.dir={reference}"])
+    cfg = load(reference / "config.yaml")
+    require(
+        cfg.model.trains,
+        f"model={cfg.model.name}: is fitted by counting, without steps to interrupt; choose another",
+    )
     steps = cfg.trainer.steps
-    require(steps >= 2, f"trainer.steps={steps}: must be 2 or more, to be cut in two")
-    moments, parted, in_a_save = random.Random(seed), [], 0
+    require(steps >= 2, f"trainer.steps={steps}: must be 2 or more, so that the run can be killed halfway")
+    moments, differences, killed_in_save = random.Random(seed), [], 0
     for number in tqdm(range(max(kills, 1)), unit=" kills", disable=None, leave=False):
-        run = place / f"killed_{number}"
+        run = folder / f"killed_{number}"
         if kills:
             step = _killed(run, [*config, f"hydra.run.dir={run}"], after=moments.uniform(0, seconds))
         else:
             step = _killed(run, [*config, f"hydra.run.dir={run}"], at_step=steps // 2)
-        in_a_save += any((run / "checkpoints").glob(".step_*"))
-        if (read_summary(run) or {}).get("status") != "completed":  # it was killed on its way out
+        killed_in_save += any((run / "checkpoints").glob(".step_*"))
+        if (read_summary(run) or {}).get("status") != "completed":  # the kill may come after the run was completed
             _complete(run, [f"resume={run}"])
-        difference = compare(whole, run)
+        difference = compare(reference, run)
         if difference is not None:
-            parted.append(f"killed at step {step}: {difference}")
-            show(parted[-1])
+            differences.append(f"killed at step {step}: {difference}")
+            show(differences[-1])
     if kills:
-        show(f"{kills - len(parted)} of {kills} bit-equal; {in_a_save} of them were killed in the middle of a save")
-    elif not parted:
+        n_equal = kills - len(differences)
+        show(f"{n_equal} of {kills} bit-equal; {killed_in_save} of them were killed in the middle of a save")
+    elif not differences:
         show(f"bit-equal: {steps} steps, and {step}, a kill, and {steps - step} more")
-    return parted
+    return differences
 
 
-def compare(whole: Path, resumed: Path) -> str | None:
-    """Find the first step at which two runs differ, and in what; None if they are bit-equal."""
+def compare(reference: Path, resumed: Path) -> str | None:
+    """Find the first difference between an uninterrupted and a resumed run.
+
+    Returns the step and the differing part, None if the runs are bit-equal.
+    """
     from bigramlm.checkpoint.checkpoint import Checkpoint
     from bigramlm.checkpoint.manager import Checkpoints
 
-    checkpoints = [Checkpoints(run / "checkpoints") for run in (whole, resumed)]
-    steps, others = (of.steps() for of in checkpoints)
-    for step in sorted({*steps} | {*others}):
-        if step not in steps or step not in others:
-            return f"step {step}: a checkpoint in the {'whole' if step in steps else 'resumed'} run alone"
-        a, b = (Checkpoint(of.folder / f"step_{step}") for of in checkpoints)
+    managers = [Checkpoints(run / "checkpoints") for run in (reference, resumed)]
+    steps, resumed_steps = (manager.steps() for manager in managers)
+    for step in sorted({*steps} | {*resumed_steps}):
+        if step not in steps or step not in resumed_steps:
+            return f"step {step}: only the {'uninterrupted' if step in steps else 'resumed'} run has a checkpoint"
+        a, b = (Checkpoint(manager.folder / f"step_{step}") for manager in managers)
         for name in sorted(a.manifest["files"].keys() - {"state.json", "config.yaml", "base.json"}):
             if a.manifest["files"][name] != b.manifest["files"][name] and not _same_adapter(
                 a.path / name, b.path / name
@@ -120,22 +133,27 @@ def compare(whole: Path, resumed: Path) -> str | None:
         for name in a.state.keys() | b.state.keys():
             if name != "seconds" and a.state.get(name) != b.state.get(name):
                 return f"step {step}: state.json: {name} differs"
-    for a_path, b_path in ((whole / name, resumed / name) for name in ("checkpoints/best", "samples.txt")):
+    for a_path, b_path in ((reference / name, resumed / name) for name in ("checkpoints/best", "samples.txt")):
         if _text(a_path) != _text(b_path):
             return f"step {steps[-1]}: {a_path.name} differs"
-    records = [[_timeless(record) for record in read_records(run / "metrics.jsonl")] for run in (whole, resumed)]
+    records = [
+        [_without_timings(record) for record in read_records(run / "metrics.jsonl")] for run in (reference, resumed)
+    ]
     for one, other in zip(*records, strict=False):
         if one != other:
             differing = [name for name in {**one, **other} if one.get(name) != other.get(name)]
             return f"step {min(one['step'], other['step'])}: the records differ in {', '.join(differing)}"
     if len(records[0]) != len(records[1]):
-        return f"{len(records[0])} records in the whole run, {len(records[1])} in the resumed"
+        return f"{len(records[0])} records in the uninterrupted run, {len(records[1])} in the resumed run"
     return None
 
 
 def _killed(run: Path, arguments: list[str], *, after: float = 0.0, at_step: int | None = None) -> int:
-    # Kills a run at a step, or some seconds after it has a config: before that it has not begun, and there is nothing
-    # to resume. Returns the newest step that was saved, or the one that it was killed at; -1 for none.
+    """Run a training process and kill it after a step or some seconds.
+
+    The seconds count from the moment when the run has a config.yaml: before that there is nothing to resume. Returns
+    the step of the kill if it is given; otherwise the newest saved step, or -1 if there is none.
+    """
     since = None
     with _running(run, arguments, at_step) as process:
         while process.is_alive():
@@ -144,17 +162,20 @@ def _killed(run: Path, arguments: list[str], *, after: float = 0.0, at_step: int
             if at_step is None and since is not None and time.perf_counter() - since >= after:
                 break
             time.sleep(0.0005)
-    if process.exitcode > 0:  # it was not the kill that ended it
+    if process.exitcode > 0:  # the process failed before the kill
         _fail(run, process.exitcode)
     if at_step is not None:
-        require(process.exitcode != 0, f"the run was complete before its step {at_step}")
+        require(process.exitcode != 0, f"the run completed before step {at_step}")
         return at_step
     steps = (paths.step_of(path.name) for path in run.glob("checkpoints/step_*"))
     return max((step for step in steps if step is not None), default=-1)
 
 
 def _complete(run: Path, arguments: list[str]) -> float:
-    # Returns the seconds from the config to the end.
+    """Run a training process to its end.
+
+    Returns the seconds between the moment when config.yaml was written and the end.
+    """
     since = None
     with _running(run, arguments) as process:
         while process.is_alive():
@@ -169,9 +190,11 @@ def _complete(run: Path, arguments: list[str]) -> float:
 
 @contextlib.contextmanager
 def _running(run: Path, arguments: list[str], killed_at: int | None = None) -> Iterator[Any]:
-    # A process that trains; it is gone when this is left. On Linux a fork saves each of many short runs the second and
-    # a half that importing torch takes.
-    import filelock  # noqa: F401 - imported here, so that every fork has it
+    """Start a training process, and kill it when the block ends.
+
+    On Linux the process is forked, because importing torch takes 1.5 s, which many short runs would have to repeat.
+    """
+    import filelock  # noqa: F401 - imported before the fork, as the modules below
 
     import bigramlm.trainer.preflight
     import bigramlm.trainer.trainer  # noqa: F401
@@ -189,15 +212,15 @@ def _running(run: Path, arguments: list[str], killed_at: int | None = None) -> I
 def _train(arguments: list[str], log: Path, killed_at: int | None) -> None:
     from bigramlm.trainer.trainer import Trainer
 
-    update = Trainer.update
+    original_update = Trainer.update
 
-    def killed_after(trainer: Trainer) -> Any:
-        result = update(trainer)
+    def update_and_kill(trainer: Trainer) -> Any:
+        result = original_update(trainer)
         if killed_at is not None and trainer.progress.step >= killed_at:
             os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
         return result
 
-    Trainer.update = killed_after  # type: ignore[method-assign,assignment]
+    Trainer.update = update_and_kill  # type: ignore[method-assign,assignment]
     with log.open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -206,9 +229,9 @@ def _train(arguments: list[str], log: Path, killed_at: int | None) -> None:
 
 
 def _fail(run: Path, code: int | None) -> None:
-    said = run.with_suffix(".log").read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"]
-    errors = [line for line in said if line.startswith("error: ")]
-    raise UserError(f"a run ended with exit code {code}: {errors[-1] if errors else said[0]}")
+    lines = run.with_suffix(".log").read_text("utf-8", "replace").strip().splitlines() or ["no output"]
+    errors = [line for line in lines if line.startswith("error: ")]
+    raise UserError(f"a run ended with exit code {code}: {errors[-1] if errors else lines[0]}")
 
 
 def _first_tensor(a: Path, b: Path) -> str:
@@ -218,11 +241,11 @@ def _first_tensor(a: Path, b: Path) -> str:
         return f"{a.name} differs"
     one, other = load_file(a), load_file(b)
     names = [name for name in one if name not in other or one[name].tobytes() != other[name].tobytes()]
-    return f"{a.name}: {names[0]} differs" if names else f"{a.name} differs in its names"
+    return f"{a.name}: {names[0]} differs" if names else f"{a.name}: the names of the tensors differ"
 
 
 def _same_adapter(a: Path, b: Path) -> bool:
-    # Whether two files of an adapter's config differ in nothing but in where its base is.
+    """Check that two configs of an adapter differ at most in the location of the base."""
     if a.name != "adapter_config.json":
         return False
     one, other = (json.loads(path.read_text("utf-8")) for path in (a, b))
@@ -230,8 +253,8 @@ def _same_adapter(a: Path, b: Path) -> bool:
 
 
 def _text(path: Path) -> str | None:
-    return path.read_text("utf-8") if path.exists() else None  # a run that was pruned has no sample
+    return path.read_text("utf-8") if path.exists() else None  # a pruned run has no sample
 
 
-def _timeless(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in _BY_THE_CLOCK}
+def _without_timings(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in _TIMINGS}

@@ -1,1 +1,1 @@
-"""The config of a run, what was typed to change it, and schemas for Hydra."""
+"""The run config, its overrides, and the schemas for Hydra."""

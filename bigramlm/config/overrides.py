@@ -1,4 +1,4 @@
-"""Overrides: what was typed to change a config, parsed once by Hydra's own parser."""
+"""Overrides of a config, parsed once by Hydra's own parser."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hydra.errors import HydraException
 from bigramlm.config.run_config import escape_references
 
 FREE_TEXT = ("sample.prompt", "data.path", "tokenizer.path", "resume", "init_from", "base", "sweep")
-"""The fields of `train` that hold free text: taken as typed, whatever Hydra's grammar would make of it."""
+"""The fields of `train` that contain free text: their values are taken literally, not as Hydra's grammar."""
 
-# Of a place null is none, and no place of that name.
+# For these, null means no value, not a folder named "null".
 _NULLABLE = ("resume", "init_from", "base", "sweep")
 
-# Free text is swept as a list in quotes: 'sample.prompt="To be","Or not"'. Anything else is one text.
+# A list of quoted texts sweeps over them: 'sample.prompt="To be","Or not"'. Any other value is one text.
 _LIST = re.compile(r"""("[^"]*"|'[^']*')(,\s*("[^"]*"|'[^']*'))+""")
 
 
@@ -28,31 +28,31 @@ class Word(NamedTuple):
     """One override."""
 
     text: str
-    """As Hydra takes it."""
+    """The whole override, in Hydra's grammar."""
     field: str
-    """The field or group that is given a value, without a + before it; empty where none is, as in ~FIELD."""
+    """The overridden field or group, without a leading +; empty if no value is assigned, as in ~FIELD."""
     value: str
-    """The value that follows the equals sign, without the quotes around it."""
+    """The value behind the equals sign, without quotes around it."""
 
 
 class Overrides:
-    """A list of overrides, FIELD=VALUE or GROUP=CHOICE, of which the last one of a field counts."""
+    """A list of overrides, FIELD=VALUE or GROUP=CHOICE; the last one of a field wins."""
 
     def __init__(self, words: Iterable[str] = ()) -> None:
-        """words: as Hydra takes them."""
+        """Store the overrides; words: in Hydra's grammar."""
         self.words = list(words)
 
     @classmethod
     def typed(cls, words: Iterable[str], free_text: Sequence[str] = FREE_TEXT, *, sweeps: bool = False) -> Overrides:
-        """Take words as a person types them, and quote the values of these fields, which hold free text.
+        """Parse command-line arguments, quoting the values of free-text fields.
 
-        sweeps: whether a list of texts in quotes is several texts.
+        sweeps: whether a list of quoted texts stands for several values.
         """
         return cls(_quoted(word, free_text, sweeps=sweeps) for word in words)
 
     @classmethod
-    def among(cls, arguments: Iterable[str]) -> Overrides:
-        """Take the overrides that are among a command's arguments, and leave its flags out."""
+    def from_arguments(cls, arguments: Iterable[str]) -> Overrides:
+        """Select the overrides among the arguments of a command, without its flags."""
         return cls(word for word in arguments if word.startswith("~") or (not word.startswith("-") and "=" in word))
 
     def __iter__(self) -> Iterator[Word]:
@@ -70,72 +70,75 @@ class Overrides:
         return f"Overrides({self.words})"
 
     def has(self, *names: str) -> bool:
-        """Tell whether one of these fields or groups was typed."""
+        """Return whether one of these fields or groups is overridden."""
         return any(word.field in names for word in self)
 
     def touches(self, group: str) -> bool:
-        """Tell whether a choice of this group was typed, or a field of it."""
+        """Return whether this group, or a field in it, is overridden."""
         return any(word.field.split(".")[0] == group for word in self)
 
     def get(self, name: str, default: str | None = None) -> str | None:
-        """Return the value of a field or group as it was typed, the last one if it was typed twice."""
+        """Return the last value given for a field or group."""
         return self.values().get(name, default)
 
     def values(self) -> dict[str, str]:
-        """Return all values by field or group: {"optim.lr": "0.01", ...}."""
+        """Return the values by field or group, e.g. {"optim.lr": "0.01"}."""
         return {word.field: word.value for word in self if word.field}
 
     def only(self, *names: str) -> Overrides:
         """Return the overrides of these fields and groups."""
-        return self._where(lambda word: word.field in names)
+        return self._filter(lambda word: word.field in names)
 
     def without(self, *names: str) -> Overrides:
-        """Return the other overrides than those of these fields and groups."""
-        return self._where(lambda word: word.field not in names)
+        """Return all overrides except those of these fields and groups."""
+        return self._filter(lambda word: word.field not in names)
 
     def without_choice(self, choice: str) -> Overrides:
-        """Return the other overrides than those that choose this one of a group."""
-        return self._where(lambda word: word.value != choice or "." in word.field)
+        """Return all overrides except those that choose this preset in a group."""
+        return self._filter(lambda word: word.value != choice or "." in word.field)
 
-    def after(self, *names: str) -> tuple[Overrides, Overrides]:
-        """Cut the list behind the last override of these fields and groups, or behind the first override."""
+    def split_after(self, *names: str) -> tuple[Overrides, Overrides]:
+        """Split the list after the last override of these fields and groups.
+
+        If there is none, split after the first override.
+        """
         last = max((at for at, word in enumerate(self) if word.field in names), default=0)
         return Overrides(self.words[: last + 1]), Overrides(self.words[last + 1 :])
 
     def parsed(self, loader: ConfigLoader | None = None) -> list[Override]:
-        """Return them as Hydra's parser does; loader: knows the choices of groups, for glob(*).
+        """Return the overrides as Hydra's own objects.
 
-        Raises what Hydra raises for a word that is no override.
+        loader: provides the presets of a group, for glob(*). Raises HydraException for a malformed override.
         """
         return OverridesParser.create(config_loader=loader).parse_overrides(self.words)
 
-    def _where(self, keeps: Callable[[Word], bool]) -> Overrides:
-        return Overrides(word.text for word in self if keeps(word))
+    def _filter(self, predicate: Callable[[Word], bool]) -> Overrides:
+        return Overrides(word.text for word in self if predicate(word))
 
 
 def quoted(text: str) -> str:
-    """Put a text in quotes of Hydra's grammar, so that it arrives as it stands."""
-    # Hydra's quotes end at a quote; the backslashes before one, and before the end, count double.
+    """Quote a text in Hydra's grammar, so that it is passed through unchanged."""
+    # Hydra halves the backslashes before a quote and before the end of the text, so they are doubled here.
     text = re.sub(
-        r'(\\*)("|$(?![\s\S]))', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), escape_references(text)
+        r'(\\*)("|$(?![\s\S]))', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), escape_references(text)
     )
     return f'"{text}"'
 
 
 def sets_a_field(override: Override) -> bool:
-    """Tell whether an override sets a field that is there, and leaves alone which groups are composed."""
+    """Return whether an override sets an existing field and selects no preset."""
     is_field = "." in override.key_or_group or override.key_or_group == "seed"
     return is_field and not (override.is_add() or override.is_force_add() or override.is_delete())
 
 
 def _quoted(word: str, free_text: Sequence[str], *, sweeps: bool) -> str:
-    found = re.fullmatch(rf"(\+{{0,2}}({'|'.join(map(re.escape, free_text))})=)(.*)", word, re.DOTALL)
-    if not found:
+    match = re.fullmatch(rf"(\+{{0,2}}({'|'.join(map(re.escape, free_text))})=)(.*)", word, re.DOTALL)
+    if not match:
         return word
-    before, field, text = found.groups()
+    prefix, field, text = match.groups()
     if (text == "null" and field in _NULLABLE) or (sweeps and _LIST.fullmatch(text)):
         return word
-    return before + quoted(text)
+    return prefix + quoted(text)
 
 
 @functools.cache
@@ -145,9 +148,9 @@ def _word(text: str) -> Word:
         return Word(text, "", "")
     try:
         (parsed,) = OverridesParser.create().parse_overrides([text])
-    except HydraException:  # whoever composes with it will say what is wrong
+    except HydraException:  # Hydra reports the error when it composes
         return Word(text, name.lstrip("+"), value)
     if not parsed.is_sweep_override() and value.startswith(('"', "'")):
-        # OmegaConf would read \${ as ${, and half of the backslashes before that.
-        value = re.sub(r"(\\+)\$\{", lambda found: found[1][: len(found[1]) // 2] + "${", str(parsed.value()))
+        # OmegaConf reads \${ as ${, and halves the backslashes before it.
+        value = re.sub(r"(\\+)\$\{", lambda match: match[1][: len(match[1]) // 2] + "${", str(parsed.value()))
     return Word(text, parsed.key_or_group, value)

@@ -1,4 +1,4 @@
-"""RunConfig, the sum of the parts' configs: as Hydra's schemas, and to and from YAML."""
+"""The run config with all of its parts, as schemas for Hydra and as YAML."""
 
 import dataclasses
 import functools
@@ -26,9 +26,9 @@ from bigramlm.trainer.config import TrainerConfig
 from bigramlm.utils import paths
 
 GROUPS = ("model", "adapter", "tokenizer", "data", "optim", "device", "trainer", "logger", "experiment")
-"""The groups of presets, a folder in conf/ each."""
+"""The config groups; each is a folder of presets in conf/."""
 
-# Groups that hold several kinds of thing, each with fields of its own: the class of a kind by its `name`.
+# Groups with several classes, which differ in their fields: the class by its `name`.
 KINDS: dict[str, dict[str, type[Any]]] = {
     "model": MODELS,
     "adapter": ADAPTERS,
@@ -40,24 +40,24 @@ KINDS: dict[str, dict[str, type[Any]]] = {
 
 @dataclass
 class SampleConfig:
-    """The text that the model writes at the end."""
+    """The sample that the model generates at the end of a run."""
 
     max_new_tokens: int = 300
-    """The number of tokens to write."""
+    """The number of tokens to generate."""
     prompt: str = ""
-    """The text to continue, as typed; without one it starts from token 0, as the tutorial does. With `data=pairs` a run
-    ends with the first prompt of val."""
+    """The text to continue, taken literally. If empty, the sample starts from token 0, as in the tutorial, or, with
+    `data=pairs`, from the first val prompt."""
     temperature: float = 1.0
-    """Logits are divided by this: below 1 plays safe, above 1 takes risks, 0 always takes the likeliest token (and soon
-    goes round in circles)."""
+    """The divisor of the logits: values below 1 favour likely tokens, values above 1 favour unlikely ones, and 0 always
+    picks the likeliest token (which soon repeats itself)."""
     top_k: int = 0
-    """Only the k likeliest tokens can be drawn; 0 is all."""
+    """The number of likeliest tokens to sample from; 0 means all."""
     top_p: float = 1.0
-    """Only the likeliest tokens that together have this probability can be drawn; 1 is all."""
+    """The total probability of the likeliest tokens to sample from; 1 means all."""
     stop_at_end: bool = True
-    """A text ends where the model ends a document, if the tokenizer has a token for that; false continues after it."""
+    """True to stop at the end-of-text token, if the tokenizer has one; false to continue after it."""
 
-    prefix: ClassVar[str] = "sample."  # what the fields are called by on the command line
+    prefix: ClassVar[str] = "sample."  # of the fields on the command line
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "top_k"):
@@ -66,12 +66,12 @@ class SampleConfig:
             math.isfinite(self.temperature) and self.temperature >= 0,
             f"{self.prefix}temperature={self.temperature}: must be a finite number, 0 or more",
         )
-        require(0 < self.top_p <= 1, f"{self.prefix}top_p={self.top_p}: must be above 0, and 1 at the most")
+        require(0 < self.top_p <= 1, f"{self.prefix}top_p={self.top_p}: must be above 0 and at most 1")
 
 
 @dataclass
 class RunConfig:
-    """All that a run is made from."""
+    """The whole config of a run."""
 
     model: ModelConfig = MISSING
     adapter: AdapterConfig = MISSING
@@ -83,111 +83,114 @@ class RunConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     seed: int = 1337
-    """Decides the fresh weights, the batches and the sample."""
+    """The random seed of the initial weights, the batches and the sample."""
     preflight: bool = True
-    """Check a fresh model, its tokenizer and its batches for the usual mistakes before anything is trained."""
+    """True to check the model, its tokenizer and its batches for common mistakes before training."""
     resume: str | None = None
-    """Go on with a run where it stopped, in its folder and with its config: the run's folder, or `latest`. Only fields
-    typed besides are changed. In the saved config it is null."""
+    """The folder of a run to resume, or `latest`. The run continues in its folder with its config, except for
+    overridden fields. The saved config contains null."""
     init_from: str | None = None
-    """Start a new run from trained weights: a run's folder (its newest checkpoint) or a checkpoint's, or GPT-2's folder
-    in Hugging Face's layout, or name on its hub. Model, tokenizer and block size are theirs where nothing else is
-    typed."""
+    """The trained weights to start a new run from: the folder of a run (its newest checkpoint) or a checkpoint, or
+    GPT-2's folder in Hugging Face's layout or name on its hub. Model, tokenizer and block size come from the weights
+    unless they are overridden."""
     from_scratch: bool = False
-    """Take all but the weights from `init_from`, and draw fresh ones: to see what the trained weights are worth."""
+    """True to take everything but the weights from `init_from` and draw fresh weights, as a baseline."""
     base: str | None = None
-    """The weights that an adapter was trained on, if they have moved since; a place as for
-    `init_from`. In the saved config it is null."""
+    """The new location of the weights that an adapter was trained on, if they have moved, given as for `init_from`. The
+    saved config contains null."""
     sweep: str | None = None
-    """With -m, go on with a sweep: its folder, or `latest`. Jobs that are completed with the same config and text are
-    left as they are, those that were interrupted go on, the others run. In the saved config it is null."""
+    """The folder of a sweep to continue with -m, or `latest`. Jobs that are completed with the same config and text are
+    skipped, interrupted jobs resume, and the others run. The saved config contains null."""
 
     def __post_init__(self) -> None:
         require(
             self.optim.warmup_steps <= self.trainer.steps or self.trainer.steps == 0 or not self.model.trains,
-            f"optim.warmup_steps={self.optim.warmup_steps}: longer than the run, which has trainer.steps="
-            f"{self.trainer.steps}; take a shorter warmup, or more steps",
+            f"optim.warmup_steps={self.optim.warmup_steps}: the warmup is longer than the run (trainer.steps="
+            f"{self.trainer.steps}); choose a shorter warmup or more steps",
         )
         require(
             self.model.has_blocks or not self.trainer.activation_checkpointing,
-            f"trainer.activation_checkpointing=true: model={self.model.name} has no blocks to compute "
-            "again; leave it out",
+            f"trainer.activation_checkpointing=true: model={self.model.name} has no blocks to recompute; leave it out",
         )
         require(
             not (self.device.compile and self.trainer.activation_checkpointing),
-            "device.compile=true with trainer.activation_checkpointing=true: PyTorch does not compile what is "
-            "computed again; leave one out",
+            "device.compile=true with trainer.activation_checkpointing=true: PyTorch cannot compile recomputed "
+            "activations; leave one out",
         )
         order = getattr(self.model, "ngram_order", 0)
-        fresh = "from_scratch=true draws fresh ones" if self.from_scratch else "fresh ones would be random"
+        reason = "from_scratch=true draws fresh ones" if self.from_scratch else "without init_from they are random"
         require(
             not self.adapter.adapts or (self.init_from is not None and not self.from_scratch),
-            f"adapter={self.adapter.name}: stands beside trained weights, and {fresh}; give init_from=RUN, or GPT-2's "
-            "folder or name, and its weights",
+            f"adapter={self.adapter.name}: an adapter needs trained weights, and {reason}; use init_from=RUN, or "
+            "GPT-2's folder or name, without from_scratch",
         )
         require(
             not self.from_scratch or self.init_from is not None,
-            "from_scratch=true: takes model, tokenizer and block size from init_from, which is not given; leave it out",
+            "from_scratch=true: takes model, tokenizer and block size from init_from, which is not given; set "
+            "init_from, or leave from_scratch out",
         )
         require(
             not self.adapter.adapts or order == 0,
-            f"adapter={self.adapter.name} with model.ngram_order={order}: an n-gram is counted anew in every text, and "
-            "an adapter's checkpoints, which hold nothing else, would lack it; adapt a model that stands alone",
+            f"adapter={self.adapter.name} with model.ngram_order={order}: an adapter's checkpoint cannot contain the "
+            "n-gram counts of the text; adapt a model with model.ngram_order=0",
         )
         counts = f"model.ngram_order={order}" if order else ""
         counts = counts if self.model.trains else f"model={self.model.name}"
         require(
             not (counts and isinstance(self.data, PairsConfig)),
-            f"data=pairs {counts}: n-grams are counted in running text, and pairs are none; leave one out",
+            f"data=pairs {counts}: n-grams are counted in running text, which pairs are not; leave one out",
         )
-        require(0 <= self.seed < 2**63, f"seed={self.seed}: must be 0 or more, and below 2**63")
+        require(0 <= self.seed < 2**63, f"seed={self.seed}: must be at least 0 and below 2**63")
         for group, kinds in KINDS.items():
             part = getattr(self, group)
             require(
                 kinds.get(part.name) is type(part),
-                f"{group}.name={part.name}: choose another with {group}=NAME, which brings its fields: "
-                f"{', '.join(kinds)}",
+                f"{group}.name={part.name}: cannot be set alone; use {group}=NAME, which also sets the other fields, "
+                f"with one of {', '.join(kinds)}",
             )
 
 
 @functools.cache
 def register_schemas() -> None:
-    """Make the dataclasses known to Hydra, so that every preset and override is checked against them."""
+    """Register the dataclasses with Hydra, to check presets and overrides."""
     store = ConfigStore.instance()
     store.store("run_schema", RunConfig)
     for group, kinds in KINDS.items():
         for name, kind in kinds.items():
-            # In a group of their own: beside the presets they would show up as choices.
+            # In a separate group: next to the presets they would appear as choices.
             store.store(name, kind, group=f"schema/{group}")
     OmegaConf.register_new_resolver("gpt2_size", gpt2_size, replace=True)
     prefer_our_presets()
 
 
 def prefer_our_presets() -> None:
-    """Put our presets for sweeps in the place of those that Hydra and its plugins store under the same names.
+    """Replace the sweep presets of Hydra's plugins by those in conf/hydra.
 
-    It would merge the two, and warn of it at every job.
+    If two presets have the same name, Hydra would merge them and warn at every job.
     """
-    Plugins.instance()  # which stores them
+    Plugins.instance()  # stores the presets of the plugins
     for preset in (paths.conf_dir() / "hydra").glob("*/*.yaml"):
         ConfigStore.instance().repo["hydra"].get(preset.parent.name, {}).pop(preset.name, None)
 
 
 def to_run_config(cfg: DictConfig) -> RunConfig:
-    """Plain dataclasses from what Hydra composed. UserError for a value that cannot be or is missing."""
+    """Convert a composed config to plain dataclasses.
+
+    Raises UserError for an invalid, missing or unknown value.
+    """
     missing = sorted(OmegaConf.missing_keys(cfg))
-    require(not missing, f"{', '.join(missing)}: must be given a value, for instance {missing and missing[0]}=VALUE")
+    require(not missing, f"{', '.join(missing)}: needs a value, e.g. {missing and missing[0]}=VALUE")
     run = OmegaConf.to_object(cfg)
     if not isinstance(run, RunConfig):
-        raise UserError("this config is not made from conf/train.yaml; see --help")
-    # Hydra lets `+key=value` add what no dataclass has, and nothing would read it.
+        raise UserError("this config is not based on conf/train.yaml; see --help")
+    # Hydra's `+key=value` can add fields that no dataclass has, which nothing would read.
     _refuse_unknown("", OmegaConf.to_container(cfg), to_dict(run))
     return run
 
 
-def _refuse_unknown(group: str, typed: Any, known: dict[str, Any]) -> None:
-    for name, value in typed.items():
-        require(name in known, f"{group}{name}: there is no such field; there are: {', '.join(known)}")
+def _refuse_unknown(group: str, composed: Any, known: dict[str, Any]) -> None:
+    for name, value in composed.items():
+        require(name in known, f"{group}{name}: there is no such field; the fields are {', '.join(known)}")
         if isinstance(value, dict):
             _refuse_unknown(f"{group}{name}.", value, known[name])
 
@@ -198,31 +201,37 @@ def to_dict(cfg: RunConfig) -> dict[str, Any]:
 
 
 def tokenizer_config(fields: dict[str, Any]) -> TokenizerConfig:
-    """Build a tokenizer's config from its fields. UserError if there is no such tokenizer."""
+    """Build a tokenizer's config from its fields.
+
+    Raises UserError for an unknown tokenizer or field.
+    """
     try:
         return TOKENIZERS[fields["name"]](**fields)
     except (KeyError, TypeError) as error:
-        raise UserError(f"tokenizer {fields}: not the config of one: {error}") from None
+        raise UserError(f"tokenizer {fields}: is not the config of a tokenizer: {error}") from None
 
 
-# Fields that say how a run came about, and not how it is.
+# Fields that describe how a run was started, not the run itself.
 _NOT_HASHED = ("resume", "sweep", "base")
 
 ADDED: frozenset[str] = frozenset()
-"""The fields, by their full names, that are newer than `config_hash`: hashes of before, of all fields, lack them."""
+"""The full names of the fields that are newer than `config_hash`; older hashes, of all fields, lack them."""
 
 
 def config_hash(cfg: RunConfig) -> str:
-    """Return what identifies a config as it was asked for: a hash of the fields that differ from their defaults.
+    """Return a hash of the fields that differ from their defaults.
 
-    So a new field with a default leaves every hash as it was. Where a default changes, hashes of before mean another
-    config: tests/old/defaults.json holds the defaults.
+    It identifies a config before it is resolved. A new field with a default leaves every hash unchanged. A changed
+    default would give old hashes another meaning; tests/old/defaults.json contains the defaults to compare with.
     """
     return _hash({name: part for name, part in _not_default(cfg).items() if name not in _NOT_HASHED})
 
 
 def config_hashes(cfg: RunConfig) -> tuple[str, ...]:
-    """Return the config's hash, and behind it those that it had in earlier versions, by which a sweep may know it."""
+    """Return the config's hash, followed by its hashes in earlier versions.
+
+    A sweep may know the config by any of them.
+    """
     if ADDED & flat(_not_default(cfg)).keys():
         return (config_hash(cfg),)
     all_fields = {name: value for name, value in to_dict(cfg).items() if name not in _NOT_HASHED}
@@ -237,24 +246,24 @@ def _hash(fields: dict[str, Any]) -> str:
 
 
 def _not_default(part: Any) -> dict[str, Any]:
-    # The fields of a dataclass that differ from their defaults, and the name of its kind.
-    found: dict[str, Any] = {}
+    # The fields of a dataclass that differ from their defaults, and its `name`.
+    changed: dict[str, Any] = {}
     for of in fields(part):
         value = getattr(part, of.name)
         if is_dataclass(value):
-            found[of.name] = _not_default(value)
+            changed[of.name] = _not_default(value)
         elif of.name == "name" or value != default_of(of):
-            found[of.name] = value
-    return found
+            changed[of.name] = value
+    return changed
 
 
 def default_of(of: Field[Any]) -> Any:
-    """Return the default of a dataclass's field."""
+    """Return the default value of a dataclass field."""
     return of.default if of.default_factory is dataclasses.MISSING else of.default_factory()
 
 
 def to_yaml(cfg: RunConfig) -> str:
-    """Write the config as YAML that `load` reads."""
+    """Return the config as YAML that `load` can read."""
 
     def escaped(value: Any) -> Any:
         if isinstance(value, dict):
@@ -265,17 +274,23 @@ def to_yaml(cfg: RunConfig) -> str:
 
 
 def escape_references(text: str) -> str:
-    """Escape references, so that OmegaConf, which takes ${...} for another field, reads the text as it is."""
-    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
+    """Escape ${...}, so that OmegaConf reads it as text and not as a reference."""
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", text)
 
 
 def load(path: Path) -> RunConfig:
-    """Read the config that a run saved. UserError if the file is none."""
+    """Read the config that a run saved.
+
+    Raises UserError if the file is not a run's config.
+    """
     return to_run_config(load_composed(path))
 
 
 def load_composed(path: Path) -> DictConfig:
-    """Read the same as a config that Hydra can compose with. UserError if the file is none."""
+    """Read a saved config in the form that Hydra composes with.
+
+    Raises UserError if the file is not a run's config.
+    """
     try:
         plain = OmegaConf.load(path)
         assert isinstance(plain, DictConfig), "not a mapping"
@@ -285,21 +300,21 @@ def load_composed(path: Path) -> DictConfig:
             schema[group] = OmegaConf.structured(kinds["none" if before_adapters else plain[group].name])
         merged = OmegaConf.merge(schema, plain)
         assert isinstance(merged, DictConfig)
-    except Exception as error:  # YAML, OmegaConf and the schemas each have their own
-        raise UserError(f"{path}: not a config that a run saved: {(str(error) or 'empty').splitlines()[0]}") from error
+    except Exception as error:  # YAML, OmegaConf and the schemas each raise their own types
+        raise UserError(f"{path}: is not the config of a run: {(str(error) or 'empty').splitlines()[0]}") from error
     return merged
 
 
 def flat(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten a config: its fields by their full names, {"optim.lr": 0.001, ...}."""
-    found: dict[str, Any] = {}
+    """Flatten a config to values by full name, e.g. {"optim.lr": 0.001}."""
+    result: dict[str, Any] = {}
     for name, value in cfg.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return result
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """List the fields in which two configs, as plain dictionaries, differ: (name, value in a, value in b)."""
-    one, other = flat(a), flat(b)
-    names = [*one, *(name for name in other if name not in one)]
-    return [(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)]
+    """List the fields in which two configs differ: (name, value in a, value in b)."""
+    flat_a, flat_b = flat(a), flat(b)
+    names = [*flat_a, *(name for name in flat_b if name not in flat_a)]
+    return [(name, flat_a.get(name), flat_b.get(name)) for name in names if flat_a.get(name) != flat_b.get(name)]

@@ -1,4 +1,4 @@
-"""Files of text as bytes: hashed as they are read, decompressed where they are compressed."""
+"""Bytes of text files, hashed as they are read and decompressed if necessary."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class HashedFile(io.RawIOBase):
         return int(n)
 
 
-def decompressed(raw: io.BufferedReader, path: Path) -> io.BufferedIOBase:
-    """Return what a file holds, decompressed by what its name says."""
+def decompress(raw: io.BufferedReader, path: Path) -> io.BufferedIOBase:
+    """Return a file's decompressed content, according to the suffix of its name."""
     if path.suffix == ".gz":
         return gzip.GzipFile(fileobj=raw)
     if path.suffix == ".zst":
@@ -49,5 +49,5 @@ def decompressed(raw: io.BufferedReader, path: Path) -> io.BufferedIOBase:
 
 
 def is_jsonl(path: Path) -> bool:
-    """Tell whether a file has a document a line, by its name."""
+    """Return True if the name of a file says JSONL (one object per line)."""
     return (path.with_suffix("") if path.suffix in _COMPRESSED else path).suffix in _JSONL

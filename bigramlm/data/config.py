@@ -1,4 +1,4 @@
-"""The texts to train on, and the fields of the data."""
+"""The config of the training text: the classes that `data=NAME` selects."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class DataConfig:
-    """The fields of every text: how it is split, and the shape of a batch."""
+    """The fields of every text: its split, and the shape of a batch."""
 
     name: str = MISSING
     """The name of the text; set by `data=NAME`."""
     block_size: int = 8
-    """Tokens in a sequence (T): the longest context that a prediction sees."""
+    """Tokens per sequence (T): the longest context of a prediction."""
     batch_size: int = 32
-    """Sequences in a batch (B)."""
+    """Sequences per batch (B)."""
     train_fraction: float = 0.9
-    """The first this much of the text trains, the rest validates. Where a document ends within a hundredth of the text
-    behind that, the split is there."""
+    """The fraction of the text, from the start, that is used for training; the rest is used for validation. If a
+    document ends at most a hundredth of the text later, the split moves to its end."""
 
     def __post_init__(self) -> None:
         for name in ("block_size", "batch_size"):
@@ -43,15 +43,19 @@ class DataConfig:
             f"data.train_fraction={self.train_fraction}: must be above 0 and below 1, so that both splits have text",
         )
 
-    def prepare(self, *, the_same: bool = False) -> DataConfig:  # noqa: ARG002
-        """See to it that the text is on this disk, and return the config of the text that is really used.
+    def prepare(self, *, require_same: bool = False) -> DataConfig:  # noqa: ARG002
+        """Make sure that the text is on disk, and return the config of the text used.
 
-        the_same: no other text may take its place, since a run goes on with it.
+        require_same: refuse to replace the text by the bundled one, because a run is resumed with it. Raises UserError
+        if the text cannot be obtained.
         """
         return self
 
     def read(self) -> Text | TokenFiles | Pairs:
-        """Read the text, once it is on the disk; a long one is not kept in memory. UserError says what is wrong."""
+        """Read the text from disk; a long text is not kept in memory.
+
+        Raises UserError if the files cannot be used.
+        """
         from bigramlm.data.text import read_text
 
         return read_text(
@@ -63,19 +67,19 @@ class DataConfig:
         )
 
     def file(self) -> Path:
-        """Return the text's file, or the glob of its files."""
+        """Return the path of the text, or the glob that matches its files."""
         raise NotImplementedError
 
     def files(self) -> list[Path]:
-        """Its files, in order."""
+        """Return the files of the text, in order."""
         return [self.file()]
 
     def field(self) -> str:
-        """Return the field that a line of JSONL has its text in."""
+        """Return the field of a JSONL line that contains the text."""
         return "text"
 
     def kept_in(self) -> Path:
-        """Return the folder for what is made of a long text once, and used again."""
+        """Return the folder that caches the description and token files of a long text."""
         about = [str(self.file()), self.field(), self.train_fraction]
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
         name = re.sub(r"[^\w.-]+", "_", self.file().name)[:60].strip("._") or "text"
@@ -84,13 +88,13 @@ class DataConfig:
 
 @dataclass
 class FilesConfig(DataConfig):
-    """The fields of texts in files of the user's own."""
+    """The fields of texts in the user's own files."""
 
     path: str = MISSING
-    """The file, or a glob such as `texts/**/*.txt`, from the working folder or absolute. Also *.jsonl, and either
-    compressed, as *.gz or *.zst."""
+    """The file, or a glob such as `texts/**/*.txt`, relative to the working folder or absolute. Files may also be
+    *.jsonl, and either kind may be compressed (*.gz or *.zst)."""
 
-    def prepare(self, *, the_same: bool = False) -> DataConfig:  # noqa: ARG002
+    def prepare(self, *, require_same: bool = False) -> DataConfig:  # noqa: ARG002
         return replace(self, path=str(self.file()))  # the saved config works from any folder
 
     def file(self) -> Path:
@@ -100,19 +104,22 @@ class FilesConfig(DataConfig):
         pattern = str(self.file())
         if not glob.has_magic(pattern) or self.file().exists():
             return [self.file()]
-        matches = map(Path, glob.iglob(pattern, recursive=True))  # noqa: PTH207 - Path's own takes no absolute one
+        matches = map(Path, glob.iglob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
         found = sorted(path for path in matches if path.is_file())
-        require(bool(found), f"data.path={self.path}: matches no file; give a file that exists, or a glob of several")
+        require(bool(found), f"data.path={self.path}: matches no file; give an existing file or a matching glob")
         return found
 
 
 @dataclass
 class TextConfig(FilesConfig):
-    """Any UTF-8 text, in a file or many: `data=text data.path=FILE`. A file is a document; a line of JSONL is one."""
+    """Any UTF-8 text, in one file or many: `data=text data.path=FILE`.
+
+    Each plain file is a document, and each line of a JSONL file is a document.
+    """
 
     name: str = "text"
     text_field: str = "text"
-    """The field that a line of JSONL has its text in."""
+    """The field of a JSONL line that contains the text."""
 
     def field(self) -> str:
         return self.text_field
@@ -120,22 +127,23 @@ class TextConfig(FilesConfig):
 
 @dataclass
 class PairsConfig(FilesConfig):
-    """Examples of prompt and completion, with a loss on completions alone: `data=pairs data.path=FILE.jsonl`.
+    """Pairs of prompt and completion: `data=pairs data.path=FILE.jsonl`.
 
-    A line of JSONL is an example; `data.train_fraction` is of the examples.
+    The loss covers the completions alone. Each line of a JSONL file is an example; `data.train_fraction` is the
+    fraction of the examples, from the first, that are used for training.
     """
 
     name: str = "pairs"
     path: str = MISSING
-    """The file, or a glob such as `pairs/**/*.jsonl`, from the working folder or absolute. Also compressed, as *.gz or
-    *.zst."""
+    """The file, or a glob such as `pairs/**/*.jsonl`, relative to the working folder or absolute. Files may be
+    compressed (*.gz or *.zst)."""
     prompt_field: str = "prompt"
-    """The field that a line has its prompt in; it may be empty."""
+    """The field of a line that contains the prompt, which may be empty."""
     completion_field: str = "completion"
-    """The field that a line has in it what is to follow the prompt."""
+    """The field of a line that contains the completion, which must not be empty."""
     block_size: int = 256
-    """Tokens in a row (T) at the most: rows are as long as the longest example, if that is shorter. A longer example
-    loses the beginning of its prompt."""
+    """The maximum number of tokens per row (T): rows are as long as the longest example if that is shorter. A longer
+    example loses the beginning of its prompt and, if necessary, the end of its completion."""
 
     def read(self) -> Pairs:
         from bigramlm.data.pairs import read_pairs
@@ -151,16 +159,17 @@ class PairsConfig(FilesConfig):
 
 @dataclass
 class TokensConfig(DataConfig):
-    """Token files that `prepare.py` made, and their tokenizer: `data=tokens data.path=FOLDER`.
+    """Token files that `prepare.py` made: `data=tokens data.path=FOLDER`.
 
-    The text itself need not be there. `data.train_fraction` is theirs.
+    They include their tokenizer. The text itself is not needed, and `data.train_fraction` is the one that the files
+    were made with.
     """
 
     name: str = "tokens"
     path: str = MISSING
-    """The folder, from the working folder or absolute."""
+    """The folder, relative to the working folder or absolute."""
 
-    def prepare(self, *, the_same: bool = False) -> DataConfig:  # noqa: ARG002
+    def prepare(self, *, require_same: bool = False) -> DataConfig:  # noqa: ARG002
         return replace(self, path=str(self.file()))
 
     def read(self) -> TokenFiles:
@@ -174,7 +183,7 @@ class TokensConfig(DataConfig):
 
 @dataclass
 class BundledConfig(DataConfig):
-    """The play in verse that comes with bigramlm: needs no network."""
+    """The play in verse that comes with bigramlm, available without a network."""
 
     name: str = "bundled"
 
@@ -184,26 +193,24 @@ class BundledConfig(DataConfig):
 
 @dataclass
 class ShakespeareConfig(DataConfig):
-    """The tutorial's text: sources/shakespeare.txt, downloaded where it is not there yet."""
+    """The tutorial's text: sources/shakespeare.txt, downloaded if it is missing."""
 
     name: str = "shakespeare"
     url: str = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-    """The address to download it from; the file must be the tutorial's text to the byte."""
+    """The URL of the text; the downloaded file must be byte-identical to the tutorial's text."""
     timeout: float = 5.0
-    """Seconds without an answer after which the download is given up."""
+    """Seconds without a response after which the download fails."""
     fallback: bool = True
-    """If the download fails: true uses the bundled text instead, false is an error."""
+    """If the download fails, true uses the bundled text instead, and false is an error."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            0 < self.timeout <= 3600, f"data.timeout={self.timeout}: must be above 0 seconds, and an hour at the most"
-        )
+        require(0 < self.timeout <= 3600, f"data.timeout={self.timeout}: must be above 0 and at most 3600 seconds")
 
-    def prepare(self, *, the_same: bool = False) -> DataConfig:
+    def prepare(self, *, require_same: bool = False) -> DataConfig:
         from bigramlm.data.shakespeare import fetch
 
-        if fetch(self, fallback=self.fallback and not the_same):
+        if fetch(self, fallback=self.fallback and not require_same):
             return self
         shared = {f.name: getattr(self, f.name) for f in fields(DataConfig) if f.name != "name"}
         return BundledConfig(**shared)

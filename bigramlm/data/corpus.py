@@ -1,4 +1,7 @@
-"""A text as token ids: its two splits, in memory or, for a long text, in files that are kept for the next time."""
+"""A text as token ids, split into train and val.
+
+The ids are in memory or, for a long text, in token files that are kept for later runs.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,13 @@ from bigramlm.data.tokens import (
     Ids,
     TokenFiles,
     TokenWriter,
-    about_of,
-    discard,
-    narrowest,
+    delete_token_files,
+    narrowest_dtype,
     open_tokens,
+    read_about,
 )
 from bigramlm.errors import UserError, require
-from bigramlm.tokenizer.base import Tokenizer, not_given_back, start_tokens
+from bigramlm.tokenizer.base import Tokenizer, round_trip_difference, start_tokens
 from bigramlm.tokenizer.config import LearnedConfig, TokenizerConfig
 from bigramlm.utils.console import relative
 from bigramlm.utils.files import sha256_of
@@ -41,16 +44,17 @@ from bigramlm.utils.progress import bar
 
 log = logging.getLogger(__name__)
 
+# The number of characters after which the token files are synced to disk, and the progress is recorded.
 KEPT_EVERY = 16_000_000
 _LOCK = ".lock"
 
-# What a tokenizer's file brings that is not what it should be.
-_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
+# The errors of restoring a tokenizer from a file with unexpected content.
+_RESTORE_ERRORS = (ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The token ids of a text, with the tokenizer that they are of."""
+    """The token ids of a text, with their tokenizer."""
 
     name: str
     sha256: str
@@ -59,13 +63,13 @@ class Corpus:
     documents: int
     tokenizer: Tokenizer
     ids: dict[str, Ids]
-    """The token ids of the splits train and val, each (N,)."""
+    """The token ids of the splits train and val, (N,) each."""
     characters: dict[str, int]
-    """The characters of the splits; for pairs, of their completions."""
+    """The number of characters in each split; for pairs, in its completions."""
     texts: dict[str, str]
-    """The splits themselves, where they are in memory."""
+    """The text of each split; empty if the text is not in memory."""
     bounds: dict[str, Bounds] = field(default_factory=dict)
-    """For pairs, the bounds of the examples in each split's ids; else empty."""
+    """For pairs, the bounds of the examples in the ids of each split, (M, 3); otherwise empty."""
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -74,24 +78,24 @@ class Corpus:
 
 
 def tokenized(text: Text | TokenFiles | Pairs, cfg: TokenizerConfig, given: Tokenizer | None, kept_in: Path) -> Corpus:
-    """Turn a text into token ids; those of a long text come from the files that were kept for it, or are made and kept.
+    """Encode a text as token ids, with a given tokenizer or the one that cfg selects.
 
-    given: the tokenizer where there is one already, else cfg says which. kept_in: the text's folder for what is made
-    of it. UserError where text and tokenizer do not go together.
+    The token ids of a long text are read from its token files, which are made first if they are missing.
+    kept_in: the folder of the text's token files. Raises UserError if the text and the tokenizer do not match.
     """
     if isinstance(text, TokenFiles):
         if given is not None:
             require(
                 sha256_of(given.to_json()) == text.about.tokenizer_sha256,
                 f"{text.folder}: these token files were made with another tokenizer ({text.about.tokenizer['name']}, "
-                f"{text.about.vocab_size:,} tokens) than the weights were trained with ({given.vocab_size:,} tokens); "
-                "prepare the text with theirs: init_from= with data=text does it",
+                f"{text.about.vocab_size:,} tokens) than the weights ({given.vocab_size:,} tokens); use init_from= "
+                "with data=text, which encodes the text with the tokenizer of the weights",
             )
-        return _of_files(text, cfg, given)
+        return _corpus_from_files(text, cfg, given)
     if isinstance(text, Pairs):
-        return _of_pairs(text, cfg, given)
+        return _corpus_from_pairs(text, cfg, given)
     if text.kept is None:
-        return _of_files(prepared(text, cfg, given, kept_in), cfg, given)
+        return _corpus_from_files(prepare_cached(text, cfg, given, kept_in), cfg, given)
     tokenizer = given or build(text, cfg)
     check(text, tokenizer, cfg.name)
     ids: dict[str, list[Ids]] = {split: [] for split in SPLITS}
@@ -99,48 +103,48 @@ def tokenized(text: Text | TokenFiles | Pairs, cfg: TokenizerConfig, given: Toke
     for piece in text.pieces():
         ids[piece.split].append(encode_piece(tokenizer, piece, text.where, ends=text.documents > 1))
         texts[piece.split].append(piece.text)
-    kind = narrowest(tokenizer.vocab_size)
-    none = [np.empty(0, dtype=np.int32)]
+    dtype = narrowest_dtype(tokenizer.vocab_size)
+    empty = [np.empty(0, dtype=np.int32)]
     return Corpus(
         name=text.name,
         sha256=text.sha256,
         n_characters=text.n_characters,
         documents=text.documents,
         tokenizer=tokenizer,
-        ids={split: np.concatenate(parts or none).astype(kind) for split, parts in ids.items()},
+        ids={split: np.concatenate(parts or empty).astype(dtype) for split, parts in ids.items()},
         characters={split: sum(map(len, parts)) for split, parts in texts.items()},
         texts={split: "".join(parts) for split, parts in texts.items()},
     )
 
 
-def _of_files(found: TokenFiles, cfg: TokenizerConfig, given: Tokenizer | None) -> Corpus:
-    about, tokenizer = found.about, given
+def _corpus_from_files(token_files: TokenFiles, cfg: TokenizerConfig, given: Tokenizer | None) -> Corpus:
+    about, tokenizer = token_files.about, given
     if tokenizer is None:
         try:
-            tokenizer = cfg.restore(found.tokenizer())
-        except _UNREADABLE as error:
-            raise UserError(f"{found.folder / TOKENIZER}: cannot be used for tokenizer={cfg.name}: {error}") from None
+            tokenizer = cfg.restore(token_files.tokenizer())
+        except _RESTORE_ERRORS as error:
+            raise UserError(f"{token_files.folder / TOKENIZER}: unusable with tokenizer={cfg.name}: {error}") from None
     return Corpus(
         name=about.name,
         sha256=about.sha256,
         n_characters=about.n_characters,
         documents=about.documents,
         tokenizer=tokenizer,
-        ids={split: found.ids(split) for split in SPLITS},
-        characters={split: found.splits[split].characters for split in SPLITS},
+        ids={split: token_files.ids(split) for split in SPLITS},
+        characters={split: token_files.splits[split].characters for split in SPLITS},
         texts={},
     )
 
 
-def _of_pairs(pairs: Pairs, cfg: TokenizerConfig, given: Tokenizer | None) -> Corpus:
+def _corpus_from_pairs(pairs: Pairs, cfg: TokenizerConfig, given: Tokenizer | None) -> Corpus:
     tokenizer = given or build(pairs, cfg)
     if tokenizer.end_of_text is None:
         log.warning(
-            "tokenizer: %s has no token for where a text ends, so the model cannot learn where a completion does",
+            "tokenizer: %s has no end-of-text token, so the model cannot learn where a completion ends",
             cfg.name,
         )
-    _warn_of_loss(pairs, tokenizer, cfg.name)
-    kind = narrowest(tokenizer.vocab_size)
+    _warn_if_lossy(pairs, tokenizer, cfg.name)
+    dtype = narrowest_dtype(tokenizer.vocab_size)
     ends = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
     ids: dict[str, Ids] = {}
     bounds: dict[str, Bounds] = {}
@@ -148,11 +152,11 @@ def _of_pairs(pairs: Pairs, cfg: TokenizerConfig, given: Tokenizer | None) -> Co
         parts: list[Ids] = []
         for example in pairs.examples(split):
             try:
-                parts.append(np.array(start_tokens(tokenizer, example.prompt), dtype=kind))
-                parts.append(np.array([*tokenizer.encode(example.completion), *ends], dtype=kind))
-            except UserError as error:  # the tokenizer is of a run with other pairs
+                parts.append(np.array(start_tokens(tokenizer, example.prompt), dtype=dtype))
+                parts.append(np.array([*tokenizer.encode(example.completion), *ends], dtype=dtype))
+            except UserError as error:  # a tokenizer from a run on other pairs may lack characters of these
                 raise UserError(f"{example.where}: {error}") from None
-            require(len(parts[-1]) > 0, f"{example.where}: this tokenizer ({cfg.name}) has no token for its completion")
+            require(len(parts[-1]) > 0, f"{example.where}: tokenizer={cfg.name} has no tokens for the completion")
         at = np.cumsum([0, *map(len, parts)])
         bounds[split] = np.stack([at[:-1:2], at[1::2], at[2::2]], axis=1)
         ids[split] = np.concatenate(parts)
@@ -170,68 +174,72 @@ def _of_pairs(pairs: Pairs, cfg: TokenizerConfig, given: Tokenizer | None) -> Co
 
 
 def build(text: Text | Pairs, cfg: TokenizerConfig) -> Tokenizer:
-    """Build the tokenizer for a text. UserError if the text does not suffice for it."""
+    """Build the tokenizer for a text; raise UserError if the text is too small for it."""
 
-    def train(most: int) -> Iterator[str]:
-        share, due = min(1.0, most / max(1, text.split)), 0.0
-        with _bar("learning", total=min(most, text.split), hidden=text.kept is not None) as shown:
+    def training_text(limit: int) -> Iterator[str]:
+        share, due = min(1.0, limit / max(1, text.split)), 0.0
+        with _bar("learning", total=min(limit, text.split), hidden=text.kept is not None) as progress:
             for piece in text.pieces():
                 if piece.split == "val":
                     return
-                due += share * len(piece.text)  # every piece of a text that is not too long, else as it becomes due
+                due += share * len(piece.text)  # of a text longer than the limit, evenly spaced pieces
                 if due >= len(piece.text):
                     due -= len(piece.text)
                     yield piece.text
-                    shown.update(len(piece.text))
+                    progress.update(len(piece.text))
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     if isinstance(cfg, LearnedConfig) and text.kept is None:
         log.info("tokenizer: learning %s tokens from the training split", f"{cfg.vocab_size:,}")
-    tokenizer = cfg.build(characters=text.characters, documents=text.documents, train=train)
+    tokenizer = cfg.build(characters=text.characters, documents=text.documents, train=training_text)
     if isinstance(cfg, LearnedConfig):
-        log.info("tokenizer: %s, learned in %.1f s", cfg.name, time.perf_counter() - began)
+        log.info("tokenizer: %s, learned in %.1f s", cfg.name, time.perf_counter() - started)
     return tokenizer
 
 
-def _bar(what: str, *, total: int, done: int = 0, hidden: bool = False) -> tqdm[Any]:
-    return bar(total, initial=done, hidden=hidden, desc=what, unit=" chars", unit_scale=True)
+def _bar(desc: str, *, total: int, done: int = 0, hidden: bool = False) -> tqdm[Any]:
+    return bar(total, initial=done, hidden=hidden, desc=desc, unit=" chars", unit_scale=True)
 
 
 def check(text: Text, tokenizer: Tokenizer, name: str) -> None:
-    """UserError where a text cannot be had in this tokenizer's tokens; a warning where not all of it can."""
+    """Check that a tokenizer can encode a text; log a warning if it loses part of it.
+
+    Raises UserError if the text has several documents and the tokenizer has no end-of-text token.
+    """
     require(
         text.documents == 1 or tokenizer.end_of_text is not None,
-        f"the text has {text.documents:,} documents, and this tokenizer ({name}) no token for where one ends; give one "
-        "file of plain text, or a tokenizer that has <|endoftext|>",
+        f"the text has {text.documents:,} documents, but this tokenizer ({name}) has no end-of-text token; use a text "
+        "of one document, or a tokenizer with <|endoftext|>",
     )
-    _warn_of_loss(text, tokenizer, name)
+    _warn_if_lossy(text, tokenizer, name)
 
 
-def _warn_of_loss(text: Text | Pairs, tokenizer: Tokenizer, name: str) -> None:
+def _warn_if_lossy(text: Text | Pairs, tokenizer: Tokenizer, name: str) -> None:
     if not tokenizer.lossless:
-        stretch = next(text.pieces()).text[:4096]
-        lost = not_given_back(tokenizer, stretch)
+        excerpt = next(text.pieces()).text[:4096]
+        lost = round_trip_difference(tokenizer, excerpt)
         example = f": {lost[1]!r} comes back as {lost[2]!r}" if lost else ""
         log.warning(
-            "tokenizer: %s loses part of the text%s. val/bpc counts what is left alone, and is too low to compare",
+            "tokenizer: %s loses part of the text%s. val/bpc covers only the rest, so it is too low to compare",
             *(name, example),
         )
 
 
-def prepared(text: Text, cfg: TokenizerConfig, given: Tokenizer | None, kept_in: Path) -> TokenFiles:
-    """Return the token files of a long text; make them if they are missing, from where an interruption left off.
+def prepare_cached(text: Text, cfg: TokenizerConfig, given: Tokenizer | None, kept_in: Path) -> TokenFiles:
+    """Return the cached token files of a long text, and make them if they are missing.
 
-    UserError where that cannot be.
+    An interrupted preparation is continued. kept_in: the folder of the text, with a subfolder of token files per
+    tokenizer. Raises UserError if the token files cannot be made.
     """
 
     def folder(key: str) -> Path:
         return kept_in / f"{cfg.name}-{sha256_of(key)[:12]}"
 
-    given = given or _at_hand(text, cfg)
+    given = given or _build_unlearned(text, cfg)
     learned = folder(json.dumps(asdict(cfg)))
-    about = about_of(learned)
-    # What a checkpoint brings may be just what was learned for this text.
-    if given is None or (about is not None and _is_of(about, text, cfg, given)):
+    about = read_about(learned)
+    # The tokenizer of a checkpoint may be the one that was learned from this text.
+    if given is None or (about is not None and _matches(about, text, cfg, given)):
         return prepare(text, cfg, given, learned, replace=True)
     return prepare(text, cfg, given, folder(given.to_json()), replace=True)
 
@@ -239,45 +247,49 @@ def prepared(text: Text, cfg: TokenizerConfig, given: Tokenizer | None, kept_in:
 def prepare(
     text: Text, cfg: TokenizerConfig, given: Tokenizer | None, folder: Path, *, replace: bool = False
 ) -> TokenFiles:
-    """Return a text's token files in this folder, as `prepared`. With replace, those of another text are deleted."""
-    given = given or _at_hand(text, cfg)
+    """Return the token files of a text in a folder, and make them if they are missing.
+
+    An interrupted preparation is continued. With replace, token files of another text or tokenizer are deleted;
+    without it, they raise UserError, as does any failure.
+    """
+    given = given or _build_unlearned(text, cfg)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        foreign = about_of(folder) is None and any(not path.name.startswith(".") for path in folder.iterdir())
-        require(not foreign, f"{folder}: holds something else; name another folder, or delete it")
-        with _held(folder):
-            about = about_of(folder)
-            same = about is not None and _is_of(about, text, cfg, given)
+        foreign = read_about(folder) is None and any(not path.name.startswith(".") for path in folder.iterdir())
+        require(not foreign, f"{folder}: contains other files; choose another folder, or delete it")
+        with _folder_lock(folder):
+            about = read_about(folder)
+            same = about is not None and _matches(about, text, cfg, given)
             require(
                 same or replace or about is None,
-                f"{folder}: holds token files of another text or tokenizer; name another folder, or delete it",
+                f"{folder}: contains token files of another text or tokenizer; choose another folder, or delete it",
             )
             if same and (folder / MANIFEST).exists():
-                found = open_tokens(folder)
+                token_files = open_tokens(folder)
                 log.info("tokens: %s", relative(folder))
-                return found
-            if given is None and same:  # learned before the interruption
-                given = _restored(folder, cfg)
+                return token_files
+            if given is None and same:  # already learned before an interruption
+                given = _restore_learned(folder, cfg)
             tokenizer = given or build(text, cfg)
             check(text, tokenizer, cfg.name)
             return _write(text, cfg, tokenizer, folder)
     except TextChanged:
-        discard(folder)  # what was read in between may be of neither text
+        delete_token_files(folder)  # the tokens may belong to neither version of the text
         raise
     except OSError as error:
         raise UserError(
-            f"{folder}: preparing the text failed: {error.strerror or error}; what is done is kept: mend it (make "
-            "room, for instance), and the same command continues"
+            f"{folder}: preparing the text failed: {error.strerror or error}; finished work is kept: fix the cause "
+            "(e.g. free disk space) and run the same command again to continue"
         ) from error
     except BrokenProcessPool:
         raise UserError(
-            f"{folder}: a process that encodes ended before its time, perhaps for lack of memory; what is done is "
-            "kept, and the same command continues"
+            f"{folder}: an encoding worker ended unexpectedly, perhaps because it ran out of memory; finished work is "
+            "kept: run the same command again to continue"
         ) from None
 
 
-def _at_hand(text: Text, cfg: TokenizerConfig) -> Tokenizer | None:
-    # The tokenizer, where nothing has to be learned for it.
+def _build_unlearned(text: Text, cfg: TokenizerConfig) -> Tokenizer | None:
+    # Return the tokenizer if it needs no learning; its JSON then identifies the token files.
     return None if isinstance(cfg, LearnedConfig) else build(text, cfg)
 
 
@@ -292,54 +304,54 @@ def _write(text: Text, cfg: TokenizerConfig, tokenizer: Tokenizer, folder: Path)
         tokenizer=asdict(cfg),
         tokenizer_sha256=sha256_of(tokenizer.to_json()),
         vocab_size=tokenizer.vocab_size,
-        dtype=np.dtype(narrowest(tokenizer.vocab_size)).name,
+        dtype=np.dtype(narrowest_dtype(tokenizer.vocab_size)).name,
     )
-    began = time.perf_counter()
+    started = time.perf_counter()
     with TokenWriter(folder, about, tokenizer.to_json()) as writer:
-        before = sum(counts.characters for counts in writer.counts.values())
-        if before:
-            log.info("tokens: continuing after %s characters, in %s", f"{before:,}", relative(folder))
-        kept, done = before, before
-        with _bar("encoding", total=text.n_characters, done=before) as shown:
+        resumed_at = sum(counts.characters for counts in writer.counts.values())
+        if resumed_at:
+            log.info("tokens: continuing after %s characters, in %s", f"{resumed_at:,}", relative(folder))
+        kept, done = resumed_at, resumed_at
+        with _bar("encoding", total=text.n_characters, done=resumed_at) as progress:
             for encoded in encode_on_all_cores(text, cfg, encoder, skip=writer.pieces):
                 writer.write(encoded.ids, encoded.characters, encoded.pieces)
                 done += sum(encoded.characters.values())
-                shown.update(sum(encoded.characters.values()))
+                progress.update(sum(encoded.characters.values()))
                 if done - kept >= KEPT_EVERY:
                     writer.keep()
                     kept = done
-        found = writer.finish()
-    seconds = time.perf_counter() - began
+        token_files = writer.finish()
+    seconds = time.perf_counter() - started
     log.info(
-        "tokens: %s train, %s val, made in %.1f s (%.1f million characters a second), kept in %s",
-        *(f"{found.splits[split].tokens:,}" for split in SPLITS),
-        *(seconds, (text.n_characters - before) / 1e6 / seconds, relative(folder)),
+        "tokens: %s train, %s val, made in %.1f s (%.1f million characters per second), stored in %s",
+        *(f"{token_files.splits[split].tokens:,}" for split in SPLITS),
+        *(seconds, (text.n_characters - resumed_at) / 1e6 / seconds, relative(folder)),
     )
-    return found
+    return token_files
 
 
-def _is_of(about: About, text: Text, cfg: TokenizerConfig, given: Tokenizer | None) -> bool:
-    of_text = (about.sha256, about.split, about.documents) == (text.sha256, text.split, text.documents)
-    return of_text and (
+def _matches(about: About, text: Text, cfg: TokenizerConfig, given: Tokenizer | None) -> bool:
+    same_text = (about.sha256, about.split, about.documents) == (text.sha256, text.split, text.documents)
+    return same_text and (
         about.tokenizer == asdict(cfg) if given is None else about.tokenizer_sha256 == sha256_of(given.to_json())
     )
 
 
-def _restored(folder: Path, cfg: TokenizerConfig) -> Tokenizer | None:
+def _restore_learned(folder: Path, cfg: TokenizerConfig) -> Tokenizer | None:
     try:
         return cfg.restore((folder / TOKENIZER).read_text("utf-8"))
-    except (OSError, *_UNREADABLE):
+    except (OSError, *_RESTORE_ERRORS):
         return None
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    # Who else prepares the same waits for it.
+def _folder_lock(folder: Path) -> Iterator[None]:
+    # Other processes that prepare the same text wait for this one.
     lock = FileLock(folder / _LOCK)
     try:
         lock.acquire(timeout=0.5)
     except Timeout:
-        log.info("tokens: another process prepares them in %s; waiting for it", relative(folder))
+        log.info("tokens: another process is preparing them in %s; waiting for it to finish", relative(folder))
         lock.acquire(timeout=-1)
     try:
         yield

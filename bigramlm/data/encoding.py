@@ -1,4 +1,4 @@
-"""Encoding a long text on all cores, in an order that does not depend on them."""
+"""Encoding of a long text on all cores, with results in the order of the text."""
 
 from __future__ import annotations
 
@@ -18,31 +18,34 @@ from bigramlm.data.text import Piece, Text
 from bigramlm.data.tokens import (
     SPLITS,
     Ids,
-    narrowest,
+    narrowest_dtype,
 )
 from bigramlm.errors import UserError
 from bigramlm.tokenizer.base import Tokenizer
 from bigramlm.tokenizer.config import TokenizerConfig
 
-# How many characters a worker is handed at once, and after how many more what is written is put on the disk.
+# The least number of characters that a worker receives at once.
 UNIT = 2_000_000
 
-
-# Each has a tokenizer with its words in memory; the disk has enough of so many.
-_WORKERS_AT_MOST = 8
+# Each worker keeps a tokenizer with its vocabulary in memory, and more workers than this would wait for the disk.
+_MAX_WORKERS = 8
 
 
 def encode_piece(tokenizer: Tokenizer, piece: Piece, where: str, *, ends: bool) -> Ids:
+    """Encode a piece, (N,); with ends, append the end-of-text token after a document.
+
+    Raises UserError, with `where` in front, if the tokenizer lacks a character of the piece.
+    """
     try:
         ids = tokenizer.encode(piece.text)
-    except UserError as error:  # the tokenizer is of a run with another text
+    except UserError as error:  # a tokenizer from a run on another text may lack characters of this one
         raise UserError(f"{where}: {error}") from None
     return np.append(ids, [np.int32(tokenizer.end_of_text or 0)]) if ends and piece.ends else ids
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Some pieces of a text in a tokenizer's ids: by split, as they stand in token files."""
+    """The token ids of some pieces of a text, by split, as bytes for the token files."""
 
     ids: dict[str, bytes]
     characters: dict[str, int]
@@ -51,27 +54,33 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder of pieces into ids; where: of the text, for errors; ends: whether documents end with a token."""
+    """A callable that encodes pieces of a text as token ids.
+
+    where: the files of the text, for error messages. ends: if True, the end-of-text token follows each document.
+    """
 
     tokenizer: Tokenizer
     where: str
     ends: bool
 
     def __call__(self, unit: Sequence[Piece]) -> Encoded:
-        """UserError where the tokenizer lacks what is in the text."""
-        kind = narrowest(self.tokenizer.vocab_size)
+        """Encode pieces; raise UserError if the tokenizer lacks a character of the text."""
+        dtype = narrowest_dtype(self.tokenizer.vocab_size)
         ids: dict[str, list[Ids]] = {split: [] for split in SPLITS}
         for piece in unit:
             ids[piece.split].append(encode_piece(self.tokenizer, piece, self.where, ends=self.ends))
         return Encoded(
-            ids={split: np.concatenate(parts).astype(kind).tobytes() for split, parts in ids.items() if parts},
+            ids={split: np.concatenate(parts).astype(dtype).tobytes() for split, parts in ids.items() if parts},
             characters={split: sum(len(piece.text) for piece in unit if piece.split == split) for split in ids},
             pieces=len(unit),
         )
 
 
 def units(pieces: Iterable[Piece], *, skip: int) -> Iterator[list[Piece]]:
-    """Group a text's pieces, without the first ones, into lists of at least UNIT characters."""
+    """Group the pieces of a text into lists of at least UNIT characters.
+
+    The first `skip` pieces are left out, and the last list may be shorter.
+    """
     unit: list[Piece] = []
     size = 0
     for number, piece in enumerate(pieces):
@@ -87,53 +96,56 @@ def units(pieces: Iterable[Piece], *, skip: int) -> Iterator[list[Piece]]:
 
 
 def encode_on_all_cores(text: Text, cfg: TokenizerConfig, encoder: Encoder, *, skip: int) -> Iterator[Encoded]:
-    """Encode a text without its first pieces, in order, in processes that are a little ahead of what is asked for."""
+    """Encode a text in worker processes, and yield the results in text order.
+
+    The first `skip` pieces are left out. The workers run a few units ahead of the caller.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(_WORKERS_AT_MOST, cores)
-    given = (cfg, encoder.tokenizer.to_json(), encoder.where, encoder.ends)
+    workers = min(_MAX_WORKERS, cores)
+    worker_args = (cfg, encoder.tokenizer.to_json(), encoder.where, encoder.ends)
     if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
-        # In a worker of joblib it is joblib's own, which the processes that are started here would not know.
+        # In a joblib worker the start method is joblib's own, which is unknown to the processes that are started here.
         multiprocessing.set_start_method("spawn", force=True)
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin_worker, initargs=given)
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_init_worker, initargs=worker_args)
     try:
-        ahead: deque[Future[Encoded]] = deque()
+        pending: deque[Future[Encoded]] = deque()
         for unit in units(text.pieces(), skip=skip):
-            with _ignored_by_children():
-                ahead.append(pool.submit(_encode_unit, unit))
-            if len(ahead) > 2 * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            with _sigint_ignored_by_children():
+                pending.append(pool.submit(_encode_unit, unit))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
-def _ignored_by_children() -> Iterator[None]:
-    # A process inherits what is ignored: no Ctrl-C meets a worker while it starts.
+def _sigint_ignored_by_children() -> Iterator[None]:
+    # A child process inherits ignored signals, so Ctrl-C cannot interrupt a worker while it starts.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
-_encoder: Encoder  # of a worker
+_encoder: Encoder  # of this worker process
 
 
-def _begin_worker(cfg: TokenizerConfig, tokenizer: str, where: str, ends: bool) -> None:
+def _init_worker(cfg: TokenizerConfig, tokenizer: str, where: str, ends: bool) -> None:
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches all of a terminal, and the parent ends its workers
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each core
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends its workers
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each core already has a worker
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     _encoder = Encoder(cfg.restore(tokenizer), where, ends)
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

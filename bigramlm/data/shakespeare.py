@@ -1,4 +1,4 @@
-"""Getting the tutorial's text."""
+"""The download of the tutorial's text."""
 
 import hashlib
 import http.client
@@ -18,20 +18,20 @@ SIZE = 1_115_394
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 _CHUNK = 1 << 16
-# A server that trickles must not hold a run for ever: the whole download may take this many times `data.timeout`.
-_PATIENCE = 12
+# The whole download may take this many times `data.timeout`, so that a very slow server cannot block a run for ever.
+_MAX_TIMEOUTS = 12
 
 
 def fetch(cfg: ShakespeareConfig, *, fallback: bool) -> bool:
-    """See to it that sources/shakespeare.txt is there; False where it is not and the bundled text must serve.
+    """Download sources/shakespeare.txt unless the file exists.
 
-    A file that is there is used as it is, also where it is not the tutorial's text (a warning says so). Without
-    fallback a failed download is a UserError.
+    Returns False if the download fails and the bundled text must be used instead; without fallback, raises UserError.
+    An existing file is used as it is; if it is not the tutorial's text, a warning says so.
     """
     path = cfg.file()
     if path.exists():
         if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
-            log.warning("%s is not the tutorial's text (its SHA-256 differs); training on it as it is", path)
+            log.warning("%s is not the tutorial's text (its SHA-256 differs); training uses it unchanged", path)
         return True
     try:
         content = download(cfg.url, cfg.timeout)
@@ -39,7 +39,7 @@ def fetch(cfg: ShakespeareConfig, *, fallback: bool) -> bool:
         reason = error.reason if type(error) is urllib.error.URLError else error  # a bare URLError wraps the reason
         if not fallback:
             raise UserError(
-                f"{path} is not there and could not be downloaded from {cfg.url}: {reason}; "
+                f"{path} does not exist and could not be downloaded from {cfg.url}: {reason}; "
                 "put the file there yourself, or use data=bundled"
             ) from None
         log.warning(_NOT_SHAKESPEARE.format(url=cfg.url, reason=reason, path=path))
@@ -50,32 +50,32 @@ def fetch(cfg: ShakespeareConfig, *, fallback: bool) -> bool:
 
 
 def download(url: str, timeout: float) -> bytes:
-    """Download the tutorial's text, whole and verified.
+    """Download the tutorial's text, and verify its size and SHA-256.
 
-    Raises OSError (of which a time-out and urllib's errors are kinds), http.client.HTTPException, or ValueError where
-    what came is not the text.
+    Raises OSError (which includes time-outs and urllib's errors), http.client.HTTPException, or ValueError if the
+    content is not the tutorial's text.
     """
     log.info("downloading %s", url)
-    deadline = time.monotonic() + _PATIENCE * timeout
+    deadline = time.monotonic() + _MAX_TIMEOUTS * timeout
     content = bytearray()
     request = urllib.request.Request(url, headers={"User-Agent": "bigramlm"})
     with (
         urllib.request.urlopen(request, timeout=timeout) as response,
-        bar(SIZE, unit="B", unit_scale=True, desc="shakespeare.txt") as shown,
+        bar(SIZE, unit="B", unit_scale=True, desc="shakespeare.txt") as progress,
     ):
         while chunk := response.read1(_CHUNK):
             content += chunk
-            shown.update(len(chunk))
+            progress.update(len(chunk))
             if len(content) > SIZE:
                 break
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not done after {_PATIENCE * timeout:.0f} seconds")
+                raise TimeoutError(f"the download took more than {_MAX_TIMEOUTS * timeout:.0f} seconds")
     if len(content) != SIZE:
         more = "more than " if len(content) > SIZE else ""
-        raise ValueError(f"{more}{min(len(content), SIZE):,} bytes came where the text has {SIZE:,}")
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
-        raise ValueError(f"what came is not the tutorial's text: its SHA-256 is {found}, not {SHA256}")
+        raise ValueError(f"received {more}{min(len(content), SIZE):,} bytes, but the text has {SIZE:,}")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != SHA256:
+        raise ValueError(f"the download is not the tutorial's text: its SHA-256 is {digest}, not {SHA256}")
     return bytes(content)
 
 
@@ -88,6 +88,6 @@ _NOT_SHAKESPEARE = """
    Losses on the bundled text cannot be compared with Shakespeare's.
    To train on Shakespeare, put the file at
    {path}
-   or run again with a network. data=bundled asks for the bundled text
-   by name; data.fallback=false makes this an error.
+   or run again with a network connection. data=bundled selects the
+   bundled text explicitly; data.fallback=false makes this an error.
 ************************************************************************"""

@@ -1,4 +1,4 @@
-"""Reading texts: from one file or many, plain, compressed or JSONL, in memory or as a stream."""
+"""Texts from plain, compressed or JSONL files, in memory or as a stream."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from bigramlm.data.compression import HashedFile, decompressed, is_jsonl, zstd
+from bigramlm.data.compression import HashedFile, decompress, is_jsonl, zstd
 from bigramlm.errors import UserError, require
 from bigramlm.utils import files
 from bigramlm.utils.progress import bar
 
-# A text of up to so many characters is kept in memory; a longer one is read from its files whenever it is needed.
+# A text of at most this many characters is kept in memory; a longer text is read from its files each time.
 IN_MEMORY_UP_TO = 16_000_000
-# How many characters a piece of a document has, about. Part of what a tokenizer makes of a text: a word that is cut in
-# two where a document has no spaces is two words.
+# The approximate number of characters in a piece of a document. This number affects the tokens of a text: if a document
+# has no spaces, a word that is cut in two is encoded as two words.
 PIECE = 1 << 16
-# Where a document is cut, if it can be: before a space between two words, which no usual tokenizer joins.
+# The preferred place for a cut is before a space between two words, which no usual tokenizer merges across.
 _CUT = re.compile(r"\w(?= \w)")
 
-READ_AT_ONCE = 1 << 20  # bytes read at once
-ENDS_AT_MOST = 200_000  # of documents, remembered to find where to split
+READ_SIZE = 1 << 20  # bytes per read
+MAX_ENDS = 200_000  # the most document ends that are remembered to find the split
 
 Blocks = Iterable[str]
-"""A document, in parts that are strung together."""
+"""The consecutive parts of a document."""
 
 
 class Piece(NamedTuple):
-    """A part of a document, small enough to be worked on, all of it in one split."""
+    """A part of a document, small enough to process at once, within one split."""
 
     split: str
     text: str
@@ -51,12 +51,12 @@ class Piece(NamedTuple):
 
 
 class TextChanged(UserError):
-    """A text is not any more what it was, and what was made of it is worth nothing."""
+    """An error because a text changed while it was read, so its tokens are invalid."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a text, as it was when it was read."""
+    """The state of a text file when it was read."""
 
     path: str
     bytes: int
@@ -66,47 +66,47 @@ class File:
 
 @dataclass(frozen=True)
 class Text:
-    """A text, of one document or many, with what identifies it and where it is split."""
+    """A text of one document or many, with its files and the point of its split."""
 
     name: str
     files: tuple[File, ...]
     jsonl_field: str
-    """The field of a line of JSONL that is read."""
+    """The field of a JSONL line that contains the text."""
     n_characters: int
     characters: str
-    """Those that it has, each once, sorted."""
+    """The distinct characters of the text, sorted."""
     documents: int
     split: int
-    """The number of its characters, from the start, that train; the others validate."""
+    """The number of training characters, from the start; the others are for validation."""
     kept: list[list[str]] | None = field(default=None, repr=False, compare=False)
-    """Its documents, where they are kept in memory."""
+    """The documents, each a list of blocks, if they are kept in memory; otherwise None."""
     kept_at: Path | None = field(default=None, repr=False, compare=False)
-    """The file in which a long text's description is kept for the next time."""
+    """The file that caches the description of a long text."""
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of a single file's bytes; for several files, of their hashes."""
+        """The SHA-256 of the file, or of the hashes of several files."""
         return sha256_of(self.files)
 
     @property
     def where(self) -> str:
-        """Its files, for people."""
-        return named([file.path for file in self.files])
+        """The files of the text, for error messages."""
+        return describe_files([file.path for file in self.files])
 
     def pieces(self) -> Iterator[Piece]:
-        """All of it in order. TextChanged where a file is not any more what it was."""
+        """Yield the whole text in order; raise TextChanged if a file has changed."""
         try:
             yield from self._pieces()
-        except UserError:  # it was in order when it was read before
-            changed = next((file for file in self.files if not _is_still(file)), None)
+        except UserError:  # the files were valid when they were first read, so a change is the likely cause
+            changed = next((file for file in self.files if not _is_unchanged(file)), None)
             if self.kept is not None or changed is None:
                 raise
-            raise self._changed(changed) from None
+            raise self._text_changed(changed) from None
 
     def _pieces(self) -> Iterator[Piece]:
         at = 0
         for document in self._documents() if self.kept is None else self.kept:
-            for text, ends in in_pieces(document):
+            for text, ends in split_into_pieces(document):
                 cut = self.split - at
                 if 0 < cut < len(text):
                     yield Piece("train", text[:cut], False)
@@ -116,7 +116,7 @@ class Text:
                 at += len(text)
 
     def to_dict(self) -> dict[str, Any]:
-        """Describe the text, for `from_dict` to make it again, except for what is in memory."""
+        """Return a description for `from_dict`, without the documents in memory."""
         fields = {name: value for name, value in vars(self).items() if not name.startswith("kept")}
         return {**fields, "files": [asdict(file) for file in self.files]}
 
@@ -125,22 +125,22 @@ class Text:
             reader = Reader(Path(file.path), self.jsonl_field)
             yield from reader.documents()
             if reader.sha256 != file.sha256:
-                raise self._changed(file)
+                raise self._text_changed(file)
 
-    def _changed(self, file: File) -> TextChanged:
-        if self.kept_at is not None:  # what is known of it does not hold
+    def _text_changed(self, file: File) -> TextChanged:
+        if self.kept_at is not None:  # the cached description is no longer true
             self.kept_at.unlink(missing_ok=True)
-        return TextChanged(f"{file.path}: was changed while it was read; run this again")
+        return TextChanged(f"{file.path}: changed while it was being read; run the command again")
 
 
 def sha256_of(files: Sequence[File]) -> str:
-    """Return the SHA-256 of a single file's bytes; for several files, of their hashes."""
+    """Return the SHA-256 of the file, or of the hashes of several files."""
     if len(files) == 1:
         return files[0].sha256
     return hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
 
 
-def _is_still(file: File) -> bool:
+def _is_unchanged(file: File) -> bool:
     try:
         status = Path(file.path).stat()
     except OSError:
@@ -149,38 +149,39 @@ def _is_still(file: File) -> bool:
 
 
 def from_dict(about: dict[str, Any]) -> Text:
-    """Make the text that `to_dict` described."""
+    """Create the text that `to_dict` described."""
     return Text(**{**about, "files": tuple(File(**file) for file in about["files"])})
 
 
 def read_text(paths: Sequence[Path], *, name: str, field: str, train_fraction: float, kept_at: Path) -> Text:
-    """Read the text in these files once; UserError says what is wrong with them, and where.
+    """Read a text from its files.
 
-    kept_at: where what was found out about a long text is kept, so that the next time it need not be read.
+    kept_at: the file that caches the description of a long text, so that the text is not read again the next time.
+    Raises UserError, with the file and line or offset, if the files cannot be used.
     """
-    sizes = [size_of(path) for path in paths]
-    known = _known(paths, name, kept_at)
-    if known is not None:
-        return replace(known, kept_at=kept_at)
+    sizes = [file_size(path) for path in paths]
+    cached = _load_description(paths, name, kept_at)
+    if cached is not None:
+        return replace(cached, kept_at=kept_at)
     text = _read(paths, sizes, name, field, train_fraction)
     if text.kept is not None:
         return text
-    _keep(text, kept_at)
+    _save_description(text, kept_at)
     return replace(text, kept_at=kept_at)
 
 
 def _read(paths: Sequence[Path], sizes: Sequence[int], name: str, field: str, train_fraction: float) -> Text:
-    found: list[File] = []
-    ends = array.array("q")  # of the documents, in characters
+    read_files: list[File] = []
+    ends = array.array("q")  # the ends of the documents, in characters from the start of the text
     seen = np.zeros(sys.maxunicode + 1, dtype=bool)
     kept: list[list[str]] | None = []
     n = documents = 0
-    with bar(sum(sizes), hidden=sum(sizes) <= IN_MEMORY_UP_TO, desc="reading", unit="B", unit_scale=True) as shown:
+    with bar(sum(sizes), hidden=sum(sizes) <= IN_MEMORY_UP_TO, desc="reading", unit="B", unit_scale=True) as progress:
         for path in paths:
             status = path.stat()
-            reader = Reader(path, field, shown)
+            reader = Reader(path, field, progress)
             for document in reader.documents():
-                before, blocks = n, []
+                start, blocks = n, []
                 for block in document:
                     seen[np.frombuffer(block.encode("utf-32-le"), dtype=np.uint32)] = True
                     n += len(block)
@@ -188,131 +189,133 @@ def _read(paths: Sequence[Path], sizes: Sequence[int], name: str, field: str, tr
                         blocks.append(block)
                     if n > IN_MEMORY_UP_TO:
                         kept, blocks = None, []
-                if n > before:
+                if n > start:
                     documents += 1
                     ends.append(n)
-                    if len(ends) > ENDS_AT_MOST:
-                        ends = _thinned(ends, n)
+                    if len(ends) > MAX_ENDS:
+                        ends = _thin_ends(ends, n)
                     if kept is not None:
                         kept.append(blocks)
-            found.append(File(str(path), status.st_size, status.st_mtime_ns, reader.sha256))
-    require(n > 0, f"{named(paths)}: is empty; there is nothing to train on")
+            read_files.append(File(str(path), status.st_size, status.st_mtime_ns, reader.sha256))
+    require(n > 0, f"{describe_files(paths)}: empty, so there is nothing to train on")
     characters = np.flatnonzero(seen).astype(np.uint32).tobytes().decode("utf-32-le")
-    return Text(name, tuple(found), field, n, characters, documents, _split(n, ends, train_fraction), kept)
+    return Text(name, tuple(read_files), field, n, characters, documents, _split(n, ends, train_fraction), kept)
 
 
 def _split(n: int, ends: Sequence[int], train_fraction: float) -> int:
-    # Where a document ends soon behind the place that is asked for, it is not cut.
+    # If a document ends shortly after the requested point, the split moves to its end, so that it is not cut.
     cut = int(train_fraction * n)
     end = ends[bisect.bisect_left(ends, cut)]
     return end if end - cut <= n // 100 and end < n else cut
 
 
-def named(paths: Sequence[Path] | Sequence[str]) -> str:
-    """Files, for people."""
+def describe_files(paths: Sequence[Path] | Sequence[str]) -> str:
+    """Name the first file and the number of the others, for messages."""
     return str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
-def _thinned(ends: array.array[int], n: int) -> array.array[int]:
-    # The last of each stretch of a text so far: of a hundredth of it they are still a thousand.
-    width = max(1, 2 * n // ENDS_AT_MOST)
+def _thin_ends(ends: array.array[int], n: int) -> array.array[int]:
+    # Keep the last end in each of MAX_ENDS / 2 equal stretches: a hundredth of the text still has a thousand of them.
+    width = max(1, 2 * n // MAX_ENDS)
     return array.array("q", {end // width: end for end in ends}.values())
 
 
-def size_of(path: Path) -> int:
-    """Return the bytes of a file. UserError if there is none."""
+def file_size(path: Path) -> int:
+    """Return the size of a file in bytes; raise UserError if it cannot be read."""
     require(
         not path.is_dir(),
-        f"{path}: is a folder; give a text file in it, or several (data.path='{path}/*.txt')",
+        f"{path}: is a folder; give a text file, or a glob of several files (data.path='{path}/*.txt')",
     )
     try:
         return path.stat().st_size
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; give one that exists (data.path=FILE)") from None
+        raise UserError(f"{path}: the file does not exist; give one that does (data.path=FILE)") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _known(paths: Sequence[Path], name: str, kept_at: Path) -> Text | None:
-    # A file of the same size and time is taken for the same, as make and git do; one of another time is read again.
+def _load_description(paths: Sequence[Path], name: str, kept_at: Path) -> Text | None:
+    # A file with the same size and time counts as unchanged, as in make and git; if only the time differs, the file is
+    # hashed.
     try:
         text = from_dict(json.loads(kept_at.read_text("utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if [file.path for file in text.files] != [str(path) for path in paths] or text.n_characters <= IN_MEMORY_UP_TO:
         return None
-    now = []
+    current = []
     for path, file in zip(paths, text.files, strict=True):
         status = path.stat()
         if status.st_size != file.bytes or (status.st_mtime_ns != file.mtime_ns and files.sha256(path) != file.sha256):
             return None
-        now.append(File(file.path, file.bytes, status.st_mtime_ns, file.sha256))
-    again = from_dict({**text.to_dict(), "name": name, "files": [asdict(file) for file in now]})
-    if again != text:
-        _keep(again, kept_at)
-    return again
+        current.append(File(file.path, file.bytes, status.st_mtime_ns, file.sha256))
+    updated = from_dict({**text.to_dict(), "name": name, "files": [asdict(file) for file in current]})
+    if updated != text:
+        _save_description(updated, kept_at)
+    return updated
 
 
-def _keep(text: Text, kept_at: Path) -> None:
-    with contextlib.suppress(OSError):  # it is read again the next time
+def _save_description(text: Text, kept_at: Path) -> None:
+    with contextlib.suppress(OSError):  # without the description, the text is read again the next time
         kept_at.parent.mkdir(parents=True, exist_ok=True)
         files.write(kept_at, [json.dumps(text.to_dict(), indent=1, ensure_ascii=False).encode()])
 
 
 class Reader:
-    """Reads the documents of a file, one after the other, and the file's hash along the way.
+    """A reader of the documents of a file, which also computes the file's SHA-256.
 
-    A plain text is one document; of JSONL each line's field is one. Both may be compressed, by gzip or zstd.
+    A plain text file is one document; in a JSONL file, the field of each line is one. Either may be compressed by gzip
+    or zstd.
     """
 
     def __init__(self, path: Path, field: str, bar: tqdm[Any] | None = None) -> None:
-        """field: what a line of JSONL has the text in; bar: told how many bytes are read."""
+        """Read a file; field: the JSONL field of the text; bar: shows the bytes read."""
         self.path = path
         self.field = field
         self.bar = bar
         self.sha256 = ""
-        """The SHA-256 of the file's bytes, once all documents are read."""
+        """The SHA-256 of the file's bytes, available after all documents are read."""
 
     def documents(self) -> Iterator[Blocks]:
-        """Yield the documents; each has to be read to its end before the next."""
+        """Yield the documents; each must be read to its end before the next."""
         if is_jsonl(self.path):
-            for where, found in self.objects():
-                yield (text_in(found, self.field, where, setting="text_field"),)
+            for where, value in self.objects():
+                yield (get_text(value, self.field, where, setting="text_field"),)
             return
-        with self._opened() as content:
+        with self._open() as content:
             yield self._blocks(content)
 
     def objects(self) -> Iterator[tuple[str, Any]]:
-        """Yield what the lines of JSONL hold, each with its file and line number."""
-        with self._opened() as content:
+        """Yield the file and line number of each JSONL line, and the line's value."""
+        with self._open() as content:
             yield from self._lines(content)
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[io.BufferedIOBase]:
-        with self._reading(), self.path.open("rb") as file:
+    def _open(self) -> Iterator[io.BufferedIOBase]:
+        with self._as_user_errors(), self.path.open("rb") as file:
             hashed = HashedFile(file, self.bar)
-            yield decompressed(io.BufferedReader(hashed, READ_AT_ONCE), self.path)
-            while hashed.read(READ_AT_ONCE):
+            yield decompress(io.BufferedReader(hashed, READ_SIZE), self.path)
+            while hashed.read(READ_SIZE):  # hash the rest of the file too
                 pass
             self.sha256 = hashed.digest.hexdigest()
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _as_user_errors(self) -> Iterator[None]:
         try:
             yield
         except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:
             cut = isinstance(error, EOFError)
-            what = "is cut short: the archive ends in the middle" if cut else f"is no whole archive: {error}"
-            raise UserError(f"{self.path}: {what}; get it again, or unpack it and give the text itself") from None
+            reason = "the archive is cut short" if cut else f"not a whole archive: {error}"
+            raise UserError(f"{self.path}: {reason}; download it again, or give the decompressed text") from None
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror or error}") from None
 
     def _blocks(self, content: io.BufferedIOBase) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")()
-        offset = lines = 0  # of what is decoded
+        offset = lines = 0  # the bytes and lines that are decoded
         while True:
-            with self._reading():  # of who asks for it
-                block = content.read(READ_AT_ONCE)
+            with self._as_user_errors():  # the handler in `_open` does not see errors of this generator
+                block = content.read(READ_SIZE)
             pending = decoder.getstate()[0]
             try:
                 text = decoder.decode(block, final=not block)
@@ -322,7 +325,7 @@ class Reader:
                 raise UserError(
                     f"{self.path}: not UTF-8: byte 0x{raw[error.start]:02x} at offset "
                     f"{offset - len(pending) + error.start:,} (line {line:,}); "
-                    "convert it first, for instance with iconv -f latin1 -t utf-8"
+                    "convert the file to UTF-8 first, e.g. with iconv -f latin1 -t utf-8"
                 ) from None
             if text:
                 yield text
@@ -337,52 +340,56 @@ class Reader:
                 continue
             where = f"{self.path}, line {number:,}"
             try:
-                found = json.loads(line)
+                value = json.loads(line)
             except UnicodeDecodeError as error:
-                raise UserError(f"{where}: not UTF-8: byte 0x{line[error.start]:02x}") from None
+                raise UserError(f"{where}: not UTF-8: byte 0x{line[error.start]:02x}; convert the file first") from None
             except (ValueError, RecursionError) as error:
                 reason = f"{error.msg} (column {error.colno:,})" if isinstance(error, json.JSONDecodeError) else error
-                raise UserError(f"{where}: is not JSON: {reason}; mend the line, or take it out") from None
-            yield where, found
+                raise UserError(f"{where}: not valid JSON: {reason}; fix or remove the line") from None
+            yield where, value
 
 
-def text_in(found: Any, field: str, where: str, *, setting: str) -> str:
-    """Return the text in a field of a line of JSONL; setting: the field of `data` that names it. UserError if none."""
-    require(isinstance(found, dict), f'{where}: is not an object like {{"{field}": "To be"}}')
-    if field not in found:
-        has = ", ".join(list(found)[:10]) or "none"
-        raise UserError(f"{where}: has no field {field!r}; it has {has} (data.{setting}=NAME)")
-    text = found[field]
+def get_text(value: Any, field: str, where: str, *, setting: str) -> str:
+    """Return the text in a field of a JSONL line.
+
+    setting: the field of `data` that names `field`, for the message. Raises UserError if the line has no such text.
+    """
+    require(isinstance(value, dict), f'{where}: not an object such as {{"{field}": "To be"}}')
+    if field not in value:
+        names = ", ".join(list(value)[:10]) or "none"
+        raise UserError(f"{where}: there is no field {field!r}; the fields are: {names}; set data.{setting}=NAME")
+    text = value[field]
     if not isinstance(text, str):
-        raise UserError(f"{where}: its field {field!r} is not a text")
+        raise UserError(f"{where}: the field {field!r} is not a string; fix or remove the line")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where}: holds half of a surrogate pair, which is no character") from None
+        raise UserError(f"{where}: contains half of a surrogate pair, not a character; fix the line") from None
     return text
 
 
-def in_pieces(document: Blocks) -> Iterator[tuple[str, bool]]:
-    """Cut a document into pieces of some `PIECE` characters, between words if possible; says which is the last.
+def split_into_pieces(document: Blocks) -> Iterator[tuple[str, bool]]:
+    """Cut a document into pieces of about `PIECE` characters.
 
-    Where it is cut depends on the document alone, and not on how it came in blocks. An empty one has no pieces.
+    Yields each piece, and True if it is the last of the document. A cut is between two words if possible, and depends
+    on the document alone, not on its blocks. An empty document has no pieces.
     """
-    held, at = "", 0
+    buffer, at = "", 0
     for block in document:
-        held, at = held[at:] + block, 0
-        while len(held) - at > 2 * PIECE:
-            found = _CUT.search(held, at + PIECE, at + 2 * PIECE)
-            end = found.end() if found else at + 2 * PIECE
-            yield held[at:end], False
+        buffer, at = buffer[at:] + block, 0
+        while len(buffer) - at > 2 * PIECE:
+            match = _CUT.search(buffer, at + PIECE, at + 2 * PIECE)
+            end = match.end() if match else at + 2 * PIECE
+            yield buffer[at:end], False
             at = end
-    if held:
-        yield held[at:], True
+    if buffer:
+        yield buffer[at:], True
 
 
 def check_length(n_tokens: int, *, split: str, block_size: int, text: str) -> None:
-    """UserError where a split is too short for one block and the target of its last token."""
+    """Raise UserError unless a split has at least block_size + 1 tokens."""
     require(
         n_tokens > block_size,
         f"data.block_size={block_size}: the {split} split of {text} has only {n_tokens:,} of the {block_size + 1:,} "
-        "tokens that a block and its targets take; lower data.block_size or use a longer text",
+        "tokens that a block and its targets need; lower data.block_size or use a longer text",
     )

@@ -1,4 +1,7 @@
-"""Token files: a text's two splits as token ids, on the disk, mapped into memory and never loaded whole."""
+"""Token files: the splits of a text as token ids on disk.
+
+The files are memory-mapped and never loaded whole.
+"""
 
 from __future__ import annotations
 
@@ -21,51 +24,54 @@ MANIFEST, TOKENIZER, PROGRESS = "manifest.json", "tokenizer.json", "progress.jso
 SPLITS = ("train", "val")
 _FORMAT = 1
 
-# The types that token ids are kept in, the narrowest first.
-_KINDS = (np.uint8, np.int16, np.uint16, np.int32)
+# The dtypes of stored token ids, the narrowest first.
+_DTYPES = (np.uint8, np.int16, np.uint16, np.int32)
 
 Ids = NDArray[Any]
-"""Token ids (N,), of the narrowest type that holds them all."""
+"""Token ids (N,)."""
 
 
-def narrowest(vocab_size: int) -> type[np.generic]:
-    """Return the narrowest type that holds the ids of so many tokens: caches are small."""
-    return next(kind for kind in _KINDS if vocab_size - 1 <= np.iinfo(kind).max)
+def narrowest_dtype(vocab_size: int) -> type[np.generic]:
+    """Return the narrowest dtype for the ids of a vocabulary of this size."""
+    return next(dtype for dtype in _DTYPES if vocab_size - 1 <= np.iinfo(dtype).max)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """The size of a split."""
+    """The size of a split, and the hash of its file."""
 
     tokens: int = 0
     characters: int = 0
     sha256: str = ""
-    """The SHA-256 of its file."""
+    """The SHA-256 of the token file; empty until the files are complete."""
 
 
 @dataclass(frozen=True)
 class About:
-    """The text and tokenizer that token files were made of."""
+    """The text and the tokenizer that token files were made from."""
 
     name: str
-    """The text's."""
+    """The name of the text."""
     sha256: str
     """The SHA-256 of the text."""
     n_characters: int
     documents: int
     split: int
-    """The number of its characters that train."""
+    """The number of training characters of the text, from its start."""
     tokenizer: dict[str, Any]
-    """Its config."""
+    """The config of the tokenizer."""
     tokenizer_sha256: str
-    """The SHA-256 of its tokenizer.json."""
+    """The SHA-256 of tokenizer.json."""
     vocab_size: int
     dtype: str
 
 
 @dataclass(frozen=True)
 class TokenFiles:
-    """A folder of token files that is complete: `train.bin`, `val.bin`, the tokenizer, and a manifest of it all."""
+    """A complete folder of token files.
+
+    The folder contains train.bin, val.bin, the tokenizer and the manifest.
+    """
 
     folder: Path
     about: About
@@ -77,63 +83,81 @@ class TokenFiles:
         return self.about.sha256
 
     def ids(self, split: str) -> Ids:
-        """Map the ids of a split into memory."""
+        """Map the ids of a split, (N,), into memory."""
         if self.splits[split].tokens == 0:
             return np.empty(0, dtype=self.about.dtype)
-        # Read only: of a mapping that could be written to the system would have to promise as much memory.
+        # Read-only: for a writable mapping, the system would have to reserve as much memory.
         return np.memmap(self.folder / f"{split}.bin", dtype=self.about.dtype, mode="r")
 
     def tokenizer(self) -> str:
-        """Return the tokenizer that they were made with, as JSON. UserError if it is missing, or another."""
+        """Return the JSON of the tokenizer that the token files were made with.
+
+        Raises UserError if tokenizer.json cannot be read or is a different one.
+        """
         try:
-            found = (self.folder / TOKENIZER).read_text("utf-8")
+            content = (self.folder / TOKENIZER).read_text("utf-8")
         except (OSError, ValueError) as error:
             raise UserError(f"{self.folder / TOKENIZER}: cannot be read: {error}") from None
         require(
-            files.sha256_of(found) == self.about.tokenizer_sha256,
-            f"{self.folder / TOKENIZER}: is not the tokenizer that these token files were made with ({MANIFEST} has "
-            "its SHA-256); put that one back, or prepare the text again",
+            files.sha256_of(content) == self.about.tokenizer_sha256,
+            f"{self.folder / TOKENIZER}: not the tokenizer of these token files (its SHA-256 differs from the one in "
+            f"{MANIFEST}); restore the original file, or prepare the text again",
         )
-        return found
+        return content
 
     def verify(self) -> None:
-        """Read every token file, and compare it with what was written. UserError where one is another."""
+        """Compare the hashes of the token files with the manifest.
+
+        Raises UserError if the SHA-256 of a file differs.
+        """
         for split, counts in self.splits.items():
             path = self.folder / f"{split}.bin"
             require(
                 files.sha256(path) == counts.sha256,
-                f"{path}: damaged: it is not the file that was written; {_again(path)}",
+                f"{path}: damaged: its SHA-256 differs from the one in {MANIFEST}; {_prepare_again(path)}",
             )
 
 
 def open_tokens(folder: Path) -> TokenFiles:
-    """Open the token files in a folder. UserError if there are none, or one is cut short."""
+    """Open the token files in a folder.
+
+    Raises UserError if the folder has no complete token files, or if a file has the wrong size.
+    """
     try:
-        found = json.loads((folder / MANIFEST).read_text("utf-8"))
-        require(found["format"] == _FORMAT, f"{folder}: token files of format {found['format']}, this reads {_FORMAT}")
-        tokens = TokenFiles(folder, About(**found["about"]), {name: Counts(**found["splits"][name]) for name in SPLITS})
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        require(
+            manifest["format"] == _FORMAT,
+            f"{folder}: the token files have format {manifest['format']}, but this version of bigramlm reads format "
+            f"{_FORMAT}; prepare the text again",
+        )
+        splits = {name: Counts(**manifest["splits"][name]) for name in SPLITS}
+        tokens = TokenFiles(folder, About(**manifest["about"]), splits)
         width = np.dtype(tokens.about.dtype).itemsize
     except FileNotFoundError:
         unfinished = (folder / PROGRESS).exists()
-        what = "preparing them was not finished; the same command continues" if unfinished else "prepare.py makes them"
-        raise UserError(f"{folder}: holds no token files, which would have a {MANIFEST}: {what}") from None
+        reason = "their preparation is not finished; run the same command again to continue"
+        advice = reason if unfinished else "make them with prepare.py"
+        raise UserError(f"{folder}: contains no complete token files (there is no {MANIFEST}); {advice}") from None
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / MANIFEST}: is not one that prepare.py wrote: {error}") from None
+        raise UserError(f"{folder / MANIFEST}: not a manifest written by prepare.py: {error}") from None
     for split, counts in tokens.splits.items():
         path = folder / f"{split}.bin"
         size = path.stat().st_size if path.exists() else 0
         require(
             size == counts.tokens * width,
-            f"{path}: has {size:,} bytes, and {counts.tokens * width:,} were written: it is "
-            f"{'cut short' if size < counts.tokens * width else 'another file'}; {_again(path)}",
+            f"{path}: has {size:,} bytes instead of {counts.tokens * width:,}: it is "
+            f"{'cut short' if size < counts.tokens * width else 'another file'}; {_prepare_again(path)}",
         )
     return tokens
 
 
-def about_of(folder: Path) -> About | None:
-    """Return what the token files in a folder were made of, or are being made of; None if there are none."""
+def read_about(folder: Path) -> About | None:
+    """Read the description of the token files in a folder, complete or not.
+
+    Returns None if there are no token files.
+    """
     for name in (MANIFEST, PROGRESS):
         try:
             return About(**json.loads((folder / name).read_text("utf-8"))["about"])
@@ -142,29 +166,30 @@ def about_of(folder: Path) -> About | None:
     return None
 
 
-def discard(folder: Path) -> None:
+def delete_token_files(folder: Path) -> None:
     """Delete the token files in a folder."""
     for name in (*(f"{split}.bin" for split in SPLITS), TOKENIZER, MANIFEST, PROGRESS):
         (folder / name).unlink(missing_ok=True)
 
 
 class TokenWriter:
-    """Writes token files, from where it was interrupted if it was. The folder must be held by who writes.
+    """A writer of token files, which continues after an interruption.
 
-    What is written counts once `keep` has said so, at the latest when the writing ends, however it ends; what came
-    after, a crash or a full disk cuts off.
+    The caller must hold the lock of the folder. Tokens count as written once `keep` has recorded them, at the latest
+    when the `with` block ends, with or without an error. Tokens that were not recorded because of a crash or a full
+    disk are cut off when the writing continues.
     """
 
     def __init__(self, folder: Path, about: About, tokenizer: str) -> None:
         self.folder = folder
         self.about = about
         self._width = np.dtype(about.dtype).itemsize
-        self._done = self._begun()
+        self._done = self._read_progress()
         paths = {split: folder / f"{split}.bin" for split in SPLITS}
         with ExitStack() as stack:
             if self.pieces == 0:
-                discard(folder)  # and not written over: a run may be reading them
-                self._say(PROGRESS, pieces=0)  # first, so that the folder is known for what it is
+                delete_token_files(folder)  # deleted, not overwritten: a run may be reading the old files
+                self._write_json(PROGRESS, pieces=0)  # first, to mark the folder as one of token files
                 files.write(folder / TOKENIZER, [tokenizer.encode()])
             self._files = {split: stack.enter_context(path.open("ab", buffering=0)) for split, path in paths.items()}
             for split, file in self._files.items():
@@ -173,69 +198,72 @@ class TokenWriter:
 
     @property
     def counts(self) -> dict[str, Counts]:
-        """The counts of what is written so far, by split."""
+        """The counts of the tokens and characters written so far, by split."""
         return self._done[0]
 
     @property
     def pieces(self) -> int:
-        """The number of the text's pieces that are written."""
+        """The number of pieces of the text written so far."""
         return self._done[1]
 
-    def _begun(self) -> tuple[dict[str, Counts], int]:
-        nothing = {split: Counts() for split in SPLITS}, 0
+    def _read_progress(self) -> tuple[dict[str, Counts], int]:
+        no_progress = {split: Counts() for split in SPLITS}, 0
         try:
-            found = json.loads((self.folder / PROGRESS).read_text("utf-8"))
-            counts = {split: Counts(**found["splits"][split]) for split in SPLITS}
-            there = {split: (self.folder / f"{split}.bin").stat().st_size for split in SPLITS}
-            lost = any(there[split] < counts[split].tokens * self._width for split in SPLITS)
-            return nothing if lost or found["about"] != asdict(self.about) else (counts, int(found["pieces"]))
+            progress = json.loads((self.folder / PROGRESS).read_text("utf-8"))
+            counts = {split: Counts(**progress["splits"][split]) for split in SPLITS}
+            sizes = {split: (self.folder / f"{split}.bin").stat().st_size for split in SPLITS}
+            lost = any(sizes[split] < counts[split].tokens * self._width for split in SPLITS)
+            return no_progress if lost or progress["about"] != asdict(self.about) else (counts, int(progress["pieces"]))
         except (OSError, ValueError, KeyError, TypeError):
-            return nothing
+            return no_progress
 
     def __enter__(self) -> TokenWriter:
         self._open.__enter__()
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        if (self.folder / PROGRESS).exists():  # it is not finished
-            with contextlib.suppress(OSError):  # a full disk may be the very reason
+        if (self.folder / PROGRESS).exists():  # the files are not finished
+            with contextlib.suppress(OSError):  # a full disk may be the reason for the exception
                 self.keep()
         self._open.__exit__(*raised)
 
     def write(self, ids: Mapping[str, bytes], characters: Mapping[str, int], pieces: int) -> None:
-        """Append the ids of so many pieces, as bytes of the type that is written, and their characters, by split."""
+        """Append the token ids of some pieces.
+
+        ids: by split, as bytes of the dtype of the files. characters: their number, by split. pieces: their number.
+        """
         counts = dict(self.counts)
         for split, raw in ids.items():
             left = memoryview(raw)
             while left:
                 left = left[self._files[split].write(left) :]
-            before = counts[split]
-            tokens = before.tokens + len(raw) // self._width
-            counts[split] = Counts(tokens, before.characters + characters[split])
-        self._done = counts, self.pieces + pieces  # at once, and whole whenever a signal comes
+            previous = counts[split]
+            tokens = previous.tokens + len(raw) // self._width
+            counts[split] = Counts(tokens, previous.characters + characters[split])
+        self._done = counts, self.pieces + pieces  # one assignment, so that a signal never sees half of an update
 
     def keep(self) -> None:
-        """Put what is written on the disk, to continue from."""
+        """Sync the written tokens to disk, and record them in progress.json."""
         for file in self._files.values():
             os.fsync(file.fileno())
-        self._say(PROGRESS, pieces=self.pieces)
+        self._write_json(PROGRESS, pieces=self.pieces)
 
     def finish(self) -> TokenFiles:
-        """Write the manifest, which makes the folder complete."""
+        """Write the manifest, which completes the folder, and return the token files."""
         self.keep()
         hashes = {split: files.sha256(self.folder / f"{split}.bin") for split in SPLITS}
         counts = {split: replace(counts, sha256=hashes[split]) for split, counts in self.counts.items()}
         self._done = counts, self.pieces
-        self._say(MANIFEST, format=_FORMAT)
+        self._write_json(MANIFEST, format=_FORMAT)
         (self.folder / PROGRESS).unlink()
         return TokenFiles(self.folder, self.about, counts)
 
-    def _say(self, name: str, **more: int) -> None:
-        counts, _ = self._done
-        splits = {split: asdict(found) for split, found in counts.items()}
+    def _write_json(self, name: str, **more: int) -> None:
+        by_split, _ = self._done
+        splits = {split: asdict(counts) for split, counts in by_split.items()}
         content = {**more, "about": asdict(self.about), "splits": splits}
         files.write(self.folder / name, [json.dumps(content, indent=1, ensure_ascii=False).encode(), b"\n"])
 
 
-def _again(path: Path) -> str:
-    return f"delete {path.parent} and prepare the text again"
+def _prepare_again(path: Path) -> str:
+    return f"delete {path.parent}, and prepare the text again"

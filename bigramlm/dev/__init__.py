@@ -1,1 +1,1 @@
-"""Benchmarks, and what writes parts of the docs."""
+"""Benchmarks, and generators of parts of the docs."""

@@ -1,4 +1,7 @@
-"""A headless Chromium, for what has to be seen in one: the report's tests and benchmark, the pictures of the docs."""
+"""A headless Chromium, driven by Selenium.
+
+It is used by the report's tests and benchmark, and to take the screenshots in the docs.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,16 @@ from bigramlm.errors import UserError
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-# In a container there is no GPU and perhaps no sandbox; and of its own the browser is to fetch nothing.
+# A container has no GPU, and perhaps no sandbox (see `browser`). Background requests are disabled, because tests check
+# which URLs are requested.
 _FLAGS = (
     *("--headless", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-quic"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 
 
-def missing() -> str | None:
-    """Why there is no browser to be had; None where there is one."""
+def unavailable_reason() -> str | None:
+    """Return the reason why no browser can be started, or None if one can."""
     if _chromium() is None:
         return "there is no Chromium or Chrome (Debian: apt install chromium chromium-driver)"
     if shutil.which("chromedriver") is None:
@@ -43,55 +47,64 @@ def _chromium() -> str | None:
 
 
 class Browser:
-    """A window of the browser; `driver` is Selenium's."""
+    """A browser window; `driver` is its Selenium driver."""
 
     def __init__(self, driver: Chrome) -> None:
         self.driver = driver
 
-    def open(self, address: str | Path) -> None:
-        """Go to an address, or to a file on the disk."""
-        self.driver.get(address.resolve().as_uri() if isinstance(address, Path) else address)
+    def open(self, url: str | Path) -> None:
+        """Load a URL or a local file."""
+        self.driver.get(url.resolve().as_uri() if isinstance(url, Path) else url)
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """Return what a function with this body returns in the page; waits for a promise. RuntimeError if it fails."""
+        """Run a JavaScript function body in the page and return its result.
+
+        A returned promise is awaited. Raises RuntimeError if the script throws.
+        """
         code = "const done = arguments[arguments.length - 1]; (async (...args) => {%s})(...arguments)"
         code += ".then((value) => done({value}), (error) => done({error: String(error)}))"
-        done = self.driver.execute_async_script(code % script, *arguments)
-        if "error" in done:
-            raise RuntimeError(f"{done['error']}, in: {script}")
-        return done.get("value")
+        result = self.driver.execute_async_script(code % script, *arguments)
+        if "error" in result:
+            raise RuntimeError(f"{result['error']}, in: {script}")
+        return result.get("value")
 
-    def complaints(self) -> list[str]:
-        """List the errors that the console has reported since the last call."""
+    def console_errors(self) -> list[str]:
+        """Return the errors logged to the console since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
-    def requests(self) -> list[str]:
-        """List the addresses that were requested since the last call."""
-        told = (json.loads(e["message"])["message"] for e in self.driver.get_log("performance"))
-        return [m["params"]["request"]["url"] for m in told if m["method"] == "Network.requestWillBeSent"]
+    def requested_urls(self) -> list[str]:
+        """Return the URLs requested since the last call."""
+        messages = (json.loads(e["message"])["message"] for e in self.driver.get_log("performance"))
+        return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
 
-    def looks(self, *, width: int, height: int = 900, dark: bool = False) -> None:
-        """Make the window so large, in pixels, on a machine that is set to light or dark."""
+    def set_viewport(self, *, width: int, height: int = 900, dark: bool = False) -> None:
+        """Set the window size in pixels and the preferred color scheme."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
-    def picture(self, path: Path, *, height: int | None = None) -> None:
-        """Take a picture of the page from its top, as PNG; height: in pixels, None for all of the page."""
-        width, all_of_it = self.run("return [innerWidth, document.documentElement.scrollHeight]")
-        clip = {"x": 0, "y": 0, "width": width, "height": height or all_of_it, "scale": 1}
-        taken = self.driver.execute_cdp_cmd(
+    def screenshot(self, path: Path, *, height: int | None = None) -> None:
+        """Write a PNG screenshot of the top `height` pixels of the page.
+
+        height: None for the whole page.
+        """
+        width, page_height = self.run("return [innerWidth, document.documentElement.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": width, "height": height or page_height, "scale": 1}
+        capture = self.driver.execute_cdp_cmd(
             "Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True, "clip": clip}
         )
-        path.write_bytes(base64.b64decode(taken["data"]))
+        path.write_bytes(base64.b64decode(capture["data"]))
 
 
 @contextlib.contextmanager
 def browser(*, width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[Browser]:
-    """Start a browser, with a profile of its own that is deleted afterwards. UserError if there is none."""
-    if (reason := missing()) is not None:
-        raise UserError(f"a browser is needed, and {reason}")
+    """Start a browser with a temporary profile and yield its window.
+
+    Raises UserError if no browser can be started.
+    """
+    if (reason := unavailable_reason()) is not None:
+        raise UserError(f"a browser is required, but {reason}")
     from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
     options = ChromeOptions()
@@ -105,9 +118,9 @@ def browser(*, width: int = 1280, height: int = 900, dark: bool = False) -> Iter
         try:
             driver.set_script_timeout(60)
             window = Browser(driver)
-            window.looks(width=width, height=height, dark=dark)
+            window.set_viewport(width=width, height=height, dark=dark)
             window.open("about:blank")
-            window.requests()  # of the page that a new window has
+            window.requested_urls()  # discard the requests of the initial page
             yield window
         finally:
             driver.quit()

@@ -1,4 +1,7 @@
-"""docs/config.md, written from the dataclasses and the presets, so that it cannot say anything else than they do."""
+"""The generator of docs/config.md.
+
+The page is generated from the dataclasses and the presets, so that it cannot contradict the code.
+"""
 
 import ast
 import inspect
@@ -25,26 +28,26 @@ from bigramlm.utils import paths
 _HEAD = """\
 # Every field of the config
 
-This page is written by `make docs` from the dataclasses in the code; a test holds it to them.
+`make docs` generates this page from the dataclasses in the code; a test checks that it is up to date.
 
-A run is put together from *groups* (`model=bigram`, `data=text`) and *fields* (`optim.lr=1e-2`), both
-typed as they stand here: `python scripts/train.py data=text data.path=my.txt trainer.steps=2000`.
-A field with no default has to be given. The whole config that ran is in the run's `config.yaml`.
+The config of a run consists of *groups* (`model=bigram`, `data=text`) and *fields* (`optim.lr=1e-2`). Override
+both on the command line as written here: `python scripts/train.py data=text data.path=my.txt trainer.steps=2000`.
+A field without a default is required. The full config of a run is saved in its `config.yaml`.
 Times are in seconds, losses in nats.
 """
 
 _SAMPLE = """\
-`python scripts/sample.py` writes text with a trained model: `python scripts/sample.py prompt=ROMEO: top_k=20`.
-Its fields are its own, and belong to no run's config; the group `device` is the same as for training."""
+`python scripts/sample.py` generates text with a trained model: `python scripts/sample.py prompt=ROMEO: top_k=20`.
+Its fields are not part of a run's config; its group `device` is the same as for training."""
 
 _PREPARE = """\
-`python scripts/prepare.py` makes token files of a text ([data.md](data.md)): `python scripts/prepare.py data=bundled
-tokenizer=byte`. Besides its own field it takes those of `data` (but for the shape of a batch) and of `tokenizer`;
-`data=text` is its default."""
+`python scripts/prepare.py` writes the token files of a text ([data.md](data.md)):
+`python scripts/prepare.py data=bundled tokenizer=byte`. In addition to the field below, it accepts the fields of
+`data` (except for the batch shape) and `tokenizer`; the default is `data=text`."""
 
 _SWEEPS = """\
-What `-m` runs its jobs with, and what chooses them ([sweeps.md](sweeps.md)): `python scripts/train.py -m seed=1,2
-hydra/launcher=joblib hydra.launcher.n_jobs=2`."""
+With `-m`, a sweeper chooses the jobs and a launcher runs them ([sweeps.md](sweeps.md)):
+`python scripts/train.py -m seed=1,2 hydra/launcher=joblib hydra.launcher.n_jobs=2`."""
 
 
 def reference() -> str:
@@ -55,7 +58,7 @@ def reference() -> str:
         parts.append(f"## {group}\n\nChoices: {', '.join(f'`{group}={choice}`' for choice in choices)}\n")
         if group in KINDS:
             for kind in dict.fromkeys(KINDS[group].values()):
-                names = [name for name, its in KINDS[group].items() if its is kind]
+                names = [name for name, other in KINDS[group].items() if other is kind]
                 head = ", ".join(f"{group}={name}" for name in names)
                 parts.append(f"### {head}\n\n{_paragraph(kind)}\n\n{_table(group, kind)}")
                 if len(names) > 1:
@@ -66,7 +69,7 @@ def reference() -> str:
             kind = {"device": DeviceConfig, "trainer": TrainerConfig, "logger": LoggerConfig}[group]
             parts.append(f"{_paragraph(kind)}\n\n{_table(group, kind)}")
     parts.append(f"## sample\n\n{_paragraph(SampleConfig)}\n\n{_table('sample', SampleConfig)}")
-    parts.append(f"## The run itself\n\n{_table('', RunConfig)}")
+    parts.append(f"## The run\n\n{_table('', RunConfig)}")
     parts.append(_sweeps())
     parts.append(f"## scripts/sample.py\n\n{_SAMPLE}\n\n{_table('', SampleCommand)}")
     parts.append(f"## scripts/prepare.py\n\n{_PREPARE}\n\n{_table('', PrepareCommand)}")
@@ -82,20 +85,20 @@ def main() -> None:
 
 
 def _presets(group: str, kind: type[Any], names: list[str]) -> str:
-    # Presets of one class: what each of them sets.
+    # List the fields that each preset of a class sets.
     rows = []
     for name in names:
         with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
             preset = OmegaConf.to_container(compose("train", [f"{group}={name}"])[group])
         assert isinstance(preset, dict)
         sets = [f"`{f.name}={_yaml(preset[f.name])}`" for f in fields(kind) if preset[f.name] != f.default]
-        said = ", ".join(each for each in sets if not each.startswith("`name=")) or "the defaults"
-        rows.append(f"- `{group}={name}`: {_about(paths.conf_dir() / group / f'{name}.yaml')} Sets {said}.\n")
+        changes = ", ".join(item for item in sets if not item.startswith("`name=")) or "the defaults"
+        rows.append(f"- `{group}={name}`: {_about(paths.conf_dir() / group / f'{name}.yaml')} Sets {changes}.\n")
     return "".join(rows)
 
 
 def _about(preset: Path) -> str:
-    # A preset's comments say what it is for.
+    # The comments of a preset describe its purpose.
     lines = preset.read_text("utf-8").splitlines()
     return " ".join(line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @"))
 
@@ -103,26 +106,26 @@ def _about(preset: Path) -> str:
 def _experiments() -> str:
     presets = sorted((paths.conf_dir() / "experiment").glob("*.yaml"))
     rows = [f"- `experiment={path.stem}`: {_about(path)}\n" for path in presets]
-    return "Named sets of overrides; what is typed goes above them.\n\n" + "".join(rows)
+    return "Named sets of overrides; overrides on the command line take precedence.\n\n" + "".join(rows)
 
 
 def _sweeps() -> str:
-    # The comments in these presets: above `_target_` what the preset is for, above each field what that means.
+    # In these presets, the comment above `_target_` describes the preset; any other comment describes the field below.
     parts = [f"## Sweeps\n\n{_SWEEPS}\n"]
     for group in ("launcher", "sweeper"):
         for path in sorted((paths.conf_dir() / "hydra" / group).glob("*.yaml")):
-            about, rows = "", ["| field | default | what it is |", "|---|---|---|"]
+            about, rows = "", ["| field | default | meaning |", "|---|---|---|"]
             comment: list[str] = []
             for line in path.read_text("utf-8").splitlines():
                 if line.startswith("# "):
                     comment.append(line[2:])
                     continue
                 name, _, value = line.partition(": ")
-                said, comment = " ".join(comment), []
+                description, comment = " ".join(comment), []
                 if name == "_target_":
-                    about = said
+                    about = description
                 else:
-                    rows.append(f"| `hydra.{group}.{name}` | `{value}` | {said} |")
+                    rows.append(f"| `hydra.{group}.{name}` | `{value}` | {description} |")
             parts.append(f"### hydra/{group}={path.stem}\n\n{about}\n\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
 
@@ -132,18 +135,18 @@ def _paragraph(kind: type[Any]) -> str:
 
 
 def _table(group: str, kind: type[Any]) -> str:
-    documented = _field_docs(kind)
-    rows = ["| field | type | default | what it is |", "|---|---|---|---|"]
+    field_docs = _field_docs(kind)
+    rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
     for field in fields(kind):
         default = field.default if field.default_factory is NO_DEFAULT else field.default_factory()
         if is_dataclass(default) or field.name in KINDS:
-            continue  # a group of its own
+            continue  # documented as a separate group
         shown = "" if default in (MISSING, NO_DEFAULT) else f"`{_yaml(default)}`"
         name = f"{group}.{field.name}" if group else field.name
-        written = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
-        kind_name = str(field.type) if "[" in str(field.type) else written
+        type_name = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        kind_name = str(field.type) if "[" in str(field.type) else type_name
         kind_name = kind_name.replace(" | ", " or ")
-        rows.append(f"| `{name}` | {kind_name} | {shown} | {documented[field.name]} |")
+        rows.append(f"| `{name}` | {kind_name} | {shown} | {field_docs[field.name]} |")
     return "\n".join(rows) + "\n"
 
 
@@ -158,7 +161,7 @@ def _yaml(value: Any) -> str:
 
 
 def _field_docs(kind: type[Any]) -> dict[str, str]:
-    # The string that stands below each field, in the class or, for inherited fields, in the class they come from.
+    # Field docstrings are the strings below the fields; those of inherited fields are in the base class.
     found: dict[str, str] = {}
     for cls in reversed(kind.__mro__):
         if not is_dataclass(cls):

@@ -1,4 +1,4 @@
-"""The pictures in the docs: of TensorBoard and of the report, from runs that are trained for them."""
+"""The screenshots in the docs: TensorBoard and the report of two small sweeps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bigramlm.dev.browser import Browser, browser
 from bigramlm.utils import paths
 from bigramlm.utils.console import show
 
-# The sweeps that are shown, each with the overrides that it is made by.
+# The sweeps shown in the screenshots, each with its overrides.
 SWEEPS = {
     "rates": (
         *("optim.lr=1e-3,3e-3,1e-2,3e-2,1e-1,1", "data.batch_size=8,32,128", "seed=1,2"),
@@ -32,36 +32,36 @@ def main() -> None:
     """Run the command line: python scripts/pictures.py."""
     parser = argparse.ArgumentParser(
         "pictures.py",
-        description="Trains two small sweeps and takes the pictures in docs/pictures of them; needs Chromium.",
+        description="Train two small sweeps and write their screenshots to docs/pictures; requires Chromium.",
     )
-    parser.add_argument("--to", type=Path, default=paths.home() / "docs" / "pictures", help="where they are put")
+    parser.add_argument("--to", type=Path, default=paths.home() / "docs" / "pictures", help="the output folder")
     arguments = parser.parse_args()
-    with browser(width=1280, height=800) as window, tempfile.TemporaryDirectory() as made:
+    with browser(width=1280, height=800) as window, tempfile.TemporaryDirectory() as temporary:
         arguments.to.mkdir(parents=True, exist_ok=True)
-        folder = Path(made)
+        folder = Path(temporary)
         for name, overrides in SWEEPS.items():
             _command("train.py", "-m", "data=bundled", f"hydra.sweep.dir={folder / name}", *overrides)
             show(f"trained: {name}")
-        for name, address, sweep in (
+        for name, fragment, sweep in (
             ("tensorboard-hparams", "#hparams", "rates"),
             ("tensorboard-loss", "#custom_scalars", "models"),
         ):
-            window.looks(width=1500, height=800)
+            window.set_viewport(width=1500, height=800)
             with tensorboard(folder / sweep) as server:
-                window.open(f"{server}{address}")
-                time.sleep(8)  # it tells nobody when it has loaded
-                _take(window, arguments.to / f"{name}.png", height=500)
+                window.open(f"{server}{fragment}")
+                time.sleep(8)  # TensorBoard does not signal when it has loaded
+                _take_screenshot(window, arguments.to / f"{name}.png", height=500)
         _command("runs.py", "report", str(folder / "rates"))
         for dark in (False, True):
-            window.looks(width=1280, height=1630, dark=dark)
+            window.set_viewport(width=1280, height=1630, dark=dark)
             window.open(folder / "rates" / "report.html")
-            time.sleep(2)  # for what is drawn when it is on the screen
-            _take(window, arguments.to / f"report-{'dark' if dark else 'light'}.png", height=1630)
+            time.sleep(2)  # charts are drawn only once they are on screen
+            _take_screenshot(window, arguments.to / f"report-{'dark' if dark else 'light'}.png", height=1630)
 
 
 @contextlib.contextmanager
 def tensorboard(folder: Path) -> Iterator[str]:
-    """Start TensorBoard on this folder; yields its address."""
+    """Start TensorBoard on a folder and yield its URL."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -78,10 +78,10 @@ def _command(script: str, *arguments: str) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def _take(window: Browser, path: Path, *, height: int) -> None:
+def _take_screenshot(window: Browser, path: Path, *, height: int) -> None:
     from PIL import Image
 
-    window.picture(path, height=height)
+    window.screenshot(path, height=height)
     with Image.open(path) as image:
-        image.convert("RGB").quantize(128).save(path, optimize=True)  # a third of the size, and nobody sees it
+        image.convert("RGB").quantize(128).save(path, optimize=True)  # a third of the size, with no visible difference
     show(f"{path}: {path.stat().st_size / 1000:.0f} kB")

@@ -1,6 +1,6 @@
-"""The device: where a run computes, in which precision, on how many threads, and what it can do at most.
+"""The device of a run: its precision, its CPU threads and its peak.
 
-Model FLOPs utilisation is what a step has to compute in matrix products (`LanguageModel.flops_per_token`), divided by
-its time and by the device's peak. The peak is the maker's for GPUs in the table of `peak.py`, and measured by a matrix
-product for any other.
+The model FLOPs utilisation (MFU) is the FLOPs of a step in matrix products (`LanguageModel.flops_per_token`), divided
+by the step's time and by the device's peak. The peak is the manufacturer's figure for the GPUs in the table of
+`peak.py`, and is measured with a matrix product for every other device.
 """

@@ -1,4 +1,4 @@
-"""The fields of the device."""
+"""The config fields of the device."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 @dataclass
 class DeviceConfig:
-    """The device, and how it computes. Fields on `auto` are decided once, by the device and the size of the work."""
+    """The device, its precision, its CPU threads and its compilation.
+
+    Fields with the value `auto` are resolved once, from the device and the size of the work.
+    """
 
     name: str = "auto"
-    """auto (cuda, then mps, then cpu), cpu, cuda, cuda:N or mps."""
+    """The device: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps."""
     precision: str = "auto"
-    """auto, fp32, bf16 or fp16: what matrix products are computed in; weights are always kept in fp32."""
+    """The precision of matrix products: auto, fp32, bf16 or fp16. Weights are always stored in fp32."""
     threads: str = "auto"
-    """auto or a number: CPU threads that share one operation."""
+    """The number of CPU threads for one operation, or auto."""
     compile: bool = False
-    """Compile the whole training step with torch.compile: slow to start, fast to run."""
+    """If true, torch.compile compiles the whole training step, which starts slowly but runs fast."""
     deterministic: bool = False
-    """Refuse the operations that may give other bits each time; a CPU has none that our models use."""
+    """If true, nondeterministic operations are refused. On a CPU, the models of bigramlm use no such operations."""
 
     def __post_init__(self) -> None:
         require(
@@ -37,5 +40,5 @@ class DeviceConfig:
         )
         require(
             not (self.compile and self.precision == "fp16"),
-            "device.compile=true with device.precision=fp16: the scaling of fp16's losses is not compiled; use bf16",
+            "device.compile=true with device.precision=fp16: the loss scaling of fp16 cannot be compiled; use bf16",
         )

@@ -1,4 +1,4 @@
-"""The peak of a device, to which the model FLOPs utilisation (MFU) is relative."""
+"""The peak FLOP/s of a device, the base of the model FLOPs utilisation (MFU)."""
 
 import functools
 import re
@@ -10,9 +10,10 @@ import torch
 
 from bigramlm.device.device import DTYPES, Device
 
-# Dense matrix products on tensor cores, in TFLOP/s, by a part of the name that CUDA gives the GPU: bf16 and fp16 as in
-# NVIDIA's data sheets, without sparsity. fp32 is not in the table: PyTorch computes it without tensor cores.
-TENSOR_CORES = {
+# The peak of dense matrix products on tensor cores in TFLOP/s, by a part of the GPU's name in CUDA. The figures are for
+# bf16 and fp16 without sparsity, from NVIDIA's data sheets. fp32 is not in the table, because PyTorch computes it
+# without tensor cores.
+TENSOR_CORE_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.4,
     "H100 PCIe": 756.0,
@@ -29,44 +30,51 @@ TENSOR_CORES = {
     "RTX 3090": 71.0,
 }
 
-# A product of square matrices of this size keeps a CPU's cores, or a GPU, busy, and takes some milliseconds at most. Of
-# so many the best counts: on a busy machine most are slow.
+# The size of the square matrices, by device: large enough to occupy all cores of a CPU or a GPU, in a few milliseconds
+# at most. The fastest of _TIMES products counts, because most are slow on a busy machine.
 _SIZE = {"cpu": 512, "cuda": 4096, "mps": 2048}
 _TIMES = 30
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Floating point operations a second, and how that is known."""
+    """The peak in floating point operations per second."""
 
     flops: float
     how: str
+    """The source of the figure."""
 
 
 def peak(device: Device) -> Peak:
-    """Return the device's peak in its precision: as its maker says for a GPU in the table, else as measured."""
+    """Return the device's peak in its precision.
+
+    The peak is the manufacturer's figure for a GPU in the table, otherwise a measurement.
+    """
     if device.torch.type == "cuda" and device.precision != "fp32":
         name = torch.cuda.get_device_name(device.torch)
-        for part, tera in TENSOR_CORES.items():
-            if re.search(rf"\b{part}\b", name) and "MIG" not in name:  # which is a slice of one
-                return Peak(tera * 1e12, f"the data sheet of {part}")
-    return _measured_once(device, torch.get_num_threads())
+        for part, tflops in TENSOR_CORE_TFLOPS.items():
+            if re.search(rf"\b{part}\b", name) and "MIG" not in name:  # a MIG device is a slice of a GPU
+                return Peak(tflops * 1e12, f"data sheet of {part}")
+    return _measure_once(device, torch.get_num_threads())
 
 
 @functools.cache
-def _measured_once(device: Device, threads: int) -> Peak:  # noqa: ARG001 - what is measured depends on the threads
-    return measured(device)
+def _measure_once(device: Device, threads: int) -> Peak:  # noqa: ARG001 - the peak depends on the threads
+    return measure_peak(device)
 
 
-def measured(device: Device, clock: Callable[[], float] = time.perf_counter) -> Peak:
-    """Measure the device's peak by the best of several matrix products; clock: in seconds."""
+def measure_peak(device: Device, clock: Callable[[], float] = time.perf_counter) -> Peak:
+    """Measure the device's peak with the fastest of several matrix products.
+
+    clock: a function that returns seconds from an arbitrary origin.
+    """
     n = _SIZE[device.torch.type]
     a = torch.ones(n, n, dtype=DTYPES[device.precision], device=device.torch)
     seconds = []
     for _ in range(_TIMES):
         device.synchronize()
-        started = clock()
+        start = clock()
         torch.mm(a, a)
         device.synchronize()
-        seconds.append(clock() - started)
+        seconds.append(clock() - start)
     return Peak(2 * n**3 / min(seconds), f"measured: a matrix product in {device.precision}")

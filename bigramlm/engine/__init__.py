@@ -1,1 +1,1 @@
-"""A run, from its config to its sample."""
+"""The engine of a run: from its config to its sample."""

@@ -1,4 +1,4 @@
-"""The parts of a run, made from its resolved config: what the recipe puts together."""
+"""Factories for the parts of a run, built from its resolved config."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from bigramlm.trainer.preflight import preflight
 from bigramlm.trainer.step import CompiledStep, SharedCalls, TrainStep
 from bigramlm.trainer.trainer import Hooks, Trainer
 
-__all__ = ["Hooks", "Trainer", "set_up"]  # which the recipe takes from here, for this module imports torch
+__all__ = ["Hooks", "Trainer", "set_up"]  # re-exported: run.py must not import torch
 
 log = logging.getLogger(__name__)
 
 
 def fresh_model(cfg: RunConfig, corpus: Corpus) -> LanguageModel:
-    """Build the model, with the weights that the seed gives it, on the CPU."""
+    """Build the model on the CPU, with weights initialised from the seed."""
     torch.manual_seed(cfg.seed)
     model = cfg.model.build(vocab_size=corpus.tokenizer.vocab_size, block_size=cfg.data.block_size)
     if cfg.trainer.activation_checkpointing:
@@ -45,10 +45,10 @@ def fresh_model(cfg: RunConfig, corpus: Corpus) -> LanguageModel:
 def put_init_weights(
     cfg: RunConfig, model: LanguageModel, init: InitState, folder: RunFolder, device: Device
 ) -> AdapterState | None:
-    """Put weights that were trained before into a fresh model, and attach an adapter, where these are asked for.
+    """Load trained weights into a fresh model and attach an adapter, if configured.
 
-    The model is on the device then. folder: of the run, for which the adapter's base is kept. UserError where the
-    weights do not fit.
+    Moves the model to the device. The adapter's base checkpoint is marked to be kept for the run in `folder`. Returns
+    the adapter with its base weights, or None if there is no adapter. Raises UserError if the weights do not fit.
     """
     weights = init.init_weights
     if isinstance(weights, Pretrained):
@@ -67,52 +67,58 @@ def put_init_weights(
 
 
 def splits(corpus: Corpus, row_length: int, device: Device) -> dict[str, Split]:
-    """Put the tokens of both splits on the device, to draw rows of this many tokens from; logs what they are."""
+    """Move the tokens of both splits to the device and log their sizes.
+
+    Batches are drawn from the returned splits as rows of `row_length` tokens.
+    """
     kind = "examples" if corpus.bounds else "documents"
     documents = f" in {corpus.documents:,} {kind}" if corpus.documents > 1 else ""
     log.info(
         "data: %s, %s characters%s, vocabulary of %d",
         *(corpus.name, f"{corpus.n_characters:,}", documents, corpus.tokenizer.vocab_size),
     )
-    made: dict[str, Split] = {}
+    result: dict[str, Split] = {}
     for name, ids in corpus.ids.items():
         tokens = on_device(ids, device.torch)
         if corpus.bounds:
-            made[name] = Examples(tokens, corpus.bounds[name], block_size=row_length)
+            result[name] = Examples(tokens, corpus.bounds[name], block_size=row_length)
         else:
-            made[name] = Stream(tokens, block_size=row_length)
-    per_token = characters_per_token(corpus, made)["val"]
-    each = f", of {per_token:.2f} characters" if per_token != 1 else ""
-    n_tokens = [f"{split.n_tokens:,}" for split in made.values()]
+            result[name] = Stream(tokens, block_size=row_length)
+    per_token = characters_per_token(corpus, result)["val"]
+    ratio = f" ({per_token:.2f} characters per token)" if per_token != 1 else ""
+    n_tokens = [f"{split.n_tokens:,}" for split in result.values()]
     if corpus.bounds:
-        n_rows = [f"{split.n_rows:,}" for split in made.values()]
-        log.info("split: %s examples train, %s val, with completions of %s and %s tokens%s", *n_rows, *n_tokens, each)
+        n_rows = [f"{split.n_rows:,}" for split in result.values()]
+        log.info(
+            "split: %s train and %s val examples, with completions of %s and %s tokens%s", *n_rows, *n_tokens, ratio
+        )
     else:
-        log.info("split: %s tokens train, %s val%s", *n_tokens, each)
-    return made
+        log.info("split: %s train and %s val tokens%s", *n_tokens, ratio)
+    return result
 
 
 def characters_per_token(corpus: Corpus, splits: dict[str, Split]) -> dict[str, float]:
-    """Return how many characters a token is of, by split; of pairs, of their completions."""
+    """Return the mean characters per token of each split (for pairs: completions)."""
     return {name: corpus.characters[name] / split.n_tokens for name, split in splits.items()}
 
 
 def fit_counts(model: LanguageModel, train: Split, device: Device) -> float | None:
-    """Count the training text, for a model that is fitted by counting; returns the seconds, None for any other.
+    """Fit a model's n-gram counts to the training text.
 
-    Also where weights come from elsewhere: the counts are of the text at hand.
+    Counts are taken even if the weights come from another run, because they belong to the current text. Returns the
+    seconds taken, or None for a model without counts.
     """
     began = time.perf_counter()
     if not model.fit_counts(train.tokens):
         return None
     seconds = time.perf_counter() - began
-    log.info("counted: the training text, in %.1f s", seconds)
-    model.to(device.torch)  # of a text that is mapped from files it was counted on the CPU
+    log.info("counts: the n-grams of the training text were counted in %.1f s", seconds)
+    model.to(device.torch)  # a text that is mapped from files is counted on the CPU
     return seconds
 
 
 def train_step(cfg: RunConfig, model: LanguageModel, train: Split, device: Device) -> TrainStep:
-    """Build the update of the weights, with its optimizer."""
+    """Build the training step, with its optimizer."""
     optimizer = cfg.optim.build(model, compiled=device.compile)
     options: dict[str, Any] = {
         "grad_accumulation": cfg.trainer.grad_accumulation,
@@ -121,20 +127,23 @@ def train_step(cfg: RunConfig, model: LanguageModel, train: Split, device: Devic
     }
     if not device.compile:
         return TrainStep(model, optimizer, device, **options)
-    n_params, every = sum(p.numel() for p in model.parameters()), cfg.trainer
+    n_params, trainer = sum(p.numel() for p in model.parameters()), cfg.trainer
     if is_small(n_params=n_params, tokens=cfg.data.batch_size * train.block_size):
-        looks = (every.eval_every, every.checkpoint_every, every.steps)
-        options["steps_per_call"] = SharedCalls(log_every=every.log_every, looks=looks)
+        looks = (trainer.eval_every, trainer.checkpoint_every, trainer.steps)
+        options["steps_per_call"] = SharedCalls(log_every=trainer.log_every, intervals=looks)
     return CompiledStep(model, optimizer, device, **options)
 
 
 def schedule(cfg: RunConfig) -> Schedule:
-    """Return the learning rate of every step."""
+    """Build the learning-rate schedule."""
     return Schedule(cfg.optim, cfg.trainer.steps)
 
 
 def batches(cfg: RunConfig, train: Split, device: Device) -> Batches:
-    """Build the training batches, a whole update's each: it is the same however it is cut for accumulation."""
+    """Build the training batches, each with the rows of one whole update.
+
+    The rows of an update do not depend on how `trainer.grad_accumulation` splits them.
+    """
     rows = cfg.data.batch_size * cfg.trainer.grad_accumulation
     return Batches(train, batch_size=rows, seed=cfg.seed, device=device.torch)
 
@@ -142,7 +151,7 @@ def batches(cfg: RunConfig, train: Split, device: Device) -> Batches:
 def evaluator(
     cfg: RunConfig, model: LanguageModel, splits: dict[str, Split], corpus: Corpus, device: Device
 ) -> Evaluator:
-    """Build what measures the model's losses on the way and at the end."""
+    """Build the evaluator of the model's losses during and after training."""
     batches = cfg.trainer.eval_batches
     rows = None if batches == "all" else int(batches) * cfg.data.batch_size
     lossless = corpus.tokenizer.lossless
@@ -152,16 +161,17 @@ def evaluator(
 def checkpoints(
     cfg: RunConfig, step: TrainStep, corpus: Corpus, adapter: AdapterState | None, folder: RunFolder
 ) -> CheckpointManager:
-    """Build what saves the run's states in its folder."""
+    """Build the manager of the checkpoints in the run folder."""
     tokenizer, config = corpus.tokenizer.to_json(), to_yaml(cfg)
     contents = Contents(step.model, step.optimizer, step.scaler, tokenizer, config, adapter)
     return CheckpointManager(folder.path / "checkpoints", contents, keep=cfg.trainer.keep_checkpoints)
 
 
 def check(model: LanguageModel, corpus: Corpus, batch: tuple[Tensor, Tensor], *, fresh: bool) -> None:
-    """Check a model, its tokenizer and its first batch for the usual mistakes. UserError for the first one.
+    """Check a model, its tokenizer and its first batch for common mistakes.
 
-    fresh: whether the model knows nothing yet.
+    batch: inputs and targets, both (B, T); fresh: whether the model is untrained. Raises UserError for the first
+    mistake found.
     """
     began = time.perf_counter()
     preflight(model, corpus.tokenizer, corpus.texts if corpus.tokenizer.lossless else {}, batch, fresh=fresh)
@@ -171,12 +181,14 @@ def check(model: LanguageModel, corpus: Corpus, batch: tuple[Tensor, Tensor], *,
 def describe(
     cfg: RunConfig, model: LanguageModel, corpus: Corpus, splits: dict[str, Split], adapter: AdapterState | None
 ) -> dict[str, Any]:
-    """Return what the summary says of a run from its start: model, data, tokenizer, versions, commit."""
-    of_adapter = {} if adapter is None else {"n_params_total": adapter.adapter.n_total, "base": adapter.base.to_dict()}
+    """Return the summary's facts about model, data, tokenizer, versions and commit."""
+    adapter_facts = (
+        {} if adapter is None else {"n_params_total": adapter.adapter.n_total, "base": adapter.base.to_dict()}
+    )
     return {
         "device": cfg.device.name,
         "n_params": model.n_params(),
-        **of_adapter,
+        **adapter_facts,
         "data": {"name": corpus.name, "sha256": corpus.sha256},
         "tokenizer": {
             "name": cfg.tokenizer.name,
@@ -191,7 +203,7 @@ def describe(
 
 
 def write_sample(cfg: RunConfig, model: LanguageModel, tokenizer: Tokenizer, prompt: list[int], device: Device) -> str:
-    """Return the text that a model writes at the end of its run, from a prompt of tokens."""
+    """Return the sample as text: the prompt (token ids) and its continuation."""
     end = tokenizer.end_of_text if cfg.sample.stop_at_end else None
     ids = generate(
         model,

@@ -1,4 +1,4 @@
-"""Exports of a checkpoint: an adapter merged into its base, and folders that transformers and peft load."""
+"""Exports of a checkpoint: merged weights, transformers folders, peft adapters."""
 
 from __future__ import annotations
 
@@ -18,56 +18,64 @@ from bigramlm.model.config import GPTConfig
 from bigramlm.model.huggingface import is_pretrained, not_exportable, open_pretrained, write_pretrained
 from bigramlm.tokenizer.huggingface import write_tokenizer
 from bigramlm.utils.console import relative
-from bigramlm.utils.files import require_new, written_aside
+from bigramlm.utils.files import atomic_folder, require_new
 
-# The tokens that logits are compared on, and by how much of the largest they may differ, which is rounding.
+# Logits are compared on a batch of this shape, and may differ by rounding: this share of the largest logit.
 _ROWS, _TOKENS = 4, 128
-_ALLOWED = 1e-4
+_TOLERANCE = 1e-4
 
 
 def merge(where: str, folder: Path, base: str | None) -> str:
-    """Merge an adapter into its base's weights, write them once their logits are found to be the same, and say so.
+    """Merge an adapter into its base's weights and write a checkpoint of them.
 
-    base: where the base is, if it has moved. UserError if that cannot be.
+    The checkpoint is written only if the logits stay the same. base: the location of the base, if it has moved.
+    Returns the message to print. Raises UserError if merging is impossible.
     """
     checkpoint = open_checkpoint(where)
-    require(checkpoint.is_adapter, f"{where}: holds all weights, and no adapter; there is nothing to merge")
+    require(checkpoint.is_adapter, f"{where}: contains all weights and no adapter, so there is nothing to merge")
     require_new(folder)
     model, _, cfg = build(checkpoint)
     adapter = put_adapter(checkpoint, model, base=base)
-    apart = logits_of(model)
+    unmerged = logits_of(model)
     adapter.merge()
-    same = _same(apart, logits_of(model), checkpoint)
+    comparison = _compare_logits(unmerged, logits_of(model), checkpoint)
     cfg = replace(cfg, adapter=NoAdapterConfig())
-    checkpoint.merged(folder, model, to_yaml(cfg))
-    return _done("merged", checkpoint, folder, same)
+    checkpoint.write_merged(folder, model, to_yaml(cfg))
+    return _report("merged", checkpoint, folder, comparison)
 
 
 def export(where: str, folder: Path, base: str | None) -> str:
-    """Write what transformers loads, once that is found to have the same logits; an adapter is merged. As `merge`."""
+    """Write a checkpoint as a folder that transformers loads; an adapter is merged.
+
+    The folder is written only if the exported model has the same logits. Arguments and errors as in `merge`.
+    """
     checkpoint = open_checkpoint(where)
     require(
-        base is None or checkpoint.is_adapter, f"--base {base}: is for an adapter, and {where} has none; leave it out"
+        base is None or checkpoint.is_adapter,
+        f"--base {base}: applies to adapters only, and {where} contains none; leave it out",
     )
     require_new(folder)
     model, tokenizer, cfg = build(checkpoint)
     shape = _exportable(where, cfg)
     put_weights(checkpoint, model, base=base)
     sizes = {"vocab_size": model.vocab_size, "block_size": model.block_size}
-    with written_aside(folder) as aside:
+    with atomic_folder(folder) as aside:
         write_pretrained(aside, model, shape, **sizes, end_of_text=tokenizer.end_of_text)
         write_tokenizer(aside, tokenizer, longest=model.block_size)
-        again = open_pretrained(str(aside.absolute()))
-        read = again.model_config().build(**sizes)
-        again.load_weights(read)
-        same = _same(logits_of(model), logits_of(read), checkpoint)
-    return _done("exported", checkpoint, folder, same)
+        exported = open_pretrained(str(aside.absolute()))
+        reloaded = exported.model_config().build(**sizes)
+        exported.load_weights(reloaded)
+        comparison = _compare_logits(logits_of(model), logits_of(reloaded), checkpoint)
+    return _report("exported", checkpoint, folder, comparison)
 
 
 def export_adapter(where: str, folder: Path, base: str | None) -> str:
-    """Write an adapter alone, as peft puts it beside the base in transformers. As `merge`."""
+    """Write an adapter alone, in the format that peft loads with transformers.
+
+    Arguments and errors as in `merge`.
+    """
     checkpoint = open_checkpoint(where)
-    require(checkpoint.is_adapter, f"--adapter: {where} holds all weights, and no adapter; leave it out")
+    require(checkpoint.is_adapter, f"--adapter: {where} contains all weights and no adapter; leave it out")
     require_new(folder)
     model, _, cfg = build(checkpoint)
     _exportable(where, cfg)
@@ -75,18 +83,22 @@ def export_adapter(where: str, folder: Path, base: str | None) -> str:
     outside = [name for name in adapter.targets if not name.startswith("h.")]
     require(
         not outside,
-        f"--adapter: {where}: adapts {', '.join(outside)} too, whose shape may be another in the base; leave --adapter "
-        "out, which exports the two merged",
+        f"--adapter: {where}: the adapter also changes {', '.join(outside)}, whose shape may differ in the base; leave "
+        "--adapter out to export adapter and base merged",
     )
-    place = open_base(checkpoint, base)[0].location
-    with written_aside(folder) as aside:
-        adapter.export(aside, base=place)
-    ours = Path(place).is_absolute() and not is_pretrained(Path(place))
-    return _done("exported the adapter of", checkpoint, folder, f"its base is {place}{', to be exported too' * ours}")
+    location = open_base(checkpoint, base)[0].location
+    with atomic_folder(folder) as aside:
+        adapter.export(aside, base=location)
+    is_run = Path(location).is_absolute() and not is_pretrained(Path(location))
+    hint = ", which must be exported too" if is_run else ""
+    return _report("exported the adapter of", checkpoint, folder, f"its base is {location}{hint}")
 
 
 def logits_of(model: LanguageModel) -> Tensor:
-    """Return the logits of some tokens, always the same ones, for a model on the CPU."""
+    """Return a CPU model's logits (4, T, V) for a fixed batch of random tokens.
+
+    T is 128, or the block size if that is shorter.
+    """
     rows = torch.Generator().manual_seed(0)
     idx = torch.randint(model.vocab_size, (_ROWS, min(model.block_size, _TOKENS)), generator=rows)
     with torch.inference_mode():
@@ -96,29 +108,29 @@ def logits_of(model: LanguageModel) -> Tensor:
 
 def _exportable(where: str, cfg: RunConfig) -> GPTConfig:
     model = cfg.model
-    require(isinstance(model, GPTConfig), f"{where}: cannot be exported: model={model.name} is no transformer")
+    require(isinstance(model, GPTConfig), f"{where}: cannot be exported: model={model.name} is not a transformer")
     assert isinstance(model, GPTConfig)
-    lacks = not_exportable(model)
+    unsupported = not_exportable(model)
     require(
-        not lacks,
-        f"{where}: cannot be exported: GPT-2's layout, which is what transformers knows of these models, has no place "
-        f"for {' '.join(lacks)}; model=nanogpt and model=gpt2 can be",
+        not unsupported,
+        f"{where}: cannot be exported: transformers loads these models in GPT-2's layout, which does not support "
+        f"{' '.join(unsupported)}; model=nanogpt and model=gpt2 can be exported",
     )
     return model
 
 
-def _same(before: Tensor, after: Tensor, checkpoint: Checkpoint) -> str:
-    # By the largest logit, so that it means the same for every model.
+def _compare_logits(before: Tensor, after: Tensor, checkpoint: Checkpoint) -> str:
+    # Relative to the largest logit, so that one tolerance suits every model.
     difference = ((after - before).abs().max() / before.abs().max()).item()
     tokens = before.shape[0] * before.shape[1]
     require(
-        difference <= _ALLOWED,
-        f"{checkpoint.path}: the logits of what was to be written differ by {difference:.1e} of the largest, over "
-        f"{tokens} tokens, where {_ALLOWED:.0e} would be rounding; nothing was written",
+        difference <= _TOLERANCE,
+        f"{checkpoint.path}: the logits of the converted model differ by {difference:.1e} of the largest, over "
+        f"{tokens} tokens, and rounding explains at most {_TOLERANCE:.0e}; nothing was written",
     )
-    return f"logits the same to {difference:.1e} of the largest, over {tokens} tokens"
+    return f"logits differ by at most {difference:.1e} of the largest, over {tokens} tokens"
 
 
-def _done(what: str, checkpoint: Checkpoint, folder: Path, more: str) -> str:
+def _report(action: str, checkpoint: Checkpoint, folder: Path, details: str) -> str:
     size = sum(file.stat().st_size for file in folder.iterdir())
-    return f"{what} {relative(checkpoint.path)} into {folder}: {size:,} bytes; {more}"
+    return f"{action} {relative(checkpoint.path)} into {folder}: {size:,} bytes; {details}"

@@ -1,4 +1,4 @@
-"""A trained model from where its weights are: a run's folder, a checkpoint's, or GPT-2's in Hugging Face's layout."""
+"""Loading of trained models from runs, checkpoints and Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ Weights = Checkpoint | Pretrained
 
 
 def open_weights(where: str) -> Weights:
-    """Open the weights in a run's or a checkpoint's folder, in Hugging Face's layout, or of a name on its hub.
+    """Open the weights of a run, a checkpoint or a pretrained GPT-2.
 
-    UserError where there are none such.
+    where: the folder of a run or a checkpoint, a folder in Hugging Face's layout, or a name on its hub. Raises
+    UserError if there are no such weights.
     """
     return runs.find_pretrained(where) or open_checkpoint(where)
 
 
 def open_checkpoint(where: str, which: str = "last") -> Checkpoint:
-    """Open a whole checkpoint, by its own folder or its run's.
+    """Open a checkpoint, given its own folder or the folder of its run.
 
-    where: the folder, or `latest`; which: of a run `last` (the newest that is whole), `best` or a step.
-    UserError where there is none such, or it is damaged.
+    where: the folder, or `latest`; which: `last` (the newest intact one), `best` or a step, for the folder of a run.
+    Raises UserError if there is no such checkpoint or it is damaged.
     """
-    folder = runs.find(where, holding="checkpoints")
+    folder = runs.find(where, containing="checkpoints")
     if (folder / MANIFEST).exists() or paths.step_of(folder.name) is not None:
         return Checkpoint(folder)
     checkpoints = Checkpoints(folder if folder.name == "checkpoints" else folder / "checkpoints")
     steps = checkpoints.steps()
-    require(bool(steps), f"{where}: holds no checkpoint, nor is one; a run saves its first at step 0")
+    require(bool(steps), f"{where}: is not a checkpoint and contains none; a run saves its first checkpoint at step 0")
     if which == "last":
         newest = checkpoints.newest()
         assert newest is not None
@@ -48,25 +49,26 @@ def open_checkpoint(where: str, which: str = "last") -> Checkpoint:
     step = which.removeprefix("step_")
     require(
         step.isdecimal() and int(step) in steps,
-        f"checkpoint={which}: {where} has none such; choose one of last, best, {', '.join(map(str, steps))}",
+        f"checkpoint={which}: {where} has no such checkpoint; choose one of last, best, {', '.join(map(str, steps))}",
     )
     return Checkpoint(checkpoints.folder / f"step_{int(step)}")
 
 
 def open_base(checkpoint: Checkpoint, moved_to: str | None = None) -> tuple[Weights, str | None]:
-    """Open the weights that a checkpoint's adapter was trained on.
+    """Open the base weights that a checkpoint's adapter was trained on.
 
-    moved_to: where they are now, if not where they were; or, where they are an adapter's too, and in their place, where
-    the base of that one is: it is given back then. UserError where they are not there, or others.
+    moved_to: the new location of the base, if it has moved. If the base is itself an adapter that is still in its
+    place, `moved_to` may instead be the location of the base's own base; it is then returned as the second value, which
+    is None otherwise. Raises UserError if the weights are missing or have another SHA-256.
     """
     base = checkpoint.base()
-    place = moved_to or base.location
-    say = "say where that one is (base=PLACE, or --base PLACE of checkpoint.py)"
+    location = moved_to or base.location
+    hint = "give the location of the base (base=PLACE, or --base PLACE of checkpoint.py)"
     try:
-        weights = open_weights(place)
+        weights = open_weights(location)
     except UserError as error:
         raise UserError(
-            f"{checkpoint.path}: holds an adapter alone, and its base is not at {place} ({error}); {say}"
+            f"{checkpoint.path}: contains only an adapter, and its base is not at {location} ({error}); {hint}"
         ) from None
     if weights.sha256 == base.sha256:
         return weights, None
@@ -76,21 +78,21 @@ def open_base(checkpoint: Checkpoint, moved_to: str | None = None) -> tuple[Weig
             if isinstance(inner, Checkpoint) and inner.is_adapter and inner.sha256 == base.sha256:
                 return inner, moved_to
     raise UserError(
-        f"{place}: is not the base that the adapter in {checkpoint.path} was trained on: the SHA-256 of its weights is "
-        f"{weights.sha256[:12]}, and was {base.sha256[:12]}; {say}"
+        f"{location}: is not the base that the adapter in {checkpoint.path} was trained on: the SHA-256 of its weights "
+        f"is {weights.sha256[:12]} instead of {base.sha256[:12]}; {hint}"
     )
 
 
 def keep_base(weights: Weights, adapter: Path) -> None:
-    """Keep the checkpoint that an adapter was trained on, even if its own run continues."""
+    """Mark the base checkpoint of an adapter to be kept, even if its run continues."""
     if isinstance(weights, Checkpoint):
-        weights.pin(f"The base of the adapter in {adapter}; delete this file when that one is gone.\n")
+        weights.pin(f"The base of the adapter in {adapter}; delete this file when that adapter is gone.\n")
 
 
 def put_weights(weights: Weights, model: LanguageModel, *, counted: bool = True, base: str | None = None) -> None:
-    """Put weights into a model as Checkpoint.load_weights does; those of an adapter are merged into those of its base.
+    """Load weights into a model; an adapter is merged into its base.
 
-    base: where that is, if it has moved.
+    counted: as for `Checkpoint.load_weights`; base: the location of an adapter's base, if it has moved.
     """
     if isinstance(weights, Checkpoint) and weights.is_adapter:
         adapter = put_adapter(weights, model, counted=counted, base=base)
@@ -100,31 +102,37 @@ def put_weights(weights: Weights, model: LanguageModel, *, counted: bool = True,
 
 
 def put_adapter(checkpoint: Checkpoint, model: LanguageModel, *, counted: bool = True, base: str | None = None) -> LoRA:
-    """Put the weights of the base into a model, and the adapter beside them."""
-    weights, beyond = open_base(checkpoint, base)
-    put_weights(weights, model, counted=counted, base=beyond)
+    """Load an adapter's base weights into a model and attach the adapter.
+
+    Arguments as for `put_weights`.
+    """
+    weights, inner_base = open_base(checkpoint, base)
+    put_weights(weights, model, counted=counted, base=inner_base)
     adapter = load(checkpoint.path / CONFIG).adapter.attach(model)
-    assert adapter is not None, "it holds one"
+    assert adapter is not None, "the checkpoint contains an adapter"
     checkpoint.load_adapter(adapter)
     return adapter
 
 
 def build(checkpoint: Checkpoint) -> tuple[LanguageModel, Tokenizer, RunConfig]:
-    """Build a checkpoint's model, with fresh weights, and return it with its tokenizer and the config of its run."""
+    """Build a checkpoint's model with fresh weights, its tokenizer and run config."""
     cfg = load(checkpoint.path / CONFIG)
     tokenizer = checkpoint.tokenizer(cfg.tokenizer)
     return cfg.model.build(vocab_size=tokenizer.vocab_size, block_size=cfg.data.block_size), tokenizer, cfg
 
 
 def load_model(checkpoint: Checkpoint, base: str | None = None) -> tuple[LanguageModel, Tokenizer, RunConfig]:
-    """Load a checkpoint's model on the CPU, and return it with its tokenizer and the config of its run.
+    """Load a checkpoint's model on the CPU, its tokenizer and run config.
 
-    An adapter stays beside the weights, as it was trained; base: where they are, if they have moved.
+    An adapter stays separate from the base weights, as it was trained; base: their location, if they have moved.
     """
     model, tokenizer, cfg = build(checkpoint)
     if checkpoint.is_adapter:
         put_adapter(checkpoint, model, base=base)
     else:
-        require(base is None, f"base={base}: is for an adapter, and {checkpoint.path} holds all weights; leave it out")
+        require(
+            base is None,
+            f"base={base}: applies to adapters only, and {checkpoint.path} contains all weights; leave it out",
+        )
         checkpoint.load_weights(model)
     return model, tokenizer, cfg

@@ -1,6 +1,7 @@
-"""Resolving a config: whatever is left open, found on the disk or decided by weights is settled here, once.
+"""Resolving of a config: every open field gets its final value here, once.
 
-What comes of it is a new config, which is saved, and in which nobody writes afterwards. Every decision is logged.
+Values that are found on the disk or determined by weights are filled in. The result is a new config, which is saved and
+never modified afterwards. Every decision is logged.
 """
 
 from __future__ import annotations
@@ -33,249 +34,258 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InitState:
-    """The state that a run starts from; nothing, for one that is new and has fresh weights."""
+    """The state that a run starts from; empty for a new run with fresh weights."""
 
     resume_from: Checkpoint | None = None
-    """The run's own checkpoint that it resumes from."""
+    """The run's own checkpoint, from which the run resumes."""
     init_weights: Weights | None = None
-    """The weights for a fresh model; with an adapter, its base."""
+    """The weights for a fresh model; for an adapter, the weights of its base."""
     resumed_at: int | None = None
-    """The step that a resumed run resumes from; None for a new run."""
+    """The step from which a run resumes; None for a new run."""
     base: str | None = None
-    """The place of the base of the adapter in `init_weights`, if it has moved."""
+    """The location of the base of the adapter in `init_weights`, if it has moved."""
     is_changed: bool = False
-    """True if the config of a resumed run is another than it was."""
+    """True if the config of a resumed run has changed."""
 
     def is_fresh(self, cfg: RunConfig) -> bool:
-        """Tell whether the model has weights that know nothing yet; cfg: the run's."""
+        """Return whether the model starts with untrained weights."""
         return self.resume_from is None and (self.init_weights is None or cfg.from_scratch)
 
     def tokenizer(self, cfg: TokenizerConfig) -> Tokenizer | None:
-        """Return the tokenizer of these weights, without which they mean nothing; None if there are no weights.
+        """Return the tokenizer that the weights were trained with.
 
-        UserError where cfg asks for another.
+        Returns None if there are no weights, or if they come with no tokenizer. Raises UserError if `cfg` is the config
+        of another tokenizer.
         """
         weights = self.resume_from or self.init_weights
         if weights is None:
             return None
-        theirs: TokenizerConfig
+        trained_with: TokenizerConfig
         if isinstance(weights, Pretrained):
-            place = weights.tokenizer_path()
-            if place is None:  # how many tokens it has is compared once it is there
+            path = weights.tokenizer_path()
+            if path is None:  # only the vocabulary sizes can be compared, once the model is built
                 return None
-            theirs = GPT2TokenizerConfig(path=place)
+            trained_with = GPT2TokenizerConfig(path=path)
         else:
             from bigramlm.checkpoint.checkpoint import CONFIG
 
-            theirs = load(weights.path / CONFIG).tokenizer
+            trained_with = load(weights.path / CONFIG).tokenizer
         require(
-            theirs == cfg,
-            f"{_typed(cfg)}: the weights in {relative(weights.path)} were trained with {_typed(theirs)}, and mean "
-            "nothing with another; leave the tokenizer out, which takes theirs, or train a new run",
+            trained_with == cfg,
+            f"{_as_overrides(cfg)}: the weights in {relative(weights.path)} were trained with "
+            f"{_as_overrides(trained_with)} and are meaningless with another tokenizer; leave tokenizer out to use "
+            "theirs, or train a new run",
         )
         if isinstance(weights, Pretrained):
             return cfg.build(characters="", documents=1, train=lambda _: iter(()))
         return weights.tokenizer(cfg)
 
 
-def _typed(cfg: TokenizerConfig) -> str:
+def _as_overrides(cfg: TokenizerConfig) -> str:
     return " ".join(f"tokenizer{f'.{name}' if name != 'name' else ''}={value}" for name, value in vars(cfg).items())
 
 
 def resolve(
-    asked: RunConfig, overrides: Overrides, folder: RunFolder
+    requested: RunConfig, overrides: Overrides, folder: RunFolder
 ) -> tuple[RunConfig, Text | TokenFiles | Pairs, InitState]:
-    """Settle what needs no model: the text that is really used, and what its tokens or trained weights decide.
+    """Resolve the fields that need no model.
 
-    overrides: what was typed, which nothing else may decide. Returns the config, the text, and the state that the run
-    starts from. UserError where that cannot be.
+    These are the text and the fields that its tokens or trained weights determine. Fields in `overrides` are checked
+    and never replaced. Returns the config, the text, and the state that the run starts from. Raises UserError if text,
+    weights or overrides are unusable or contradictory.
     """
     from bigramlm.data.tokens import TokenFiles
 
-    asked.adapter.require_installed()
-    # The saved config says how the run is, and not how it came about.
-    data = asked.data.prepare(the_same=asked.resume is not None)
-    cfg = replace(asked, data=data, resume=None, sweep=None, base=None)
+    requested.adapter.require_installed()
+    # The saved config describes the run itself, not how the run was started.
+    data = requested.data.prepare(require_same=requested.resume is not None)
+    cfg = replace(requested, data=data, resume=None, sweep=None, base=None)
     text = cfg.data.read()
     if isinstance(text, TokenFiles):
-        of_weights = cfg.init_from is not None or asked.resume is not None  # whose tokenizer must be that of the files
-        cfg = _resolve_tokens(cfg, text, overrides, of_weights=of_weights)
-    if asked.resume is not None:
-        own = _checkpoint_of(cfg, folder, text, overrides)
-        cfg, init = _resolve_resumed(cfg, own, folder, moved_to=asked.base)
+        has_weights = cfg.init_from is not None or requested.resume is not None
+        cfg = _resolve_tokens(cfg, text, overrides, has_weights=has_weights)
+    if requested.resume is not None:
+        checkpoint = _find_checkpoint(cfg, folder, text, overrides)
+        cfg, init = _resolve_resumed(cfg, checkpoint, folder, moved_to=requested.base)
     elif cfg.init_from is not None:
         cfg, weights = _resolve_weights(cfg, overrides)
-        init = InitState(init_weights=weights, base=asked.base)
+        init = InitState(init_weights=weights, base=requested.base)
     else:
-        init = InitState(base=asked.base)
+        init = InitState(base=requested.base)
     require(
         init.base is None or getattr(init.init_weights, "is_adapter", False),
-        f"base={init.base}: is where an adapter's base has moved to, and no adapter is started from here; leave it out",
+        f"base={init.base}: gives the new location of an adapter's base, but this run starts from no adapter; leave "
+        "it out",
     )
     return cfg, text, init
 
 
 def resolve_for_model(cfg: RunConfig, model: LanguageModel, row_length: int) -> RunConfig:
-    """Settle what depends on the model's size: the device, its precision and threads; and that some take no steps.
+    """Resolve the fields that depend on the model: device, precision, threads, steps.
 
-    row_length: the tokens in a row. UserError where the machine lacks what was asked for.
+    A model that is fitted by counting gets trainer.steps=0. row_length: the number of tokens in a row (T). Raises
+    UserError if the machine lacks a requested feature.
     """
     from bigramlm.device.device import decide
 
     if not cfg.model.trains and cfg.trainer.steps:
-        log.info("steps: none, a model that is counted has nothing to train")
+        log.info("steps: none, because model=%s is fitted by counting and not trained", cfg.model.name)
         cfg = replace(cfg, trainer=replace(cfg.trainer, steps=0))
     cfg = replace(cfg, device=decide(cfg.device, n_params=model.n_params(), tokens=cfg.data.batch_size * row_length))
     require(
         cfg.device.name != "mps"
         or not (cfg.trainer.activation_checkpointing and getattr(cfg.model, "dropout", 0.0) > 0),
-        "trainer.activation_checkpointing=true with model.dropout: on MPS PyTorch draws others again; leave one out",
+        "trainer.activation_checkpointing=true with model.dropout: on MPS, PyTorch recomputes activations with another "
+        "dropout mask; leave one out",
     )
     return cfg
 
 
-def _resolve_tokens(cfg: RunConfig, tokens: TokenFiles, overrides: Overrides, *, of_weights: bool) -> RunConfig:
-    # What token files bring: their tokenizer, and where they are split. UserError where another was typed.
-    theirs = tokenizer_config(tokens.about.tokenizer)
-    if overrides.touches("tokenizer") and not of_weights and cfg.tokenizer != theirs:
+def _resolve_tokens(cfg: RunConfig, tokens: TokenFiles, overrides: Overrides, *, has_weights: bool) -> RunConfig:
+    # Take the tokenizer and the train fraction from the token files. Raises UserError if an override contradicts them.
+    # has_weights: the tokenizer comes from weights; tokenizing checks that it matches the token files.
+    made_with = tokenizer_config(tokens.about.tokenizer)
+    if overrides.touches("tokenizer") and not has_weights and cfg.tokenizer != made_with:
         raise UserError(
-            f"{_typed(cfg.tokenizer)}: the token files in {relative(tokens.folder)} were made with {_typed(theirs)}; "
-            "leave the tokenizer out, or prepare the text with this one"
+            f"{_as_overrides(cfg.tokenizer)}: the token files in {relative(tokens.folder)} were made with "
+            f"{_as_overrides(made_with)}; leave tokenizer out, or prepare the text again with this tokenizer"
         )
     fraction = tokens.about.split / tokens.about.n_characters
-    is_other = abs(fraction - cfg.data.train_fraction) > 0.01
-    if overrides.has("data.train_fraction") and is_other:
+    is_different = abs(fraction - cfg.data.train_fraction) > 0.01
+    if overrides.has("data.train_fraction") and is_different:
         raise UserError(
             f"data.train_fraction={cfg.data.train_fraction}: the token files in {relative(tokens.folder)} are split at "
-            f"{fraction:.2g}; leave it out, or prepare the text with this one"
+            f"{fraction:.2g}; leave it out, or prepare the text again with this fraction"
         )
-    if not of_weights:
-        log.info("tokenizer: %s, of the token files", theirs.name)
-        cfg = replace(cfg, tokenizer=theirs)
-    if is_other:
-        log.info("data.train_fraction: %.2g, of the token files", fraction)
+    if not has_weights:
+        log.info("tokenizer: %s, from the token files", made_with.name)
+        cfg = replace(cfg, tokenizer=made_with)
+    if is_different:
+        log.info("data.train_fraction: %.2g, from the token files", fraction)
         cfg = replace(cfg, data=replace(cfg.data, train_fraction=fraction))
     return cfg
 
 
-def _checkpoint_of(
+def _find_checkpoint(
     cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles | Pairs, overrides: Overrides
 ) -> Checkpoint | None:
-    # The checkpoint that a run resumes from, None where it was ended before its first. UserError where it cannot.
+    # Return the checkpoint to resume from, None if the run ended before its first. Raises UserError if the run is
+    # finished, its text has changed, or no checkpoint is intact.
     from bigramlm.checkpoint.manager import Checkpoints
 
     checkpoints = Checkpoints(folder.path / "checkpoints")
     checkpoints.clean_up()
-    own = checkpoints.newest()
-    step = own.step if own else 0
+    newest = checkpoints.newest()
+    step = newest.step if newest else 0
     _require_unfinished(cfg, folder, step)
-    before = folder.summary.get("data", {}).get("sha256")
-    if before not in (None, text.sha256) and not overrides.has("data.path"):
+    old_sha256 = folder.summary.get("data", {}).get("sha256")
+    if old_sha256 not in (None, text.sha256) and not overrides.has("data.path"):
         raise UserError(
-            f"{cfg.data.file()}: is not the text that the run was trained on (SHA-256 {text.sha256[:12]}, then "
-            f"{before[:12]}); restore that file; with data=text or data=pairs, data.path= resumes with "
-            "another"
+            f"{cfg.data.file()}: is not the text that the run was trained on (its SHA-256 is {text.sha256[:12]} "
+            f"instead of {old_sha256[:12]}); restore the old file, or, with data=text or data=pairs, give another "
+            "text with data.path="
         )
     log.info("resume: %s from step %d", relative(folder.path), step)
-    if before not in (None, text.sha256):
-        log.warning("changed: the text, its SHA-256 is %s, it was %s", text.sha256[:12], before[:12])
-    return own
+    if old_sha256 not in (None, text.sha256):
+        log.warning("changed: the SHA-256 of the text is %s, it was %s", text.sha256[:12], old_sha256[:12])
+    return newest
 
 
 def _require_unfinished(cfg: RunConfig, folder: RunFolder, step: int) -> None:
-    # UserError where the run has nothing left to do.
+    # Raise UserError if the run has nothing left to do.
     saved = load(folder.path / "config.yaml")
     completed = folder.summary.get("status") == "completed"
-    completed = completed and folder.summary.get("step") == step  # and not a later step whose checkpoint was lost
-    patience, waited = cfg.trainer.early_stopping_patience, saved.trainer.early_stopping_patience
-    if completed and folder.summary.get("early_stopped") and 0 < patience <= waited:
+    completed = completed and folder.summary.get("step") == step  # otherwise the last checkpoint was lost
+    patience, old_patience = cfg.trainer.early_stopping_patience, saved.trainer.early_stopping_patience
+    if completed and folder.summary.get("early_stopped") and 0 < patience <= old_patience:
         raise UserError(
-            f"resume={relative(folder.path)}: early stopping has ended the run at step {step}; "
-            f"trainer.early_stopping_patience=0, or above {waited}, continues it"
+            f"resume={relative(folder.path)}: early stopping ended the run at step {step}; to continue, set "
+            f"trainer.early_stopping_patience=0 or above {old_patience}"
         )
     require(
         cfg.model.trains or not completed,
-        f"resume={relative(folder.path)}: is complete: model={cfg.model.name} is counted, and takes no steps",
+        f"resume={relative(folder.path)}: the run is complete, because model={cfg.model.name} is fitted by counting "
+        "and takes no steps",
     )
     if cfg.trainer.steps < step or (completed and cfg.trainer.steps == step):
         raise UserError(
-            f"resume={relative(folder.path)} trainer.steps={cfg.trainer.steps}: the run is at step {step} already; "
-            f"trainer.steps={2 * max(step, 1)} goes further, init_from= starts a new run from its weights"
+            f"resume={relative(folder.path)} trainer.steps={cfg.trainer.steps}: the run is already at step {step}; "
+            f"set e.g. trainer.steps={2 * max(step, 1)}, or start a new run from its weights with init_from="
         )
 
 
 def _resolve_resumed(
-    cfg: RunConfig, own: Checkpoint | None, folder: RunFolder, *, moved_to: str | None
+    cfg: RunConfig, checkpoint: Checkpoint | None, folder: RunFolder, *, moved_to: str | None
 ) -> tuple[RunConfig, InitState]:
-    # moved_to: where the base of its adapter is now.
+    # moved_to: the new location of the adapter's base, if it has moved.
     changes = differences(to_dict(load(folder.path / "config.yaml")), to_dict(cfg))
-    for name, was, now in changes:
-        log.info("changed: %s=%s, it was %s", name, now, was)
+    for name, old, new in changes:
+        log.info("changed: %s=%s, it was %s", name, new, old)
     weights: Weights | None = None
-    if own is not None and own.is_adapter:
+    if checkpoint is not None and checkpoint.is_adapter:
         from bigramlm.engine.load import open_base
 
-        weights, beyond = open_base(own, moved_to)
-        if moved_to and not beyond:
+        weights, inner_base = open_base(checkpoint, moved_to)
+        if moved_to and not inner_base:
             cfg = replace(cfg, init_from=weights.location)
-        moved_to = beyond
-    elif own is None and cfg.init_from is not None:
-        # A run that ended before its first checkpoint takes the weights that it was to start from once more.
+        moved_to = inner_base
+    elif checkpoint is None and cfg.init_from is not None:
+        # A run that ended before its first checkpoint starts again from its initial weights.
         cfg, weights = _resolve_weights(cfg, None)
-    init = InitState(own, weights, own.step if own else 0, moved_to, is_changed=bool(changes))
+    init = InitState(checkpoint, weights, checkpoint.step if checkpoint else 0, moved_to, is_changed=bool(changes))
     return cfg, init
 
 
 def _resolve_weights(cfg: RunConfig, overrides: Overrides | None) -> tuple[RunConfig, Weights]:
-    # overrides: None where the block size is settled already.
+    # overrides: None if the block size is already resolved.
     from bigramlm.checkpoint.checkpoint import CONFIG
     from bigramlm.engine.load import open_weights
 
     weights = open_weights(str(cfg.init_from))
-    taken = "all but the weights" if cfg.from_scratch else "weights"
-    typed = overrides is None or overrides.has("data.block_size")
+    label = "all but the weights" if cfg.from_scratch else "weights"
+    is_block_size_fixed = overrides is None or overrides.has("data.block_size")
     cfg = replace(cfg, init_from=weights.location)
     if isinstance(weights, Pretrained):
         _check_shape(cfg, weights, overrides or Overrides())
-        cfg = _resolve_block_size(cfg, weights, typed=typed)
-        log.info("%s: of GPT-2 (%s), from %s", taken, weights.model_config().size, relative(weights.path))
+        cfg = _resolve_block_size(cfg, weights, is_fixed=is_block_size_fixed)
+        log.info("%s: GPT-2 (%s), from %s", label, weights.model_config().size, relative(weights.path))
         return cfg, weights
-    theirs = load(weights.path / CONFIG).data.block_size
-    if not typed and cfg.data.block_size != theirs:
-        log.info("block size: %d, as the weights were trained with", theirs)
-        cfg = replace(cfg, data=replace(cfg.data, block_size=theirs))
+    trained_with = load(weights.path / CONFIG).data.block_size
+    if not is_block_size_fixed and cfg.data.block_size != trained_with:
+        log.info("block size: %d, from the training of the weights", trained_with)
+        cfg = replace(cfg, data=replace(cfg.data, block_size=trained_with))
     require(
-        cfg.data.block_size <= theirs or getattr(cfg.model, "position", "") != "learned",
-        f"data.block_size={cfg.data.block_size}: the weights in {relative(weights.path)} have learned {theirs:,} "
-        f"positions, and know no token behind them; take {theirs} at the most",
+        cfg.data.block_size <= trained_with or getattr(cfg.model, "position", "") != "learned",
+        f"data.block_size={cfg.data.block_size}: the weights in {relative(weights.path)} have only {trained_with:,} "
+        f"learned positions; choose at most {trained_with}",
     )
-    log.info("%s: of step %d, from %s", taken, weights.step, relative(weights.path))
+    log.info("%s: step %d, from %s", label, weights.step, relative(weights.path))
     return cfg, weights
 
 
 def _check_shape(cfg: RunConfig, pretrained: Pretrained, overrides: Overrides) -> None:
-    # What a recipe or the command line says of the model must be what the weights are: shapes do not tell all of it.
-    theirs = pretrained.model_config()
-    asked = [(name, value) for name, value in vars(cfg.model).items() if name not in FREE]
-    asked += [("size", size) for size in ("small", "medium", "large", "xl") if overrides.get("model.size") == size]
-    for name, value in asked:
+    # Fields of the model in a recipe or an override must match the weights; tensor shapes do not reveal all of them.
+    expected = pretrained.model_config()
+    fields = [(name, value) for name, value in vars(cfg.model).items() if name not in FREE]
+    fields += [("size", size) for size in ("small", "medium", "large", "xl") if overrides.get("model.size") == size]
+    for name, value in fields:
         require(
-            value == getattr(theirs, name),
+            value == getattr(expected, name),
             f"model.{name}={as_typed(value)}: the weights in {pretrained.location} have model.{name}="
-            f"{as_typed(getattr(theirs, name))}, and their config.json decides; leave it out, or take other weights",
+            f"{as_typed(getattr(expected, name))} (see their config.json); leave it out, or choose other weights",
         )
 
 
-def _resolve_block_size(cfg: RunConfig, pretrained: Pretrained, *, typed: bool) -> RunConfig:
-    asked = size = cfg.data.block_size
+def _resolve_block_size(cfg: RunConfig, pretrained: Pretrained, *, is_fixed: bool) -> RunConfig:
+    configured = size = cfg.data.block_size
     positions = pretrained.block_size
-    if not typed:  # a recipe's is cut, and without one the block is as long as it can be
-        said_nothing = asked == type(cfg.data).block_size and not isinstance(cfg.data, PairsConfig)
-        size = positions if said_nothing else min(asked, positions)
+    if not is_fixed:  # a recipe's block size is cut; the default grows to all positions
+        is_default = configured == type(cfg.data).block_size and not isinstance(cfg.data, PairsConfig)
+        size = positions if is_default else min(configured, positions)
     require(
         size <= positions,
-        f"data.block_size={asked}: the weights in {pretrained.location} have {positions:,} positions, and know no "
-        f"token behind them; take {positions} at the most",
+        f"data.block_size={configured}: the weights in {pretrained.location} have only {positions:,} positions; choose "
+        f"at most {positions}",
     )
     log.info("block size: %d of %d positions", size, positions)
     return replace(cfg, data=replace(cfg.data, block_size=size))

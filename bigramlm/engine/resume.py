@@ -1,14 +1,13 @@
-"""The meaning of `resume=` and `init_from=` to Hydra.
+"""Translation of `resume=` and `init_from=` into overrides for Hydra.
 
-What a run saved is offered to Hydra as presets named `_saved`. So what is typed besides is composed on top of it, and
-checked against it, as it is for a new run.
+The groups of a saved config are registered with Hydra as presets named `_saved`. Hydra then composes the other
+overrides on top of them and checks them, as for a new run.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -21,110 +20,113 @@ from bigramlm.runs import find as runs
 from bigramlm.tokenizer.config import GPT2TokenizerConfig
 from bigramlm.utils import paths
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
 
 SAVED = "_saved"
-"""The choice that a saved group is offered to Hydra as."""
-# A run whose model, tokenizer, text or optimizer is exchanged is another run.
+"""The name of the preset that holds a saved group."""
+# A run with another model, tokenizer, text or optimizer would be another run.
 _FIXED = ("model", "adapter", "tokenizer", "data", "optim", "experiment")
 
 
-def saved_presets(typed: Overrides, *, sweeps: bool = False) -> Overrides:
-    """Return the overrides that stand for `resume=` and `init_from=`, if one of them is typed.
+def saved_presets(overrides: Overrides, *, sweeps: bool = False) -> Overrides:
+    """Return the overrides that implement `resume=` or `init_from=`, if given.
 
-    sweeps: whether -m is typed. UserError where they name nothing that a run can start from, or contradict the rest.
+    sweeps: whether -m is given. Raises UserError if they name nothing that a run can start from, or contradict the
+    other overrides.
     """
-    values = typed.values()
+    values = overrides.values()
     if values.get("resume", "null") != "null":
         return Overrides(_resume(values, sweeps=sweeps))
-    where = values.get("init_from") or _of_experiments(values.get("experiment", ""))
+    where = values.get("init_from") or _init_from_of_experiments(values.get("experiment", ""))
     if where in (None, "null"):
         return Overrides()
     assert where is not None
     pretrained = runs.find_pretrained(where)
     if pretrained is not None:
         return Overrides([*_pretrained_presets(pretrained, values), f"init_from={quoted(pretrained.location)}"])
-    folder = runs.find(where, holding="checkpoints")
+    folder = runs.find(where, containing="checkpoints")
     saved = load_composed(runs.saved_config(folder))
-    groups = [_offer(group, saved[group]) for group in ("model", "tokenizer") if group not in values]
-    # `latest` is settled here, once: a job of a sweep must not start from the job before it.
+    groups = [_register(group, saved[group]) for group in ("model", "tokenizer") if group not in values]
+    # `latest` is resolved here, once: a job of a sweep must not start from the previous job.
     return Overrides([*groups, f"init_from={quoted(str(folder))}"])
 
 
-def _pretrained_presets(pretrained: Pretrained, typed: dict[str, str]) -> list[str]:
-    # Their own config decides the shape, and their tokenizer is the one that they mean something with.
-    place = pretrained.location
+def _pretrained_presets(pretrained: Pretrained, values: dict[str, str]) -> list[str]:
+    # Pretrained weights require the shape in their config, and the tokenizer that they were trained with.
+    location = pretrained.location
     require(
-        typed.get("model", "gpt2") == "gpt2",
-        f"model={typed.get('model')}: the weights in {place} are GPT-2's; take model=gpt2, or leave it out",
+        values.get("model", "gpt2") == "gpt2",
+        f"model={values.get('model')}: the weights in {location} are GPT-2's; use model=gpt2, or leave it out",
     )
-    presets = [_offer("model", OmegaConf.structured(pretrained.model_config()))]
+    presets = [_register("model", OmegaConf.structured(pretrained.model_config()))]
     tokenizer = pretrained.tokenizer_path()
-    if "tokenizer" not in typed:
+    if "tokenizer" not in values:
         require(
             tokenizer is not None,
-            f"init_from={place}: holds no tokenizer, which would be a tokenizer.json, or vocab.json and merges.txt; "
-            "put that of these weights there, or give it: tokenizer=gpt2 tokenizer.path=PATH",
+            f"init_from={location}: contains no tokenizer (tokenizer.json, or vocab.json and merges.txt); add the "
+            "tokenizer of these weights to the folder, or use tokenizer=gpt2 tokenizer.path=PATH",
         )
-        presets.append(_offer("tokenizer", OmegaConf.structured(GPT2TokenizerConfig(path=str(tokenizer)))))
+        presets.append(_register("tokenizer", OmegaConf.structured(GPT2TokenizerConfig(path=str(tokenizer)))))
     return presets
 
 
-def _of_experiments(names: str) -> str | None:
-    # The init_from= that recipes bring, which are those that stand in them themselves or in what they build on.
-    found = {_of_experiment(name) for name in names.split(",")}
-    said = ", ".join(sorted(str(where or "none") for where in found))
-    require(len(found) == 1, f"experiment={names}: start from different weights ({said}); init_from= says which")
+def _init_from_of_experiments(names: str) -> str | None:
+    # Return the init_from that all of these recipes set, themselves or in a recipe that they build on.
+    found = {_init_from_of_experiment(name) for name in names.split(",")}
+    values = ", ".join(sorted(str(where or "none") for where in found))
+    require(
+        len(found) == 1,
+        f"experiment={names}: the recipes start from different weights ({values}); choose one with init_from=",
+    )
     return found.pop()
 
 
-def _of_experiment(name: str) -> str | None:
+def _init_from_of_experiment(name: str) -> str | None:
     path = paths.conf_dir() / "experiment" / f"{name}.yaml"
     if not re.fullmatch(r"[\w-]+", name) or not path.exists():
         return None
     preset = OmegaConf.load(path)
     assert isinstance(preset, DictConfig)
     bases = [base for base in preset.get("defaults", []) if isinstance(base, str)]
-    found = [preset.get("init_from"), *(_of_experiment(base) for base in reversed(bases))]
+    found = [preset.get("init_from"), *(_init_from_of_experiment(base) for base in reversed(bases))]
     return next((str(where) for where in found if where is not None), None)
 
 
-def _resume(typed: dict[str, str], *, sweeps: bool) -> list[str]:
-    where = typed["resume"]
-    require(not sweeps, f"resume={where}: resumes one run; leave -m out, or continue a sweep with sweep=")
-    folder = runs.find(where, holding="config.yaml")
+def _resume(values: dict[str, str], *, sweeps: bool) -> list[str]:
+    where = values["resume"]
+    require(not sweeps, f"resume={where}: resumes a single run; leave -m out, or continue a sweep with sweep=")
+    folder = runs.find(where, containing="config.yaml")
     for name in _FIXED:
         require(
-            name not in typed,
-            f"resume={where} {name}={typed.get(name)}: a run keeps its own {name}, and only fields of it may "
+            name not in values,
+            f"resume={where} {name}={values.get(name)}: a resumed run keeps its {name}, and only single fields can "
             f"change; init_from={where} starts a new run from its weights",
         )
-    own = [name for name in typed if name.startswith("adapter.") and name != "adapter.dropout"]
+    shape = [name for name in values if name.startswith("adapter.") and name != "adapter.dropout"]
     require(
-        not own,
-        f"resume={where} {own and own[0]}={own and typed[own[0]]}: an adapter keeps its shape; init_from={where} "
-        "starts a new run, with another, where this one ends",
+        not shape,
+        f"resume={where} {shape and shape[0]}={shape and values[shape[0]]}: the adapter of a resumed run keeps its "
+        f"shape; init_from={where} starts a new run from its weights, with another adapter",
     )
     for name in ("init_from", "from_scratch", "hydra.run.dir"):
-        require(name not in typed, f"resume={where} {name}={typed.get(name)}: contradict each other; leave one out")
+        require(
+            name not in values, f"resume={where} {name}={values.get(name)}: these contradict each other; leave one out"
+        )
     if not (folder / "config.yaml").is_file() or (folder / "manifest.json").exists():
         raise UserError(
-            f"resume={where}: holds no run that has begun, which would be a folder with a config.yaml; a checkpoint's "
-            "folder is for init_from="
+            f"resume={where}: is not the folder of a run that has started, which contains a config.yaml; to start from "
+            "a checkpoint's folder, use init_from="
         )
     saved = load_composed(folder / "config.yaml")
-    presets = [_offer(group, saved[group]) for group in GROUPS if group != "experiment" and group not in typed]
+    presets = [_register(group, saved[group]) for group in GROUPS if group != "experiment" and group not in values]
     rest = {name: value for name, value in saved.items_ex(resolve=False) if name not in (*GROUPS, "resume")}
     return [
         *presets,
-        _offer("experiment", OmegaConf.create(rest), package="_global_"),
+        _register("experiment", OmegaConf.create(rest), package="_global_"),
         f"hydra.run.dir={quoted(str(folder))}",
     ]
 
 
-def _offer(group: str, node: DictConfig, package: str | None = None) -> str:
+def _register(group: str, node: DictConfig, package: str | None = None) -> str:
     ConfigStore.instance().store(SAVED, node, group=group, package=package)
     return f"{group}={SAVED}"

@@ -1,4 +1,4 @@
-"""The recipe: one run, from its config to its sample."""
+"""The sequence of a whole run: from its config to its sample."""
 
 from __future__ import annotations
 
@@ -26,40 +26,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JobContext:
-    """The part of a sweep that is passed down to a run that is one of its jobs."""
+    """The facts about a sweep that are passed to one of its jobs."""
 
     swept: tuple[str, ...] | None = None
-    """The fields that are swept; None for a run of no sweep."""
+    """The swept fields; None for a run outside a sweep."""
     typed: dict[str, str] = field(default_factory=dict)
-    """The values that were typed for the job, by field."""
+    """The overrides of the job, as values by field."""
     should_prune: Callable[[int, Mapping[str, float]], bool] | None = None
-    """Asked at every evaluation, with the step and what was found, whether to end the run as pruned."""
+    """A callback that gets the step and metrics of every evaluation, and returns whether to prune the run."""
 
 
 @dataclass(frozen=True)
-class RunEnd:
-    """The result of a run that completed."""
+class RunResult:
+    """The outcome of a completed run."""
 
     cfg: RunConfig
-    """Its config, as it was resolved."""
+    """The resolved config."""
     final: dict[str, float]
-    """The final losses, by the metrics' names."""
+    """The final losses, by metric name."""
     references: dict[str, float]
-    """The losses that counting gives, by the metrics' names."""
+    """The reference losses of n-gram counts, by metric name."""
     sample: str
 
 
-def run(asked: RunConfig, overrides: Overrides, folder: RunFolder, stop: StopSignals, job: JobContext) -> RunEnd | None:
-    """Train a run from its config to its sample; returns what it came to, None where it was pruned.
+def run(
+    cfg: RunConfig, overrides: Overrides, folder: RunFolder, stop: StopSignals, job: JobContext
+) -> RunResult | None:
+    """Train a run from its config to its sample; return None if it was pruned.
 
-    Raises UserError for whatever can be refused, before anything of a resumed run changes; Stopped after a signal.
+    Raises UserError for invalid input before any file of a resumed run changes, and Stopped after a signal.
     """
-    cfg, text, init = resolve(asked, overrides, folder)
+    cfg, text, init = resolve(cfg, overrides, folder)
     corpus = tokenize(cfg, text, init, folder)
     row_length, prompt = find_row_length(cfg, corpus), find_prompt(cfg, corpus, text)
     if init.resumed_at is None:
-        folder.save_config(to_yaml(replace(cfg, base=init.base)), overrides.words)  # killed, it can be resumed
-    from bigramlm.engine import build  # imports torch, which takes a second
+        folder.save_config(to_yaml(replace(cfg, base=init.base)), overrides.words)  # makes a killed run resumable
+    from bigramlm.engine import build  # slow: imports torch
 
     model = build.fresh_model(cfg, corpus)
     cfg = resolve_for_model(cfg, model, row_length)
@@ -76,14 +78,14 @@ def run(asked: RunConfig, overrides: Overrides, folder: RunFolder, stop: StopSig
     trainer.start(init.resume_from, seconds=counting or 0.0)
     if init.resume_from is None and cfg.preflight:
         build.check(model, corpus, batches[0], fresh=init.is_fresh(cfg) and counting is None)
-    # Nothing of a run that is resumed has changed up to here, and nothing is refused from here on.
+    # Up to here no file of a resumed run has changed; from here on nothing is refused.
     checkpoints.quarantine(after=init.resumed_at)
     folder.begin_training(
         checkpoints.contents.config, overrides.words, resumed_at=init.resumed_at, is_changed=init.is_changed
     )
     folder.update_summary(**build.describe(cfg, model, corpus, splits, adapter))
     with Metrics(cfg.logger, origin(cfg, folder, init, job)) as metrics:
-        with stop.after_the_step():
+        with stop.deferred():
             result = trainer.fit(metrics)
         stop.raise_if_requested()
         folder.update_summary(**result.to_summary())
@@ -93,13 +95,13 @@ def run(asked: RunConfig, overrides: Overrides, folder: RunFolder, stop: StopSig
         metrics.text(trainer.progress.step, "sample", sample)
         folder.add_sample(trainer.progress.step, sample)
     folder.update_summary(status="completed")
-    return RunEnd(cfg, result.final, result.references, sample)
+    return RunResult(cfg, result.final, result.references, sample)
 
 
 def tokenize(cfg: RunConfig, text: Text | TokenFiles | Pairs, init: InitState, folder: RunFolder) -> Corpus:
-    """Turn the text into tokens; with the tokenizer of the weights that the run starts from, where there are some.
+    """Tokenize the text, with the tokenizer of the initial weights if there are any.
 
-    The vocabulary's size is noted in the run's summary, for who has to say what memory ran out for.
+    The vocabulary size is stored in the summary, where the out-of-memory message finds it.
     """
     from bigramlm.data.corpus import tokenized
 
@@ -109,7 +111,10 @@ def tokenize(cfg: RunConfig, text: Text | TokenFiles | Pairs, init: InitState, f
 
 
 def find_row_length(cfg: RunConfig, corpus: Corpus) -> int:
-    """Return the tokens of a row: the block size, of pairs less where all are shorter. UserError for a short text."""
+    """Return the number of tokens in a row (T).
+
+    T is the block size; for pairs it is shorter if all examples are. Raises UserError if the text is too short.
+    """
     from bigramlm.data.pairs import row_length
     from bigramlm.data.text import check_length
 
@@ -121,7 +126,10 @@ def find_row_length(cfg: RunConfig, corpus: Corpus) -> int:
 
 
 def find_prompt(cfg: RunConfig, corpus: Corpus, text: Text | TokenFiles | Pairs) -> list[int]:
-    """Return the tokens that the sample continues from. UserError for a prompt with none in this tokenizer."""
+    """Return the token ids of the sample's prompt.
+
+    Raises UserError if the tokenizer cannot encode the prompt.
+    """
     from bigramlm.data.pairs import Pairs
     from bigramlm.tokenizer.base import start_tokens
 
@@ -135,7 +143,10 @@ def find_prompt(cfg: RunConfig, corpus: Corpus, text: Text | TokenFiles | Pairs)
 
 
 def origin(cfg: RunConfig, folder: RunFolder, init: InitState, job: JobContext) -> LoggerContext:
-    """Return what the loggers are told of the run; where a swept field was not typed for it, its config tells."""
+    """Return the facts about the run that the loggers need.
+
+    A swept field that the job does not override gets its value from the run's config.
+    """
     swept = None
     if job.swept is not None:
         swept = RunSummary.read(folder.path, typed=job.typed).values_of(job.swept)

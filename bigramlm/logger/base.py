@@ -1,4 +1,4 @@
-"""The interface of loggers, and what they are told of a run."""
+"""The interface of loggers, and the description of a run for loggers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any, Protocol
 
 
 class Logger(Protocol):
-    """A place for metrics. Whatever it raises costs a warning, never the run."""
+    """A destination of metrics.
+
+    An error in a logger costs a warning, never the run.
+    """
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
 
@@ -19,15 +22,15 @@ class Logger(Protocol):
 
 @dataclass(frozen=True)
 class LoggerContext:
-    """The run that metrics are of."""
+    """The run that the metrics belong to."""
 
     folder: Path
     config: dict[str, Any]
-    """The whole config as plain dictionaries, for loggers that show it."""
+    """The whole config as plain dictionaries, for loggers that show the config."""
     run_id: str
-    """Stays the same when the run is resumed."""
+    """The id of the run, which stays the same when the run is resumed."""
     resumed_at: int | None = None
-    """The step that a resumed run resumes from; None for a new run."""
+    """The step from which a resumed run resumes; None for a new run."""
     swept: dict[str, str] | None = None
-    """The values that a job of a sweep has of what is swept, by field. Its folder is named by its number, in the
-    sweep's. None for a run of no sweep."""
+    """The values of the swept fields, by field, for a job of a sweep; None for any other run. The job's folder is named
+    by the job's number and is in the sweep's folder."""

@@ -1,4 +1,4 @@
-"""The fields of the loggers."""
+"""Config of the loggers."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ from bigramlm.logger.base import Logger, LoggerContext
 
 @dataclass
 class LoggerConfig:
-    """Destinations of metrics in addition to metrics.jsonl, which is always written."""
+    """The destinations of metrics in addition to metrics.jsonl.
+
+    metrics.jsonl is always written.
+    """
 
     use: list[str] = field(default_factory=lambda: ["tensorboard"])
     """The loggers: tensorboard, wandb, both or none; set by `logger=NAME`."""
     project: str = "bigramlm"
-    """W&B: the project."""
+    """W&B: the project of the run."""
     group: str | None = None
-    """W&B: the group that the run belongs to; null is the sweep of a job, and no group for a run of no sweep."""
+    """W&B: the group of the run. By default a job of a sweep is in a group named after the sweep's folder, and any
+    other run is in no group."""
     name: str | None = None
-    """W&B: the run's name; null is its number and what was swept for a job of a sweep, else one that W&B makes up."""
+    """W&B: the name of the run. By default a job of a sweep is named by its number and its swept values, and W&B
+    chooses the name of any other run."""
     tags: list[str] = field(default_factory=list)
     """W&B: tags to filter by."""
     mode: str | None = None
-    """W&B: online, offline (upload later with `wandb sync`) or disabled; null is what WANDB_MODE says, else online."""
+    """W&B: online, offline (upload later with `wandb sync`) or disabled. The default is the value of WANDB_MODE, or
+    online if this variable is not set."""
 
     def __post_init__(self) -> None:
         for name in self.use:
@@ -33,17 +39,17 @@ class LoggerConfig:
             require_choice("logger.mode", self.mode, ("online", "offline", "disabled"))
 
 
-def _tensorboard(cfg: LoggerConfig, origin: LoggerContext) -> Logger:
+def _tensorboard(cfg: LoggerConfig, context: LoggerContext) -> Logger:
     from bigramlm.logger.tensorboard import TensorBoardLogger
 
-    return TensorBoardLogger(cfg, origin)
+    return TensorBoardLogger(cfg, context)
 
 
-def _wandb(cfg: LoggerConfig, origin: LoggerContext) -> Logger:
+def _wandb(cfg: LoggerConfig, context: LoggerContext) -> Logger:
     from bigramlm.logger.wandb import WandbLogger
 
-    return WandbLogger(cfg, origin)
+    return WandbLogger(cfg, context)
 
 
 LOGGERS: dict[str, Callable[[LoggerConfig, LoggerContext], Logger]] = {"tensorboard": _tensorboard, "wandb": _wandb}
-"""The loggers: what makes each, for a run."""
+"""The function that creates each logger, by the name in `logger.use`."""

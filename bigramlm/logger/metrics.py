@@ -1,4 +1,4 @@
-"""Metrics of a run: always written to metrics.jsonl, and sent to the loggers that were chosen."""
+"""Metrics of a run, written to metrics.jsonl and sent to the chosen loggers."""
 
 from __future__ import annotations
 
@@ -18,31 +18,34 @@ log = logging.getLogger(__name__)
 
 
 class Metrics:
-    """One record a step, to metrics.jsonl and to every logger.
+    """The metrics of a run: one record per step, for metrics.jsonl and every logger.
 
-    Records that a resumed run left behind from the step on that it goes on from are dropped: that step is measured
-    again, and so are those after it, which a crash may have left without a checkpoint.
+    A resumed run drops the existing records from the step on at which it resumes, because it measures these steps
+    again. A crash may leave records of steps later than the last checkpoint.
     """
 
-    def __init__(self, cfg: LoggerConfig, origin: LoggerContext) -> None:
-        path = origin.folder / "metrics.jsonl"
-        if origin.resumed_at is not None and path.exists():
-            keep_before(origin.resumed_at, path)
+    def __init__(self, cfg: LoggerConfig, context: LoggerContext) -> None:
+        path = context.folder / "metrics.jsonl"
+        if context.resumed_at is not None and path.exists():
+            keep_before(context.resumed_at, path)
         self._jsonl = path.open("a", encoding="utf-8", buffering=1)
         self._loggers: dict[str, Logger] = {}
         for name in cfg.use:
             with self._guarded(name):
-                self._loggers[name] = LOGGERS[name](cfg, origin)
+                self._loggers[name] = LOGGERS[name](cfg, context)
 
     def __enter__(self) -> Metrics:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Close what is open; an exception says that the run did not come to its end."""
+        """Close all loggers; an exception means that the run did not complete."""
         self.close(completed=kind is None)
 
     def log(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
-        """Record metrics by name for a step; seconds: training time since the start."""
+        """Record the metrics of a step, by name.
+
+        `seconds` is the training time since the start of the run.
+        """
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
         self._jsonl.write(json.dumps({"step": step, "seconds": round(seconds, 4), **finite}) + "\n")
         for name, logger in list(self._loggers.items()):
@@ -50,13 +53,13 @@ class Metrics:
                 logger.log(step, metrics)
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Show a text, such as a sample, in the loggers."""
+        """Send a text, such as a sample, to the loggers."""
         for logger_name, logger in list(self._loggers.items()):
             with self._guarded(logger_name):
                 logger.text(step, name, text)
 
     def close(self, *, completed: bool = True) -> None:
-        """Finish everything that is open; completed: whether the run came to its end."""
+        """Close all loggers and metrics.jsonl; `completed` is False for an aborted run."""
         for name, logger in list(self._loggers.items()):
             with self._guarded(name):
                 logger.close(completed=completed)
@@ -70,13 +73,16 @@ class Metrics:
         except Exception as error:
             self._loggers.pop(name, None)
             log.warning(
-                "the %s logger failed and is dropped; the run continues, and metrics.jsonl has everything (%s: %s)",
+                "the %s logger failed and is dropped; the run continues, and metrics.jsonl is complete (%s: %s)",
                 *(name, type(error).__name__, error),
             )
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a metrics.jsonl; skips a line that a crash cut short."""
+    """Yield the records of a metrics.jsonl.
+
+    A line that a crash cut short is skipped.
+    """
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             with contextlib.suppress(ValueError):
@@ -86,5 +92,5 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def keep_before(step: int, path: Path) -> None:
-    """Leave in a file of records those of the steps before this one."""
+    """Drop the records of this step and of later steps from a metrics.jsonl."""
     files.write(path, ((json.dumps(r) + "\n").encode() for r in read_records(path) if r["step"] < step))

@@ -1,4 +1,4 @@
-"""TensorBoard: an event file in the run's folder."""
+"""TensorBoard logger."""
 
 from __future__ import annotations
 
@@ -9,51 +9,56 @@ from bigramlm.logger.config import LoggerConfig
 
 
 class TensorBoardLogger:
-    """Writes an event file into the run's folder: `tensorboard --logdir outputs`."""
+    """A logger that writes an event file into the run folder.
 
-    def __init__(self, cfg: LoggerConfig, origin: LoggerContext) -> None:  # noqa: ARG002
+    `tensorboard --logdir outputs` shows the event files of all runs.
+    """
+
+    def __init__(self, cfg: LoggerConfig, context: LoggerContext) -> None:  # noqa: ARG002
         from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
         self._summary = Summary
-        # With a step to purge from, TensorBoard drops what earlier event files have from there on.
-        self._writer = SummaryWriter(str(origin.folder), purge_step=origin.resumed_at)
+        # TensorBoard drops the events of earlier files from purge_step on.
+        self._writer = SummaryWriter(str(context.folder), purge_step=context.resumed_at)
         self._events: Any = self._writer.file_writer
-        # The Custom Scalars tab draws a split's loss and what counting gives in one chart. The same layout in all runs,
-        # whose models have other references: TensorBoard would draw a chart for each layout that differs.
+        # The Custom Scalars tab draws the loss of a split and its counting baselines in one chart. All runs have the
+        # same layout, even if their baselines differ, because TensorBoard draws another chart for each other layout.
         charts = {
             f"{split} loss": ["Multiline", [f"^{split}/loss$", f"^{split}/(best|ngram)_"]] for split in ("val", "train")
         }
         self._writer.add_custom_scalars({"loss and what counting gives": charts})
-        self._end_of_session = self._begin_session(origin.swept) if origin.swept else None
+        self._session_end = self._begin_session(context.swept) if context.swept else None
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        # One event a record: add_scalar makes one a number, and each wakes the writer's thread.
+        # One event per record: add_scalar writes one event per number, each of which wakes the writer's thread.
         values = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._events.add_summary(self._summary(value=values), step)
 
     def text(self, step: int, name: str, text: str) -> None:
-        # Four spaces make it code in Markdown, which keeps its lines and marks as they are.
+        # Indented by four spaces, the text is code in Markdown, which preserves line breaks and special characters.
         self._writer.add_text(name, "\n".join("    " + line for line in text.split("\n")), step)
 
     def close(self, *, completed: bool) -> None:
-        if self._end_of_session is not None and completed:  # the first end that is told stays; others may go on
-            self._events.add_summary(self._end_of_session)
+        # TensorBoard keeps the first end that is written, so a run that may be resumed writes none.
+        if self._session_end is not None and completed:
+            self._events.add_summary(self._session_end)
         self._writer.close()
 
     def _begin_session(self, swept: dict[str, str]) -> Any:
-        # A row of the HParams tab, in the run's own events, where add_hparams would make a run of its own for it. Of
-        # the three summaries that TensorBoard knows the first, which lists the columns, is left out: it takes the list
-        # of whichever run comes first, and without one all that any run has. Returns the one that says it has ended.
+        # Writes a row of the HParams tab into the run's own events, because add_hparams would create another run for
+        # the row, and returns the summary that ends the row's session. The first summary, a list of columns, is
+        # omitted: TensorBoard would take the list of whichever run comes first, and without a list shows the columns
+        # of all runs.
         from torch.utils.tensorboard.summary import hparams
 
-        _, begin, end = hparams({field: _plain(value) for field, value in swept.items()}, {})
+        _, begin, end = hparams({field: _parse_value(value) for field, value in swept.items()}, {})
         self._events.add_summary(begin)
         return end
 
 
-def _plain(value: str) -> bool | float | str:
-    # A field's value as what it is: TensorBoard sorts and draws numbers as such.
+def _parse_value(value: str) -> bool | float | str:
+    # TensorBoard sorts and draws numbers only if their type is a number.
     if value.lower() in ("true", "false"):
         return value.lower() == "true"
     try:

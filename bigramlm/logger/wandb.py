@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""Weights & Biases logger."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ log = logging.getLogger(__name__)
 
 
 class WandbLogger:
-    """Sends metrics to W&B; goes offline within seconds where there is no network or key."""
+    """A logger that sends metrics to W&B.
 
-    def __init__(self, cfg: LoggerConfig, origin: LoggerContext) -> None:
+    Without a network or a key it switches to offline mode within seconds.
+    """
+
+    def __init__(self, cfg: LoggerConfig, context: LoggerContext) -> None:
         import wandb
 
         group, name = cfg.group, cfg.name
-        if origin.swept is not None:
-            typed = " ".join(f"{field}={value}" for field, value in origin.swept.items())
-            group = group or origin.folder.parent.name
-            name = name or f"{origin.folder.name} {typed}".strip()[:128]  # W&B takes no longer one
+        if context.swept is not None:
+            values = " ".join(f"{field}={value}" for field, value in context.swept.items())
+            group = group or context.folder.parent.name
+            name = name or f"{context.folder.name} {values}".strip()[:128]  # W&B's maximum length
 
         def start(mode: Any) -> Any:
             return wandb.init(
@@ -35,24 +38,24 @@ class WandbLogger:
                 name=name,
                 tags=cfg.tags,
                 mode=mode,
-                dir=origin.folder,
-                config=origin.config,
-                id=origin.run_id,
-                resume=None if origin.resumed_at is None else "allow",
-                allow_val_change=origin.resumed_at is not None,  # what was typed on resuming
+                dir=context.folder,
+                config=context.config,
+                id=context.run_id,
+                resume=None if context.resumed_at is None else "allow",
+                allow_val_change=context.resumed_at is not None,  # overrides of a resume change the config
                 reinit="finish_previous",
-                # Without a network the default time-out is a minute and a half.
+                # W&B's default timeout is 90 seconds.
                 settings=wandb.Settings(init_timeout=8, console="off", silent=True, x_disable_stats=True),
             )
 
         mode = cfg.mode or os.environ.get("WANDB_MODE", "online")
-        stdin, sys.stdin = sys.stdin, io.StringIO()  # at a terminal wandb.init would ask for a key, and wait for ever
+        stdin, sys.stdin = sys.stdin, io.StringIO()  # at a terminal wandb.init would prompt for a key and block
         try:
             self._run = start(mode)
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             if mode != "online":
                 raise
-            log.warning("W&B: not online (%s); the run is kept offline", str(error).partition("\n")[0])
+            log.warning("W&B: cannot go online (%s); the run is kept offline", str(error).partition("\n")[0])
             wandb.teardown()
             mode = "offline"
             self._run = start(mode)
@@ -61,8 +64,8 @@ class WandbLogger:
         if mode == "online":
             log.info("W&B: %s", self._run.url)
         if mode == "offline":
-            log.info("W&B: offline; upload it later with: wandb sync %s", Path(self._run.settings.sync_dir))
-        # Our own step axis: W&B's own drops records that come out of order, as they do after a resume.
+            log.info("W&B: offline; upload the run later with: wandb sync %s", Path(self._run.settings.sync_dir))
+        # A separate step metric as the axis: W&B's own step drops records that come out of order, as after a resume.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 

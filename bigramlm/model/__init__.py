@@ -1,13 +1,14 @@
 """Models: token ids in, logits of the next token out.
 
-`LanguageModel` is all that the rest of the program knows of one: logits and loss, and, where a model has them, counts
-of the training text, a cache for generation, the matrices that Muon is for, and losses to compare it with.
+`LanguageModel` is the only interface of a model that the rest of the program uses: logits and loss and, if a model has
+them, counts of the training text, a cache for generation, the matrices for Muon, and reference losses.
 
-A model that is fitted by counting (`model=ngram`) has buffers and no parameters. It takes no steps, and its buffers,
-empty at first, take the size that a checkpoint has. Its tables are sorted arrays, in which a gram is found by its
-context's place and its last token: that works for any vocabulary, on any device, for a whole batch at once.
+A model that is fitted by counting (`model=ngram`) has buffers and no parameters, and takes no training steps. Its
+buffers are empty at first, and take the size that they have in a checkpoint. Its tables are sorted arrays, in which an
+n-gram is found by the index of its context and its last token. This works for any vocabulary, on any device, and for a
+whole batch at once.
 
-`huggingface.py` reads and writes GPT-2's weights in Hugging Face's layout. Their config.json becomes the model's
-config before Hydra composes, without torch; what is typed goes on top of it, and is compared with what the weights
-are.
+`huggingface.py` reads and writes GPT-2's weights in Hugging Face's layout. Their config.json becomes the model's config
+before Hydra composes the run's config, without importing torch. Overrides are applied on top, and compared with the
+weights.
 """

@@ -1,4 +1,4 @@
-"""The interface of models, as the Trainer, evaluation and generation use it."""
+"""The interface of models, as used by the Trainer, evaluation and generation."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -7,7 +7,7 @@ from bigramlm.model.cache import Cache
 
 
 class LanguageModel(nn.Module):
-    """Predicts the next token at every position.
+    """A model that predicts the next token at every position.
 
     Shapes, here and in every model: B batch, T time (at most block_size), V vocabulary.
     """
@@ -16,64 +16,80 @@ class LanguageModel(nn.Module):
     block_size: int
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, T, V) for token ids idx (B, T); with targets (B, T) also their mean cross-entropy in nats."""
+        """Compute the logits (B, T, V) for token ids idx (B, T), and the loss.
+
+        The loss is the mean cross-entropy in nats for targets (B, T), or None without targets.
+        """
         raise NotImplementedError
 
     def fit_counts(self, train: Tensor) -> bool:  # noqa: ARG002
-        """Take from the training tokens (N,) what is counted and not trained; False where there is nothing."""
+        """Count the training tokens (N,), and return False if nothing is counted."""
         return False
 
     def new_cache(self) -> Cache | None:
-        """Make the cache for `forward(idx, cache=cache)`, which then takes the new tokens alone; None if there is none.
+        """Make a cache for `forward(idx, cache=cache)`, or return None if there is none.
 
-        Such a call gives the logits of the new tokens, which follow those that it saw before.
+        With a cache, idx contains only the new tokens. The logits are those of the new tokens, after all tokens of the
+        earlier calls.
         """
         return None
 
     def hidden_matrices(self) -> dict[nn.Parameter, int]:
-        """Return the matrices between the embedding and the head, which Muon is for.
+        """Return the matrices between the embedding and the head, for Muon.
 
-        Each with how many it is made of, one above the other and as high, of which each is to be taken by itself.
+        Each value is the number of matrices of equal height that are stacked in the parameter. Muon treats each of
+        them separately.
         """
         return {}
 
     def checkpoint_activations(self) -> None:
-        """From here on keep for the gradient only what enters each block, and compute the rest again (Chen et al.
+        """Keep only the inputs of the blocks for the gradient from now on.
 
-        2016, "Training Deep Nets with Sublinear Memory Cost"). For a model whose config `has_blocks`.
+        The other activations are recomputed in the backward pass (Chen et al. 2016, "Training Deep Nets with Sublinear
+        Memory Cost"). Only models whose config sets `has_blocks` implement this.
         """
         raise NotImplementedError
 
     def flops_per_token(self, length: int | None = None) -> int:  # noqa: ARG002
-        """Count the floating point operations of a training step in matrix products, per token.
+        """Count the floating point operations per token of a training step.
 
-        0 if it does none worth counting. length: of a sequence, if not block_size.
+        Only matrix products count; 0 if the model has none that matter. length: of a sequence, block_size by default.
 
-        Two for each product and sum, and twice as many backward as forward (Chowdhery et al. 2022, "PaLM", appendix B).
-        What activation checkpointing computes again is not counted: it is nothing that has to be done.
+        A multiplication and its addition are two operations, and the backward pass has twice as many as the forward
+        pass (Chowdhery et al. 2022, "PaLM", appendix B). Operations that activation checkpointing repeats are not
+        counted, because the result does not need them.
         """
         return 0
 
     def reference_losses(self, train: Tensor, val: Tensor) -> dict[str, float]:  # noqa: ARG002
-        """Losses in nats to measure this model against on these token ids, by name; drawn as lines by the loggers."""
+        """Compute losses in nats to compare this model with, by name.
+
+        train and val contain token ids (N,). The loggers draw these losses as lines.
+        """
         return {}
 
     def n_params(self) -> int:
-        """Count the parameters that are trained; of a model that is fitted by counting, its counts."""
+        """Count the trained parameters, or the counts of a model fitted by counting."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
-# What counting can do, to measure against, is told of texts of up to so many tokens: that takes seconds.
-REFERENCES_UP_TO = 10_000_000
+# Reference losses by counting take seconds for a text of this many tokens; for a longer text they are left out.
+MAX_REFERENCE_TOKENS = 10_000_000
 
 
 def is_count_table(name: str) -> bool:
-    """Tell whether a tensor of a model's state, by its name, is of a table that was counted, and not trained."""
+    """Check by its name if a tensor of a model's state is from a table of counts.
+
+    Such a tensor is counted and not trained.
+    """
     return "grams." in name
 
 
 def cross_entropy(logits: Tensor, targets: Tensor | None) -> Tensor | None:
-    """Return the mean cross-entropy in nats of logits (B, T, V) for targets (B, T); None without targets."""
+    """Compute the mean cross-entropy in nats of logits (B, T, V) for targets (B, T).
+
+    Returns None without targets.
+    """
     if targets is None:
         return None
     return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))  # (B*T, V), (B*T)

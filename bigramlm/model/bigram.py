@@ -1,4 +1,4 @@
-"""The bigram: the tutorial's first model, and how good any bigram can be.
+"""The bigram: the tutorial's first model, and the best loss of any bigram.
 
 Source: A. Karpathy, "Let's build GPT: from scratch, in code, spelled out", youtube.com/watch?v=kCc8FmEb1nY
 """
@@ -6,17 +6,17 @@ Source: A. Karpathy, "Let's build GPT: from scratch, in code, spelled out", yout
 import torch
 from torch import Tensor, nn
 
-from bigramlm.model.base import REFERENCES_UP_TO, LanguageModel, cross_entropy
+from bigramlm.model.base import MAX_REFERENCE_TOKENS, LanguageModel, cross_entropy
 
 
 class Bigram(LanguageModel):
-    """Row i of one V x V table holds the logits of the token after token i."""
+    """A V x V table whose row i contains the logits of the token after token i."""
 
     def __init__(self, *, vocab_size: int, block_size: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
         self.block_size = block_size
-        # The rows start as N(0, 1), nn.Embedding's own start, so the first loss is above ln V by about one half.
+        # nn.Embedding initialises the table with N(0, 1), so the first loss is about one half above ln V.
         self.token_embedding_table = nn.Embedding(vocab_size, vocab_size)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -24,40 +24,40 @@ class Bigram(LanguageModel):
         return logits, cross_entropy(logits, targets)
 
     def reference_losses(self, train: Tensor, val: Tensor) -> dict[str, float]:
-        if len(train) + len(val) > REFERENCES_UP_TO:
+        if len(train) + len(val) > MAX_REFERENCE_TOKENS:
             return {}
         train_loss, val_loss = best_bigram_losses(train.cpu(), val.cpu(), self.vocab_size)
         return {"train/best_bigram": train_loss, "val/best_bigram": val_loss}
 
 
 def best_bigram_losses(train: Tensor, val: Tensor, vocab_size: int) -> tuple[float, float]:
-    """Compute the least loss of a bigram on train, and what counting on train gives on val, in nats; ids (N,).
+    """Compute the best bigram's train loss, and the val loss of counting, in nats.
 
-    In closed form: cross-entropy is least where the predicted probabilities are the observed frequencies,
-    p(b|a) = count(ab) / count(a), which gives the train loss. For val one is added to each count of train (Laplace's
-    rule), since a pair never seen in train would cost infinitely much; with little text to count in, another bigram
-    may do better there.
+    train and val contain token ids (N,). Cross-entropy is minimal if the predicted probabilities are the observed
+    frequencies, p(b|a) = count(ab) / count(a), which gives the train loss in closed form. The val loss uses the counts
+    of train plus one (Laplace's rule), because a pair that never occurs in train would cost infinitely much. If train
+    is short, another bigram may have a lower val loss.
     """
     pairs, counts = _count_pairs(train, vocab_size)
-    seen = torch.zeros(vocab_size, dtype=torch.double).index_add_(0, pairs // vocab_size, counts)  # count(a)
-    train_loss = (counts * (seen[pairs // vocab_size] / counts).log()).sum() / counts.sum()
+    first_counts = torch.zeros(vocab_size, dtype=torch.double).index_add_(0, pairs // vocab_size, counts)  # count(a)
+    train_loss = (counts * (first_counts[pairs // vocab_size] / counts).log()).sum() / counts.sum()
 
     val_pairs, val_counts = _count_pairs(val, vocab_size)
-    # The place of each val pair among the sorted train pairs; pairs that train lacks count 0.
-    at = torch.searchsorted(pairs, val_pairs).clamp(max=len(pairs) - 1)
-    count = torch.where(pairs[at] == val_pairs, counts[at], 0.0)
-    p = (count + 1) / (seen[val_pairs // vocab_size] + vocab_size)
+    # The index of each val pair among the sorted train pairs; a pair that train lacks counts 0.
+    index = torch.searchsorted(pairs, val_pairs).clamp(max=len(pairs) - 1)
+    count = torch.where(pairs[index] == val_pairs, counts[index], 0.0)
+    p = (count + 1) / (first_counts[val_pairs // vocab_size] + vocab_size)
     val_loss = -(val_counts * p.log()).sum() / val_counts.sum()
     return train_loss.item(), val_loss.item()
 
 
 def _count_pairs(ids: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    # The pairs that occur, as a * V + b in ascending order, and how often.
+    # Returns the pairs that occur, as a * V + b in ascending order, and their counts.
     ids = ids.int()
     if vocab_size**2 > 1_000_000:
-        found, counts = (ids[:-1].long() * vocab_size + ids[1:]).unique(return_counts=True)
-    else:  # a table of all pairs is filled ten times as fast as they are sorted
+        pairs, counts = (ids[:-1].long() * vocab_size + ids[1:]).unique(return_counts=True)
+    else:  # filling a table of all pairs is ten times as fast as sorting the pairs
         table = torch.bincount(ids[:-1] * vocab_size + ids[1:], minlength=vocab_size**2)
-        found = table.nonzero().flatten()
-        counts = table[found]
-    return found, counts.double()
+        pairs = table.nonzero().flatten()
+        counts = table[pairs]
+    return pairs, counts.double()

@@ -1,7 +1,7 @@
-"""One GPT, whose switches are the ideas on the way from a single head of attention to a transformer of today.
+"""A GPT with switches, from one attention head to a modern transformer.
 
 Sources: Vaswani et al. 2017, "Attention Is All You Need"; Radford et al. 2019, "Language Models are Unsupervised
-Multitask Learners" (GPT-2), whose names the parameters have.
+Multitask Learners" (GPT-2), whose parameter names are used here.
 """
 
 import math
@@ -20,35 +20,36 @@ from bigramlm.model.ngram import Ngram, ngram_losses
 
 
 class ReluSquared(torch.autograd.Function):
-    """max(x, 0) squared (So et al. 2021, "Primer: Searching for Efficient Transformers for Language Modeling").
+    """The square of max(x, 0), with an explicit gradient.
 
-    By hand, for what autograd makes of `relu(x).square()` reads and writes the widest activations twice as often.
+    So et al. 2021, "Primer: Searching for Efficient Transformers for Language Modeling". The gradient is explicit
+    because autograd's version of `relu(x).square()` reads and writes the widest activations twice as often.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        above = F.relu(x)
-        ctx.save_for_backward(above)
-        return above * above
+        rectified = F.relu(x)
+        ctx.save_for_backward(rectified)
+        return rectified * rectified
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (above,) = ctx.saved_tensors
-        of_x: Tensor = (gradient * above).mul_(2)
-        return of_x
+        (rectified,) = ctx.saved_tensors
+        x_gradient: Tensor = (gradient * rectified).mul_(2)
+        return x_gradient
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
-    # GPT-2's approximation of it, from before there was a fast exact one.
+    # GPT-2's approximation of GELU, from before a fast exact version existed.
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu_squared": lambda x: ReluSquared.apply(x),
 }
 
 
 class GPT(LanguageModel):
-    """Blocks of attention and feed-forward layers, between an embedding of tokens and a head that makes logits.
+    """Blocks of attention and feed-forward layers between an embedding and a head.
 
     Shapes, here and below: B batch, T time, C channels (n_embd), H heads, D = C / H the width of a head, V vocabulary.
     """
@@ -63,8 +64,8 @@ class GPT(LanguageModel):
         self.h = nn.ModuleList(Block(cfg, block_size) for _ in range(cfg.n_layer))
         self.ln_f = build_norm(cfg, cfg.n_embd)
         self.lm_head = nn.Linear(cfg.n_embd, vocab_size, bias=False)
-        self._computes_again = False
-        self._draw_weights(cfg)
+        self._recomputes = False
+        self._init_weights(cfg)
         if cfg.tie_weights:
             self.lm_head.weight = self.wte.weight
         self.ngram = None
@@ -74,21 +75,25 @@ class GPT(LanguageModel):
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """See LanguageModel; cache: what this kept of the tokens before idx, to which idx is added."""
+        """Compute the logits and the loss, as LanguageModel does.
+
+        cache: the tokens before idx, with their keys and values. idx is appended to it.
+        """
         start = 0 if cache is None else cache.length
         x = self.wte(idx)  # (B, T, C)
         if self.wpe is not None:
             x = x + self.wpe(torch.arange(start, start + idx.shape[1], device=idx.device))
         x = self.drop(x)
-        seen = idx if cache is None else cache.see(idx)
-        again = self._computes_again and torch.is_grad_enabled()
+        tokens = idx if cache is None else cache.append(idx)
+        recompute = self._recomputes and torch.is_grad_enabled()
         for n, block in enumerate(self.h):
-            kept = None if cache is None else cache.layers[n]
-            x = checkpoint(block, x, start, kept, use_reentrant=False) if again else block(x, start, kept)
+            past = None if cache is None else cache.layers[n]
+            x = checkpoint(block, x, start, past, use_reentrant=False) if recompute else block(x, start, past)
         logits = self.lm_head(self.ln_f(x))  # (B, T, V)
         if self.ngram is not None:
-            # In training every position's own occurrence is left out, or the GPT would learn to trust counts too far.
-            logits = logits + self.ngram.following(seen, idx.shape[1], targets if self.training else None)
+            # In training, each position's own occurrence is left out, or the GPT would learn to trust counts too much.
+            leave_out = targets if self.training else None
+            logits = logits + self.ngram.next_log_probabilities(tokens, idx.shape[1], leave_out)
         return logits, cross_entropy(logits, targets)
 
     def fit_counts(self, train: Tensor) -> bool:
@@ -98,27 +103,27 @@ class GPT(LanguageModel):
         return Cache(n_layer=len(self.h), block_size=self.block_size)
 
     def checkpoint_activations(self) -> None:
-        self._computes_again = True
+        self._recomputes = True
 
     def flops_per_token(self, length: int | None = None) -> int:
-        # The head multiplies, the embeddings are looked up. Attention: two products of T queries with T keys or values,
-        # counted whole, as is the custom, though half of each is masked.
-        # Of a frozen matrix no gradient is computed, which is a third of it.
+        # The head multiplies, the embeddings are looked up. Attention has two products, of T queries
+        # with T keys or values. By convention they count in full, although half of each is masked.
+        # A frozen matrix needs no gradient, which saves a third of its operations.
         matrices = [*self.hidden_matrices(), self.lm_head.weight]
         products = sum((6 if p.requires_grad else 4) * p.numel() for p in matrices)
         return products + 12 * len(self.h) * self.wte.weight.shape[1] * (length or self.block_size)
 
     def hidden_matrices(self) -> dict[nn.Parameter, int]:
-        # Queries, keys and values are made by three matrices, one above the other.
+        # c_attn stacks the matrices of the queries, the keys and the values.
         return {p: 3 if name.endswith("c_attn.weight") else 1 for name, p in self.h.named_parameters() if p.ndim == 2}
 
     def reference_losses(self, train: Tensor, val: Tensor) -> dict[str, float]:
         return ngram_losses(train, val, vocab_size=self.vocab_size, block_size=self.block_size)
 
-    def _draw_weights(self, cfg: GPTConfig) -> None:
+    def _init_weights(self, cfg: GPTConfig) -> None:
         for name, p in self.named_parameters():
-            into_stream = cfg.residual and "c_proj" in name  # what is added to it, 2 n_layer times
-            # A wide embedding would make wide logits where it is the head too.
+            into_stream = cfg.residual and "c_proj" in name  # added to the stream, 2 n_layer times
+            # A tied embedding is the head too, so a wide distribution would give large logits.
             small = cfg.init == "gpt2" or (cfg.tie_weights and name == "wte.weight")
             if into_stream and cfg.zero_init:
                 nn.init.zeros_(p)
@@ -129,7 +134,7 @@ class GPT(LanguageModel):
 
 
 class Block(nn.Module):
-    """Attention, in which positions exchange what they know, and a feed-forward layer, in which each thinks it over."""
+    """Attention across positions, then a feed-forward layer at each position."""
 
     def __init__(self, cfg: GPTConfig, block_size: int) -> None:
         super().__init__()
@@ -139,12 +144,15 @@ class Block(nn.Module):
         self.ln_2 = build_norm(cfg, cfg.n_embd) if cfg.feed_forward else None
         self.mlp = FeedForward(cfg) if cfg.feed_forward else None
 
-    def forward(self, x: Tensor, start: int, kept: KeyValues | None) -> Tensor:
-        """Map x (B, T, C) to the same shape; start: the position of its first token; kept: of the tokens before."""
-        # The norms stand before each layer, not after ("pre-norm"; Xiong et al. 2020, "On Layer Normalization in the
+    def forward(self, x: Tensor, start: int, past: KeyValues | None) -> Tensor:
+        """Map x (B, T, C) to the same shape.
+
+        start: the position of the first token of x. past: the keys and values of the tokens before.
+        """
+        # The norms come before each layer, not after it ("pre-norm"; Xiong et al. 2020, "On Layer Normalization in the
         # Transformer Architecture"), and residual connections (He et al. 2016, "Deep Residual Learning for Image
-        # Recognition") let the gradient pass by.
-        y: Tensor = self.attn(self.ln_1(x), start, kept)
+        # Recognition") give the gradient a direct path.
+        y: Tensor = self.attn(self.ln_1(x), start, past)
         x = x + y if self.residual else y
         if self.mlp is None or self.ln_2 is None:
             return x
@@ -153,7 +161,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with H heads: every position takes from itself and those before it what it asks for."""
+    """Causal self-attention with H heads, over each position and those before it."""
 
     def __init__(self, cfg: GPTConfig, block_size: int) -> None:
         super().__init__()
@@ -166,18 +174,21 @@ class Attention(nn.Module):
         if cfg.position == "rotary":
             self.rotary = Rotary(cfg.n_embd // cfg.n_head, block_size, cfg.rotary_base)
 
-    def forward(self, x: Tensor, start: int, kept: KeyValues | None) -> Tensor:
-        """Map x (B, T, C) to the same shape; start: the position of its first token; kept: of the tokens before."""
+    def forward(self, x: Tensor, start: int, past: KeyValues | None) -> Tensor:
+        """Map x (B, T, C) to the same shape.
+
+        start: the position of the first token of x. past: the keys and values of the tokens before.
+        """
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)
-        qk, v = qkv.split((2 * self.n_head, self.n_head), dim=1)  # queries and keys, on which all is done alike, as one
+        qk, v = qkv.split((2 * self.n_head, self.n_head), dim=1)  # queries and keys are processed together
         if self.qk_norm:  # (B, 2 H, T, D); Henry et al. 2020, "Query-Key Normalization for Transformers"
             qk = rms_norm(qk)
         if self.rotary is not None:
             qk = self.rotary(qk, start)
         q, k = qk.chunk(2, dim=1)  # (B, H, T, D) each
-        if kept is not None:
-            k, v = kept.extend(k, v)
+        if past is not None:
+            k, v = past.extend(k, v)
         y = F.scaled_dot_product_attention(
             *(q, k, v),
             attn_mask=causal_mask(T, start, x.device) if start and T > 1 else None,
@@ -189,7 +200,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """A layer for each position by itself: up to four times the width, through a non-linearity, and back."""
+    """A two-layer network at each position, four times as wide inside."""
 
     def __init__(self, cfg: GPTConfig) -> None:
         super().__init__()
@@ -204,7 +215,10 @@ class FeedForward(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Turns queries and keys by an angle that grows with the position, so that their product goes by their distance.
+    """The rotary position embedding of queries and keys.
+
+    Each pair of channels is rotated by an angle that grows with the position, so that the product of a query and a key
+    depends on their distance.
 
     Source: Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding", section 3.2.
     """
@@ -220,14 +234,17 @@ class Rotary(nn.Module):
         self.register_buffer("sin", torch.cat((-angle.sin(), angle.sin()), dim=1), persistent=False)
 
     def forward(self, x: Tensor, start: int) -> Tensor:
-        """Turn x (B, H, T, D), of which channels i and i + D/2 make the pairs that are turned."""
+        """Rotate x (B, H, T, D), whose first token is at position start.
+
+        Channels i and i + D/2 form a pair.
+        """
         cos, sin = (table[start : start + x.shape[2]].to(x.dtype) for table in (self.cos, self.sin))  # (T, D)
         a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2)
         return x * cos + torch.cat((b, a), dim=-1) * sin  # (a cos - b sin, b cos + a sin)
 
 
 class RMSNorm(nn.Module):
-    """Scales each position's channels to a mean square of 1, and learns nothing."""
+    """Normalisation of each position to a mean square of 1, without parameters."""
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x)
@@ -242,12 +259,15 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def build_norm(cfg: GPTConfig, width: int) -> nn.Module:
-    """Build the norm of a stream of this width."""
+    """Build the normalisation layer for this number of channels."""
     if cfg.norm == "layer":  # Ba et al. 2016, "Layer Normalization"
         return nn.LayerNorm(width, bias=cfg.bias)
     return RMSNorm() if cfg.norm == "rms" else nn.Identity()
 
 
 def causal_mask(n_new: int, start: int, device: torch.device) -> Tensor:
-    """Return which of start + T positions the last T may attend to, (T, start + T)."""
+    """Return the mask (T, start + T) of positions that the last T may attend to.
+
+    T is n_new, and True means that a position may be attended to.
+    """
     return torch.ones(n_new, start + n_new, dtype=torch.bool, device=device).tril(start)

@@ -1,6 +1,7 @@
-"""GPT-2 in Hugging Face's layout, read and written: a folder with config.json, safetensors, and a tokenizer.
+"""Reading and writing of GPT-2 in Hugging Face's layout.
 
-Needs no transformers, and to know a model's shape no torch either.
+The layout is a folder with config.json, safetensors files and a tokenizer. This module does not use transformers, and
+reads a model's shape without importing torch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
-# What activations are called there; written is the first that fits.
+# Activations by their names in transformers; the first name of an activation is written.
 _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -30,100 +31,105 @@ _ACTIVATIONS = {
     "relu": "relu",
     "relu2": "relu_squared",
 }
-# What else GPT-2 could be in transformers, and is not here: only what stands here computes the same.
-_AS_IT_IS = {
+# Variants of GPT-2 that transformers has and this project lacks: only these values give the same computation.
+_FIXED_FIELDS = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
     "layer_norm_epsilon": 1e-5,
 }
-# Matrices that are kept the other way round, as GPT-2's own code multiplies by them.
+# Matrices that are stored transposed, because GPT-2's original code multiplies from the other side.
 _TRANSPOSED = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
-# Causal masks, which older files have beside the weights.
+# Causal masks, which older files contain beside the weights.
 _MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 _HEAD, _TOKENS, _POSITIONS = "lm_head.weight", "wte.weight", "wpe.weight"
-# Embeddings are sometimes padded to a multiple of so many rows, for speed.
-_PADDED_TO = 128
-_NAMED = 5
+# Embeddings are sometimes padded to a multiple of this many rows, for speed.
+_PADDING_MULTIPLE = 128
+_MAX_NAMED = 5
 _PICKLE = "pytorch_model.bin"
-# Fields of ours that the weights say nothing of.
+# Fields of GPTConfig that the weights do not determine.
 FREE = ("dropout", "rotary_base", "init", "zero_init")
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights of a GPT-2, in a folder or on the Hugging Face hub."""
+    """The weights of a GPT-2, in a folder or on the Hugging Face hub."""
 
     location: str
-    """The folder, absolute, or the name on the hub."""
-    about: dict[str, Any]
-    """Its config.json."""
+    """The absolute path of the folder, or the name on the hub."""
+    config: dict[str, Any]
+    """The contents of config.json, with defaults filled in."""
 
     @property
     def path(self) -> Path:
-        """The same, for messages."""
+        """The location as a path, for messages."""
         return Path(self.location)
 
     @property
     def block_size(self) -> int:
         """The number of positions."""
-        return int(self.about["n_positions"])
+        return int(self.config["n_positions"])
 
     @property
     def vocab_size(self) -> int:
-        return int(self.about["vocab_size"])
+        return int(self.config["vocab_size"])
 
     def model_config(self) -> GPT2Config:
-        """Return the config of the model that these weights are for."""
-        about = self.about
+        """Return the config of the model that these weights fit."""
+        config = self.config
         return GPT2Config(
-            n_layer=about["n_layer"],
-            n_head=about["n_head"],
-            n_embd=about["n_embd"],
-            dropout=float(about["resid_pdrop"]),
-            activation=_ACTIVATIONS[about["activation_function"]],
-            tie_weights=about["tie_word_embeddings"],
+            n_layer=config["n_layer"],
+            n_head=config["n_head"],
+            n_embd=config["n_embd"],
+            dropout=float(config["resid_pdrop"]),
+            activation=_ACTIVATIONS[config["activation_function"]],
+            tie_weights=config["tie_word_embeddings"],
         )
 
     def tokenizer_path(self) -> str | None:
-        """Return the path of its tokenizer, as `tokenizer.path` takes it; None for a folder without one."""
+        """Return the value of `tokenizer.path` for the tokenizer of these weights.
+
+        Returns None for a folder without a tokenizer.
+        """
         folder = self.path
-        if not self._is_here or (folder / "tokenizer.json").exists():
+        if not self._is_local or (folder / "tokenizer.json").exists():
             return self.location
         return self.location if (folder / "vocab.json").exists() and (folder / "merges.txt").exists() else None
 
     @functools.cached_property
     def sha256(self) -> str:
-        """The SHA-256 of the files of the weights."""
-        hashes = [files.sha256(path) for path in self._weights()]
+        """The SHA-256 of the weight files."""
+        hashes = [files.sha256(path) for path in self._weight_files()]
         return hashes[0] if len(hashes) == 1 else files.sha256_of("".join(hashes))
 
     def load_weights(self, model: nn.Module, *, counted: bool = True) -> None:  # noqa: ARG002
-        """Put the weights into the model, a GPT of `model_config()`. UserError names what does not fit.
+        """Load the weights into a GPT that was built from `model_config()`.
 
-        Of positions that the model has no room for, and of rows that only pad the vocabulary, nothing is taken.
+        Positions beyond the model's block size are skipped, and rows that only pad the vocabulary. Raises UserError
+        with the names of tensors that do not fit.
         """
         import torch
         from safetensors import SafetensorError, safe_open
 
-        own = model.state_dict()
-        tied = _is_tied(own)
+        state = model.state_dict()
+        tied = _is_tied(state)
         with ExitStack() as stack, torch.no_grad():
             try:
-                opened = [stack.enter_context(safe_open(path, "pt")) for path in self._weights()]
-                found = self._found(opened, own, tied=tied)
+                opened = [stack.enter_context(safe_open(path, "pt")) for path in self._weight_files()]
+                found = self._match_tensors(opened, state, tied=tied)
                 for name, (file, saved) in found.items():
                     tensor = file.get_tensor(saved)
                     tensor = tensor.T if _TRANSPOSED.fullmatch(name) else tensor
                     if tied and name == _HEAD:
                         self._check_head(tensor, found[_TOKENS])
                     else:
-                        own[name].copy_(tensor[: len(own[name])])
+                        state[name].copy_(tensor[: len(state[name])])
             except (OSError, SafetensorError) as error:
                 raise UserError(f"{self.location}: its weights cannot be read: {error}") from None
 
-    def _found(self, opened: list[Any], own: dict[str, Tensor], *, tied: bool) -> dict[str, tuple[Any, str]]:
-        # The file that each of the model's tensors is in, and its name there. UserError names what is not as it should.
+    def _match_tensors(self, opened: list[Any], state: dict[str, Tensor], *, tied: bool) -> dict[str, tuple[Any, str]]:
+        # Finds the file of each of the model's tensors, and its name in the file. Raises UserError with the names of
+        # tensors that do not match.
         found: dict[str, tuple[Any, str]] = {}
         surplus, misshapen = [], []
         for file in opened:
@@ -131,199 +137,209 @@ class Pretrained:
                 name = saved.removeprefix("transformer.")
                 if _MASK.fullmatch(name):
                     continue
-                if name not in own or name in found:
+                if name not in state or name in found:
                     surplus.append(saved)
                     continue
                 found[name] = file, saved
-                there, here = tuple(file.get_slice(saved).get_shape()), tuple(own[name].shape)
-                if not _fits(name, there, here):
-                    here = here[::-1] if _TRANSPOSED.fullmatch(name) else here
-                    misshapen.append(f"{saved} is {there} there, {here} by its {CONFIG}")
-        lacking = [name for name in own if name not in found and not (name == _HEAD and tied)]
-        for what, names in (("lacks ", lacking), ("has, and GPT-2 has not, ", surplus), ("", misshapen)):
-            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            require(not names, f"{self.location}: {what}{', '.join(names[:_NAMED])}{more}")
+                shape, expected = tuple(file.get_slice(saved).get_shape()), tuple(state[name].shape)
+                if not _fits(name, shape, expected):
+                    expected = expected[::-1] if _TRANSPOSED.fullmatch(name) else expected
+                    misshapen.append(f"{saved} has the shape {shape}, but {CONFIG} implies {expected}")
+        missing = [name for name in state if name not in found and not (name == _HEAD and tied)]
+        for intro, names in (("lacks ", missing), ("contains surplus tensors: ", surplus), ("", misshapen)):
+            more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+            require(not names, f"{self.location}: {intro}{', '.join(names[:_MAX_NAMED])}{more}")
         return found
 
     def _check_head(self, head: Tensor, tokens: tuple[Any, str]) -> None:
         file, saved = tokens
         require(
             head.equal(file.get_tensor(saved)),
-            f"{self.location}: {_HEAD} is another matrix than {saved}, and tie_word_embeddings in {CONFIG} says that "
-            "they are one; set it to false there, or take the tensor out",
+            f"{self.location}: {_HEAD} differs from {saved}, but by tie_word_embeddings in {CONFIG} they are one "
+            f"matrix; set tie_word_embeddings to false, or remove {_HEAD}",
         )
 
     @property
-    def _is_here(self) -> bool:
+    def _is_local(self) -> bool:
         return self.path.is_absolute()
 
-    def _weights(self) -> list[Path]:
+    def _weight_files(self) -> list[Path]:
         whole = self._file(WEIGHTS)
         if whole is not None:
             return [whole]
         index = self._file(INDEX)
         if index is None:
             self._refuse_pickle()
-            raise UserError(f"{self.location}: holds no weights, which would be a {WEIGHTS}")
+            raise UserError(f"{self.location}: contains no weights: there is no {WEIGHTS}")
         try:
             names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
             parts = [self._file(Path(str(name)).name) for name in names]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index}: says not which files the weights are in: {error}") from None
+            raise UserError(f"{index}: does not say which files contain the weights: {error}") from None
         for name, part in zip(names, parts, strict=True):
-            require(part is not None, f"{self.location}: lacks {name}, which {INDEX} names")
+            require(part is not None, f"{self.location}: lacks {name}, which {INDEX} lists")
         return [part for part in parts if part is not None]
 
     def _file(self, name: str) -> Path | None:
-        if self._is_here:
+        if self._is_local:
             return self.path / name if (self.path / name).is_file() else None
-        return _fetched(self.location, name)
+        return _fetch(self.location, name)
 
     def _refuse_pickle(self) -> None:
-        pickled = _pickle_in(self.location) if self._is_here else hub.has(self.location, _PICKLE) and _PICKLE
+        pickled = _find_pickle(self.location) if self._is_local else hub.has(self.location, _PICKLE) and _PICKLE
         if pickled:
             raise UserError(
-                f"{self.location}: its weights are in {pickled}, a pickle, which can run code when it is loaded and is "
-                'not read here; where you trust it, convert it once, with transformers: python -c "import '
+                f"{self.location}: its weights are in {pickled}, a pickle, which is not read because it can run code "
+                'when it is loaded; if you trust it, convert it once with transformers: python -c "import '
                 "transformers; transformers.AutoModelForCausalLM.from_pretrained('FOLDER').save_pretrained('NEW')\""
-                f" and give NEW, with the tokenizer's files copied there, to init_from="
+                "; then copy the tokenizer's files to NEW, and use init_from=NEW"
             )
 
 
-def _pickle_in(folder: str) -> str | None:
+def _find_pickle(folder: str) -> str | None:
     found = sorted(path.name for path in Path(folder).glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     return found[0] if found else None
 
 
-def _is_tied(own: dict[str, Tensor]) -> bool:
-    return own[_HEAD].data_ptr() == own[_TOKENS].data_ptr()
+def _is_tied(state: dict[str, Tensor]) -> bool:
+    return state[_HEAD].data_ptr() == state[_TOKENS].data_ptr()
 
 
-def _fits(name: str, there: tuple[int, ...], here: tuple[int, ...]) -> bool:
+def _fits(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     if _TRANSPOSED.fullmatch(name):
-        return there == here[::-1]
+        return shape == expected[::-1]
     if name in (_POSITIONS, _TOKENS, _HEAD):
-        return len(there) == len(here) and there[1:] == here[1:] and there[0] >= here[0]
-    return there == here
+        return len(shape) == len(expected) and shape[1:] == expected[1:] and shape[0] >= expected[0]
+    return shape == expected
 
 
 def is_pretrained(folder: Path) -> bool:
-    """Tell whether a folder is in Hugging Face's layout, whatever model is in it."""
+    """Return True if a folder is in Hugging Face's layout, with any model."""
     return (folder / CONFIG).is_file()
 
 
-def open_pretrained(place: str) -> Pretrained:
-    """Open the GPT-2 in a folder, or of a name on the hub. UserError if it is none, or computes otherwise than ours."""
-    file = Path(place) / CONFIG if Path(place).is_absolute() else _fetched(place, CONFIG)
-    require(file is not None, f"init_from={place}: the Hugging Face hub has no {CONFIG} in it; give a model's name")
+def open_pretrained(location: str) -> Pretrained:
+    """Open the GPT-2 in a folder, or on the Hugging Face hub by its name.
+
+    Raises UserError if it is not a GPT-2, or if its computation differs from that of this project's GPT.
+    """
+    file = Path(location) / CONFIG if Path(location).is_absolute() else _fetch(location, CONFIG)
+    require(file is not None, f"init_from={location}: has no {CONFIG} on the Hugging Face hub; use the name of a model")
     assert file is not None
     try:
-        said = json.loads(file.read_text("utf-8"))
-        kind = said["model_type"]
-        require(kind == "gpt2", f"{place}: is a model of type {kind!r} by its {CONFIG}, and only gpt2 can be read here")
-        positions = said.get("n_positions", said.get("n_ctx", 1024))
-        about = {**_defaults(), **said, "n_positions": positions}
+        given = json.loads(file.read_text("utf-8"))
+        kind = given["model_type"]
+        require(kind == "gpt2", f"{location}: its {CONFIG} has model_type={kind!r}, and only gpt2 can be read")
+        positions = given.get("n_positions", given.get("n_ctx", 1024))
+        config = {**_defaults(), **given, "n_positions": positions}
         for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
             require(
-                type(about[name]) is int and about[name] >= 1,
-                f"{file}: {name}={about[name]!r}: must be a whole number, 1 or more",
+                type(config[name]) is int and config[name] >= 1,
+                f"{file}: {name}={config[name]!r}: must be a whole number, at least 1",
             )
         require(
-            about["n_inner"] in (None, 4 * about["n_embd"]),
-            f"{file}: n_inner={about['n_inner']}: the layers here are 4 n_embd = {4 * about['n_embd']} wide inside",
+            config["n_inner"] in (None, 4 * config["n_embd"]),
+            f"{file}: n_inner={config['n_inner']}: only feed-forward layers of width 4 n_embd = {4 * config['n_embd']} "
+            "are supported",
         )
-        activation = about["activation_function"]
+        activation = config["activation_function"]
         require(
             activation in _ACTIVATIONS,
-            f"{file}: activation_function={activation}: is none of those here: {', '.join(_ACTIVATIONS)}",
+            f"{file}: activation_function={activation}: only {', '.join(_ACTIVATIONS)} are supported",
         )
-        dropout, tied = about["resid_pdrop"], about["tie_word_embeddings"]
+        dropout, tied = config["resid_pdrop"], config["tie_word_embeddings"]
         require(isinstance(dropout, (int, float)), f"{file}: resid_pdrop={dropout!r}: must be a number")
         require(isinstance(tied, bool), f"{file}: tie_word_embeddings={tied!r}: must be true or false")
-        for name, value in _AS_IT_IS.items():
-            require(about[name] == value, f"{file}: {name}={about[name]}: only {value} is computed here")
+        for name, value in _FIXED_FIELDS.items():
+            require(config[name] == value, f"{file}: {name}={config[name]}: only {value} is supported")
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not the config of a model in Hugging Face's layout: {error!r}") from None
-    found = Pretrained(place, about)
+        raise UserError(f"{file}: is not the config of a model in Hugging Face's layout: {error!r}") from None
+    pretrained = Pretrained(location, config)
     try:
-        found.model_config()
+        pretrained.model_config()
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    return found
+    return pretrained
 
 
 def _defaults() -> dict[str, Any]:
-    # What a config.json that does not say them means.
+    # The values of fields that a config.json leaves out.
     shape = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_inner": None, "vocab_size": 50257}
     others = {"activation_function": "gelu_new", "resid_pdrop": 0.1, "tie_word_embeddings": True}
-    return {**shape, **others, **_AS_IT_IS}
+    return {**shape, **others, **_FIXED_FIELDS}
 
 
-def _fetched(name: str, file: str) -> Path | None:
+def _fetch(name: str, file: str) -> Path | None:
     try:
         return hub.fetch(name, file)
-    except hub.NotThere:
+    except hub.MissingFileError:
         return None
-    except hub.NotFetched as reason:
+    except hub.FetchError as reason:
         raise UserError(
-            f"init_from={name}: there is no such folder here, and the Hugging Face hub did not give {file} ({reason}); "
-            f"download config.json, {WEIGHTS} and tokenizer.json of {name} where there is a network, into a folder of "
-            "their own, and give that: init_from=FOLDER"
+            f"init_from={name}: there is no such folder here, and the Hugging Face hub did not provide {file} "
+            f"({reason}); on a machine with a network, download config.json, {WEIGHTS} and tokenizer.json of {name} "
+            "into a new folder, and use init_from=FOLDER"
         ) from None
 
 
 def check_vocabulary(pretrained: Pretrained, vocab_size: int) -> None:
-    """UserError where a tokenizer of so many tokens is not that of the weights, which may be padded."""
+    """Check that a tokenizer's vocabulary size fits the weights.
+
+    The embedding of the weights may be padded. Raises UserError if the sizes do not fit.
+    """
     padding = pretrained.vocab_size - vocab_size
     require(
-        0 <= padding < _PADDED_TO,
-        f"{pretrained.location}: its weights are for {pretrained.vocab_size:,} tokens, and the tokenizer has "
-        f"{vocab_size:,}: it is another; put the tokenizer of these weights into the folder, or give it with "
-        "tokenizer=gpt2 tokenizer.path=",
+        0 <= padding < _PADDING_MULTIPLE,
+        f"{pretrained.location}: its weights have {pretrained.vocab_size:,} tokens, but the tokenizer has "
+        f"{vocab_size:,} and belongs to another model; put the tokenizer of these weights into the folder, or use "
+        "tokenizer=gpt2 tokenizer.path=PATH",
     )
 
 
 def not_exportable(cfg: GPTConfig) -> list[str]:
-    """List the fields of a GPT that GPT-2's layout has no place for, as they would be typed."""
-    has = {"position": "learned", "norm": "layer", "qk_norm": False, "feed_forward": True, "residual": True}
-    has["ngram_order"] = 0
+    """List, as overrides, the fields of a GPT that GPT-2's layout cannot express."""
+    fixed = {"position": "learned", "norm": "layer", "qk_norm": False, "feed_forward": True, "residual": True}
+    fixed["ngram_order"] = 0
     return [
-        f"model.{name}={as_typed(getattr(cfg, name))}" for name, value in has.items() if getattr(cfg, name) != value
+        f"model.{name}={as_typed(getattr(cfg, name))}" for name, value in fixed.items() if getattr(cfg, name) != value
     ]
 
 
 def as_typed(value: Any) -> str:
-    """Return a field's value as it would be typed."""
+    """Format a field's value as in an override."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def to_pretrained(model: nn.Module, cfg: GPTConfig) -> dict[str, Tensor]:
-    """Return the tensors of a GPT by their names in transformers; biases that it lacks are zero."""
+    """Return the tensors of a GPT by their names in transformers.
+
+    Biases that the GPT lacks are zero.
+    """
     tensors = {}
-    own = model.state_dict()
-    tied = _is_tied(own)
-    for name, tensor in own.items():
+    state = model.state_dict()
+    tied = _is_tied(state)
+    for name, tensor in state.items():
         if name == _HEAD and tied:
             continue
-        said = name if name == _HEAD else f"transformer.{name}"
-        tensors[said] = (tensor.T if _TRANSPOSED.fullmatch(name) else tensor).contiguous()
+        exported = name if name == _HEAD else f"transformer.{name}"
+        tensors[exported] = (tensor.T if _TRANSPOSED.fullmatch(name) else tensor).contiguous()
         if not cfg.bias and name.startswith(("h.", "ln_f.")):
-            tensors[said.removesuffix("weight") + "bias"] = tensor.new_zeros(len(tensor))
+            tensors[exported.removesuffix("weight") + "bias"] = tensor.new_zeros(len(tensor))
     return tensors
 
 
 def write_pretrained(
     folder: Path, model: nn.Module, cfg: GPTConfig, *, vocab_size: int, block_size: int, end_of_text: int | None
 ) -> None:
-    """Write config.json and the weights of a GPT that can be had in this layout into a folder.
+    """Write config.json and the weights of an exportable GPT into a folder.
 
-    end_of_text: the token between documents, which transformers stops at.
+    end_of_text: the token between documents, at which transformers stops.
     """
     from safetensors.torch import save_file
 
-    about = {
+    config = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "vocab_size": vocab_size,
@@ -332,13 +348,13 @@ def write_pretrained(
         "n_head": cfg.n_head,
         "n_embd": cfg.n_embd,
         "n_inner": None,
-        "activation_function": next(name for name, ours in _ACTIVATIONS.items() if ours == cfg.activation),
+        "activation_function": next(name for name, activation in _ACTIVATIONS.items() if activation == cfg.activation),
         **{f"{part}_pdrop": cfg.dropout for part in ("attn", "embd", "resid")},
-        **_AS_IT_IS,
+        **_FIXED_FIELDS,
         "tie_word_embeddings": cfg.tie_weights,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "dtype": "float32",
     }
-    (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     save_file(to_pretrained(model, cfg), folder / WEIGHTS, metadata={"format": "pt"})

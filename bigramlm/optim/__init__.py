@@ -1,7 +1,7 @@
-"""Optimizers, and the learning rate of every step.
+"""Optimizers and the learning rate schedule.
 
-A parameter group has its own share of the learning rate (`lr_ratio`), so that one schedule drives Muon and AdamW.
-These two are one optimizer to the rest of the program, with one state. Our Muon takes all matrices of one shape at
-once, in fp32 on a CPU, where PyTorch's takes one after the other and always in bf16; and it takes queries, keys and
-values, which one matrix makes, for the three that they are. Matrices decay, vectors do not.
+A parameter group has its own share of the learning rate (`lr_ratio`), so one schedule drives both Muon and AdamW. The
+rest of the program sees these two as one optimizer with one state. This Muon updates all matrices of one shape
+together, in fp32 on a CPU; PyTorch's updates them one after the other, always in bf16. The matrix that computes
+queries, keys and values counts as three. Matrices decay, vectors do not.
 """

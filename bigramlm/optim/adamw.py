@@ -1,25 +1,25 @@
-"""AdamW by PyTorch, in the variant that is fastest where it runs."""
+"""PyTorch's AdamW, in the variant that is fastest for the run."""
 
 import torch
 
-from bigramlm.optim.base import param_groups, rate_for, trainable_parameters, unwrap_optimizer
+from bigramlm.optim.base import initial_lr, param_groups, trainable_parameters, unwrap_optimizer
 from bigramlm.optim.config import AdamWConfig
 
 
 def build_adamw(cfg: AdamWConfig, model: torch.nn.Module, *, compiled: bool) -> torch.optim.Optimizer:
-    """AdamW over the parameters that are trained."""
+    """Build AdamW for the model's trainable parameters."""
     return adamw(cfg, trainable_parameters(model), lr=cfg.lr, compiled=compiled)
 
 
 def adamw(cfg: AdamWConfig, params: list[torch.nn.Parameter], *, lr: float, compiled: bool) -> torch.optim.Optimizer:
-    """AdamW over these parameters.
+    """Build AdamW for a list of parameters.
 
-    Fused, all parameters of a group are updated by one call. A compiled step fuses by itself and cannot trace the
-    fused call.
+    The fused variant updates all parameters of a group in one call. A compiled step fuses the updates automatically
+    and cannot trace the fused call.
     """
     return unwrap_optimizer(torch.optim.AdamW)(
         param_groups(params, weight_decay=cfg.weight_decay),
-        lr=rate_for(lr, params, compiled=compiled),
+        lr=initial_lr(lr, params, compiled=compiled),
         betas=(cfg.betas[0], cfg.betas[1]),
         eps=cfg.eps,
         fused=not compiled,

@@ -1,4 +1,4 @@
-"""The optimizers, and their fields."""
+"""Configs of the optimizers."""
 
 from __future__ import annotations
 
@@ -19,61 +19,70 @@ SCHEDULES = ("constant", "cosine", "linear", "wsd")
 
 @dataclass
 class OptimConfig:
-    """The fields of every optimizer."""
+    """The fields common to all optimizers."""
 
     name: str = MISSING
     """The name of the optimizer; set by `optim=NAME`."""
     lr: float = 1e-3
-    """Learning rate, once warmed up."""
+    """Learning rate after the warmup."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises in a line up to `optim.lr`; 0 starts with all of it."""
+    """Steps over which the learning rate rises linearly to `optim.lr`; 0 starts at `optim.lr`."""
     schedule: str = "constant"
-    """The learning rate from there to the last step: constant, cosine (falls along half a wave), linear
-    (falls in a line) or wsd (constant, then falls in a line over the last `optim.decay_fraction` of the steps)."""
+    """Learning rate schedule after the warmup: constant, cosine (falls along half a cosine wave), linear (falls
+    linearly) or wsd (constant, then falls linearly over the last `optim.decay_fraction` of the steps)."""
     min_lr: float = 0.0
-    """The learning rate at the end, if it falls."""
+    """Learning rate at the end of a schedule that falls."""
     decay_fraction: float = 0.2
-    """The share of all steps, the last ones, over which wsd falls."""
+    """Share of all steps, at the end of the run, over which wsd falls."""
     weight_decay: float = 0.0
-    """Weight decay: each step takes `lr * weight_decay` of the matrices away. Biases and the
-    gains of norms are left alone."""
+    """Weight decay: each step multiplies the matrices by `1 - lr * weight_decay`. Biases and the gains of
+    norms do not decay."""
     grad_clip: float = 0.0
-    """Gradients with a larger norm than this are scaled down to it; 0 leaves them as they are."""
+    """Maximum norm of the gradient: a larger gradient is scaled down to this norm. 0 never clips."""
 
     def __post_init__(self) -> None:
         require(math.isfinite(self.lr) and self.lr > 0, f"optim.lr={self.lr}: must be a finite number above 0")
-        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}: must be 0 or more")
+        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}: must be at least 0")
         require_choice("optim.schedule", self.schedule, SCHEDULES)
-        require(0 <= self.min_lr <= self.lr, f"optim.min_lr={self.min_lr}: must be 0 or more, up to optim.lr={self.lr}")
+        require(
+            0 <= self.min_lr <= self.lr,
+            f"optim.min_lr={self.min_lr}: must be at least 0 and at most optim.lr={self.lr}",
+        )
         require(
             0 < self.decay_fraction <= 1,
-            f"optim.decay_fraction={self.decay_fraction}: must be above 0, and 1 (all steps) at the most",
+            f"optim.decay_fraction={self.decay_fraction}: must be above 0 and at most 1 (all steps)",
         )
         for name in ("weight_decay", "grad_clip"):
             value = getattr(self, name)
-            require(math.isfinite(value) and value >= 0, f"optim.{name}={value}: must be a finite number, 0 or more")
+            require(math.isfinite(value) and value >= 0, f"optim.{name}={value}: must be a finite number, at least 0")
 
     def build(self, model: torch.nn.Module, *, compiled: bool) -> torch.optim.Optimizer:
-        """Build the optimizer of the model's parameters; compiled: for use inside a compiled step."""
+        """Build the optimizer of the model's parameters.
+
+        `compiled` must be True if the optimizer runs inside a compiled step.
+        """
         raise NotImplementedError
 
 
 @dataclass
 class AdamWConfig(OptimConfig):
-    """AdamW (Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization"), with PyTorch's own defaults."""
+    """AdamW with PyTorch's defaults.
+
+    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
+    """
 
     name: str = "adamw"
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    """The share of the past in the running means of the gradient and of its square."""
+    """Decay rates of the running means of the gradient and of its square."""
     eps: float = 1e-8
-    """Added to the divisor, so that a gradient of zero divides by no zero."""
+    """Constant added to the divisor, which prevents a division by zero."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            f"optim.betas={self.betas}: must be two numbers, each 0 or more and below 1, such as [0.9,0.999]",
+            f"optim.betas={self.betas}: must be two numbers, each at least 0 and below 1, such as [0.9,0.999]",
         )
         require(math.isfinite(self.eps) and self.eps > 0, f"optim.eps={self.eps}: must be a finite number above 0")
 
@@ -85,24 +94,25 @@ class AdamWConfig(OptimConfig):
 
 @dataclass
 class SGDConfig(OptimConfig):
-    """Stochastic gradient descent with momentum (Sutskever et al.
+    """Stochastic gradient descent with momentum.
 
-    2013, "On the importance of initialization and momentum in deep learning").
+    Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning".
     """
 
     name: str = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
-    """The share of the last update in the next one; 0 is plain gradient descent."""
+    """Share of the previous update in the next update; 0 is plain gradient descent."""
     nesterov: bool = True
-    """Look ahead along the momentum before the gradient is taken."""
+    """Nesterov momentum: the update looks ahead along the momentum."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_momentum(self.momentum)
         require(
             self.momentum > 0 or not self.nesterov,
-            "optim.momentum=0 optim.nesterov=true: there is no momentum to look ahead along; take optim.nesterov=false",
+            "optim.momentum=0 optim.nesterov=true: Nesterov momentum requires a momentum above 0; "
+            "choose optim.nesterov=false or a larger optim.momentum",
         )
 
     def build(self, model: torch.nn.Module, *, compiled: bool) -> torch.optim.Optimizer:
@@ -113,24 +123,24 @@ class SGDConfig(OptimConfig):
 
 @dataclass
 class MuonConfig(AdamWConfig):
-    """Muon for the hidden matrices (Jordan et al.
+    """Muon for the hidden matrices, AdamW for embeddings, head, biases and norms.
 
-    2024, "Muon: An optimizer for hidden layers in neural networks"): updates whose singular values are all near one.
-    AdamW for embeddings, head, biases and norms.
+    The singular values of Muon's updates are all near 1. Source: Jordan et al. 2024, "Muon: An optimizer for hidden
+    layers in neural networks".
     """
 
     name: str = "muon"
     lr: float = 0.02
-    """Muon's learning rate, once warmed up."""
+    """Muon's learning rate after the warmup."""
     adamw_lr: float = 3e-3
-    """AdamW's learning rate, once warmed up; it rises and falls in step with Muon's, and `optim.min_lr` is Muon's."""
+    """AdamW's learning rate after the warmup. It stays proportional to Muon's, to which `optim.min_lr` refers."""
     weight_decay: float = 0.0
     momentum: float = 0.95
-    """The share of the running mean of the gradients that is kept at each step."""
+    """Decay rate of the running mean of the gradients."""
     nesterov: bool = True
-    """Look ahead along the momentum."""
+    """Nesterov momentum: the update looks ahead along the momentum."""
     ns_steps: int = 5
-    """Newton-Schulz iterations, which even out an update's singular values."""
+    """Number of Newton-Schulz iterations, which bring the singular values of an update near 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,7 +149,7 @@ class MuonConfig(AdamWConfig):
             f"optim.adamw_lr={self.adamw_lr}: must be a finite number above 0",
         )
         _require_momentum(self.momentum)
-        require(1 <= self.ns_steps < 100, f"optim.ns_steps={self.ns_steps}: must be 1 or more, and below 100")
+        require(1 <= self.ns_steps < 100, f"optim.ns_steps={self.ns_steps}: must be at least 1 and below 100")
 
     def build(self, model: torch.nn.Module, *, compiled: bool) -> torch.optim.Optimizer:
         from bigramlm.optim.muon import build_muon
@@ -148,7 +158,7 @@ class MuonConfig(AdamWConfig):
 
 
 def _require_momentum(momentum: float) -> None:
-    require(0 <= momentum < 1, f"optim.momentum={momentum}: must be 0 or more, and below 1")
+    require(0 <= momentum < 1, f"optim.momentum={momentum}: must be at least 0 and below 1")
 
 
 OPTIMIZERS: dict[str, type[OptimConfig]] = {"adamw": AdamWConfig, "sgd": SGDConfig, "muon": MuonConfig}

@@ -1,4 +1,4 @@
-"""Muon for the hidden matrices, with PyTorch's AdamW for all else, as one optimizer."""
+"""Muon for hidden matrices and PyTorch's AdamW for the rest, as one optimizer."""
 
 import math
 from collections.abc import Sequence
@@ -9,13 +9,14 @@ from torch import Tensor
 
 from bigramlm.errors import require
 from bigramlm.optim.adamw import adamw
-from bigramlm.optim.base import rate_for, trainable_parameters, unwrap_optimizer
+from bigramlm.optim.base import initial_lr, trainable_parameters, unwrap_optimizer
 from bigramlm.optim.config import MuonConfig
 
-# The polynomials a x + b x^3 + c x^5 that, one after the other, bring all singular values from 0.001 to 1 as near to 1
-# as such polynomials can (Amsel et al. 2025, "The Polar Express: Optimal Matrix Sign Methods and Their Application to
-# the Muon Algorithm"); from the last one on all are alike. Three of them do for Muon what five of Jordan's
-# do, which are the same at each iteration (docs/log.md).
+# Coefficients a, b, c of the polynomials a x + b x^3 + c x^5, one per iteration. Applied in this order, they bring all
+# singular values from 0.001 to 1 as close to 1 as such polynomials can (Amsel et al. 2025, "The Polar Express: Optimal
+# Matrix Sign Methods and Their Application to the Muon Algorithm"). All further iterations repeat the last polynomial.
+# For Muon, three of these iterations achieve as much as five of Jordan's, which all use the same polynomial
+# (docs/log.md).
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -25,30 +26,36 @@ POLAR_EXPRESS = (
     (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
     (1.875, -1.25, 0.375),
 )
-# Singular values are brought a little below 1 first, for above it the polynomials run away; and in bf16, whose rounding
-# alone can bring them above, before each iteration again, as the paper does.
-_BELOW_ONE = 1.01
+# Singular values are first scaled to slightly below 1, because the polynomials diverge above 1. In bf16 they are scaled
+# again before each iteration, as in the paper, because rounding alone can push them above 1.
+_SAFETY_FACTOR = 1.01
 
 
 class HasHiddenMatrices(Protocol):
-    """A model that tells which matrices stand between its embedding and its head, and of how many each is made."""
+    """A model that lists the matrices between its embedding and its head.
+
+    Each matrix is mapped to the number of matrices of equal height that are stacked in it.
+    """
 
     def hidden_matrices(self) -> dict[torch.nn.Parameter, int]: ...
 
 
 def build_muon(cfg: MuonConfig, model: Any, *, compiled: bool) -> torch.optim.Optimizer:
-    """Muon over the model's hidden matrices, AdamW over its other parameters. UserError where it has no such matrix."""
-    holder: HasHiddenMatrices = model
-    matrices = {p: parts for p, parts in holder.hidden_matrices().items() if p.requires_grad}
+    """Build Muon for the model's hidden matrices and AdamW for its other parameters.
+
+    Raises UserError if no hidden matrix is trainable.
+    """
+    typed_model: HasHiddenMatrices = model
+    matrices = {p: parts for p, parts in typed_model.hidden_matrices().items() if p.requires_grad}
     require(
         bool(matrices),
-        "optim=muon: is for the matrices between a model's embedding and its head, and this model has none that is "
-        "trained; take optim=adamw",
+        "optim=muon: Muon trains the matrices between a model's embedding and its head, and this model has no such "
+        "trainable matrix; choose optim=adamw",
     )
     rest = [p for p in trainable_parameters(model) if p not in matrices]
     muon = unwrap_optimizer(Muon)(
         matrices,
-        lr=rate_for(cfg.lr, list(matrices), compiled=compiled),
+        lr=initial_lr(cfg.lr, list(matrices), compiled=compiled),
         weight_decay=cfg.weight_decay,
         momentum=cfg.momentum,
         nesterov=cfg.nesterov,
@@ -61,16 +68,16 @@ def build_muon(cfg: MuonConfig, model: Any, *, compiled: bool) -> torch.optim.Op
 
 
 def polar_express(n: int) -> list[tuple[float, float, float]]:
-    """Return the polynomials of n iterations."""
+    """Return the coefficients (a, b, c) of n iterations."""
     return [POLAR_EXPRESS[min(k, len(POLAR_EXPRESS) - 1)] for k in range(n)]
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose updates are made nearly orthogonal, so that all directions are learned at one speed.
+    """Momentum with nearly orthogonal updates.
 
-    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". PyTorch's own takes one
-    matrix after the other, always in bf16; this one takes all of a shape at once, and on a CPU, where bf16 is slow,
-    in fp32.
+    All directions are learned equally fast. Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in
+    neural networks". PyTorch's Muon updates one matrix after the other, always in bf16. This class updates all
+    matrices of one shape together, and on a CPU, where bf16 is slow, in fp32.
     """
 
     def __init__(
@@ -83,16 +90,22 @@ class Muon(torch.optim.Optimizer):
         nesterov: bool,
         polynomials: list[tuple[float, float, float]],
     ) -> None:
-        """matrices: each with how many it is made of, one above the other; polynomials: a, b, c of each iteration."""
+        """Take the matrices and the coefficients (a, b, c) of each iteration.
+
+        `matrices` maps each matrix to the number of matrices of equal height that are stacked in it.
+        """
         super().__init__(
             list(matrices), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
         )
         self.matrices = matrices
         self.polynomials = polynomials
-        self.begin()
+        self.init_momentum()
 
-    def begin(self) -> None:
-        """Give a momentum of zero to what has none: here, and not at the first step, which may be compiled."""
+    def init_momentum(self) -> None:
+        """Set the momentum to zero for each matrix that has none.
+
+        The first step may be compiled, so it cannot do this.
+        """
         for p in self.matrices:
             self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
 
@@ -100,33 +113,36 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
-            alike: dict[tuple[int, int, int], list[Tensor]] = {}
+            by_shape: dict[tuple[int, int, int], list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
                     parts = self.matrices[p]
-                    alike.setdefault((parts, p.shape[0] // parts, p.shape[1]), []).append(p)
-            for (parts, rows, columns), params in alike.items():
+                    by_shape.setdefault((parts, p.shape[0] // parts, p.shape[1]), []).append(p)
+            for (parts, rows, columns), params in by_shape.items():
                 gradients: Any = [p.grad for p in params]
                 means = [self.state[p]["momentum_buffer"] for p in params]
                 torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
-                ahead = torch._foreach_lerp(gradients, means, group["momentum"]) if group["nesterov"] else means
-                single = torch.stack(ahead).view(-1, rows, columns)  # (N, rows, columns)
-                updates = orthogonal(single, self.polynomials) * (group["lr"] * math.sqrt(max(1, rows / columns)))
+                directions = torch._foreach_lerp(gradients, means, group["momentum"]) if group["nesterov"] else means
+                stacked = torch.stack(directions).view(-1, rows, columns)  # (N, rows, columns)
+                updates = orthogonalise(stacked, self.polynomials) * (group["lr"] * math.sqrt(max(1, rows / columns)))
                 if group["weight_decay"]:
                     torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_sub_(params, list(updates.view(-1, parts * rows, columns).unbind()))
 
 
-def orthogonal(matrices: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
-    """Matrices (N, R, C) with the same singular vectors, and singular values near 1, by Newton-Schulz iterations."""
+def orthogonalise(matrices: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
+    """Bring the singular values of matrices (N, R, C) near 1.
+
+    The Newton-Schulz iterations, one per polynomial, keep the singular vectors.
+    """
     X = matrices.to(torch.bfloat16 if matrices.device.type != "cpu" else matrices.dtype)
     tall = X.shape[1] > X.shape[2]
-    X = X.mT if tall else X  # the smaller products
+    X = X.mT if tall else X  # X X^T is then the smaller of the two products
     # A matrix's Frobenius norm is at least its largest singular value.
-    X = X / (X.flatten(1).norm(dim=1)[:, None, None] * _BELOW_ONE).clamp(min=1e-7)
+    X = X / (X.flatten(1).norm(dim=1)[:, None, None] * _SAFETY_FACTOR).clamp(min=1e-7)
     if X.dtype == torch.bfloat16:
         polynomials = [
-            p if p == POLAR_EXPRESS[-1] else (p[0] / _BELOW_ONE, p[1] / _BELOW_ONE**3, p[2] / _BELOW_ONE**5)
+            p if p == POLAR_EXPRESS[-1] else (p[0] / _SAFETY_FACTOR, p[1] / _SAFETY_FACTOR**3, p[2] / _SAFETY_FACTOR**5)
             for p in polynomials
         ]
     for a, b, c in polynomials:
@@ -136,7 +152,10 @@ def orthogonal(matrices: Tensor, polynomials: Sequence[tuple[float, float, float
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Optimizers of different parameters that are one to whoever uses them: one step, one state, all their groups."""
+    """Several optimizers of different parameters, used as one.
+
+    They share one step and one state, and their parameter groups form one list.
+    """
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         super().__init__([group for part in parts for group in part.param_groups], {})
@@ -154,8 +173,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._share()
         for part in self.parts:
-            if isinstance(part, Muon):  # PyTorch's, which we had before, had no momentum before its first step
-                part.begin()
+            if isinstance(part, Muon):  # the state of PyTorch's Muon, used in earlier versions, may have none
+                part.init_momentum()
 
     def _share(self) -> None:
         groups = iter(self.param_groups)

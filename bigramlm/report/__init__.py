@@ -1,8 +1,8 @@
-"""Tables of runs, statistics over seeds, and a page about runs that is complete in itself.
+"""Tables of runs, statistics over seeds, and a self-contained report page.
 
-Jinja fills the page and escapes whatever it is given. The page is whole without a script, except for the charts:
-`page.js` draws them with plotly.js, from a block of JSON. Names go to Plotly escaped, because it reads tags in them. A
-Content-Security-Policy with the hashes of the two scripts is the second wall; it allows `eval`, with which plotly.js
-makes the shaders of the parallel coordinates. Curves of one colour are one trace with gaps, and charts are drawn when
-they are on the screen: that keeps a click fast with hundreds of runs.
+Jinja fills in the page and escapes all values. Apart from the charts, the page works without scripts: `page.js` draws
+the charts with plotly.js, from a block of JSON. Names are escaped before Plotly gets them, because Plotly interprets
+HTML tags. As a second protection, a Content-Security-Policy allows only the two scripts, by their hashes; it allows
+`eval`, because plotly.js uses it for the shaders of the parallel coordinates. To keep a click fast with hundreds of
+runs, curves of one colour form one trace with gaps, and a chart is drawn only when it is on the screen.
 """

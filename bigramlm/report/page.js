@@ -1,13 +1,13 @@
 "use strict";
-// What is on the page is there without this script; it draws the charts with Plotly, and makes them answer.
+// The charts of the page, drawn with Plotly, and its controls. The rest of the page works without this script.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const runs = data.runs;
 const byId = (id) => document.getElementById(id);
 
-// Names are shown by Plotly, which reads a few tags of HTML in them; here they are to be what they are.
+// Plotly interprets some HTML tags in the texts that it shows. Escaping keeps names literal.
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-const short = (text, most) => (text.length <= most ? text : "…" + text.slice(1 - most)); // of a path the end tells
+const short = (text, length) => (text.length <= length ? text : "…" + text.slice(1 - length)); // keeps the end
 for (const run of runs) {
   run.label = plain(short(data.kind + " " + run.name, 60)) + (run.typed ? "<br>" + plain(short(run.typed, 90)) : "");
 }
@@ -16,7 +16,7 @@ const number = (value) => Number(value).toLocaleString("en", { maximumSignifican
 const CATEGORIES = ["#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f", "#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#bab0ac"];
 const LIGHT_SCALE = ["#440154", "#482878", "#443983", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#44bf70", "#6ccd5a", "#9bbb2a"];
 const DARK_SCALE = ["#5a68c0", "#4b7cc4", "#3c8fbe", "#2ea0ad", "#28ae98", "#35b779", "#5ec962", "#8fd744", "#c2df30", "#fde725"];
-// Of many curves dots could not be told from each other, and take a browser long to draw.
+// With more curves than this, dotted lines are hard to distinguish and slow to draw.
 const MANY = 20;
 const LOOKS = {
   val: () => ({ width: 2, opacity: 1 }),
@@ -26,18 +26,18 @@ const LOOKS = {
 const UNITS = { step: "step", tokens: "tokens", seconds: "seconds" };
 
 const state = {
-  x: "step", y: "linear", val: true, train: runs.length <= CATEGORIES.length, batch: false, // what is drawn
-  colour: "", picked: null, // a run's number
-  words: "", brushes: {}, axes: null, // which runs are shown; of the parallel coordinates, by the number of the axis
+  x: "step", y: "linear", val: true, train: runs.length <= CATEGORIES.length, batch: false, // axes and losses
+  colour: "", picked: null, // the index of the highlighted run
+  words: "", brushes: {}, axes: null, // the filters: words, and the ranges on the parallel axes, by their index
 };
-state.colour = coloursThereAre()[0].key;
+state.colour = colourChoices()[0].key;
 
-// ---- what is shown, and in which colour
+// ---- filters and colours
 
-function coloursThereAre() {
+function colourChoices() {
   const found = data.fields.filter((field) => field.name !== "seed" && distinct(field.name).length > 1);
   const choices = found.map((field) => ({ key: "field " + field.name, text: field.name }));
-  const each = { key: "run", text: "each its own" };
+  const each = { key: "run", text: "one colour each" };
   const loss = { key: "final", text: "final " + data.measure };
   const isFew = runs.length <= CATEGORIES.length;
   if (data.groups.length > 0 && choices.length > 0) return [...choices, ...(isFew ? [each] : []), loss];
@@ -48,8 +48,8 @@ function distinct(field) {
   return [...new Set(runs.map((run) => run.values[field]))];
 }
 
-// Numbers by size, then texts, then what there is none of.
-function inOrder(texts) {
+// Numbers by size, then texts, then missing values.
+function sortedTexts(texts) {
   const rank = (text) => (text === "" || text === "-" ? 2 : isNumber(text) ? 0 : 1);
   const order = (a, b) => (rank(a) === 0 ? toNumber(a) - toNumber(b) : a.localeCompare(b, "en", { numeric: true }));
   return [...texts].sort((a, b) => rank(a) - rank(b) || order(a, b));
@@ -59,11 +59,11 @@ const toNumber = (text) => Number(text.replace(/,/g, ""));
 const isNumber = (text) => text !== "" && isFinite(toNumber(text));
 
 function isShown(run) {
-  return state.words.split(/\s+/).every((word) => has(run, word)) && passes(run);
+  return state.words.split(/\s+/).every((word) => matches(run, word)) && isInBrushes(run);
 }
 
-// A word is a part of the run's name or status, or FIELD=VALUE, where the field may be its last part.
-function has(run, word) {
+// A word matches part of the run's name, values or status; FIELD=VALUE matches a field, or its last part, exactly.
+function matches(run, word) {
   const [, name, value] = /^([^=]+)=(.*)$/.exec(word) ?? [];
   if (name === undefined) return (run.name + " " + run.typed + " " + run.status).toLowerCase().includes(word);
   const isSame = (text) => text.toLowerCase() === value || (text !== "" && Number(text) === Number(value));
@@ -71,20 +71,20 @@ function has(run, word) {
     ([field, text]) => ("." + field.toLowerCase()).endsWith("." + name) && isSame(text));
 }
 
-function passes(run) {
+function isInBrushes(run) {
   return Object.entries(state.brushes).every(([at, ranges]) => {
-    const value = dimensions()[at].of(run);
+    const value = dimensions()[at].coordinateOf(run);
     return value !== null && ranges.some(([low, high]) => low <= value && value <= high);
   });
 }
 
-// Groups of one colour: each with its name, colour and runs. Many numbers share a colour with those next to them.
+// The groups of runs with one colour: name, colour and runs. If there are many numbers, neighbours share a colour.
 function groups(shown) {
   const scale = isDark() ? DARK_SCALE : LIGHT_SCALE;
   if (state.colour === "run") {
     return shown.map((run) => ({ name: data.kind + " " + run.name, colour: CATEGORIES[runs.indexOf(run)], runs: [run] }));
   }
-  const field = data.fields.find((one) => "field " + one.name === state.colour);
+  const field = data.fields.find((candidate) => "field " + candidate.name === state.colour);
   const valueOf = field ? (run) => run.values[field.name] : (run) => run.final;
   const isNumeric = field ? field.numeric : true;
   const values = [...new Set(shown.map(valueOf))];
@@ -123,7 +123,7 @@ function groups(shown) {
   return found.filter((group) => group.runs.length > 0);
 }
 
-// ---- how it looks
+// ---- appearance
 
 function isDark() {
   const chosen = document.documentElement.dataset.theme;
@@ -135,12 +135,12 @@ function colours() {
   return { text, line: isDark() ? "#343b44" : "#d8dee4", ground: getComputedStyle(document.body).backgroundColor };
 }
 
-function axis(more) {
+function axis(options) {
   const { text, line } = colours();
-  return { gridcolor: line, zerolinecolor: line, tickfont: { color: text }, automargin: true, exponentformat: "e", ...more };
+  return { gridcolor: line, zerolinecolor: line, tickfont: { color: text }, automargin: true, exponentformat: "e", ...options };
 }
 
-function draw(id, traces, more, buttons = ["zoom2d", "pan2d", "resetScale2d", "toImage"]) {
+function draw(id, traces, options, buttons = ["zoom2d", "pan2d", "resetScale2d", "toImage"]) {
   const { text, ground, line } = colours();
   const element = byId(id);
   const layout = {
@@ -151,9 +151,9 @@ function draw(id, traces, more, buttons = ["zoom2d", "pan2d", "resetScale2d", "t
     margin: { l: 55, r: 15, t: 15, b: 45 },
     hovermode: "closest",
     modebar: { bgcolor: "rgba(0,0,0,0)", color: line, activecolor: text },
-    ...more,
+    ...options,
   };
-  // Of Plotly's buttons those for looking; one of the others would send the data away.
+  // Only Plotly's buttons for viewing; another of its buttons would upload the data.
   const config = { responsive: true, displaylogo: false, modeBarButtons: [buttons] };
   const isFirst = !element.on;
   Plotly.react(element, traces, layout, config);
@@ -165,18 +165,18 @@ function draw(id, traces, more, buttons = ["zoom2d", "pan2d", "resetScale2d", "t
 
 // ---- the charts
 
-function along(run, series) {
+function xValues(run, series) {
   if (state.x === "tokens") return series.step.map((step) => (run.tokensPerStep === null ? null : step * run.tokensPerStep));
   return state.x === "seconds" ? series.seconds : series.step;
 }
 
-// One trace for all curves of a colour, with gaps between them: that stays fast with hundreds of runs.
-function joined(some, loss, look) {
+// One trace for all curves of a colour, with gaps between them, stays fast with hundreds of runs.
+function joined(members, loss, look) {
   const trace = { x: [], y: [], text: [], customdata: [], ...look };
-  for (const run of some) {
+  for (const run of members) {
     const series = run.series[loss];
     const at = runs.indexOf(run);
-    along(run, series).forEach((x, point) => {
+    xValues(run, series).forEach((x, point) => {
       trace.x.push(x);
       trace.y.push(series.loss[point]);
       trace.text.push(run.label);
@@ -191,8 +191,8 @@ function joined(some, loss, look) {
 }
 
 function hover(loss) {
-  const where = state.x === "seconds" ? "%{x:.1f} s" : UNITS[state.x] + " %{x:,d}";
-  return "%{text}<br>" + (loss === "batch" ? "training batch" : loss) + " %{y:.4f}, " + where + "<extra></extra>";
+  const position = state.x === "seconds" ? "%{x:.1f} s" : UNITS[state.x] + " %{x:,d}";
+  return "%{text}<br>" + (loss === "batch" ? "training batch" : loss) + " %{y:.4f}, " + position + "<extra></extra>";
 }
 
 const pickedOf = (shown) => shown.find((run) => runs.indexOf(run) === state.picked);
@@ -218,11 +218,11 @@ function drawCurves() {
       hovertemplate: hover(loss),
       name: plain(short(group.name, 40)),
       legendgroup: group.name,
-      showlegend: loss === losses.filter((one) => hasPoints(group, one)).pop(),
+      showlegend: loss === losses.filter((drawn) => hasPoints(group, drawn)).pop(),
     };
     if (!hasPoints(group, loss)) return;
     named.add(group.name);
-    // Of a single record there is no line.
+    // A single record makes no line, so it is drawn as a marker.
     const points = group.runs.filter((run) => isPoint(run, loss));
     const curves = group.runs.filter((run) => !isPoint(run, loss));
     if (hasPoints({ runs: curves }, loss)) traces.push(joined(curves, loss, look));
@@ -235,27 +235,27 @@ function drawCurves() {
     for (const group of all) add(group, loss, { isFaded: picked !== undefined });
   }
   if (picked) {
-    const group = all.find((one) => one.runs.includes(picked));
+    const group = all.find(({ runs }) => runs.includes(picked));
     for (const loss of losses) {
       add({ name: data.kind + " " + picked.name, colour: group.colour, runs: [picked] }, loss, { wider: 1.5 });
     }
   }
   const { shapes, annotations } = references(shown, losses);
-  const { range, isClipped } = heights(shown, losses);
+  const { range, isClipped } = lossRange(shown, losses);
   byId("clipped").hidden = !isClipped;
   const isCrowded = named.size > 12;
   draw("curves", traces, {
     xaxis: axis({ title: { text: UNITS[state.x] }, rangemode: "tozero", exponentformat: "SI" }),
     yaxis: axis({ title: { text: data.unit }, type: state.y, ...(range ? { range } : {}) }),
     showlegend: named.size > 1 && !isCrowded,
-    uirevision: state.x + state.y, // a zoom stays until what it is of is another axis
+    uirevision: state.x + state.y, // a zoom is kept until an axis changes
     legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", itemsizing: "constant" },
     shapes,
     annotations,
   });
 }
 
-// What counting gives, as level lines; of the split that is drawn.
+// The counting baselines of the visible split, as horizontal lines.
 function references(shown, losses) {
   const { text, ground } = colours();
   const split = losses.includes("val") ? "val" : "train";
@@ -267,15 +267,15 @@ function references(shown, losses) {
   const shapes = lines.map((line) => ({
     type: "line", xref: "paper", x0: 0, x1: 1, y0: line.loss, y1: line.loss, line: { color: text, width: 1, dash: "dash" }, opacity: 0.6,
   }));
-  // Names of lines that lie close together stand beside each other.
+  // The names of lines that lie close together are placed side by side.
   const near = 0.04 * extent(shown, losses).height;
   let above = Infinity;
-  let place = 0;
+  let column = 0;
   const annotations = lines.sort((a, b) => b.loss - a.loss).map((line) => {
-    place = above - line.loss < near ? place + 1 : 0;
-    if (place === 0) above = line.loss;
+    column = above - line.loss < near ? column + 1 : 0;
+    if (column === 0) above = line.loss;
     return {
-      xref: "paper", x: 1 - 0.17 * place, xanchor: "right", y: state.y === "log" ? Math.log10(line.loss) : line.loss, yanchor: "bottom",
+      xref: "paper", x: 1 - 0.17 * column, xanchor: "right", y: state.y === "log" ? Math.log10(line.loss) : line.loss, yanchor: "bottom",
       showarrow: false, bgcolor: ground, opacity: 0.85, font: { size: 11, color: text }, borderpad: 0,
       text: plain(line.name) + " " + line.loss.toFixed(3) + (line.of < shown.length ? " (of " + line.of + ")" : ""),
     };
@@ -283,16 +283,16 @@ function references(shown, losses) {
   return { shapes, annotations };
 }
 
-// A run that flies off must not flatten the others. The most that is drawn of final losses: where runs begin, if any
-// ends far above.
+// The largest final loss in the charts, so that diverging runs do not flatten the others: the highest initial loss if a
+// run ends far above it.
 const ceiling = (() => {
   const first = runs.map((run) => run.series.val.loss[0]).filter((loss) => typeof loss === "number");
   const highest = Math.max(...runs.map((run) => run.final ?? -Infinity));
   return first.length > 0 && highest > 1.5 * Math.max(...first) ? Math.max(...first) : Infinity;
 })();
-const flies = (run) => run.final > ceiling;
+const isAboveCeiling = (run) => run.final > ceiling;
 
-// The lowest and the highest of these losses, the highest first one, and how high the chart is in the end.
+// The lowest and highest value of these losses, the highest initial value, and the height of the chart.
 function extent(shown, losses) {
   const found = { low: Infinity, high: -Infinity, first: -Infinity };
   for (const run of shown) {
@@ -308,8 +308,8 @@ function extent(shown, losses) {
   return { ...found, height: Math.min(found.high, found.first) - found.low };
 }
 
-// Of curves, what is above where they begin is left to a double click.
-function heights(shown, losses) {
+// The range of the loss axis: losses far above the initial ones are cut off until a double click.
+function lossRange(shown, losses) {
   const { low, high, first, height } = extent(shown, losses);
   if (!(high > 1.5 * first)) return { range: null, isClipped: false };
   const range = state.y === "log" ? [Math.log10(low) - 0.02, Math.log10(first) + 0.02] : [low - 0.05 * height, first + 0.05 * height];
@@ -323,7 +323,7 @@ function drawFields() {
 }
 
 function drawField(id, field, shown) {
-  const categories = inOrder(distinct(field.name));
+  const categories = sortedTexts(distinct(field.name));
   const valueOf = (run) => (field.numeric ? Number(run.values[field.name]) : categories.indexOf(run.values[field.name]));
   const picked = pickedOf(shown);
   const traces = [lowestAtEach(field, shown, valueOf)].filter(Boolean);
@@ -337,7 +337,7 @@ function drawField(id, field, shown) {
       customdata: group.runs.map((run) => runs.indexOf(run)),
       marker: {
         color: group.colour,
-        symbol: group.runs.map((run) => (flies(run) ? "triangle-up" : "circle")),
+        symbol: group.runs.map((run) => (isAboveCeiling(run) ? "triangle-up" : "circle")),
         size: group.runs.map((run) => (run === picked ? 14 : 8)),
         opacity: group.runs.map((run) => (picked === undefined || run === picked ? 0.85 : 0.3)),
       },
@@ -361,19 +361,20 @@ function drawField(id, field, shown) {
   });
 }
 
-// The lowest at each value, as a mean over seeds where there are several; left out of categories and of many values.
+// The lowest final loss, or mean over seeds, at each value of a numeric field with 2 to 10 values; null for others.
 function lowestAtEach(field, shown, valueOf) {
   const best = new Map();
-  const meet = (x, y, std) => {
+  const keepLowest = (x, y, std) => {
     if (!best.has(x) || y < best.get(x).y) best.set(x, { y, std });
   };
   if (data.groups.length > 0 && field.name !== "seed") {
     for (const group of data.groups) {
-      const of = group.runs.map((at) => runs[at]).filter((run) => shown.includes(run));
-      if (of.length === group.runs.length && !of.some(flies)) meet(valueOf(of[0]), group.mean, group.std ?? 0);
+      const members = group.runs.map((at) => runs[at]).filter((run) => shown.includes(run));
+      if (members.length < group.runs.length || members.some(isAboveCeiling)) continue;
+      keepLowest(valueOf(members[0]), group.mean, group.std ?? 0);
     }
   } else {
-    for (const run of shown) if (!flies(run)) meet(valueOf(run), run.final, 0);
+    for (const run of shown) if (!isAboveCeiling(run)) keepLowest(valueOf(run), run.final, 0);
   }
   if (!field.numeric || best.size < 2 || best.size > 10) return null;
   const points = [...best].sort(([a], [b]) => a - b);
@@ -392,37 +393,37 @@ function lowestAtEach(field, shown, valueOf) {
 
 let allDimensions = null;
 
-// The axes of the parallel coordinates: what was swept, and the loss; a category by its place among all of them.
+// The axes of the parallel coordinates: the swept fields and the loss. The value of a category is its index.
 function dimensions() {
   if (allDimensions) return allDimensions;
   const completed = runs.filter((run) => run.final !== null);
   allDimensions = data.fields.map((field) => {
-    const categories = inOrder(distinct(field.name));
-    const ofNumber = (run) => (field.log ? Math.log10(Number(run.values[field.name])) : Number(run.values[field.name]));
-    const of = field.numeric ? ofNumber : (run) => categories.indexOf(run.values[field.name]);
+    const categories = sortedTexts(distinct(field.name));
+    const numberOf = (run) => (field.log ? Math.log10(Number(run.values[field.name])) : Number(run.values[field.name]));
+    const coordinateOf = field.numeric ? numberOf : (run) => categories.indexOf(run.values[field.name]);
     const textOf = (value) => (field.numeric && !Number.isInteger(Number(value)) ? String(+Number(value).toPrecision(4)) : value);
-    const texts = new Map(completed.map((run) => [of(run), short(textOf(run.values[field.name]), 20) || "–"]));
-    return { label: field.name, of, ...ticks(texts) };
+    const texts = new Map(completed.map((run) => [coordinateOf(run), short(textOf(run.values[field.name]), 20) || "–"]));
+    return { label: field.name, coordinateOf, ...ticks(texts) };
   });
   const finalOf = (run) => (run.final === null ? null : Math.min(run.final, ceiling));
   const digits = [3, 4, 5, 6].find((n) => new Set(completed.map((run) => finalOf(run).toFixed(n))).size > 6) ?? 4;
-  const texts = new Map(completed.map((run) => [finalOf(run), (flies(run) ? "≥ " : "") + finalOf(run).toFixed(digits)]));
-  allDimensions.push({ label: "final " + data.measure, of: finalOf, ...ticks(texts) });
+  const texts = new Map(completed.map((run) => [finalOf(run), (isAboveCeiling(run) ? "≥ " : "") + finalOf(run).toFixed(digits)]));
+  allDimensions.push({ label: "final " + data.measure, coordinateOf: finalOf, ...ticks(texts) });
   return allDimensions;
 }
 
-// A tick for each value, since Plotly's brushes catch ticks; those too near to the one below are given no text that
-// is seen, but one of their own, for Plotly takes ticks of one text for one.
+// There is a tick at each value, because Plotly's brushes snap to ticks. A tick too close to the one below gets an
+// invisible text, which is unique because Plotly merges ticks with the same text.
 function ticks(texts) {
   const values = [...texts.keys()].sort((a, b) => a - b);
-  const room = (values[values.length - 1] - values[0]) / 16;
+  const spacing = (values[values.length - 1] - values[0]) / 16;
   let last = -Infinity;
-  const taken = new Set();
+  const used = new Set();
   const ticktext = values.map((value, at) => {
     const text = texts.get(value);
-    if (value - last < room || taken.has(text)) return "\u200b".repeat(at + 1);
+    if (value - last < spacing || used.has(text)) return "\u200b".repeat(at + 1);
     last = value;
-    taken.add(text);
+    used.add(text);
     return text;
   });
   return { tickvals: values, ticktext };
@@ -433,7 +434,7 @@ function drawParallel() {
   const completed = runs.filter((run) => run.final !== null);
   if (completed.length === 0) return element.closest("section").remove();
   if (!document.createElement("canvas").getContext("webgl")) {
-    element.textContent = "This chart needs WebGL, which this browser lacks or has switched off.";
+    element.textContent = "This chart needs WebGL, which this browser does not support or has disabled.";
     element.style.height = "auto";
     return;
   }
@@ -445,11 +446,11 @@ function drawParallel() {
   const trace = {
     type: "parcoords",
     dimensions: order.map((at) => ({
-      name: String(at), // axes can be dragged to other places
+      name: String(at), // identifies the axis after the reader has moved it
       label: plain(short(dimensions()[at].label, 30)),
-      values: completed.map(dimensions()[at].of),
+      values: completed.map(dimensions()[at].coordinateOf),
       tickvals: dimensions()[at].tickvals,
-      ticktext: dimensions()[at].ticktext, // which Plotly shows as it is, here alone
+      ticktext: dimensions()[at].ticktext, // not escaped, because Plotly shows these texts literally
       ...(state.brushes[at] ? { constraintrange: state.brushes[at] } : {}),
     })),
     line: {
@@ -477,7 +478,7 @@ function brush(axes) {
 
 // ---- the page
 
-// Charts are drawn when they are on the screen, or nearly: with hundreds of runs a click should not wait for the others.
+// Only charts on or near the screen are drawn, so that with hundreds of runs a click does not wait for the others.
 const DRAWN = { curves: drawCurves, fields: drawFields, parallel: drawParallel };
 const stale = new Set();
 const onScreen = new Set();
@@ -494,7 +495,7 @@ function redraw(...names) {
   refresh();
 }
 
-// One at a time, so that the first is seen before the others are made.
+// Charts are drawn one at a time, so that the first appears before the others are ready.
 let isWaiting = false;
 function refresh() {
   const next = [...stale].find((name) => onScreen.has(name));
@@ -510,9 +511,9 @@ function refresh() {
 
 const tableRows = [...document.querySelectorAll("#results tbody tr")];
 const samples = [...document.querySelectorAll("#samples figure")];
-let samplesAtMost = 6;
+let maxSamples = 6;
 
-// What is shown has changed, or what is picked.
+// Updates the page after a change of the filters or the highlighted run.
 function show() {
   const isIn = runs.map(isShown);
   const n = isIn.filter(Boolean).length;
@@ -520,17 +521,17 @@ function show() {
     row.hidden = !isIn[row.dataset.run];
     row.classList.toggle("picked", Number(row.dataset.run) === state.picked);
   }
-  let left = samplesAtMost;
-  const fitting = samples.filter((figure) => isIn[figure.dataset.run]);
+  let remaining = maxSamples;
+  const matching = samples.filter((figure) => isIn[figure.dataset.run]);
   for (const figure of samples) {
     const isPicked = Number(figure.dataset.run) === state.picked;
-    figure.hidden = !fitting.includes(figure) || (left <= 0 && !isPicked);
+    figure.hidden = !matching.includes(figure) || (remaining <= 0 && !isPicked);
     figure.classList.toggle("picked", isPicked);
-    if (!figure.hidden) left -= 1;
+    if (!figure.hidden) remaining -= 1;
   }
   const more = byId("more");
-  more.hidden = fitting.length <= 6;
-  more.textContent = samplesAtMost === 6 ? "Show all " + fitting.length + " samples" : "Show the first 6";
+  more.hidden = matching.length <= 6;
+  more.textContent = maxSamples === 6 ? "Show all " + matching.length + " samples" : "Show the first 6";
   if (byId("count")) {
     byId("count").textContent = n === runs.length ? "all " + n : n + " of " + runs.length;
     byId("all").hidden = n === runs.length && state.picked === null;
@@ -549,12 +550,12 @@ function sortBy(table, column, header) {
   header.setAttribute("aria-sort", descending ? "descending" : "ascending");
   const body = table.tBodies[0];
   const keyed = [...body.rows].map((row) => ({ row, text: row.cells[column].innerText.trim() }));
-  const places = inOrder(new Set(keyed.map(({ text }) => text)));
+  const order = sortedTexts(new Set(keyed.map(({ text }) => text)));
   const isMissing = ({ text }) => text === "-" || text === "";
   keyed.sort((a, b) => {
-    if (isMissing(a) || isMissing(b)) return isMissing(a) - isMissing(b); // comes last, either way
-    const order = places.indexOf(a.text) - places.indexOf(b.text);
-    return descending ? -order : order;
+    if (isMissing(a) || isMissing(b)) return isMissing(a) - isMissing(b); // last in both directions
+    const difference = order.indexOf(a.text) - order.indexOf(b.text);
+    return descending ? -difference : difference;
   });
   body.append(...keyed.map(({ row }) => row));
 }
@@ -581,7 +582,7 @@ function listen() {
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   byId("more").addEventListener("click", () => {
-    samplesAtMost = samplesAtMost === 6 ? Infinity : 6;
+    maxSamples = maxSamples === 6 ? Infinity : 6;
     show();
   });
   for (const table of document.querySelectorAll("table.sortable")) {
@@ -590,7 +591,7 @@ function listen() {
   }
   for (const row of tableRows) row.querySelector(".pick").addEventListener("click", () => pick(Number(row.dataset.run)));
   if (!byId("words")) return;
-  for (const choice of coloursThereAre()) byId("colour").add(new Option(choice.text, choice.key));
+  for (const choice of colourChoices()) byId("colour").add(new Option(choice.text, choice.key));
   byId("colour").addEventListener("change", () => { state.colour = byId("colour").value; redraw("curves", "fields"); });
   byId("words").addEventListener("input", () => { state.words = byId("words").value.trim().toLowerCase(); show(); });
   byId("all").addEventListener("click", () => {

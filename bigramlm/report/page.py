@@ -1,4 +1,7 @@
-"""The page of a report: one file that needs nothing else, and in which nothing of a run's own can run."""
+"""The page of a report: a self-contained HTML file.
+
+No text that comes from a run can be executed in it.
+"""
 
 from __future__ import annotations
 
@@ -20,35 +23,36 @@ from bigramlm.runs.summary import RunSummary
 from bigramlm.utils import files
 
 GENERATOR = "bigramlm report"
-"""The generator that a page names: a file without it is somebody else's, and is not overwritten."""
+"""The generator in a page's metadata. A file without this generator is not a report, and is not overwritten."""
 
 
-def write(outcomes: RunTable, path: Path, *, title: str, log_fields: Sequence[str] = ()) -> None:
-    """Write a report of these runs. UserError where the file is there and is no report.
+def write(table: RunTable, path: Path, *, title: str, log_fields: Sequence[str] = ()) -> None:
+    """Write a report of these runs to a file.
 
-    log_fields: what was searched on a logarithmic scale; of other fields their values tell.
+    log_fields: the fields that a search varied on a logarithmic scale; for other fields, the values determine the
+    scale. Raises UserError if the file exists and is not a report.
     """
     require(not path.is_dir(), f"{path}: is a folder; name a file, such as {path / 'report.html'}")
-    require(path.parent.is_dir(), f"{path.parent}: there is no such folder to write to; make it, or name another")
+    require(path.parent.is_dir(), f"{path.parent}: no such folder; create it or name another one")
     if path.exists():
         with path.open("rb") as file:
             is_ours = f'<meta name="generator" content="{GENERATOR}">'.encode() in file.read(4096)
-        require(is_ours, f"{path}: is no report, and is not written over; name another file")
-    files.write(path, [page(outcomes, title=title, log_fields=log_fields).encode(errors="replace")])
+        require(is_ours, f"{path}: not a report, so it is not overwritten; name another file")
+    files.write(path, [page(table, title=title, log_fields=log_fields).encode(errors="replace")])
 
 
-def page(outcomes: RunTable, *, title: str, log_fields: Sequence[str] = ()) -> str:
+def page(table: RunTable, *, title: str, log_fields: Sequence[str] = ()) -> str:
     """Return the page as HTML."""
-    # Read here alone, for the other commands answer faster without.
+    # These imports are slow, and the other commands do not need them.
     from jinja2 import Environment
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
-    runs = outcomes.rows
-    columns = outcomes.columns(outcomes.rows, samples=False)
+    runs = table.rows
+    columns = table.columns(table.rows, samples=False)
     del columns[""]
-    # A parser of HTML would make one of other ends of lines, and the scripts' hashes would not fit.
-    scripts = [_normal(text) for text in (get_plotlyjs(), _asset("page.js"))]
+    # An HTML parser normalizes line ends, which would change the hashes of the scripts.
+    scripts = [_normalize_line_ends(text) for text in (get_plotlyjs(), _asset("page.js"))]
     plotly, script = (Markup(text) for text in scripts)
     return (
         Environment(autoescape=True, trim_blocks=True)
@@ -56,13 +60,13 @@ def page(outcomes: RunTable, *, title: str, log_fields: Sequence[str] = ()) -> s
         .render(
             title=title,
             generator=GENERATOR,
-            outcomes=outcomes,
-            best_values=typed(outcomes.best) if outcomes.best else "",
-            runs=[_facts(run, at) for at, run in enumerate(runs)],
+            table=table,
+            best_values=typed(table.best) if table.best else "",
+            runs=[_template_values(run, at) for at, run in enumerate(runs)],
             columns=columns,
             numeric={head for head, cells in columns.items() if all(_is_number(cell) for cell in cells)},
-            titles={field: [row.values[field] for row in outcomes.rows] for field in outcomes.fields},
-            seeds=seed_table(groups) if (groups := outcomes.groups()) else None,
+            titles={field: [row.values[field] for row in table.rows] for field in table.fields},
+            seeds=seed_table(groups) if (groups := table.groups()) else None,
             differences=differences(runs),
             dirty=any(run.part("git").get("dirty") for run in runs),
             made=f"{datetime.now():%Y-%m-%d %H:%M}",
@@ -70,14 +74,14 @@ def page(outcomes: RunTable, *, title: str, log_fields: Sequence[str] = ()) -> s
             plotly_version=get_plotlyjs_version(),
             policy=Markup(" ".join(_hash(text) for text in scripts)),
             css=Markup(_asset("page.css")),
-            data=_json(data(outcomes, [read_curves(run) for run in runs], log_fields)),
+            data=_json(data(table, [read_curves(run) for run in runs], log_fields)),
             plotly=plotly,
             script=script,
         )
     )
 
 
-def _facts(run: RunSummary, at: int) -> dict[str, Any]:
+def _template_values(run: RunSummary, at: int) -> dict[str, Any]:
     return {
         "at": at,
         "row": run,
@@ -94,7 +98,7 @@ def _asset(name: str) -> str:
     return (resources("bigramlm.report") / name).read_text("utf-8")
 
 
-def _normal(script: str) -> str:
+def _normalize_line_ends(script: str) -> str:
     return script.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -105,7 +109,7 @@ def _hash(script: str) -> str:
 def _json(values: Any) -> Any:
     from markupsafe import Markup
 
-    # With no < in it nothing ends the element that holds it, or begins another.
+    # Without a <, the JSON can neither end the script element that contains it nor start another element.
     return Markup(
         json.dumps(values, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     )

@@ -1,6 +1,6 @@
-"""Tables of runs: of a sweep's jobs, or of any runs.
+"""Tables of runs: the jobs of a sweep, or any runs.
 
-How a run stands is told by the summary in its own folder, so the table of a sweep that was killed can be made too.
+The status of a run is in the summary in its own folder, so there is a table even for a sweep that was killed.
 """
 
 from __future__ import annotations
@@ -15,23 +15,26 @@ from bigramlm.report.statistics import Group, verdict
 from bigramlm.runs.summary import RunSummary
 from bigramlm.utils.console import table
 
-# Of a long table the terminal shows the best; results.md has it whole.
+# The maximum number of rows on the terminal, which shows the best; results.md contains all rows.
 SHOWN = 40
 
-# How long a line of a sample in a table is.
-SAMPLE_AT_LEAST, _SAMPLE_AT_MOST = 24, 60
+# The width of the column `sample` in characters.
+MIN_SAMPLE_WIDTH, _MAX_SAMPLE_WIDTH = 24, 60
 
 
 class RunTable:
-    """Runs with what came of them, the best first."""
+    """A table of runs with their results, the best run first."""
 
     kind = "run"
-    """The word for one of them."""
+    """The noun for a row."""
     planned = 0
-    """The number of runs that there will be at least, if a search adds them as it goes."""
+    """The minimum number of runs, if a search adds them one by one; else 0."""
 
     def __init__(self, runs: Sequence[RunSummary], swept: Sequence[str] = ()) -> None:
-        """swept: the fields to show in any case; those that were typed for any run and differ are added."""
+        """Sort the runs, and choose the fields that the table shows.
+
+        swept: fields that are always shown. Other fields are added if they were set for any run and differ.
+        """
         typed = (name for run in runs for name in run.typed if not name.startswith("logger"))
         names = list(dict.fromkeys([*swept, *typed]))
         values = [run.values_of(names) for run in runs]
@@ -39,8 +42,8 @@ class RunTable:
         self.fields = [name for name in names if name in swept or name in varying]
         compared = compares_tokenizers(self.fields)
         self.in_bits = compared if self.planned else compared or len({r.tokenizer for r in runs if r.tokenizer}) > 1
-        """True if they are compared in bits a character, since their tokenizers differ. A search has one measure from
-        its first trial to its last."""
+        """True if the runs are compared in bits per character, because their tokenizers differ. In a search, only the
+        fields decide, so that the measure stays the same from the first trial to the last."""
         rows = [
             run.compared(number, {name: values[number][name] for name in self.fields}, in_bits=self.in_bits)
             for number, run in enumerate(runs)
@@ -49,39 +52,45 @@ class RunTable:
 
     @property
     def measure(self) -> str:
-        """The measure that they are compared by."""
+        """The measure that compares the runs."""
         return "val bpc" if self.in_bits else "val loss"
 
     @property
     def short(self) -> str:
-        """The same for a narrow place."""
+        """A short name of the measure."""
         return "bpc" if self.in_bits else "val"
 
     @property
     def best(self) -> RunSummary | None:
-        """The completed run with the lowest final val loss; None where there is none, or they cannot be compared."""
+        """The completed run with the lowest final val loss.
+
+        None if no run is completed, or if the losses cannot be compared.
+        """
         first = self.rows[0] if self.rows else None
         comparable = self.n_texts == 1 and (self.in_bits or self.n_tokenizers == 1)
         return first if first and _rank(first)[0] == 0 and comparable else None
 
     @property
     def n_tokenizers(self) -> int:
-        """The number of different tokenizers: only bits per character compare those."""
+        """The number of different tokenizers; only bits per character compare these."""
         return max(1, len({row.tokenizer for row in self.rows if row.tokenizer}))
 
     @property
     def n_texts(self) -> int:
-        """The number of different texts that they were trained on: losses on different ones are not compared."""
+        """The number of different training texts, whose losses cannot be compared."""
         return max(1, len({row.text for row in self.rows if row.text}))
 
     def count(self) -> str:
-        """Count the runs by status: `40 jobs: 30 completed, 10 failed`."""
+        """Describe the number of runs by status: `40 jobs: 30 completed, 10 failed`."""
         counts = [(state, sum(row.status == state for row in self.rows)) for state in _STATES]
         known = ", ".join(f"{n} {state}" for state, n in counts if n)
         return f"{len(self.rows)} {self.kind}{'' if len(self.rows) == 1 else 's'}: {known or 'none'}"
 
     def columns(self, rows: list[RunSummary], *, samples: bool = True) -> dict[str, list[str]]:
-        """Return a table's cells by column. If the models differ, columns that distinguish them are added."""
+        """Return the cells of these rows by column.
+
+        If the models differ, the table has additional columns that distinguish them.
+        """
         sizes = {row.n_params for row in self.rows if row.n_params is not None}
         models_differ = len(sizes) > 1 or any(re.match(r"model(\.|$)", field) for field in self.fields)
         columns = {"": ["*" if row is self.best else "" for row in rows], self.kind: [row.name for row in rows]}
@@ -101,9 +110,10 @@ class RunTable:
         return columns
 
     def groups(self) -> list[Group]:
-        """Those that differ in the seed alone, the best mean first; none where no seed was swept.
+        """Return the groups of runs that differ only in the seed, the best mean first.
 
-        A seed counts once, by its newest run: the same run made three times says nothing of chance.
+        Without a swept seed there are no groups. A seed counts once, with its newest run, because repeating the same
+        run says nothing about chance.
         """
         return self._groups() if "seed" in self.fields else []
 
@@ -114,34 +124,34 @@ class RunTable:
                 values = tuple(value for field, value in row.values.items() if field != "seed")
                 groups.setdefault(values, []).append(row)
         others = [field for field in self.fields if field != "seed"]
-        made = []
+        found = []
         for values, rows in groups.items():
-            # Where no seed is among the fields, all runs have the same one.
+            # If the seed is not among the fields, all runs have the same seed.
             newest = {row.values.get("seed"): row for row in sorted(rows, key=_by_age)}
             counted = tuple(row for row in rows if row is newest[row.values.get("seed")])
             losses = [row.final for row in counted if row.final is not None]
             name = " ".join(f"{f}={short(v)}" for f, v in zip(others, values, strict=True))
-            made.append(Group(name, losses, counted, n_runs=len(rows)))
-        if len({group.name for group in made}) < len(made):  # what tells them apart was cut off
+            found.append(Group(name, losses, counted, n_runs=len(rows)))
+        if len({group.name for group in found}) < len(found):  # their shortened names are the same
             long = [" ".join(f"{f}={v}" for f, v in zip(others, values, strict=True)) for values in groups]
-            made = [replace(group, name=name) for name, group in zip(long, made, strict=True)]
-        return sorted(made, key=lambda group: group.mean)
+            found = [replace(group, name=name) for name, group in zip(long, found, strict=True)]
+        return sorted(found, key=lambda group: group.mean)
 
     def notes(self) -> list[str]:
-        """List what the figures say, and what is wrong with them: a sentence or two each."""
+        """Return notes on the results: what they show, and what limits them."""
         notes = [verdict(groups)] if len(groups := self.groups()) > 1 else []
         notes += [f"{group.name or 'all'}: {group.repeated}." for group in self._groups() if group.repeated]
         completed = [row for row in self.rows if row.status == "completed"]
         if "seed" not in self.fields and len(completed) > 1:
-            how = "a sweep of the best values with seed=1,2,3" if self.planned else "adding seed=1,2,3"
-            notes.append(f"Each has one seed: how much of the differences is chance, {how} would tell.")
+            advice = "sweep the best values with seed=1,2,3" if self.planned else "add seed=1,2,3"
+            notes.append(f"Each has one seed: {advice} to see how much of the differences is chance.")
         if self.in_bits:
-            notes.append("In bits a character (bpc): a loss is of a token, and their tokenizers differ.")
+            notes.append("In bits per character (bpc), because a loss is per token and the tokenizers differ.")
         elif self.n_tokenizers > 1:
             notes.append(f"Not comparable: these {self.kind}s have {self.n_tokenizers} different tokenizers.")
-        if lossy := [row.name for row in completed if not row.counts]:
-            whose = f"{self.kind} {lossy[0]}" if len(lossy) == 1 else f"{self.kind}s {', '.join(lossy[:8])}"
-            notes.append(f"Not comparable: {whose}, whose tokenizer loses part of the text: its bpc is too low.")
+        if lossy := [row.name for row in completed if not row.is_comparable]:
+            names = f"{self.kind} {lossy[0]}" if len(lossy) == 1 else f"{self.kind}s {', '.join(lossy[:8])}"
+            notes.append(f"Not comparable: {names}, whose tokenizer loses part of the text, so bpc is too low.")
         if self.n_texts > 1:
             notes.append(f"Not comparable: these {self.kind}s were trained on {self.n_texts} different texts.")
         failed = sorted((row for row in self.rows if row.status == "failed"), key=lambda row: row.number)
@@ -152,35 +162,36 @@ _STATES = ("completed", "pruned", "stopped", "failed", "killed", "running", "pen
 
 
 def short(value: str) -> str:
-    """Shorten a value for a table: a long number to four digits, a long text to its end."""
+    """Shorten a value: a long number to four digits, a long text to its end."""
     if re.fullmatch(r"-?\d+\.\d{4,}(e[-+]?\d+)?|-?\d+\.\d+e[-+]?\d+|-?\d{7,}\.\d+", value):
         return f"{float(value):.4g}"
     return one_line(value) if len(value) <= 30 else f"…{one_line(value)[-29:]}"
 
 
 def one_line(text: str | None) -> str:
-    """Return the text's first line that is not empty."""
+    """Return the first line of a text that is not empty."""
     return next((line.strip() for line in (text or "").splitlines() if line.strip()), "")
 
 
 def typed(run: RunSummary) -> str:
-    """Return what a run is compared by, as it is typed."""
+    """Return the values that compare a run with others, as overrides."""
     return " ".join(f"{field}={short(value)}" for field, value in run.values.items())
 
 
 def _by_age(run: RunSummary) -> tuple[str, int]:
-    # Among those that were started at once the one that was given last is the newest.
+    # If runs started at the same time, the last one in the given order counts as the newest.
     return run.started, run.number
 
 
 def _rank(row: RunSummary) -> tuple[int, float]:
-    # Completed runs by what counts, others by what they came to, and those that came to nothing.
+    # Completed runs by final loss, lossy tokenizers last; then runs with an evaluation; then all others.
     if row.status == "completed" and row.final is not None and math.isfinite(row.final):
-        return 0 if row.counts else 1, row.final
+        return 0 if row.is_comparable else 1, row.final
     return (3, 0.0) if row.best is None else (2, row.best)
 
 
 def seed_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of the table over seeds."""
     rows = []
     for group in groups:
         std = "-" if math.isnan(group.std) else f"{group.std:.4f}"
@@ -189,17 +200,19 @@ def seed_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
 
 
 def _line_of_sample(run: RunSummary) -> str:
-    # The first line of the last sample that is long enough to tell something, else the longest.
+    # The first line of the last sample that is long enough to be informative, else the longest line.
     lines = [line.strip() for line in (run.sample or "").splitlines()]
-    line = next((line for line in lines if len(line) >= SAMPLE_AT_LEAST), max(lines, key=len, default=""))
-    return "".join(c if c.isprintable() else " " for c in line[:_SAMPLE_AT_MOST])
+    line = next((line for line in lines if len(line) >= MIN_SAMPLE_WIDTH), max(lines, key=len, default=""))
+    return "".join(c if c.isprintable() else " " for c in line[:_MAX_SAMPLE_WIDTH])
 
 
 def width_of(columns: dict[str, list[str]]) -> int:
+    """Return the width of a table on the terminal, in characters."""
     return max(map(len, table(*transposed(columns)).splitlines()))
 
 
 def transposed(columns: dict[str, list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of a table that is given by column."""
     return list(columns), [list(line) for line in zip(*columns.values(), strict=True)]
 
 
@@ -208,10 +221,14 @@ def _figure(value: Any, form: str) -> str:
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a table as Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def compares_tokenizers(fields: Iterable[str]) -> bool:
-    """Tell whether these fields are of tokenizers, whose losses only bits a character compare."""
+    """Return True if one of these fields belongs to the tokenizer.
+
+    The losses of different tokenizers can only be compared in bits per character.
+    """
     return any(re.match(r"tokenizer(\.|$)", name) for name in fields)

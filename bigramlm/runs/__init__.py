@@ -1,6 +1,6 @@
-"""The folders of runs: writing one, reading any, finding and comparing them.
+"""Run folders: writing, reading, finding and comparing them.
 
-summary.json is written aside and renamed, so that it is whole at any moment; its status goes from `running` to
-`completed`, `pruned`, `stopped` or `failed`. The lock of a folder is the operating system's (by `filelock`): it ends
-with the process, so that none is ever left behind, and a run that says `running` without one was killed.
+summary.json is written to a temporary file and renamed, so that readers never see a partial file. Its status changes
+from `running` to `completed`, `pruned`, `stopped` or `failed`. A folder is locked by the operating system (through
+`filelock`), and the lock ends with the process: a run with status `running` whose folder is not locked was killed.
 """

@@ -1,4 +1,4 @@
-"""Two runs beside each other."""
+"""Comparison of two runs."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 from bigramlm.logger.metrics import read_records
 
 
-def losses_part(a: Path, b: Path) -> str:
-    """Say at which step the losses of two runs part."""
+def compare_losses(a: Path, b: Path) -> str:
+    """Return a line that names the first step at which the losses of two runs differ."""
     records: list[dict[int, dict[str, Any]]] = []
     for folder in (a, b):
         path = folder / "metrics.jsonl"
         records.append({record["step"]: record for record in read_records(path)} if path.exists() else {})
-    both = sorted(set(records[0]) & set(records[1]))
-    same = None
-    for step in both:
+    common = sorted(set(records[0]) & set(records[1]))
+    last_equal = None
+    for step in common:
         for name in ("train/batch_loss", "train/loss", "val/loss"):
-            one, other = records[0][step].get(name), records[1][step].get(name)
-            if one is not None and other is not None and one != other:
-                before = "nothing recorded before is the same" if same is None else f"the same up to step {same}"
-                return f"losses: part at step {step}, {name} {one:.6g} and {other:.6g}; {before}"
-        same = step
+            loss_a, loss_b = records[0][step].get(name), records[1][step].get(name)
+            if loss_a is not None and loss_b is not None and loss_a != loss_b:
+                before = "no earlier step is equal" if last_equal is None else f"equal up to step {last_equal}"
+                return f"losses: differ from step {step}, {name} {loss_a:.6g} and {loss_b:.6g}; {before}"
+        last_equal = step
     return (
-        f"losses: the same at all {len(both)} steps that both have records of" if both else "losses: no step in common"
+        f"losses: equal at all {len(common)} steps that both runs recorded" if common else "losses: no step in common"
     )

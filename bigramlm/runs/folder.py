@@ -1,4 +1,4 @@
-"""A run's folder: its lock, config.yaml, summary.json and samples.txt."""
+"""The run folder: its lock, config.yaml, summary.json and samples.txt."""
 
 import contextlib
 import errno
@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """The folder of one run. The summary on disk says how it stands, and is whole but where a full disk cuts it."""
+    """The folder of one run.
+
+    The summary on the disk contains the run's status. It is never partly written, except on a full disk.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,29 +36,38 @@ class RunFolder:
         self.begun = False
 
     def claim(self) -> None:
-        """Take the folder for a new run. UserError where it holds one that has begun: nothing is written over."""
+        """Prepare the folder for a new run.
+
+        Raises UserError if the folder contains a run that has started, because nothing is overwritten.
+        """
         if (self.path / "metrics.jsonl").exists() or any(self.path.glob("checkpoints/step_*")):
             raise UserError(
-                f"{self.path}: contains a run already, and nothing is overwritten; resume={self.path} resumes it, "
-                "or name another folder"
+                f"{self.path}: already contains a run, which is not overwritten; resume it with resume={self.path}, "
+                "or choose another folder"
             )
         self.summary = {"id": uuid.uuid4().hex[:12]}
 
-    def holds(self, hashes: Sequence[str]) -> bool:
-        """Tell whether the folder holds a run that began with just this config, by its `config.config_hashes`."""
+    def has_run_of(self, hashes: Sequence[str]) -> bool:
+        """Return whether the folder contains a run of this config.
+
+        hashes: the config's `config_hashes`.
+        """
         found = read_summary(self.path) or {}
         return found.get("asked") in hashes and (self.path / "config.yaml").exists()
 
     def reopen(self) -> None:
-        """Take up the run that the folder holds; nothing in it changes before `begin`."""
+        """Read the summary of the run in the folder; no file changes before `begin`."""
         found = read_summary(self.path)
         if found is None:
-            log.warning("%s: its summary.json cannot be read; a new one is begun", self.path)
+            log.warning("%s: summary.json cannot be read and is replaced by a new one", self.path)
         self.summary = found or {}
         self.summary.setdefault("id", uuid.uuid4().hex[:12])
 
     def begin(self, overrides: list[str], *, resumed_at: int | None = None) -> None:
-        """Say in the summary that the run has begun, or resumes; from here on it says how the run ends."""
+        """Record in the summary that the run has started or resumed.
+
+        From now on, the end of the run is recorded there too.
+        """
         self.begun = True
         if resumed_at is None:
             self.update_summary(status="running", step=0, overrides=overrides, **process())
@@ -71,10 +83,9 @@ class RunFolder:
     def begin_training(
         self, config: str, overrides: list[str], *, resumed_at: int | None, is_changed: bool = False
     ) -> None:
-        """Save the config as it was resolved, as YAML; of a run that is resumed, say in the summary that it goes on.
+        """Save the resolved config (as YAML) and record a resume in the summary.
 
-        is_changed: whether the config is another than it was, so that a sweep that the run is a job of has not asked
-        for it.
+        is_changed: whether the config has changed, so that a sweep no longer recognises the run as its job.
         """
         if resumed_at is not None:
             if is_changed:
@@ -84,30 +95,31 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder: no other process can train in it. UserError says who has it.
+        """Lock the folder, so that no other process can train in it.
 
-        The lock is the operating system's and ends with the process, however that ends.
+        The operating system releases the lock when the process ends, even after a crash. Raises UserError if another
+        process holds the lock.
         """
         from filelock import FileLock, Timeout
 
-        held = FileLock(self.path / LOCK, timeout=1)  # who lists the runs holds it for a moment
+        lock = FileLock(self.path / LOCK, timeout=1)  # runs.py list holds it briefly
         try:
-            held.acquire()
+            lock.acquire()
         except Timeout:
             holder = _read_json(self.path / HOLDER) or {}
             raise UserError(
                 f"{self.path}: another process trains in it: pid {holder.get('pid')} on {holder.get('host')}, "
-                f"since {holder.get('started')}; wait for it, stop it, or name another folder"
+                f"since {holder.get('started')}; wait for that process, stop it, or choose another folder"
             ) from None
         try:
             _write(self.path / HOLDER, json.dumps(process()))
             yield
         finally:
             (self.path / HOLDER).unlink(missing_ok=True)
-            held.release()
+            lock.release()
 
     def save_config(self, yaml: str, overrides: list[str], *, resumed_at: int | None = None) -> None:
-        """Save the config that runs, with what was typed above it as comments, also what was before a resume."""
+        """Save the config, below comments with the overrides, old ones included."""
         path = self.path / "config.yaml"
         comments = [f"# typed: {override!r}\n" for override in overrides]
         if resumed_at is not None:
@@ -117,18 +129,21 @@ class RunFolder:
         _write(path, "".join(comments) + yaml)
 
     def update_summary(self, **values: Any) -> None:
-        """Change these values of summary.json, and leave the others."""
+        """Update these values in summary.json and keep the others."""
         self.summary |= values
         path, content = self.path / "summary.json", json.dumps(self.summary, indent=1, ensure_ascii=False) + "\n"
         try:
             _write(path, content)
-        except OSError:  # on a full disk what is there can still be written over where it stands
+        except OSError:  # a full disk may still allow overwriting the file in place
             if not path.exists():
                 raise
             _write_over(path, content.encode())
 
     def add_sample(self, step: int, text: str) -> None:
-        """Add a sample to samples.txt, but where it is the last one there, as it may be after a resume."""
+        """Append a sample to samples.txt, unless it is already the last one.
+
+        A resumed run may generate the same sample again.
+        """
         path, sample = self.path / "samples.txt", f"---- step {step}\n{text}\n"
         with path.open("a+", encoding="utf-8", newline="") as file:
             file.seek(0)
@@ -137,23 +152,23 @@ class RunFolder:
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Read the summary in a run's folder, None if there is none that can be read."""
+    """Read the summary in a run folder; return None if it cannot be read."""
     return _read_json(folder / "summary.json")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read the config that a run saved, as plain dictionaries; empty if there is none, or it is damaged."""
+    """Read a run's saved config as plain dictionaries; empty if it cannot be read."""
     from omegaconf import OmegaConf
 
     try:
         config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
-    except Exception:  # refused before it had one, or damaged: what the summary says is still worth showing
+    except Exception:  # the run was refused early, or the file is damaged; its summary can still be shown
         return {}
     return config if isinstance(config, dict) else {}  # type: ignore[return-value]
 
 
 def last_sample(folder: Path) -> str | None:
-    """Return the last text that the run wrote, None if there is none."""
+    """Return the last sample of a run, None if there is none."""
     try:
         text = (folder / "samples.txt").read_text("utf-8", "replace")
     except OSError:
@@ -170,55 +185,58 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def status(folder: Path, summary: dict[str, Any]) -> str:
-    """Return the run's status: the summary's, but `killed` if that is `running` and nobody holds the folder."""
-    said = str(summary.get("status", "unknown"))
-    return "killed" if said == "running" and not is_held(folder) else said
+    """Return the run's status: `killed` if it is `running` but the folder is unlocked."""
+    recorded = str(summary.get("status", "unknown"))
+    return "killed" if recorded == "running" and not is_locked(folder) else recorded
 
 
 def holder(folder: Path) -> int | None:
-    """Return the process on this machine that trains in the folder, None if there is none."""
+    """Return the id of the process on this machine that trains in the folder, if any."""
     found = _read_json(folder / HOLDER) or {}
-    return int(found["pid"]) if found.get("host") == platform.node() and is_held(folder) else None
+    return int(found["pid"]) if found.get("host") == platform.node() and is_locked(folder) else None
 
 
-def is_held(folder: Path) -> bool:
-    """Tell whether a process trains in the folder right now."""
+def is_locked(folder: Path) -> bool:
+    """Return whether a process is training in the folder."""
     from filelock import FileLock, Timeout
 
     if not (folder / LOCK).exists():
         return False
     try:
-        with FileLock(folder / LOCK, timeout=0.1, poll_interval=0.02):  # who else asks holds it for a moment
+        with FileLock(folder / LOCK, timeout=0.1, poll_interval=0.02):  # another call of this function holds it briefly
             return False
     except Timeout:
         return True
-    except OSError:  # somebody else's folder, that may only be read
+    except OSError:  # a read-only folder of another user
         return False
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions of what computes the run's figures."""
+    """Return the versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version()}
     for package in ("bigramlm", "torch", "numpy", "hydra-core", "omegaconf"):
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # run from a checkout that is not installed
+        except PackageNotFoundError:  # run from a checkout without installing it
             found[package] = "not installed"
     return found
 
 
 def process() -> dict[str, Any]:
-    """Describe this process, so that a run that says `running` can be distinguished from a killed one."""
+    """Return the start time, host name and process id of this process."""
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"started": started, "host": platform.node(), "pid": os.getpid()}
 
 
-@functools.cache  # the code that runs is the one that the process began with
+@functools.cache  # the process keeps running the code that it started with
 def git_state() -> dict[str, Any] | None:
-    """Return the commit of the checkout, and whether anything was changed or added since; None outside a checkout."""
+    """Return the commit of the checkout and whether files differ from it.
+
+    Returns None outside a checkout.
+    """
     if not paths.IN_CHECKOUT:
-        return None  # an environment may lie inside a repository that is not ours
+        return None  # the environment may lie inside an unrelated repository
     try:
         status, commit = (
             subprocess.run(
@@ -236,10 +254,10 @@ def _write(path: Path, content: str) -> None:
 
 
 def _write_over(path: Path, content: bytes) -> None:
-    # Where the file stands, which takes no room but for what it grows by; if that is not to be had, it is as it was.
+    # Overwrite the file in place, which needs space only for its growth. If there is none, restore the old content.
     with path.open("r+b", buffering=0) as file:
-        before = file.read()
-        for text in (content, before):
+        old = file.read()
+        for text in (content, old):
             file.seek(0)
             try:
                 if file.write(text) == len(text):
@@ -247,5 +265,5 @@ def _write_over(path: Path, content: bytes) -> None:
                     break
             except OSError:
                 continue
-    if text is before:
+    if text is old:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -1,4 +1,4 @@
-"""RunSummary: a run as its folder describes it."""
+"""The summary of a run, as read from its folder."""
 
 from __future__ import annotations
 
@@ -19,82 +19,92 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run as its folder describes it, however it stands: as it was refused, killed, or edited by a person."""
+    """The facts about a run in its folder.
+
+    All of them are optional: the run may have been refused or killed, and its files edited by a person.
+    """
 
     folder: Path
     name: str = ""
-    """Its name among others."""
+    """The name of the run among others."""
     typed: dict[str, str] = field(default_factory=dict)
-    """The values that were typed for it, by field, also on resuming."""
+    """The overrides of the run, including those on resuming, as values by field."""
     reason: str | None = None
-    """Why it could not even leave a summary, where it could not."""
+    """The reason why the run left no summary, if it is known."""
     summary: dict[str, Any] = field(default_factory=dict)
     """The contents of summary.json; empty if there is none."""
     has_summary: bool = False
-    """True if there is one that can be read."""
+    """True if summary.json exists and can be read."""
     number: int = 0
-    """Its position among others, as they were given."""
+    """The position of the run among others, in the order in which they were given."""
     values: dict[str, str] = field(default_factory=dict)
-    """The values that it is compared with others by, by field."""
+    """The values that distinguish the run from others, by field."""
     in_bits: bool = False
-    """True if its losses are compared in bits a character, as with different tokenizers, and not in nats a token."""
+    """True if losses are compared in bits per character (for different tokenizers) and not in nats per token."""
 
     @classmethod
     def read(
         cls, folder: Path, name: str = "", typed: dict[str, str] | None = None, reason: str | None = None
     ) -> RunSummary:
-        """Read what a folder says of its run; typed: what was, if not what the summary says."""
+        """Read a run from its folder; typed: the overrides, if not those in the summary."""
         found = read_summary(folder)
         summary = found or {}
         typed = _typed(summary.get("overrides")) if typed is None else dict(typed)
         resumed = summary.get("resumed")
-        for time in resumed if isinstance(resumed, list) else ():
-            later = _typed(time.get("overrides")) if isinstance(time, dict) else {}
+        for entry in resumed if isinstance(resumed, list) else ():
+            later = _typed(entry.get("overrides")) if isinstance(entry, dict) else {}
             typed |= {name: value for name, value in later.items() if name != "resume"}
         return cls(folder, name or folder.name, typed, reason, summary, has_summary=found is not None)
 
     def compared(self, number: int, values: dict[str, str], *, in_bits: bool) -> RunSummary:
-        """Return the same run as one of several, which are compared by these values."""
+        """Return a copy of the run with its position and values in a comparison."""
         return replace(self, number=number, values=values, in_bits=in_bits)
 
     @functools.cached_property
     def status(self) -> str:
-        """As in the summary; `killed` where that says running and nobody holds the folder, `pending` without one."""
+        """The status of the run.
+
+        The status in the summary, but `killed` if that is `running` and the folder is not locked. Without a summary, it
+        is `failed` if there is a reason, else `pending`.
+        """
         if not self.has_summary:
             return "failed" if self.reason else "pending"
         return status(self.folder, self.summary)
 
     @property
     def error(self) -> str | None:
-        """Why it failed; None where it did not."""
+        """The error of a failed run; None for other runs."""
         return (self.summary.get("error") or self.reason) if self.status == "failed" else None
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """The config that it saved, as plain dictionaries; empty where there is none."""
+        """The saved config as plain dictionaries; empty if there is none."""
         return read_config(self.folder)
 
     def get(self, name: str) -> Any:
-        """Return a field of the config by its full name, None where there is none."""
+        """Return a field of the config by its full name, None if there is none."""
         value: Any = self.config
         for part_name in name.split("."):
             value = value.get(part_name) if isinstance(value, dict) else None
         return value
 
     def values_of(self, names: Sequence[str]) -> dict[str, str]:
-        """Return the run's values of these fields, as they are typed; where one was not typed, the config tells."""
-        saved = self._shown_config() if set(names) - set(self.typed) else {}
-        return {name: normal(self.typed.get(name, saved.get(name, ""))) for name in names}
+        """Return the values of these fields as in overrides.
 
-    def _shown_config(self) -> dict[str, str]:
-        # A group's choice, such as `data`, is known by its name.
+        A field that is not overridden gets its value from the config.
+        """
+        saved = self._config_as_overrides() if set(names) - set(self.typed) else {}
+        return {name: normalised(self.typed.get(name, saved.get(name, ""))) for name in names}
+
+    def _config_as_overrides(self) -> dict[str, str]:
+        # The choice of a group, such as `data`, is the `name` in that group.
         config = flat(self.config)
         named = {group: config[f"{group}.name"] for group in (*KINDS, "device") if f"{group}.name" in config}
-        return {name: shown(value) for name, value in {**named, **config}.items()}
+        return {name: as_override(value) for name, value in {**named, **config}.items()}
 
     @property
     def records(self) -> Iterator[dict[str, Any]]:
-        """The records of its metrics.jsonl; none where there is none, or it may not be read."""
+        """The records in metrics.jsonl; empty if the file cannot be read."""
         try:
             yield from read_records(self.folder / "metrics.jsonl")
         except OSError:
@@ -102,54 +112,57 @@ class RunSummary:
 
     @functools.cached_property
     def sample(self) -> str | None:
-        """The last text that it wrote."""
+        """The last sample of the run."""
         return last_sample(self.folder)
 
     @property
     def final(self) -> float | None:
-        """The final val loss, as it is compared."""
+        """The final val loss, in the unit of the comparison."""
         return self.bpc if self.in_bits else self.final_loss
 
     @property
     def best(self) -> float | None:
-        """The lowest val loss of an evaluation, as it is compared."""
-        return self.measured(self.best_loss)
+        """The lowest val loss of an evaluation, in the unit of the comparison."""
+        return self.convert_loss(self.best_loss)
 
     @property
     def final_loss(self) -> float | None:
-        """The final val loss in nats a token."""
+        """The final val loss in nats per token."""
         return _number(self.summary.get("final"), "val/loss", float)
 
     @property
     def best_loss(self) -> float | None:
-        """The lowest val loss of an evaluation in nats a token."""
+        """The lowest val loss of an evaluation in nats per token."""
         return _number(self.summary.get("best"), "val/loss", float)
 
     @property
     def val_loss(self) -> float | None:
-        """The final val loss in nats a token, before the end the best one so far."""
+        """The final val loss in nats per token; before the end, the lowest so far."""
         return self.best_loss if self.final_loss is None else self.final_loss
 
-    def measured(self, loss: float | None, split: str = "val") -> float | None:
-        """Return a loss of a split in nats a token as it is compared; None where what that takes is not known."""
+    def convert_loss(self, loss: float | None, split: str = "val") -> float | None:
+        """Convert a loss of a split from nats per token to the unit of the comparison.
+
+        Returns None if the loss or the characters per token are unknown.
+        """
         if loss is None or not self.in_bits:
             return loss
-        each = _number(self.part("tokenizer").get("characters_per_token"), split, float)
-        return loss / math.log(2) / each if each else None
+        ratio = _number(self.part("tokenizer").get("characters_per_token"), split, float)
+        return loss / math.log(2) / ratio if ratio else None
 
     @property
     def bpc(self) -> float | None:
-        """The final val loss in bits a character."""
+        """The final val loss in bits per character."""
         return _number(self.summary.get("final"), "val/bpc", float)
 
     @property
     def n_params(self) -> int | None:
-        """Parameters that are trained, or were counted."""
+        """The number of trained parameters, or of counts for a count-based model."""
         return _number(self.summary, "n_params", int)
 
     @property
     def step(self) -> int | None:
-        """The last step that it reached."""
+        """The last step that the run reached."""
         return _number(self.summary, "step", int)
 
     @property
@@ -162,45 +175,48 @@ class RunSummary:
 
     @property
     def started(self) -> str:
-        """When it was started, as ISO 8601; empty if unknown."""
+        """The start time as ISO 8601; empty if unknown."""
         return str(self.summary.get("started", ""))
 
     @property
     def text(self) -> str | None:
-        """The SHA-256 of the text it was trained on."""
+        """The SHA-256 of the training text."""
         found = self.part("data").get("sha256")
         return None if found is None else str(found)
 
     @property
     def tokenizer(self) -> str | None:
-        """The SHA-256 of its tokenizer."""
+        """The SHA-256 of the tokenizer."""
         found = self.part("tokenizer").get("sha256")
         return None if found is None else str(found)
 
     @property
-    def counts(self) -> bool:
-        """True if its figure can be compared: one in bits of a tokenizer that loses text is too low."""
+    def is_comparable(self) -> bool:
+        """True if the loss can be compared.
+
+        The bits per character of a tokenizer that loses text are too low.
+        """
         return not self.in_bits or bool(self.part("tokenizer").get("lossless", True))
 
     @property
     def overrides(self) -> list[str]:
-        """The words that were typed when it was started."""
+        """The overrides that the run was started with."""
         found = self.summary.get("overrides")
         return [str(word) for word in found] if isinstance(found, list) else []
 
     def part(self, name: str) -> dict[str, Any]:
-        """Return a part of the summary, empty where there is none, or something else in its place."""
+        """Return a dictionary in the summary, empty if it is missing or damaged."""
         found = self.summary.get(name)
         return found if isinstance(found, dict) else {}
 
 
-def shown(value: Any) -> str:
-    """Return a value of a config as it is typed."""
+def as_override(value: Any) -> str:
+    """Return a config value as it is written in an override."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def normal(value: str) -> str:
-    """Return a value in the form that it is compared in: 1e-2 and 0.01 are one, and so are 0 and 0.0."""
+def normalised(value: str) -> str:
+    """Return a value in a normal form, e.g. 0.01 for 1e-2 and 0 for 0.0."""
     try:
         number = float(value)
     except ValueError:
@@ -209,11 +225,11 @@ def normal(value: str) -> str:
 
 
 def _typed(overrides: Any) -> dict[str, str]:
-    # What a summary says was typed, by field; nothing where it is damaged.
+    # The overrides in a summary as values by field; empty if they are damaged.
     return Overrides(map(str, overrides)).values() if isinstance(overrides, list) else {}
 
 
 def _number(figures: Any, name: str, kind: Callable[[Any], T]) -> T | None:
-    # Of a summary, that a person may have edited.
+    # A person may have edited the summary.
     found = figures.get(name) if isinstance(figures, dict) else None
     return kind(found) if isinstance(found, (int, float)) else None

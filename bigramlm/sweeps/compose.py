@@ -1,4 +1,4 @@
-"""Composing the configs of many jobs."""
+"""Fast composition of the configs of many jobs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from bigramlm.config.overrides import Overrides, sets_a_field
 
 
 class CachedConfigLoader(ConfigLoaderImpl):
-    """Hydra's composing, which takes long, done once for all jobs that choose the same groups.
+    """A config loader that composes once for all jobs with the same group choices.
 
-    They differ in fields only, which are set on a copy. A test holds what comes of it to what Hydra itself composes.
+    Hydra's composition is slow. Jobs with the same choices differ in fields only, which are set on a copy of the
+    composed config. A test checks that the result equals what Hydra itself composes.
     """
 
     def __init__(self, loader: ConfigLoader) -> None:
@@ -23,7 +24,7 @@ class CachedConfigLoader(ConfigLoaderImpl):
         self._bases: dict[tuple[str, ...], DictConfig] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_bases": {}}  # a job in another process composes for itself
+        return {**vars(self), "_bases": {}}  # a job in another process composes its own configs
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         parsed = Overrides(sweep_overrides).parsed(self)

@@ -1,6 +1,6 @@
-"""A sweep at work: which jobs there are, which of them are left to run, and what is said at the end.
+"""The execution of a sweep: its plan, its launches and its final report.
 
-Shared by the sweepers (`hydra_plugins/bigramlm.py`), whatever launcher runs the jobs.
+All sweepers (`hydra_plugins/bigramlm.py`) use this module, with any launcher.
 """
 
 from __future__ import annotations
@@ -38,102 +38,111 @@ from bigramlm.utils.stop import Stopped, stop_signals
 
 log = logging.getLogger(__name__)
 
-# How long a job that its launcher reports as completed has to appear so on this machine's disk, in seconds.
+# Seconds to wait until a job that its launcher reports as completed is completed on this machine's disk, too.
 WRITTEN_WITHIN = 60.0
 
-_OF_EVERY_TEXT = {field.name for field in fields(DataConfig)}
+_COMMON_TEXT_FIELDS = {field.name for field in fields(DataConfig)}
 
 
 class SweepExecutor:
     """One command that runs jobs of a sweep."""
 
     def __init__(self, sweep: Sweep, config: DictConfig, context: HydraContext, launcher: Launcher) -> None:
-        """config: what Hydra composed for the sweep."""
+        """Prepare to run jobs of the sweep.
+
+        config: the config that Hydra composed for the sweep.
+        """
         self.sweep = sweep
         self.config = config
         self.context = context
         self.launcher = launcher
-        self.jobs: list[Job] = []  # of this command
+        self.jobs: list[Job] = []  # the jobs of this command, not of the whole sweep
         self.has_launched = False
-        self._hashes: dict[str, str] = {}  # of texts, SHA-256
-        self._texts: dict[str, str] = {}  # the text that is used, by the fields of the one that is asked for
+        self._hashes: dict[str, str] = {}  # the SHA-256 of each text
+        self._texts: dict[str, str] = {}  # the name of the text in use, by the fields of the requested text
 
-    def sweeps(self, names: Sequence[str], *, log_names: Sequence[str] = ()) -> None:
-        """Say which fields are swept; log_names: those of them that are searched on a logarithmic scale."""
+    def add_swept_fields(self, names: Sequence[str], *, log_names: Sequence[str] = ()) -> None:
+        """Add fields to those that the sweep varies.
+
+        log_names: the fields that are searched on a logarithmic scale.
+        """
         self.sweep.fields = list(dict.fromkeys([*self.sweep.fields, *names]))
         self.sweep.log_fields = list(dict.fromkeys([*self.sweep.log_fields, *log_names]))
 
     def plan(self, lines: Sequence[Sequence[str]]) -> None:
-        """Settle the jobs that these lines of overrides make: one of the sweep so far where it is asked for again.
+        """Plan one job per line of overrides, and reuse jobs that the sweep has already.
 
-        Asked for again is a job with the same config and, where it has begun, the same text. UserError for a config
-        that cannot be: nothing has run then.
+        A job is reused if its config is the same and, once it has started, its text too. Raises UserError for an
+        invalid config, before any job runs.
         """
         require(
             not (self.sweep.folder / STUDY).exists(),
-            f"{relative(self.sweep.folder)}: holds a search; hydra/sweeper=optuna continues it",
+            f"{relative(self.sweep.folder)}: contains a search; continue it with hydra/sweeper=optuna",
         )
-        free = list(self.sweep.jobs.values())
-        known = len(free)
+        unclaimed = list(self.sweep.jobs.values())
+        n_known = len(unclaimed)
         for line in lines:
             overrides, cfg = self.resolve_job(Overrides(line).without("sweep"))
             hashes = config_hashes(cfg)
             if any(job.asked in hashes for job in self.jobs):
-                log.warning("asked for twice, and run once: %s", " ".join(overrides.words))
+                log.warning("listed twice, but run only once: %s", " ".join(overrides.words))
                 continue
-            job = next((job for job in free if job.asked in hashes and self._is_still(job, cfg)), None)
+            job = next((job for job in unclaimed if job.asked in hashes and self._is_unchanged(job, cfg)), None)
             if job is None:
                 job = self.add(overrides, hashes[0])
             else:
-                free.remove(job)
-                # Where something is now is no matter of what the job is.
+                unclaimed.remove(job)
+                # A job stays the same when the run that it is based on has moved.
                 job.overrides = (Overrides(job.overrides).without("base") + overrides.only("base")).words
             self.jobs.append(job)
         self.sweep.save()
         states = [self.sweep.status(job) for job in self.jobs]
-        done = sum(state in FINISHED for state in states)
-        begun = sum(state not in (*FINISHED, "pending") for state in states)
+        n_done = sum(state in FINISHED for state in states)
+        n_started = sum(state not in (*FINISHED, "pending") for state in states)
         n = len(self.jobs)
-        before = f": {done} done already, {begun} begun, {n - done - begun} to begin" if known else ""
-        log.info("sweep: %d %s, in %s%s", n, "job" if n == 1 else "jobs", relative(self.sweep.folder), before)
-        if known and len(free) == known:
-            log.warning("none of these jobs was in that sweep before: all are new in it")
+        progress = f": {n_done} done, {n_started} started, {n - n_done - n_started} not started" if n_known else ""
+        log.info("sweep: %d %s, in %s%s", n, "job" if n == 1 else "jobs", relative(self.sweep.folder), progress)
+        if n_known and len(unclaimed) == n_known:
+            log.warning("none of these jobs was in the sweep before: all of them are new")
         if not self.sweep.fields:
-            log.warning("nothing is swept; FIELD=A,B would try both")
+            log.warning("nothing is swept; FIELD=A,B tries both values")
 
-    def add(self, overrides: Overrides, asked: str) -> Job:
-        """Add a new job, in a folder of its own."""
+    def add(self, overrides: Overrides, config_hash: str) -> Job:
+        """Add a new job, under a number that is not used yet."""
         number = max([-1, *self.sweep.jobs, *_numbers(self.sweep.folder)]) + 1
-        self.sweep.jobs[number] = job = Job(number, overrides.words, asked)
+        self.sweep.jobs[number] = job = Job(number, overrides.words, config_hash)
         return job
 
     def resolve_job(self, overrides: Overrides) -> tuple[Overrides, RunConfig]:
-        """Return the overrides of a job and the config that they make, with the text that all jobs are to have.
+        """Return a job's overrides and config, with the same text for all jobs.
 
-        UserError for a config that cannot be.
+        Raises UserError for an invalid config.
         """
-        # The text is seen to once for the whole sweep: jobs at the same time would each download it, and one that
-        # falls back to another text beside one that does not would make a table that compares nothing.
+        # The text is prepared once for the whole sweep: concurrent jobs would each download it, and if only some of
+        # them fell back to another text, their losses could not be compared.
         cfg = self.compose(overrides)
-        asked = cfg.data.name
-        before = self.sweep.settled.get(asked)
-        own = {name: value for name, value in vars(cfg.data).items() if name not in _OF_EVERY_TEXT}
-        key = f"{asked} {own}"
-        if key not in self._texts and before in (None, asked):
-            self._texts[key] = cfg.data.prepare(the_same=before is not None).name
+        requested = cfg.data.name
+        decided = self.sweep.settled.get(requested)
+        specific = {name: value for name, value in vars(cfg.data).items() if name not in _COMMON_TEXT_FIELDS}
+        key = f"{requested} {specific}"
+        if key not in self._texts and decided in (None, requested):
+            self._texts[key] = cfg.data.prepare(require_same=decided is not None).name
         elif key not in self._texts:
-            log.warning("data=%s: as when the sweep began, data=%s stands in for it", asked, before)
-            self._texts[key] = str(before)
-        kept = self.sweep.settled[asked] = self._texts[key]
-        if kept == asked:
+            log.warning("data=%s: replaced by data=%s, as at the start of the sweep", requested, decided)
+            self._texts[key] = str(decided)
+        used = self.sweep.settled[requested] = self._texts[key]
+        if used == requested:
             return overrides, cfg
-        shared = {f"data.{name}" for name in _OF_EVERY_TEXT - {"name"}}
-        of_this_text = [word.field for word in overrides if word.field.split(".")[0] == "data"]
-        overrides = overrides.without(*set(of_this_text) - shared) + Overrides([f"data={kept}"])
+        common = {f"data.{name}" for name in _COMMON_TEXT_FIELDS - {"name"}}
+        data_fields = [word.field for word in overrides if word.field.split(".")[0] == "data"]
+        overrides = overrides.without(*set(data_fields) - common) + Overrides([f"data={used}"])
         return overrides, self.compose(overrides)
 
     def compose(self, overrides: Overrides) -> RunConfig:
-        """Compose the config of a job. UserError, naming the job, if it cannot be."""
+        """Compose the config of a job.
+
+        Raises UserError, which names the job, if the config is invalid.
+        """
         composed = self.context.config_loader.load_sweep_config(self.config, overrides.words)
         with open_dict(composed):
             del composed["hydra"]
@@ -143,26 +152,29 @@ class SweepExecutor:
             values = [f"{name}={value}" for name, value in overrides.values().items() if name in self.sweep.fields]
             raise UserError(f"{error} (in the job with {' '.join(values)})") from None
 
-    def _is_still(self, job: Job, cfg: RunConfig) -> bool:
+    def _is_unchanged(self, job: Job, cfg: RunConfig) -> bool:
         summary = read_summary(self.sweep.path(job)) or {}
-        if summary.get("asked", job.asked) not in config_hashes(cfg):  # it was resumed alone, with something changed
+        if summary.get("asked", job.asked) not in config_hashes(cfg):  # resumed with changes, as a single run
             return False
-        before = summary.get("data", {}).get("sha256")
-        return before is None or before == self._sha256(cfg.data)
+        sha256 = summary.get("data", {}).get("sha256")
+        return sha256 is None or sha256 == self._sha256(cfg.data)
 
     def _sha256(self, data: DataConfig) -> str:
-        own = f"{data.name} {data.file()}"
-        if own not in self._hashes:
+        key = f"{data.name} {data.file()}"
+        if key not in self._hashes:
             try:
-                self._hashes[own] = data.read().sha256
-            except UserError:  # the job will say so
-                self._hashes[own] = ""
-        return self._hashes[own]
+                self._hashes[key] = data.read().sha256
+            except UserError:  # the job will report the error
+                self._hashes[key] = ""
+        return self._hashes[key]
 
     def run(self, jobs: Sequence[Job], at_once: int | None = None) -> None:
-        """Run those of the jobs that are left; at_once: the most that the launcher is handed together, None for all."""
+        """Run the jobs that are not finished.
+
+        at_once: the maximum number of jobs per launch; None: all of them.
+        """
         due = [job for job in jobs if self._is_due(job)]
-        # In this process jobs are launched one by one: what breaks one of them is then the end of that one only.
+        # The basic launcher gets one job at a time, so that an exception ends that job only.
         size = 1 if self._is_basic() else at_once or max(1, len(due))
         for first in range(0, len(due), size):
             self._launch(due[first : first + size])
@@ -173,22 +185,22 @@ class SweepExecutor:
     def _is_due(self, job: Job) -> bool:
         state = self.sweep.status(job)
         if state == "running":
-            log.warning("job %d: another process trains in it, and is left to it", job.number)
+            log.warning("job %d: another process trains in it; skipped", job.number)
         return state not in (*FINISHED, "running")
 
     def _can_be_written(self, job: Job) -> bool:
-        # Hydra makes the folder itself, and where it cannot, ends the launch of all.
+        # Hydra creates the folder too, but ends the whole launch if it cannot.
         folder, job.error = self.sweep.path(job), None
         try:
             folder.mkdir(exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            self.fail(job, f"{folder}: cannot be made or written to: {error.strerror}")
+            self.fail(job, f"{folder}: cannot be created or written to: {error.strerror}")
         return job.error is None
 
     def fail(self, job: Job, error: str) -> None:
-        """Note why a job could not even begin."""
+        """Record why a job could not start."""
         job.error = error
         log.warning("job %d: failed: %s", job.number, error)
 
@@ -196,8 +208,8 @@ class SweepExecutor:
         jobs = [job for job in jobs if self._can_be_written(job)]
         if not jobs:
             return
-        place = f"hydra.sweep.dir={quoted(str(self.sweep.folder))}"
-        lines = [[*job.overrides, place, f"hydra.sweep.subdir={job.number}"] for job in jobs]
+        folder = f"hydra.sweep.dir={quoted(str(self.sweep.folder))}"
+        lines = [[*job.overrides, folder, f"hydra.sweep.subdir={job.number}"] for job in jobs]
         self.sweep.save()
         self.has_launched = True
         try:
@@ -211,127 +223,133 @@ class SweepExecutor:
         self.wait_until_written(jobs, returns)
         for job, returned in zip(jobs, returns, strict=True):
             if returned.status is not JobStatus.COMPLETED and read_summary(self.sweep.path(job)) is None:
-                ended = returned._return_value
-                self.fail(job, _brief(as_user_error(ended)))
+                failure = returned._return_value
+                self.fail(job, _brief(as_user_error(failure)))
         self.sweep.save()
 
     def wait_until_written(
         self, jobs: Sequence[Job], returns: Sequence[JobReturn], *, within: float = WRITTEN_WITHIN
     ) -> None:
-        """Wait until the folders of jobs that a launcher reports as ended say how they ended.
+        """Wait until ended jobs have recorded in their folders how they ended.
 
-        A launcher may know of an end before the job's process has written it, or before a shared disk shows it, and
-        Slurm's accounting may be ahead of both. A job whose process still holds its folder is waited for as long as
-        that lasts; one that was reported as completed and that nobody holds, for at most `within` seconds.
+        A launcher may report the end of a job before the job's process has written it, or before a shared disk shows
+        it, and Slurm's accounting may be ahead of both. The wait for a job lasts as long as a process locks the job's
+        folder; without a lock, the wait for a job reported as completed lasts at most `within` seconds.
         """
-        if self._is_basic():  # whose jobs ran in this process
+        if self._is_basic():  # its jobs ran in this process
             return
         completed = {job.number for job, r in zip(jobs, returns, strict=True) if r.status is JobStatus.COMPLETED}
-        told: set[int] = set()
-        until = time.monotonic() + within
+        logged: set[int] = set()
+        deadline = time.monotonic() + within
         while True:
             states = {job.number: self.sweep.status(job) for job in jobs}
-            held = {number for number, state in states.items() if state == "running"}
-            late = {n for n in completed - held if states[n] in ("pending", "killed") and time.monotonic() < until}
-            if not held | late:
+            running = {number for number, state in states.items() if state == "running"}
+            late = {
+                n for n in completed - running if states[n] in ("pending", "killed") and time.monotonic() < deadline
+            }
+            if not running | late:
                 return
-            for number in sorted(held - told):
-                log.info("job %d: reported as ended, and its process still works; waiting for it", number)
-            told |= held
+            for number in sorted(running - logged):
+                log.info("job %d: reported as ended, but its process is still running; waiting for the process", number)
+            logged |= running
             time.sleep(0.05)
 
     def wait_for_others(self, stopped: Stopped, seconds: float = 30) -> None:
-        """Give jobs in other processes of this machine, which the launcher left, the time to save."""
+        """Stop the jobs that submitit left running on this machine, so that they save.
+
+        Waits for them for at most `seconds`.
+        """
         if not str(self.config.hydra.launcher._target_).endswith(".LocalLauncher"):
             return
-        told: set[int] = set()
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        signalled: set[int] = set()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
             running = [job for job in self.jobs if self.sweep.status(job) == "running"]
             if not running:
                 return
             for pid in filter(None, (holder(self.sweep.path(job)) for job in running)):
-                if stopped.signal != signal.SIGINT and pid not in told:  # a Ctrl-C has reached them already
-                    os.kill(pid, signal.SIGINT)  # submitit has a handler of its own for SIGTERM
-                    told.add(pid)
+                if stopped.signal != signal.SIGINT and pid not in signalled:  # a Ctrl-C has reached them already
+                    os.kill(pid, signal.SIGINT)  # not SIGTERM, which submitit handles itself
+                    signalled.add(pid)
             time.sleep(0.1)
 
     def report(self) -> bool:
-        """Write the results and show them; whether something of this command is left undone."""
+        """Write and print the results, and return whether any job is unfinished."""
         results = Results(self.sweep)
         try:
             self.sweep.save()
             results.write()
         except OSError as error:
             log.warning("%s", as_user_error(error, self.sweep.folder))
-        where = relative(self.sweep.folder)
+        folder = relative(self.sweep.folder)
         states = [self.sweep.status(job) for job in self.jobs]
-        left = any(state not in FINISHED for state in states)
-        lines = ["----", results.count(), "", results.text(), "", f"Sweep: {where}"]
+        is_unfinished = any(state not in FINISHED for state in states)
+        lines = ["----", results.count(), "", results.text(), "", f"Sweep: {folder}"]
         if any(state not in (*FINISHED, *(["failed"] if self.sweep.planned else [])) for state in states):
-            lines.append(f"The same command with {shlex.quote(f'sweep={where}')} runs what is left.")
+            lines.append(f"The same command with {shlex.quote(f'sweep={folder}')} runs what is left.")
         loggers = self.config.logger.use
         if "tensorboard" in loggers:
-            lines.append(f"Look at it: tensorboard --logdir {shlex.quote(str(where))}")
-        lines.append(f"A page: python scripts/runs.py report {shlex.quote(str(where))}")
+            lines.append(f"Look at it: tensorboard --logdir {shlex.quote(str(folder))}")
+        lines.append(f"A page: python scripts/runs.py report {shlex.quote(str(folder))}")
         show("\n".join(lines))
-        return left
+        return is_unfinished
 
 
 @contextlib.contextmanager
 def open_executor(config: DictConfig, context: HydraContext, launcher: Launcher) -> Iterator[SweepExecutor]:
-    """Hold the sweep's folder, yield a SweepExecutor to work with, and report what came of it, however the work ends.
+    """Lock the sweep's folder, yield its SweepExecutor, and report the results.
 
-    Ends the process with exit code 1 where jobs are left undone, 130 or 143 after a signal.
+    The results are reported however the block ends. Exits with code 1 if jobs of this command are unfinished, or with
+    128 plus the number of the signal that stopped the command: 130 for SIGINT, 143 for SIGTERM.
     """
-    folder, code, left = Path(config.hydra.sweep.dir).absolute(), 0, False
+    folder, code, is_unfinished = Path(config.hydra.sweep.dir).absolute(), 0, False
     try:
         if hasattr(launcher, "check"):
             launcher.check()
         with RunFolder(folder).lock():
             try:
-                launch = SweepExecutor(Sweep(folder), config, context, launcher)
+                executor = SweepExecutor(Sweep(folder), config, context, launcher)
                 try:
                     with stop_signals():
-                        yield launch
+                        yield executor
                 except Stopped as stopped:
                     code = 128 + stopped.signal
-                    launch.wait_for_others(stopped)
-                except SystemExit as ended:  # a job that was stopped in this process
-                    code = int(ended.code or 0)
+                    executor.wait_for_others(stopped)
+                except SystemExit as exit_:  # a job was stopped in this process
+                    code = int(exit_.code or 0)
                 except Exception:
-                    if launch.has_launched:
-                        launch.report()
+                    if executor.has_launched:
+                        executor.report()
                     raise
                 finally:
                     if hasattr(launcher, "close"):
                         launcher.close()
-                left = launch.report() if launch.sweep.jobs else False
+                is_unfinished = executor.report() if executor.sweep.jobs else False
             finally:
-                _remove_empty(folder, but={LOCK, HOLDER, STUDY})
+                _remove_empty(folder, ignore={LOCK, HOLDER, STUDY})
     finally:
-        _remove_empty(folder, but=set())  # a lock in it is another command's
-    if code or left:
+        _remove_empty(folder, ignore=set())  # a lock in it belongs to another command
+    if code or is_unfinished:
         sys.exit(code or 1)
 
 
-def _remove_empty(folder: Path, *, but: set[str]) -> None:
-    # Refused before anything began a sweep's folder holds nothing.
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= but:
+def _remove_empty(folder: Path, *, ignore: set[str]) -> None:
+    # A command that is refused before its first job leaves no results.
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= ignore:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def failed(error: BaseException) -> JobReturn:
-    """Return what a launcher returns of a job that an exception ended."""
+    """Return a launcher's result for a job that ended with an exception."""
     return JobReturn(status=JobStatus.FAILED, _return_value=error)
 
 
 def _brief(error: BaseException | Any) -> str:
-    # Of what a launcher quotes, such as a traceback, the last line tells.
+    # Launchers quote tracebacks, whose last line states the error.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
     return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
 
 
 def _numbers(folder: Path) -> list[int]:
-    # Folders that are there already, whosesoever they are.
+    # Any existing folder counts, whoever created it.
     return [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]

@@ -1,4 +1,7 @@
-"""The plan of a sweep: which jobs there are. How each stands is told by the summary in its own folder."""
+"""The plan of a sweep, which lists its jobs.
+
+The status of a job is in the summary in the job's own folder.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from bigramlm.utils import files
 log = logging.getLogger(__name__)
 
 FINISHED = ("completed", "pruned")
-"""The statuses of a job that has nothing left to do."""
+"""The statuses of jobs that need no further work."""
 
 
 @dataclass
@@ -26,11 +29,11 @@ class Job:
 
     number: int
     overrides: list[str]
-    """The words that are typed for this job."""
+    """The overrides of this job, as typed on the command line."""
     asked: str = ""
-    """The hash of the config that these words make (`config_hash`)."""
+    """The hash of the config that the overrides give (`config_hash`)."""
     error: str | None = None
-    """Why it could not leave a summary, where it could not."""
+    """The reason why the job could not write a summary, if any."""
 
     @property
     def values(self) -> dict[str, str]:
@@ -39,16 +42,20 @@ class Job:
 
 
 class Sweep:
-    """The folder of a sweep: sweep.json says which jobs there are, and the folder of each what came of it."""
+    """The folder of a sweep, with the plan in sweep.json and one folder per job."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the plan; a folder without one has no jobs yet, or was not made by a sweep of bigramlm."""
+        """Read the plan, if the folder contains one.
+
+        A folder without a plan has no jobs yet, or another sweeper of Hydra's created it. Raises UserError for a
+        damaged plan.
+        """
         self.folder = folder
-        self.fields: list[str] = []  # what is swept
-        self.log_fields: list[str] = []  # what a search was given on a logarithmic scale
+        self.fields: list[str] = []  # the swept fields
+        self.log_fields: list[str] = []  # the fields that a search varies on a logarithmic scale
         self.jobs: dict[int, Job] = {}
-        self.settled: dict[str, str] = {}  # what the first command decided for all that go on with the sweep
-        self.planned = 0  # how many jobs there will be at least, where a search makes them as it goes
+        self.settled: dict[str, str] = {}  # the text that each requested text resolved to in the first command
+        self.planned = 0  # the minimum number of jobs, because a search adds them one by one
         try:
             plan = json.loads((folder / PLAN).read_text("utf-8"))
             self.fields, self.settled, self.planned = plan["fields"], plan["settled"], plan["planned"]
@@ -57,9 +64,10 @@ class Sweep:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{folder / PLAN}: not the plan of a sweep: {type(error).__name__}: {error}") from None
+            raise UserError(f"{folder / PLAN}: not a valid plan of a sweep: {type(error).__name__}: {error}") from None
 
     def save(self) -> None:
+        """Write the plan to sweep.json."""
         plan = {
             "fields": self.fields,
             "log_fields": self.log_fields,
@@ -70,26 +78,33 @@ class Sweep:
         files.write(self.folder / PLAN, [json.dumps(plan, indent=1, ensure_ascii=False).encode()], durable=False)
 
     def all_jobs(self) -> list[Job]:
-        """List the jobs by number; without a plan, those that another sweeper of Hydra's made."""
-        return [self.jobs[number] for number in sorted(self.jobs)] or _jobs_of_a_stranger(self.folder)
+        """Return the jobs by number.
+
+        Without a plan, these are the jobs that another sweeper of Hydra's created.
+        """
+        return [self.jobs[number] for number in sorted(self.jobs)] or _jobs_without_plan(self.folder)
 
     def path(self, job: Job) -> Path:
         """Return the job's folder."""
         return self.folder / str(job.number)
 
     def status(self, job: Job) -> str:
-        """As in the job's summary; `killed` where it was, `failed` where it could not leave one, else `pending`."""
+        """Return the job's status.
+
+        It is the status in the summary, or `killed` if the process ended without writing its end there. Without a
+        summary, it is `failed` if the job could not start, else `pending`.
+        """
         return self.outcome(job)[0]
 
     def outcome(self, job: Job) -> tuple[str, dict[str, Any]]:
-        """Return the job's status, and its summary, empty if it has left none."""
+        """Return the job's status and summary; the summary is empty if there is none."""
         summary = read_summary(self.path(job))
         if summary is None:
             return "failed" if job.error else "pending", {}
         return status(self.path(job), summary), summary
 
 
-def _jobs_of_a_stranger(folder: Path) -> list[Job]:
+def _jobs_without_plan(folder: Path) -> list[Job]:
     found = []
     for path in folder.iterdir() if folder.is_dir() else []:
         summary = read_summary(path)

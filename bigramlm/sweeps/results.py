@@ -1,4 +1,4 @@
-"""The results of a sweep's jobs: its table, for people and for programs."""
+"""The results of a sweep: tables of its jobs, for people and for programs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import textwrap
 
 from bigramlm.report.results import (
-    SAMPLE_AT_LEAST,
+    MIN_SAMPLE_WIDTH,
     SHOWN,
     RunTable,
     markdown_table,
@@ -25,7 +25,7 @@ from bigramlm.utils.console import relative, table
 
 
 class Results(RunTable):
-    """The jobs of a sweep with what came of them, the best first."""
+    """The jobs of a sweep with their results, the best job first."""
 
     kind = "job"
 
@@ -36,34 +36,41 @@ class Results(RunTable):
 
     @property
     def n_texts(self) -> int:
-        """As of any runs; but who sweeps the text means to compare, and it counts as one."""
+        """The number of different texts, counted as 1 if the text is swept.
+
+        A sweep over texts is meant to compare them.
+        """
         is_swept = any(re.match(r"data(\.path)?$|experiment$", field) for field in self.fields)
         return 1 if is_swept else super().n_texts
 
     def row(self, name: str) -> RunSummary | None:
-        """Return the job of this name, which is its folder's; None if it is none of this sweep's."""
+        """Return the job whose folder has this name, or None if there is none."""
         return next((row for row in self.rows if row.name == name), None)
 
     def line(self, row: RunSummary, error: BaseException | None) -> str:
-        """Say how a job ended: `job 3: completed, val 2.4858, 1.2 s (4 of 9): optim.lr=0.01 seed=2`."""
-        figure, what = (row.final, self.short) if row.final is not None else (row.best, f"best {self.short}")
+        """Describe in one line how a job ended.
+
+        An example: `job 3: completed, val 2.4858, 1.2 s (4 of 9): optim.lr=0.01 seed=2`. If the job failed, the error
+        follows on a second line.
+        """
+        figure, label = (row.final, self.short) if row.final is not None else (row.best, f"best {self.short}")
         parts = [row.status]
         if figure is not None:
-            parts.append(f"{what} {figure:.4f}")
+            parts.append(f"{label} {figure:.4f}")
         if row.seconds is not None:
             parts.append(f"{row.seconds:.1f} s")
         ended = sum(row.status not in ("pending", "running") for row in self.rows)
-        told = f"job {row.name}: {', '.join(parts)} ({ended} of {max(self.planned, len(self.rows))})"
-        told += f": {typed(row)}" if row.values else ""
-        return told if row.status != "failed" else f"{told}\n  {one_line(str(error) or repr(error))}"
+        line = f"job {row.name}: {', '.join(parts)} ({ended} of {max(self.planned, len(self.rows))})"
+        line += f": {typed(row)}" if row.values else ""
+        return line if row.status != "failed" else f"{line}\n  {one_line(str(error) or repr(error))}"
 
     def write(self) -> None:
-        """Write results.csv and results.md into the sweep's folder."""
+        """Write results.csv and results.md to the sweep's folder."""
         files.write(self.folder / "results.csv", [self.csv().encode()], durable=False)
         files.write(self.folder / "results.md", [self.markdown().encode()], durable=False)
 
     def csv(self) -> str:
-        """Return a line per job, with every digit, for programs."""
+        """Return one line per job as CSV, with all digits."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(
@@ -86,7 +93,7 @@ class Results(RunTable):
         return out.getvalue()
 
     def text(self) -> str:
-        """Return the tables for a terminal, with what they say."""
+        """Return the tables and the notes for a terminal of 80 columns."""
         shown, hidden = self.rows[:SHOWN], self.rows[SHOWN:]
         parts = [self._fitting(shown)]
         if hidden:
@@ -106,23 +113,23 @@ class Results(RunTable):
         )
 
     def _fitting(self, rows: list[RunSummary], width: int = 80) -> str:
-        # What is least needed is left to the page, where the table would not fit.
+        # The least important columns are dropped until the table fits; results.md contains all of them.
         columns = self.columns(rows)
         samples = columns.pop("sample", None)
-        least = ["tok/s", "best", "s", "step"]
-        if samples:  # and what models are compared by
-            least = ["tok/s", "best", "step", *(["status"] if len(set(columns["status"])) == 1 else [])]
-        for name in least:
-            if width_of(columns) + (SAMPLE_AT_LEAST if samples else 0) <= width:
+        droppable = ["tok/s", "best", "s", "step"]
+        if samples:  # the seconds help to compare models, so they stay
+            droppable = ["tok/s", "best", "step", *(["status"] if len(set(columns["status"])) == 1 else [])]
+        for name in droppable:
+            if width_of(columns) + (MIN_SAMPLE_WIDTH if samples else 0) <= width:
                 break
             del columns[name]
         room = width - width_of(columns) - 2
-        if samples and room >= SAMPLE_AT_LEAST // 2:
+        if samples and room >= MIN_SAMPLE_WIDTH // 2:
             columns["sample"] = [sample[:room].rstrip() for sample in samples]
         return table(*transposed(columns))
 
     def markdown(self) -> str:
-        """Return the same for a page."""
+        """Return the tables and the notes as Markdown."""
         parts = [
             f"# Sweep {self.folder.name}",
             self.count(),
@@ -134,5 +141,5 @@ class Results(RunTable):
 
 
 def runs_of(sweep: Sweep) -> list[RunSummary]:
-    """Read the jobs of a sweep, named by their numbers."""
+    """Read the runs of a sweep's jobs; the name of each is the job's number."""
     return [RunSummary.read(sweep.path(job), str(job.number), job.values, job.error) for job in sweep.all_jobs()]

@@ -1,7 +1,7 @@
-"""Searching a space of configs with Optuna: `hydra/sweeper=optuna`.
+"""A search of a space of configs with Optuna: `hydra/sweeper=optuna`.
 
-The study is in the sweep's folder (study.db, SQLite), and a trial of it is a job of the sweep. Jobs report their
-evaluations to the study themselves, wherever they run, and are told there whether they are worth going on with.
+The study is stored in the sweep's folder (study.db, SQLite), and each of its trials is a job of the sweep. Jobs report
+their evaluations to the study, wherever they run, and the study decides whether to prune them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 STUDY = "study.db"
 
-# What can be chosen, by the class of Optuna's that it is.
+# The available samplers and pruners, with Optuna's class of each.
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler", "cmaes": "CmaEsSampler"}
 PRUNERS = {
     "median": "MedianPruner",
@@ -46,10 +46,11 @@ Space = dict[str, "BaseDistribution"]
 
 
 def space_of(overrides: Sequence[Override]) -> Space:
-    """Return the space that is searched, by field, from overrides in the form of Hydra's own plugin for Optuna.
+    """Return the search space, by field, that sweep overrides describe.
 
-    `choice(a, b)` or `a,b`; `range(1, 9, 2)`, without its end; `interval(0, 1)`; whole numbers with `int(...)`;
-    `tag(log, ...)` for a logarithmic scale. UserError where there is no such space.
+    The syntax is that of Hydra's Optuna plugin: `choice(a, b)` or `a,b`; `range(1, 9, 2)`, which excludes its end;
+    `interval(0, 1)`; `int(...)` for whole numbers; `tag(log, ...)` for a logarithmic scale. Raises UserError for an
+    invalid space.
     """
     found: Space = {}
     for override in overrides:
@@ -57,7 +58,7 @@ def space_of(overrides: Sequence[Override]) -> Space:
             try:
                 found[override.get_key_element()] = _distribution(override)
             except ValueError as error:
-                raise UserError(f"{override.input_line}: is no space to search: {error}") from None
+                raise UserError(f"{override.input_line}: not a valid search space: {error}") from None
     return found
 
 
@@ -84,7 +85,7 @@ def _distribution(override: Override) -> BaseDistribution:
 
 
 class Search:
-    """A study with its trials: asks for values, and is told what came of them."""
+    """An Optuna study: it suggests the values of trials and receives their results."""
 
     def __init__(
         self,
@@ -99,44 +100,48 @@ class Search:
         seed: int,
         at_once: int,
     ) -> None:
-        """folder: the sweep's; fixed: the overrides that all trials share; at_once: how many trials run at a time.
+        """Open the study in the sweep's folder, or create a new one.
 
-        Goes on with the study that the folder holds. UserError where that is of something else.
+        fixed: the overrides that all trials share; at_once: the number of concurrent trials. Raises UserError if the
+        study in the folder belongs to a different search.
         """
         import optuna
 
         example = "'optim.lr=tag(log, interval(1e-4, 1e-1))'"
-        require(bool(space), f"hydra/sweeper=optuna: there is nothing to search; add a space, such as {example}")
+        require(bool(space), f"hydra/sweeper=optuna: nothing to search; add a search space, such as {example}")
         require_choice("hydra.sweeper.sampler", sampler, tuple(SAMPLERS))
         require_choice("hydra.sweeper.pruner", pruner, tuple(PRUNERS))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space = space
-        require("seed" not in space, "seed: is not searched; sweep the best values over seeds to know the noise")
+        require("seed" not in space, "seed: cannot be searched; sweep the best values over seeds to see the noise")
         require(
             (folder / STUDY).exists() or not any(folder.glob("*/summary.json")),
-            f"{relative(folder)}: holds a sweep that is no search; search in a new one",
+            f"{relative(folder)}: contains a sweep, not a search; search in a new folder",
         )
         self.study = _open(folder, pruner=_make_pruner(pruner, pruner_options))
-        described = [f"{name}={part}" for name, part in sorted(space.items())]
-        about: dict[str, Any] = {"space": described, "fields": sorted(fixed.words), "pruner": [pruner, pruner_options]}
-        for name, now in about.items():
-            before = self.study.user_attrs.get(name)
-            if before is None:
-                self.study.set_user_attr(name, now)
-            elif name != "pruner" and json.dumps(before, sort_keys=True) != json.dumps(now, sort_keys=True):
-                gone, new = ([part for part in a if part not in b] for a, b in ((before, now), (now, before)))
+        dimensions = [f"{name}={part}" for name, part in sorted(space.items())]
+        about: dict[str, Any] = {"space": dimensions, "fields": sorted(fixed.words), "pruner": [pruner, pruner_options]}
+        for name, new in about.items():
+            old = self.study.user_attrs.get(name)
+            if old is None:
+                self.study.set_user_attr(name, new)
+            elif name != "pruner" and json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):
+                removed, added = ([part for part in a if part not in b] for a, b in ((old, new), (new, old)))
                 raise UserError(
-                    f"{relative(folder)}: holds a search with other {name}: {_brief(gone)}; now {_brief(new)}: "
-                    "search that in a new sweep"
+                    f"{relative(folder)}: contains a search whose {name} differed (before: {_brief(removed)}; "
+                    f"now: {_brief(added)}); start a new search"
                 )
         options = {"seed": seed, **sampler_options}
         if sampler == "tpe" and at_once > 1:
-            options.setdefault("constant_liar", True)  # trials that run count as bad ones: the next keep their distance
+            options.setdefault("constant_liar", True)  # running trials count as bad, so new ones keep away
         self._sampler = (sampler, options)
-        _make_sampler(*self._sampler)  # which refuses wrong options
+        _make_sampler(*self._sampler)  # raises UserError for invalid options
 
     def unfinished(self) -> dict[int, Trial]:
-        """Return the trials that have no end yet, by their jobs' numbers; a trial without a job is ended."""
+        """Return the open trials by the numbers of their jobs.
+
+        Open trials without a job are marked as failed.
+        """
         import optuna
 
         found = {}
@@ -148,21 +153,24 @@ class Search:
         return found
 
     def count(self) -> int:
-        """Count the trials that have a job."""
+        """Return the number of trials that have a job."""
         return sum("job" in trial.user_attrs for trial in self.study.get_trials(deepcopy=False))
 
     def ask(self) -> tuple[Trial, list[str]]:
-        """Ask for a new trial, and return it with its overrides."""
-        # Seeded for each trial by its number: a search that is gone on with draws what one in one go would have drawn.
+        """Create a new trial, and return it with its overrides."""
+        # Each trial has its own seed, so that a resumed search draws the same values as an uninterrupted one.
         name, options = self._sampler
         self.study.sampler = _make_sampler(name, {**options, "seed": options["seed"] + len(self.study.trials)})
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what Optuna calls experimental
+            warnings.simplefilter("ignore")  # Optuna warns of experimental features
             trial = self.study.ask(self.space)
         return trial, [f"{name}={value}" for name, value in trial.params.items()]
 
     def tell(self, trial: Trial, status: str, val_loss: float | None) -> None:
-        """Report what came of a trial, by its job's status; one that was interrupted stays open."""
+        """Report the result of a trial to the study, according to its job's status.
+
+        The trial of an interrupted job stays open.
+        """
         from optuna.trial import TrialState
 
         if status == "completed" and val_loss is not None and math.isfinite(val_loss):
@@ -172,7 +180,10 @@ class Search:
 
 
 def pruner_of(folder: Path) -> Callable[[int, Mapping[str, float]], bool] | None:
-    """Return what decides, by an evaluation of the job in this folder, whether to prune it; None if nothing does."""
+    """Return a function that decides whether to prune the job in this folder.
+
+    Its arguments are the step and the metrics of an evaluation. None if the job is not pruned.
+    """
     path = folder.parent / STUDY
     if not path.exists():
         return None
@@ -199,27 +210,27 @@ def _pruner_of(folder: Path) -> Callable[[int, Mapping[str, float]], bool] | Non
 
     metric = "val/bpc" if compares_tokenizers(Sweep(folder.parent).fields) else "val/loss"
 
-    def is_hopeless(step: int, found: Mapping[str, float]) -> bool:
-        if step == 0:  # before the first update there is nothing to tell the trials apart
+    def should_prune(step: int, metrics: Mapping[str, float]) -> bool:
+        if step == 0:  # the trials do not differ before the first update
             return False
-        if metric not in found:  # of a tokenizer that loses text, which nothing can be compared with
+        if metric not in metrics:  # a lossy tokenizer has no bits per character that could be compared
             return False
         try:
-            if step not in reported:  # a job that goes on evaluates again where it was
-                trial.report(found[metric], step)
+            if step not in reported:  # a resumed job repeats the evaluation at its checkpoint
+                trial.report(metrics[metric], step)
             return trial.should_prune()
-        except Exception as error:  # such as a study that is locked for long: never the end of the run
-            log.warning("the study cannot be asked at step %d (%s: %s)", step, type(error).__name__, error)
+        except Exception as error:  # e.g. a database that stays locked, which must not end the run
+            log.warning("the study cannot be queried at step %d (%s: %s)", step, type(error).__name__, error)
             return False
 
-    return is_hopeless
+    return should_prune
 
 
 def _open(folder: Path, pruner: BasePruner | None = None) -> Study:
     import optuna
     from sqlalchemy.engine import URL
 
-    # Jobs at the same time wait for each other's writes.
+    # Concurrent jobs wait for each other's writes.
     url = URL.create("sqlite", database=str(folder.absolute() / STUDY)).render_as_string()
     storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
     return optuna.create_study(
@@ -238,9 +249,9 @@ def _make_sampler(name: str, options: dict[str, Any]) -> BaseSampler:
 def _make_pruner(name: str, options: dict[str, Any]) -> BasePruner:
     import optuna
 
-    ours = {"percentile": {"percentile": 33.0}}  # docs/log.md has others
+    defaults = {"percentile": {"percentile": 33.0}}  # docs/log.md compares others
     kind = getattr(optuna.pruners, PRUNERS[name])
-    return _make(kind, "pruner", {**ours.get(name, {}), **options})  # type: ignore[no-any-return]
+    return _make(kind, "pruner", {**defaults.get(name, {}), **options})  # type: ignore[no-any-return]
 
 
 def _make(kind: Callable[..., Any], what: str, options: dict[str, Any]) -> Any:

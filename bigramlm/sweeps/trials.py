@@ -17,45 +17,48 @@ from bigramlm.utils.console import relative
 log = logging.getLogger(__name__)
 
 
-def search(launch: SweepExecutor, study: Search, fixed: Overrides, *, n_trials: int, at_once: int) -> None:
-    """Run trials until the study has so many; those that had begun resume first."""
-    sweep = launch.sweep
-    open_ = study.unfinished()
+def search(executor: SweepExecutor, study: Search, fixed: Overrides, *, n_trials: int, at_once: int) -> None:
+    """Run trials until the study has n_trials of them.
+
+    Open trials resume first. at_once: the number of concurrent trials.
+    """
+    sweep = executor.sweep
+    unfinished = study.unfinished()
     sweep.planned = n_trials
     log.info("search: up to %d trials, %d so far, in %s", n_trials, study.count(), relative(sweep.folder))
     for number, job in list(sweep.jobs.items()):
-        if sweep.status(job) == "pending" and number not in open_:  # killed before the study knew of it
+        if sweep.status(job) == "pending" and number not in unfinished:  # killed before the study had the trial
             del sweep.jobs[number]
-    batch = [(sweep.jobs[number], trial) for number, trial in open_.items() if number in sweep.jobs]
+    batch = [(sweep.jobs[number], trial) for number, trial in unfinished.items() if number in sweep.jobs]
     while batch or study.count() < n_trials:
         while len(batch) < at_once and study.count() < n_trials:
             trial, values = study.ask()
             overrides, error = fixed + Overrides(values), None
             hashes: tuple[str, ...] = ("",)
             try:
-                overrides, cfg = launch.resolve_job(overrides)
+                overrides, cfg = executor.resolve_job(overrides)
                 hashes = config_hashes(cfg)
             except (UserError, HydraException) as refused:
-                if not launch.jobs:  # with the very first it is no matter of the values
+                if not executor.jobs:  # an error at the very first trial rarely comes from its values
                     raise
                 error = str(refused)
-            # What has been trained already is not trained once more: to Optuna it is another trial with that outcome.
+            # A config that the search has trained before is not trained again: the new trial gets the same result.
             same = (job for job in sweep.jobs.values() if job.asked and job.asked in hashes)
             done = next((job for job in same if sweep.status(job) == "completed"), None)
-            job = done or launch.add(overrides, hashes[0])
+            job = done or executor.add(overrides, hashes[0])
             sweep.save()
             trial.set_user_attr("job", job.number)
             if error is None:
                 batch.append((job, trial))
             else:
-                launch.fail(job, error)
-                launch.jobs.append(job)
+                executor.fail(job, error)
+                executor.jobs.append(job)
                 study.tell(trial, "failed", None)
-        launch.jobs += [job for job, _ in batch]
-        launch.run([job for job, _ in batch], at_once)
+        executor.jobs += [job for job, _ in batch]
+        executor.run([job for job, _ in batch], at_once)
         results = Results(sweep)
         for job, trial in batch:
             row = results.row(str(job.number))
-            # What a tokenizer leaves out must not win: its trial fails.
-            study.tell(trial, row.status if row else "failed", row.final if row and row.counts else None)
+            # A tokenizer that loses text must not win, so its trial fails.
+            study.tell(trial, row.status if row else "failed", row.final if row and row.is_comparable else None)
         batch = []

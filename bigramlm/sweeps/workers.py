@@ -1,4 +1,4 @@
-"""Several jobs of a sweep at a time on one machine, each in a process that shares nothing with the others."""
+"""Worker processes that run several jobs of a sweep at a time on one machine."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ from omegaconf import DictConfig, open_dict
 
 from bigramlm.config.run_config import register_schemas
 from bigramlm.sweeps.executor import failed
-from bigramlm.utils.stop import Stopped, leave_to_parent
+from bigramlm.utils.stop import Stopped, handle_sigterm_only
 
 log = logging.getLogger(__name__)
 
 
 class Workers:
-    """Processes that run jobs, one job at a time each.
+    """Worker processes, each of which runs one job at a time.
 
-    Each is a pool of one: where one is killed the others go on, and only the job that it ran is lost.
+    Each worker is a pool of one process: if the process is killed, only its job ends, and the other workers continue.
     """
 
     def __init__(self, n_jobs: int, config: DictConfig, context: HydraContext, task: TaskFunction) -> None:
-        """n_jobs: how many at most; -1 is one for each GPU where the jobs run on GPUs, else one for each core."""
+        """Prepare the workers; their processes start with the first jobs.
+
+        n_jobs: the maximum number of workers; -1: one per GPU if the jobs run on GPUs, else one per physical core.
+        """
         from joblib.externals import loky
 
         self._cores = loky.cpu_count()
@@ -45,8 +48,8 @@ class Workers:
         self._workers: list[_Worker] = []
 
     def run(self, lines: Sequence[Sequence[str]], numbers: Sequence[int]) -> list[JobReturn]:
-        """Run a job for each line of overrides; numbers: the jobs'."""
-        returns: list[JobReturn] = [failed(RuntimeError("was not begun"))] * len(lines)
+        """Run one job per line of overrides; numbers: the job numbers."""
+        returns: list[JobReturn] = [failed(RuntimeError("did not start"))] * len(lines)
         waiting = deque(range(len(lines)))
         running: dict[Future[JobReturn], tuple[_Worker, int]] = {}
         if not self._workers:
@@ -60,7 +63,7 @@ class Workers:
                 while free and waiting:
                     worker, at = free.popleft(), waiting.popleft()
                     running[worker.submit(numbers[at], list(lines[at]), *self._task)] = (worker, at)
-                # With a time-out, for on Windows nothing else lets a Ctrl-C through.
+                # The timeout is needed on Windows, where wait() would otherwise block Ctrl-C.
                 for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                     worker, at = running.pop(future)
                     returns[at] = worker.result(future, numbers[at])
@@ -71,26 +74,26 @@ class Workers:
         return returns
 
     def _stop(self, running: dict[Future[JobReturn], tuple[_Worker, int]], stopped: Stopped) -> None:
-        # Each ends its job after the step and a save, or, told once more, at once.
+        # A worker saves its job after the current step and ends it; a second signal ends the job at once.
         name = signal.Signals(stopped.signal).name
-        log.warning("%s: jobs save after their step; once more to stop at once", name)
+        log.warning("%s: the jobs save after the current step; repeat the signal to stop at once", name)
         while running:
             for worker, _ in running.values():
                 worker.stop()
             try:
                 wait(running)
                 return
-            except Stopped as again:
-                stopped.signal = again.signal
+            except Stopped as repeated:
+                stopped.signal = repeated.signal
 
     def close(self) -> None:
-        """End the processes."""
+        """Shut down the worker processes."""
         for worker in self._workers:
             worker.close()
 
 
 class _Worker:
-    """A process that runs one job after the other, and is begun anew after one that killed it."""
+    """A process that runs jobs in turn, and is replaced when it is killed."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = environment
@@ -101,7 +104,7 @@ class _Worker:
 
         try:
             return self._submit(_run, number, overrides, *task)
-        except BrokenProcessPool:  # killed while it had nothing to do
+        except BrokenProcessPool:  # killed while it was idle
             self._pool = None
             return self._submit(_run, number, overrides, *task)
 
@@ -112,15 +115,15 @@ class _Worker:
             self._pool = ProcessPoolExecutor(
                 max_workers=1,
                 env=self._environment,
-                initializer=_begin,
+                initializer=_initialize,
                 initargs=(os.getpid(), Singleton.get_state()),
             )
-        # A process inherits what is ignored: no Ctrl-C meets it while it starts.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # The new process inherits the ignored signal, so that a Ctrl-C does not end it while it starts.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             return self._pool.submit(*call)  # type: ignore[no-any-return]
         finally:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, handler)
 
     def result(self, future: Future[JobReturn], number: int) -> JobReturn:
         from joblib.externals.loky import BrokenProcessPool
@@ -136,7 +139,7 @@ class _Worker:
             return failed(error)
 
     def stop(self) -> None:
-        for pid in list(self._pool._processes or ()):  # loky may have replaced the first one
+        for pid in list(self._pool._processes or ()):  # loky may have replaced the first process
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
@@ -146,9 +149,10 @@ class _Worker:
 
 
 def environments(n: int, *, cores: int, gpus: Sequence[str]) -> list[dict[str, str]]:
-    """Return the environment variables of each of n workers: they share the cores, and may have a GPU each.
+    """Return the environment variables of each of n workers.
 
-    gpus: as CUDA_VISIBLE_DEVICES names them.
+    The workers divide the cores among them, and each uses one of the GPUs, if any. gpus: the names that
+    CUDA_VISIBLE_DEVICES takes.
     """
     threads = str(max(1, cores // n))
     shared = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
@@ -156,35 +160,38 @@ def environments(n: int, *, cores: int, gpus: Sequence[str]) -> list[dict[str, s
 
 
 def visible_gpus() -> list[str]:
-    """List the CUDA GPUs that this process may use, without importing torch, which takes longer than all the rest."""
+    """Return the CUDA GPUs that this process may use.
+
+    This does not import torch, which would take longer than everything else at the start.
+    """
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         names = [name.strip() for name in chosen.split(",")]
-        return [name for name in names if name and not name.startswith("-")]  # -1 is none
+        return [name for name in names if name and not name.startswith("-")]  # -1 means no GPU
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
     return [str(i) for i, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
 
 
-_at_work = threading.Lock()
+_job_lock = threading.Lock()
 
 
-def _begin(parent: int, state: Any) -> None:
-    leave_to_parent()
+def _initialize(parent: int, state: Any) -> None:
+    handle_sigterm_only()
     setup_globals()
     Singleton.set_state(state)
     register_schemas()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    # Of a sweep that was killed nothing trains on unseen.
+def _exit_with_parent(parent: int) -> None:
+    # No job continues unnoticed after its sweep was killed.
     while os.getppid() == parent:
         time.sleep(0.5)
-    if _at_work.locked():
+    if _job_lock.locked():
         os.kill(os.getpid(), signal.SIGTERM)
-    with _at_work:  # until it is saved
+    with _job_lock:  # waits until the job is saved
         os._exit(1)
 
 
@@ -194,7 +201,7 @@ def _run(number: int, overrides: list[str], context: HydraContext, config: DictC
         job.hydra.job.id = f"{job.hydra.job.name}_{number}"
         job.hydra.job.num = number
     HydraConfig.instance().set_config(job)
-    with _at_work:
+    with _job_lock:
         try:
             return run_job(
                 hydra_context=context,
@@ -203,5 +210,5 @@ def _run(number: int, overrides: list[str], context: HydraContext, config: DictC
                 job_dir_key="hydra.sweep.dir",
                 job_subdir_key="hydra.sweep.subdir",
             )
-        except SystemExit as ended:  # it was stopped; its summary says so
-            return failed(RuntimeError(f"was stopped ({ended.code})"))
+        except SystemExit as exit_:  # the job was stopped, which its summary records
+            return failed(RuntimeError(f"was stopped ({exit_.code})"))

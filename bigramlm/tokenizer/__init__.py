@@ -1,7 +1,7 @@
-"""Tokenizers: texts in, token ids out, and back.
+"""Tokenizers, which convert text to token ids and back.
 
-They are trained and run by Hugging Face's `tokenizers`. Our class around it keeps the words that it has met with their
-tokens, because a text repeats them: no token crosses the end of a word where GPT-2's or BERT's splitting ends one.
-Tests hold that to the library's own encoding of the whole text. Checkpoints, token files and summaries identify a
+Hugging Face's `tokenizers` trains and runs the learned ones. The class around this library caches the tokens of each
+word, because a text repeats its words and GPT-2's and BERT's splitting let no token cross the end of a word. Tests
+compare the result with the library's encoding of the whole text. Checkpoints, token files and summaries identify a
 tokenizer by the SHA-256 of its file.
 """

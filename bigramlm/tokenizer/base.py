@@ -9,41 +9,48 @@ from numpy.typing import NDArray
 
 from bigramlm.errors import UserError
 
-# What the end of a document is called, as GPT-2 has it (Radford et al. 2019, section 2.1).
+# The name of the token that ends a document, as in GPT-2 (Radford et al. 2019, section 2.1).
 END_OF_TEXT = "<|endoftext|>"
 
 
 class Tokenizer(Protocol):
-    """Turns text into token ids 0 .. vocab_size - 1 and back."""
+    """A converter of text into token ids 0 .. vocab_size - 1 and back."""
 
     @property
     def vocab_size(self) -> int: ...
 
     @property
     def end_of_text(self) -> int | None:
-        """The token between documents; None where there is none. No text is encoded as it, not even its name."""
+        """The id of the token between documents; None if there is none.
+
+        No text is encoded as this token, not even the token's name.
+        """
         ...
 
     @property
     def lossless(self) -> bool:
-        """True if decode(encode(text)) is the text, for all that it encodes."""
+        """True if decode(encode(text)) equals text for every text that can be encoded."""
         ...
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """Encode the text as token ids, shape (N,). UserError names what the tokenizer has no token for."""
+        """Encode a text as token ids (N,).
+
+        Raises UserError if parts of the text have no token, and names these parts.
+        """
         ...
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
     def to_json(self) -> str:
-        """All that it takes to make this tokenizer again: what `tokenizer.json` holds."""
+        """Return the content of `tokenizer.json`, which restores this tokenizer."""
         ...
 
 
 def start_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the tokens that a text continues from: the prompt's; without one a newline, or else token 0.
+    """Return the tokens from which a model continues: those of the prompt, if any.
 
-    In the tutorial's text the newline is token 0, which it starts from. UserError as of `encode`.
+    Without a prompt, return the newline if it is a single token, else token 0. In the tutorial's text the newline is
+    token 0, from which the tutorial starts. Raises UserError if the prompt cannot be encoded.
     """
     if prompt:
         ids: list[int] = tokenizer.encode(prompt).tolist()
@@ -55,10 +62,13 @@ def start_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return newline if len(newline) == 1 else [0]
 
 
-def not_given_back(tokenizer: Tokenizer, text: str) -> tuple[int, str, str] | None:
-    """Find where decode(encode(text)) first differs from the text: position, original, result; None if nowhere."""
-    back = tokenizer.decode(tokenizer.encode(text).tolist())
-    if back == text:
+def round_trip_difference(tokenizer: Tokenizer, text: str) -> tuple[int, str, str] | None:
+    """Find the first difference between a text and decode(encode(text)).
+
+    Returns the position and up to 20 characters from there on, of the text and of the result; None if they are equal.
+    """
+    result = tokenizer.decode(tokenizer.encode(text).tolist())
+    if result == text:
         return None
-    at = len(os.path.commonprefix([text, back]))  # noqa: RUF071 - they are no paths
-    return at, text[at : at + 20], back[at : at + 20]
+    at = len(os.path.commonprefix([text, result]))  # noqa: RUF071 - the strings are not paths
+    return at, text[at : at + 20], result[at : at + 20]

@@ -10,33 +10,42 @@ from bigramlm.tokenizer.base import END_OF_TEXT
 
 
 class ByteTokenizer:
-    """A token is a byte of the text in UTF-8: its id is its value. With end_of_text there is one more, 256."""
+    """A tokenizer whose tokens are the bytes of the text in UTF-8.
+
+    The id of a token is the value of the byte. With `end_of_text` there is one more token, 256.
+    """
 
     lossless = True
 
     def __init__(self, *, end_of_text: bool = False, saved: str | None = None) -> None:
-        """Take the file that the tokenizer was read from, if any, which `to_json` returns unchanged."""
+        """Take the content of the tokenizer's file, if there is one.
+
+        `to_json` returns this content unchanged.
+        """
         self._saved = saved
         self.end_of_text = 256 if end_of_text else None
-        self._spoken = [bytes([value]) for value in range(256)] + ([END_OF_TEXT.encode()] if end_of_text else [])
+        self._tokens = [bytes([value]) for value in range(256)] + ([END_OF_TEXT.encode()] if end_of_text else [])
 
     @property
     def vocab_size(self) -> int:
-        return len(self._spoken)
+        return len(self._tokens)
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """Encode the text as its bytes, shape (N,)."""
+        """Encode a text as its bytes (N,).
+
+        Raises UserError if UTF-8 cannot encode a character.
+        """
         try:
             return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
         except UnicodeEncodeError as error:
-            raise UserError(f"{text[error.start]!a} is no character that UTF-8 can hold") from None
+            raise UserError(f"{text[error.start]!a} is not a character that UTF-8 can encode") from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Decode bytes; those that make no character become U+FFFD."""
-        return b"".join([self._spoken[i] for i in ids]).decode("utf-8", "replace")
+        """Decode bytes; invalid bytes become U+FFFD."""
+        return b"".join([self._tokens[i] for i in ids]).decode("utf-8", "replace")
 
     def to_json(self) -> str:
-        """As Hugging Face's `tokenizers` reads it: a byte-level BPE without merges."""
+        """Return a byte-level BPE without merges, as a file of `tokenizers`."""
         if self._saved is not None:
             return self._saved
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -50,10 +59,11 @@ class ByteTokenizer:
 
 
 def byte_characters() -> list[str]:
-    """Return the character for each byte in a byte-level vocabulary (Radford et al. 2019, in their code).
+    """Return the character that stands for each byte in a byte-level vocabulary.
 
-    It is the byte itself if that is visible in Latin-1, else one of those from U+0100 on, in order.
+    A byte that is visible in Latin-1 is represented by itself, any other byte by the next character from U+0100 on
+    (Radford et al. 2019, in their code).
     """
-    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
-    return [chr(value if value in seen else next(others)) for value in range(256)]
+    return [chr(value if value in visible else next(others)) for value in range(256)]

@@ -1,4 +1,4 @@
-"""The tokenizers, and their fields."""
+"""Configs of the tokenizers."""
 
 from __future__ import annotations
 
@@ -14,32 +14,36 @@ from bigramlm.errors import require
 if TYPE_CHECKING:
     from bigramlm.tokenizer.base import Tokenizer
 
-# Gives pieces of the training split: so many characters at the most, spread evenly over it.
+# Yields pieces of the training split, spread evenly over the split: at most the given number of characters.
 TrainingText = Callable[[int], Iterator[str]]
 
 
 @dataclass
 class TokenizerConfig:
-    """The fields of every tokenizer."""
+    """The fields common to all tokenizers."""
 
     name: str = MISSING
     """The name of the tokenizer; set by `tokenizer=NAME`."""
 
     def build(self, *, characters: str, documents: int, train: TrainingText) -> Tokenizer:
-        """Build the tokenizer for a text; characters: all that it has, each once, sorted; documents: how many it has.
+        """Build the tokenizer for a text.
 
-        UserError where the text does not suffice for it.
+        `characters` contains each character of the text once, sorted; `documents` is the number of documents; `train`
+        yields pieces of the training split. Raises UserError if the text is too short for the vocabulary.
         """
         raise NotImplementedError
 
     def restore(self, saved: str) -> Tokenizer:
-        """Restore the tokenizer that `to_json()` described. ValueError if it is of another kind, or none."""
+        """Restore the tokenizer from the content of its file, as returned by `to_json`.
+
+        Raises ValueError if the file contains another kind of tokenizer or no tokenizer.
+        """
         raise NotImplementedError
 
 
 @dataclass
 class CharConfig(TokenizerConfig):
-    """A token is a character; the vocabulary is the characters that the whole text has, sorted."""
+    """A tokenizer whose tokens are the characters of the whole text, sorted."""
 
     name: str = "char"
 
@@ -58,7 +62,10 @@ class CharConfig(TokenizerConfig):
 
 @dataclass
 class ByteConfig(TokenizerConfig):
-    """A token is a byte of the text in UTF-8: 256 of them hold any text."""
+    """A tokenizer whose tokens are the bytes of the text in UTF-8.
+
+    Its 256 tokens encode any text.
+    """
 
     name: str = "byte"
 
@@ -78,25 +85,25 @@ class ByteConfig(TokenizerConfig):
 
 @dataclass
 class LearnedConfig(TokenizerConfig):
-    """The fields of tokenizers that learn their vocabulary from the training split."""
+    """The fields of tokenizers that learn a vocabulary from the training split."""
 
     vocab_size: int = 1024
-    """Tokens in the vocabulary, special ones included."""
+    """Number of tokens in the vocabulary, including special tokens."""
     min_frequency: int = 2
-    """The least number of times that two tokens must be neighbours in the training text to be merged."""
+    """Minimum number of times that a pair of tokens must occur in the training text to be merged."""
     train_characters: int = 100_000_000
-    """The characters to learn from in a longer training split, spread evenly over it."""
+    """Maximum number of characters to learn from. They are spread evenly over a longer training split."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "min_frequency", "train_characters"):
-            require(getattr(self, name) >= 1, f"tokenizer.{name}={getattr(self, name)}: must be 1 or more")
+            require(getattr(self, name) >= 1, f"tokenizer.{name}={getattr(self, name)}: must be at least 1")
 
 
 @dataclass
 class BPEConfig(LearnedConfig):
-    """Byte-level BPE: bytes, and the pairs of tokens that are most frequent, made one again and again.
+    """Byte-level BPE, whose tokens are bytes and frequent sequences of bytes.
 
-    Loses nothing, whatever the text.
+    Learning repeatedly merges the most frequent pair of tokens. The tokenizer is lossless for any text.
     """
 
     name: str = "bpe"
@@ -105,8 +112,8 @@ class BPEConfig(LearnedConfig):
         super().__post_init__()
         require(
             self.vocab_size >= 257,
-            f"tokenizer.vocab_size={self.vocab_size}: must be 257 or more: 256 bytes, and the end of a text; "
-            "tokenizer=byte has bytes alone",
+            f"tokenizer.vocab_size={self.vocab_size}: must be at least 257, for 256 bytes and the end-of-text token; "
+            "for bytes alone, choose tokenizer=byte",
         )
 
     def build(self, *, characters: str, documents: int, train: TrainingText) -> Tokenizer:  # noqa: ARG002
@@ -116,14 +123,14 @@ class BPEConfig(LearnedConfig):
         return train_bpe(texts, vocab_size=self.vocab_size, min_frequency=self.min_frequency)
 
     def restore(self, saved: str) -> Tokenizer:
-        return _restored("bpe", saved, "BPE")
+        return _restore_subword("bpe", saved, "BPE")
 
 
 @dataclass
 class WordPieceConfig(LearnedConfig):
-    """WordPiece, as BERT has it: words, and parts that words go on with.
+    """WordPiece as in BERT, whose tokens are words and parts that continue a word.
 
-    Loses line breaks, spaces, and words with characters that training never saw.
+    It loses line breaks, spaces, and words with characters that do not occur in the text it learned from.
     """
 
     name: str = "wordpiece"
@@ -136,16 +143,17 @@ class WordPieceConfig(LearnedConfig):
         )
 
     def restore(self, saved: str) -> Tokenizer:
-        return _restored("wordpiece", saved, "WordPiece")
+        return _restore_subword("wordpiece", saved, "WordPiece")
 
 
 @dataclass
 class GPT2TokenizerConfig(TokenizerConfig):
-    """GPT-2's own vocabulary, or any other that is there already: nothing is learned."""
+    """GPT-2's vocabulary or any other existing vocabulary; nothing is learned."""
 
     name: str = "gpt2"
     path: str = "openai-community/gpt2"
-    """A tokenizer.json, a folder with one or with vocab.json and merges.txt, or a name on the Hugging Face hub."""
+    """A tokenizer.json, a folder that contains a tokenizer.json or vocab.json and merges.txt, or a name on the Hugging
+    Face hub."""
 
     def build(self, *, characters: str, documents: int, train: TrainingText) -> Tokenizer:  # noqa: ARG002
         from bigramlm.tokenizer.subword import from_path
@@ -154,10 +162,10 @@ class GPT2TokenizerConfig(TokenizerConfig):
         return tokenizer
 
     def restore(self, saved: str) -> Tokenizer:
-        return _restored("gpt2", saved)
+        return _restore_subword("gpt2", saved)
 
 
-def _restored(name: str, saved: str, kind: str = "") -> Tokenizer:
+def _restore_subword(name: str, saved: str, kind: str = "") -> Tokenizer:
     from bigramlm.tokenizer.subword import from_json
 
     found = json.loads(saved).get("model", {}).get("type", "")
@@ -167,7 +175,7 @@ def _restored(name: str, saved: str, kind: str = "") -> Tokenizer:
 
 def _check_kind(name: str, ok: bool) -> None:
     if not ok:
-        raise ValueError(f"it is not for tokenizer={name}")
+        raise ValueError(f"the file was not written by tokenizer={name}")
 
 
 TOKENIZERS: dict[str, type[TokenizerConfig]] = {

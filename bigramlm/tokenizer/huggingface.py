@@ -1,4 +1,4 @@
-"""Tokenizers as transformers loads them."""
+"""Tokenizer files that transformers can load."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from bigramlm.tokenizer.char import CharTokenizer
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, longest: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json into a folder; longest: the tokens that a model takes at once."""
-    saved = _of_characters(tokenizer) if isinstance(tokenizer, CharTokenizer) else tokenizer.to_json()
+    """Write tokenizer.json and tokenizer_config.json into a folder.
+
+    `longest` is the block size of the model, in tokens.
+    """
+    saved = _char_to_json(tokenizer) if isinstance(tokenizer, CharTokenizer) else tokenizer.to_json()
     (folder / "tokenizer.json").write_text(saved + "\n", "utf-8")
     about: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -24,8 +27,8 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, longest: int) -> None
     (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
 
 
-def _of_characters(tokenizer: CharTokenizer) -> str:
-    # Words of one character each; it raises, as ours does, where it has none for a character.
+def _char_to_json(tokenizer: CharTokenizer) -> str:
+    # A word-level tokenizer with words of one character. Like CharTokenizer it raises at an unknown character.
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
     backend = Tokenizer(models.WordLevel({char: id_ for id_, char in enumerate(tokenizer.chars)}, unk_token=""))

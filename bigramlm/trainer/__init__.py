@@ -1,7 +1,9 @@
-"""The loop that trains a model, and its parts.
+"""The training loop and its parts.
 
-On CUDA a compiled step is captured in a CUDA graph too (`mode="reduce-overhead"`), so that it is one launch; for that,
-every tensor that a step changes is marked as one that stays in its place. What does not compile is taken uncompiled,
-and the log says why. Preflight runs on a copy of the model, under a random state of its own; it looks for a leak from
-the future after two steps of that copy, because a projection that starts at zero lets nothing through at first.
+On CUDA, a compiled step is also captured in a CUDA graph (`mode="reduce-overhead"`), so that one launch starts all of
+its kernels. The capture requires that every tensor that a step changes stays at its address, so these tensors are
+marked as static. If a step does not compile, training continues uncompiled and the log reports why.
+
+Preflight runs on a copy of the model with its own random state. It checks causality after two steps of this copy,
+because a projection that is initialised to zero hides a leak from the future at first.
 """

@@ -1,4 +1,4 @@
-"""The fields of the training loop."""
+"""The config fields of the training loop."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from bigramlm.errors import require
 
 @dataclass
 class TrainerConfig:
-    """The length of a run, and the intervals at which it evaluates, records and saves."""
+    """The length of a run and its intervals for evaluation, logging and checkpoints."""
 
     steps: int = 10_000
-    """Updates of the weights; 0 evaluates, saves and samples the fresh model."""
+    """The number of updates of the weights; 0 evaluates, saves and samples the untrained model."""
     eval_every: int = 1000
-    """Steps between evaluations on both splits; the last step is always evaluated."""
+    """Steps between evaluations on both splits. The last step is always evaluated."""
     eval_batches: str = "100"
-    """The number of fixed batches of each split that an evaluation covers, or `all` for the whole split."""
+    """The number of fixed batches per split in an evaluation, or `all` for the whole split."""
     log_every: int = 100
-    """Steps between records of the training batch's loss, the learning rate, the gradient's norm and the speed."""
+    """Steps between log records of the training batch's loss, the learning rate, the gradient norm and the speed."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints; the last step, and the best at an evaluation, are always saved."""
+    """Steps between checkpoints. The last step and every new best evaluation are always saved."""
     keep_checkpoints: int = 2
-    """The number of newest checkpoints to keep: with two, one is left if the other is damaged. The best stays too."""
+    """The number of newest checkpoints to keep in addition to the best one; with 2, one remains if one is damaged."""
     grad_accumulation: int = 1
-    """Batches whose mean gradient makes one update."""
+    """The number of batches whose mean gradient makes one update."""
     activation_checkpointing: bool = False
-    """Keep of the activations only what enters each block, and compute the rest again when the gradient needs it: the
-    same result with far less memory, for about a third more arithmetic."""
+    """If true, only each block's input is kept for the backward pass, which recomputes the other activations: the same
+    result with far less memory, at the cost of about a third more arithmetic."""
     early_stopping_patience: int = 0
-    """Evaluations in a row without a lower val loss after which the run ends, as completed; 0 never ends it so."""
+    """The number of consecutive evaluations without a lower val loss after which the run ends as completed; 0 disables
+    early stopping."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 0, f"trainer.steps={self.steps}: must be 0 or more")

@@ -1,4 +1,4 @@
-"""The loss of a model over a split."""
+"""The losses of a model over the splits."""
 
 import logging
 import math
@@ -13,15 +13,16 @@ from bigramlm.model.base import LanguageModel
 
 log = logging.getLogger(__name__)
 
-# Final losses cover a whole split up to this many tokens, and that many spread evenly over a longer one.
-WHOLE_SPLIT_UP_TO = 10_000_000
+# Final losses cover a whole split of at most this many tokens, and this many tokens, spread evenly, of a longer split.
+MAX_FINAL_TOKENS = 10_000_000
 
-# Logits computed at once in an evaluation: on a CPU 1 MiB of them in fp32, so that activations stay in its cache.
+# The number of logits per forward pass of an evaluation, by device: 1 MiB of fp32 on a CPU, so that the activations
+# stay in the cache.
 LOGITS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 20, "mps": 1 << 20}
 
 
 class Evaluator:
-    """The losses of a model over the splits train and val: over a fixed part of each on the way, and at the end."""
+    """The losses over the splits train and val, during training and at its end."""
 
     def __init__(
         self,
@@ -33,10 +34,10 @@ class Evaluator:
         val_characters: int,
         lossless: bool = True,
     ) -> None:
-        """Prepare the blocks that evaluations cover.
+        """Select the blocks that evaluations during training cover.
 
-        rows: of each split at an evaluation on the way, None for all; val_characters: what val's tokens are of;
-        lossless: whether the tokenizer gives back all of the text, and so bits a character tell what they should.
+        rows: the number of blocks per split, None for all; val_characters: the number of characters of val; lossless:
+        whether decoding gives the text back, because bits per character are misleading otherwise.
         """
         self.model = model
         self.splits = splits
@@ -45,29 +46,38 @@ class Evaluator:
         self.lossless = lossless
         self.blocks = {name: list(split.blocks(limit=rows)) for name, split in splits.items()}
         self.references: dict[str, float] = {}
-        """The losses that counting gives, by the metrics' names."""
+        """The losses of models that are fitted by counting, by metric name."""
         train, val = splits["train"], splits["val"]
-        if isinstance(train, Stream) and isinstance(val, Stream):  # counting is of running text
+        if isinstance(train, Stream) and isinstance(val, Stream):  # counting requires running text
             self.references = model.reference_losses(train.tokens, val.tokens)
 
     def evaluate(self) -> dict[str, float]:
-        """Return the losses over the fixed part of both splits; waits for the device."""
+        """Return the losses over the fixed blocks of both splits, by metric name.
+
+        Waits for the device.
+        """
         return {f"{split}/loss": mean_loss(self.model, blocks, self.device) for split, blocks in self.blocks.items()}
 
     def bits(self, val_loss: float) -> dict[str, float]:
-        """Return a loss over val in bits a character, by the metric's name; nothing where they would mislead."""
+        """Return a val loss in bits per character, by metric name.
+
+        Returns an empty dict if the tokenizer is not lossless, because the figure would be misleading.
+        """
         return {"val/bpc": self._bits(val_loss)} if self.lossless else {}
 
     def final(self) -> dict[str, float]:
-        """Return the losses that count: over the whole val split, and over as much spread evenly over train.
+        """Return the final losses of both splits, by metric name.
 
-        Also val's in bits a character, which compares models with different tokenizers.
+        They cover the whole val split, or MAX_FINAL_TOKENS of a longer one, and as much of train, spread evenly. The
+        loss over val is also given in bits per character, which are comparable between different tokenizers.
         """
         val = self.splits["val"]
-        val_limit = WHOLE_SPLIT_UP_TO // val.block_size if val.n_tokens > WHOLE_SPLIT_UP_TO else None
+        val_limit = MAX_FINAL_TOKENS // val.block_size if val.n_tokens > MAX_FINAL_TOKENS else None
         train_limit = val_limit or val.n_rows
-        covered = f"{WHOLE_SPLIT_UP_TO:,} tokens of val, spread evenly" if val_limit else "the whole of val"
-        log.info("final losses: over %s, and as many %s of train", covered, "examples" if val.masked else "tokens")
+        covered = f"{MAX_FINAL_TOKENS:,} tokens of val, spread evenly" if val_limit else "the whole val split"
+        log.info(
+            "computing final losses over %s and as many %s of train", covered, "examples" if val.masked else "tokens"
+        )
         final = {
             f"{name}/loss": mean_loss(self.model, split.blocks(limit=limit), self.device)
             for (name, split), limit in zip(self.splits.items(), (train_limit, val_limit), strict=True)
@@ -79,16 +89,17 @@ class Evaluator:
 
 
 @torch.inference_mode()
-def mean_loss(model: LanguageModel, covered: Iterable[tuple[Tensor, Tensor]], device: Device) -> float:
-    """Compute the mean cross-entropy in nats over all targets that count, of these (inputs, targets), each (M, T).
+def mean_loss(model: LanguageModel, blocks: Iterable[tuple[Tensor, Tensor]], device: Device) -> float:
+    """Compute the mean cross-entropy in nats over all targets that are not ignored.
 
-    Waits for the device. The ids may be of any type, and not yet on the device. Dropout is off while it runs.
+    blocks: pairs of inputs and targets, each (M, T), with token ids of any integer type on any device. Waits for the
+    device. The model is in eval mode meanwhile, so dropout is off.
     """
     was_training = model.training
     model.eval()
     total = torch.zeros((), device=device.torch)
     count = torch.zeros((), dtype=torch.int64, device=device.torch)
-    for inputs, targets in covered:
+    for inputs, targets in blocks:
         rows = max(1, LOGITS_AT_ONCE[device.torch.type] // (model.vocab_size * inputs.shape[1]))
         for x, y in zip(inputs.split(rows), targets.split(rows), strict=True):
             x, y = to_device(x, device.torch).long(), to_device(y, device.torch).long()
@@ -103,5 +114,8 @@ def mean_loss(model: LanguageModel, covered: Iterable[tuple[Tensor, Tensor]], de
 
 
 def bits_per_character(loss: float, *, tokens: int, characters: int) -> float:
-    """Convert a loss in nats per token to bits per character, the same measure for every tokenizer."""
+    """Convert a loss in nats per token to bits per character.
+
+    Bits per character are comparable between tokenizers.
+    """
     return loss / math.log(2) * tokens / characters

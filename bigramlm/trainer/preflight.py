@@ -1,7 +1,7 @@
-"""Checks before training: mistakes that would cost hours, found in milliseconds.
+"""Checks before training, which find mistakes that would cost hours.
 
-A model can train with each of these mistakes, and its loss will even fall. They are looked for on a few sequences of
-the first batch, where the model is, and change neither the model nor the random state.
+A model can train with each of these mistakes, and its loss even falls. The checks take milliseconds. They run on a few
+sequences of the first batch, on the model's device, and change neither the model nor the random state.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 from bigramlm.data.batches import IGNORED
 from bigramlm.errors import UserError, require
 from bigramlm.model.base import LanguageModel
-from bigramlm.tokenizer.base import Tokenizer, not_given_back
+from bigramlm.tokenizer.base import Tokenizer, round_trip_difference
 
-# About how many tokens of the first batch are looked at.
+# The approximate number of tokens of the first batch that are checked.
 _TOKENS = 1024
-# How many characters are encoded and decoded again at the start, in the middle and at the end of each split.
+# The number of characters that are encoded and decoded at the start, in the middle and at the end of each split.
 _CHARACTERS = 4096
-# With a smaller vocabulary chance alone can part a fresh model's loss from ln V by as much as is allowed.
-_LOSS_FROM_VOCABULARY = 16
+# With a smaller vocabulary, the loss of an untrained model can differ from ln V by more than the tolerance by chance.
+_MIN_VOCAB_FOR_LOSS = 16
 
-_ANYWAY = "preflight=false trains all the same"
+_TRAIN_ANYWAY = "set preflight=false to train anyway"
 
 
 def preflight(
@@ -36,10 +36,10 @@ def preflight(
     *,
     fresh: bool,
 ) -> None:
-    """Raise UserError for the first check that fails, with what it means.
+    """Raise UserError for the first check that fails.
 
-    texts: the splits by name, where they are in memory and the tokenizer is to give them back; batch: inputs and
-    targets (B, T) of the first step, on the model's device; fresh: whether the model knows nothing yet.
+    texts: the text of the splits by name, if it is in memory and the tokenizer is lossless; batch: the inputs and
+    targets, each (B, T), of the first step, on the model's device; fresh: whether the model is untrained.
     """
     x, y = batch
     check_targets(x, y)
@@ -48,44 +48,50 @@ def preflight(
     rows = max(2, _TOKENS // x.shape[1])
     x, y = x[:rows], y[:rows]
     with torch.random.fork_rng([] if x.device.type == "cpu" else [x.device], device_type=x.device.type):
-        if fresh and model.vocab_size >= _LOSS_FROM_VOCABULARY:
-            check_fresh_loss(model, x, whole(x, y))
-        # What is frozen stays as it is, and need not be copied.
-        throw_away = copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
-        if list(model.parameters()):  # a model that is counted has none
-            check_gradients(throw_away, x, y)
-        check_causality(throw_away, x)
+        if fresh and model.vocab_size >= _MIN_VOCAB_FOR_LOSS:
+            check_fresh_loss(model, x, unmask_prompts(x, y))
+        # Frozen parameters do not change, so the copy shares them.
+        model_copy = copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
+        if list(model.parameters()):  # a model that is fitted by counting has none
+            check_gradients(model_copy, x, y)
+        check_causality(model_copy, x)
 
 
 def check_targets(x: Tensor, y: Tensor) -> None:
-    """Targets, where they count, are the inputs one step on."""
+    """Check that the targets, unless ignored, are the inputs shifted by one."""
     require(
         x.shape == y.shape and bool(((x[:, 1:] == y[:, :-1]) | (y[:, :-1] == IGNORED)).all()),
-        "preflight: the targets of the first batch are not its inputs one step on: the model would learn to predict "
-        f"something else than the next token; {_ANYWAY}",
+        "preflight: the targets of the first batch are not its inputs shifted by one token: the model would not learn "
+        f"to predict the next token; {_TRAIN_ANYWAY}",
     )
 
 
-def whole(x: Tensor, y: Tensor) -> Tensor:
-    """Return the targets with those of prompts: a completion may be one token, which says little of a fresh model."""
-    upto = (y != IGNORED).flip(1).cumsum(1).flip(1) > 0  # and padding stays out
-    return torch.where(upto & (y == IGNORED), x.roll(-1, dims=1), y)
+def unmask_prompts(x: Tensor, y: Tensor) -> Tensor:
+    """Return the targets (B, T) with the prompts included and the padding ignored.
+
+    A completion can be a single token, whose loss says little about an untrained model.
+    """
+    is_unpadded = (y != IGNORED).flip(1).cumsum(1).flip(1) > 0
+    return torch.where(is_unpadded & (y == IGNORED), x.roll(-1, dims=1), y)
 
 
 def check_round_trip(tokenizer: Tokenizer, text: str, split: str) -> None:
-    """decode(encode(text)) is the text."""
+    """Check that decode(encode(text)) gives the text back."""
     for start in sorted({0, max(0, (len(text) - _CHARACTERS) // 2), max(0, len(text) - _CHARACTERS)}):
-        if lost := not_given_back(tokenizer, text[start : start + _CHARACTERS]):
-            at, was, back = lost
+        if difference := round_trip_difference(tokenizer, text[start : start + _CHARACTERS]):
+            at, original, result = difference
             raise UserError(
-                f"preflight: the tokenizer does not give back the text of {split}: {was!r} at character {start + at:,} "
-                f"comes back as {back!r}, and the model would learn that; {_ANYWAY}"
+                f"preflight: the tokenizer changes the text of {split}: {original!r} at character {start + at:,} "
+                f"is decoded as {result!r}, and the model would learn the changed text; {_TRAIN_ANYWAY}"
             )
 
 
 @torch.inference_mode()
 def check_fresh_loss(model: LanguageModel, x: Tensor, y: Tensor) -> None:
-    """In eval mode, the loss of a model that knows nothing is near ln V, that of a guess among V tokens."""
+    """Check that the loss of an untrained model in eval mode is near ln V.
+
+    ln V is the loss of a uniform guess among V tokens. The tolerance is 1 nat.
+    """
     was_training = model.training
     _, loss = model.eval()(x, y)
     model.train(was_training)
@@ -93,53 +99,60 @@ def check_fresh_loss(model: LanguageModel, x: Tensor, y: Tensor) -> None:
     guess = math.log(model.vocab_size)
     require(
         abs(loss.item() - guess) <= 1,
-        f"preflight: the fresh model's loss is {loss.item():.3f}, where a guess among {model.vocab_size} tokens has "
-        f"{guess:.3f}: higher, its first weights are too large, or the loss is summed; lower, it sees what it is to "
-        f"predict; {_ANYWAY}",
+        f"preflight: the untrained model's loss is {loss.item():.3f}, but a guess among {model.vocab_size} tokens has "
+        f"{guess:.3f}: a higher loss means that the initial weights are too large or that the loss is summed, a lower "
+        f"loss that the model sees its targets; {_TRAIN_ANYWAY}",
     )
 
 
 def check_gradients(model: LanguageModel, x: Tensor, y: Tensor) -> None:
-    """Every trainable tensor gets a gradient within two steps, which this takes: the model is changed.
+    """Check that every trainable parameter gets a gradient within two steps.
 
-    Two, because behind a projection that starts at zero every gradient is exactly zero at first.
+    These steps change the model. Two are necessary because behind a projection that is initialised to zero, every
+    gradient is exactly zero at first.
     """
     model.train()
-    without = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    require(bool(without), f"preflight: the model has nothing to train: no parameter requires a gradient; {_ANYWAY}")
-    trained = dict(without)
+    missing = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    require(
+        bool(missing),
+        f"preflight: nothing to train: no parameter of the model requires a gradient; {_TRAIN_ANYWAY}",
+    )
+    trainable = dict(missing)
     for _ in range(2):
         _, loss = model(x, y)
         assert loss is not None
-        require(loss.requires_grad, f"preflight: the loss depends on no parameter: nothing would be trained; {_ANYWAY}")
-        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        require(
+            loss.requires_grad,
+            f"preflight: the loss depends on no parameter, so nothing would be trained; {_TRAIN_ANYWAY}",
+        )
+        gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
         with torch.no_grad():
-            for (name, parameter), gradient in zip(trained.items(), gradients, strict=True):
+            for (name, parameter), gradient in zip(trainable.items(), gradients, strict=True):
                 if gradient is not None and gradient.any():
-                    without.pop(name, None)
+                    missing.pop(name, None)
                     parameter.sub_(0.01 * gradient.sign())
     require(
-        not without,
-        f"preflight: no gradient reaches {', '.join(list(without)[:3])}{' and more' if len(without) > 3 else ''}: "
-        f"unused in the forward pass, or cut off by a detach; {_ANYWAY}",
+        not missing,
+        f"preflight: no gradient reaches {', '.join(list(missing)[:3])}{' and more' if len(missing) > 3 else ''}: "
+        f"the forward pass does not use them, or a detach() cuts them off; {_TRAIN_ANYWAY}",
     )
 
 
 @torch.inference_mode()
 def check_causality(model: LanguageModel, x: Tensor) -> None:
-    """Check that changing a later token changes no earlier logit."""
+    """Check that changing a token does not change the logits of earlier positions."""
     block_size = x.shape[1]
     changed = sorted({block_size // 2, block_size - 1} - {0})
     rows = x[:1].repeat(1 + len(changed), 1)
     for row, position in enumerate(changed, start=1):
         rows[row, position] = (rows[row, position] + 1) % model.vocab_size
     logits, _ = model.eval()(rows)  # (1 + changed, T, V)
-    allowed = 1e-5 * max(1.0, logits.abs().max().item())  # rounding
+    allowed = 1e-5 * max(1.0, logits.abs().max().item())  # tolerance for rounding
     for row, position in enumerate(changed, start=1):
-        moved = (logits[row, :position] - logits[0, :position]).abs().amax(dim=-1)  # (position,)
+        change = (logits[row, :position] - logits[0, :position]).abs().amax(dim=-1)  # (position,)
         require(
-            moved.max().item() <= allowed,
+            change.max().item() <= allowed,
             f"preflight: changing the token at position {position} changes the logits at position "
-            f"{int(moved.argmax())}: the model sees the tokens that it is to predict, and its losses mean nothing; "
-            f"mask attention to the past, for instance; {_ANYWAY}",
+            f"{int(change.argmax())}: the model sees the tokens that it must predict, so its losses mean nothing; "
+            f"if it has attention, make the mask causal; {_TRAIN_ANYWAY}",
         )

@@ -1,4 +1,4 @@
-"""Training speed: tokens per second, and their share of what the device can do."""
+"""Training speed in tokens per second, and the model FLOPs utilisation (MFU)."""
 
 import logging
 import time
@@ -13,9 +13,11 @@ log = logging.getLogger(__name__)
 
 
 class Speedometer:
-    """Tokens a second, and the share of the device's peak that this is in matrix products (MFU), where it has any.
+    """A meter of the training speed in tokens per second and of the MFU.
 
-    Model FLOPs utilisation: Chowdhery et al. 2022, "PaLM: Scaling Language Modeling with Pathways", section 4.1.
+    The model FLOPs utilisation (MFU) is the share of the device's peak that the model's matrix products use; a model
+    without matrix products has none. See Chowdhery et al. 2022, "PaLM: Scaling Language Modeling with Pathways",
+    section 4.1.
     """
 
     def __init__(
@@ -26,32 +28,36 @@ class Speedometer:
         flops_per_token: float,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """flops_per_token: in matrix products, 0 for a model without; clock: in seconds, of which differences count."""
+        """Determine the device's peak, if the model has matrix products.
+
+        flops_per_token: the FLOPs in matrix products, 0 for a model without any; clock: a function that returns seconds
+        from an arbitrary origin.
+        """
         self.device = device
         self.tokens_per_step = tokens_per_step
         self.flops_per_token = flops_per_token
         self.clock = clock
         self.last: dict[str, float] = {}
-        """The last measurement."""
-        self._marked = (0.0, 0)  # when it was, and at which step
+        """The last measurement, by metric name."""
+        self._mark = (0.0, 0)  # the clock and the step at the last measurement
         self.peak = peak(device) if flops_per_token else None
         if self.peak:
             log.info("peak, for MFU: %s GFLOP/s (%s)", f"{self.peak.flops / 1e9:,.0f}", self.peak.how)
 
     def start(self, step: int) -> None:
-        """Begin to measure at a step."""
-        self._marked = (self.clock(), step)
+        """Start measuring at a step."""
+        self._mark = (self.clock(), step)
 
     def measure(self, step: int) -> dict[str, float]:
-        """Return the speed since the last time, by the metrics' names."""
+        """Return the speed since the last measurement, by metric name."""
         now = self.clock()
-        since, at = self._marked
-        self.last = self.over(step - at, now - since)
-        self._marked = (now, step)
+        since, first_step = self._mark
+        self.last = self.average(step - first_step, now - since)
+        self._mark = (now, step)
         return self.last
 
-    def over(self, steps: int, seconds: float) -> dict[str, float]:
-        """Return the speed of so many steps in so many seconds, by the metrics' names."""
+    def average(self, steps: int, seconds: float) -> dict[str, float]:
+        """Return the average speed of a number of steps, by metric name."""
         rate = steps * self.tokens_per_step / seconds
         speed = {"tokens_per_second": round(rate, 1)}
         if self.peak:
@@ -59,19 +65,19 @@ class Speedometer:
         return speed
 
     def synchronized(self) -> float:
-        """Return the clock once the device has done all it was given."""
+        """Return the clock after the device has finished all its work."""
         self.device.synchronize()
         return self.clock()
 
-    def leave_out(self, began: float) -> None:
-        """Leave out the time since then, which evaluating or saving took."""
-        since, at = self._marked
-        self._marked = (since + self.clock() - began, at)
+    def exclude_since(self, start: float) -> None:
+        """Exclude the time since `start`, which an evaluation or a save took."""
+        since, first_step = self._mark
+        self._mark = (since + self.clock() - start, first_step)
 
     def __str__(self) -> str:
-        pace = ""
+        text = ""
         if self.last:
-            pace += f", {tqdm.format_sizeof(self.last['tokens_per_second'])} tokens/s"
+            text += f", {tqdm.format_sizeof(self.last['tokens_per_second'])} tokens/s"
         if "mfu" in self.last:
-            pace += f", MFU {self.last['mfu']:.0%}"
-        return pace
+            text += f", MFU {self.last['mfu']:.0%}"
+        return text

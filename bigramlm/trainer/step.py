@@ -1,4 +1,4 @@
-"""Updates of the weights: one at a time as the code stands, or several in one call of compiled code."""
+"""Updates of the weights: one by one in eager mode, or several per compiled call."""
 
 import logging
 from collections import Counter
@@ -18,21 +18,21 @@ log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 
-# The most compiled updates of a small model that one call takes: more gain little and take longer to compile.
-STEPS_PER_CALL_AT_MOST = 12
+# The limit on the compiled updates of a small model in one call: more updates gain little and compile longer.
+MAX_STEPS_PER_CALL = 12
 
 
 class StepResult(NamedTuple):
-    """An update of the weights."""
+    """The result of one update of the weights."""
 
     loss: Tensor
-    """The loss before it, of shape ()."""
+    """The loss before the update, of shape ()."""
     grad_norm: Tensor | None
-    """The gradient's norm before clipping, of shape (); None if gradients are not clipped."""
+    """The gradient norm before clipping, of shape (); None if gradients are not clipped."""
 
 
 class TrainStep:
-    """The update of the weights, as PyTorch runs it: operation by operation."""
+    """The update of the weights in eager mode."""
 
     def __init__(
         self,
@@ -44,10 +44,10 @@ class TrainStep:
         grad_clip: float = 0.0,
         masked: bool = False,
     ) -> None:
-        """Take the parts of an update.
+        """Store the model, the optimizer and the options of an update.
 
-        grad_accumulation: the parts A that a batch is cut in; grad_clip: the largest norm of a gradient, 0 any; masked:
-        whether there are targets that do not count.
+        grad_accumulation: the number A of parts that a batch is split into; grad_clip: the largest gradient norm, 0 for
+        no clipping; masked: whether some targets are ignored in the loss.
         """
         self.model = model
         self.params = trainable_parameters(model)
@@ -59,15 +59,17 @@ class TrainStep:
         self.masked = masked
 
     def start_at(self, step: int) -> None:
-        """Take this as the number of the next step."""
+        """Set the number of the next step."""
 
     def __call__(self, batch: Batch, lr: float) -> StepResult | None:
-        """Update the weights, and return what came of it; None where the update waits for others to share a call.
+        """Update the weights and return the result.
 
-        batch: inputs and targets, both (A * B, T). The gradients of the last update stay in place until the next.
+        batch: inputs and targets, both (A * B, T). Returns None while the update waits for the other updates of a
+        shared call. The gradients of an update are kept until the next update.
         """
         set_learning_rate(self.optimizer, lr)
-        for p in self.params:  # what optimizer.zero_grad() does, less a fifth of a bigram's step for its profiling
+        # Replaces optimizer.zero_grad(), whose profiling costs a fifth of a bigram's step.
+        for p in self.params:
             p.grad = None
         total = None
         for loss in self.losses(batch):
@@ -81,51 +83,55 @@ class TrainStep:
         return StepResult(total, norm)
 
     def losses(self, batch: Batch) -> Iterator[Tensor]:
-        """Yield the losses of a batch's parts, each by its share of targets: their sum is the whole batch's loss."""
+        """Yield the loss of each part of a batch, weighted by its share of targets.
+
+        The sum of these losses is the loss of the whole batch.
+        """
         parts = self.grad_accumulation
-        counted = (batch[1] != IGNORED).sum() if self.masked and parts > 1 else None
+        n_targets = (batch[1] != IGNORED).sum() if self.masked and parts > 1 else None
         for x, y in [batch] if parts == 1 else zip(batch[0].chunk(parts), batch[1].chunk(parts), strict=True):
             with self.device.autocast():
                 _, loss = self.model(x, y)
-            if counted is not None:
-                yield loss * ((y != IGNORED).sum() / counted)
+            if n_targets is not None:
+                yield loss * ((y != IGNORED).sum() / n_targets)
             else:
                 yield loss if parts == 1 else loss / parts
 
 
 class SharedCalls:
-    """The plan of which updates share a call: those between two records, in equal groups without a rest.
+    """The plan of which updates share a compiled call.
 
-    It follows from the steps' numbers and from when something looks at the weights, so that a resumed run takes the
-    same calls as one that was not interrupted.
+    The updates between two log records are divided into equal groups without a remainder. The plan depends only on the
+    steps' numbers and on the intervals of logs, evaluations and saves, so a resumed run makes the same calls as an
+    uninterrupted run.
     """
 
-    def __init__(self, *, log_every: int, looks: Sequence[int]) -> None:
-        """Get ready to compile, which the first call does.
+    def __init__(self, *, log_every: int, intervals: Sequence[int]) -> None:
+        """Find the largest number of steps per call that divides log_every - 1.
 
-        log_every: every so many steps one is recorded, and taken alone; looks: intervals at which the weights are
-        evaluated or saved, and the number of all steps.
+        log_every: steps between log records; a logged step does not share its call; intervals: the intervals at which
+        the weights are evaluated or saved, and the total number of steps.
         """
         self.log_every = log_every
-        self.looks = (log_every, *looks)
-        self.most = max(n for n in range(1, STEPS_PER_CALL_AT_MOST + 1) if (log_every - 1) % n == 0)
+        self.intervals = (log_every, *intervals)
+        self.max_steps = max(n for n in range(1, MAX_STEPS_PER_CALL + 1) if (log_every - 1) % n == 0)
 
     def __call__(self, first: int) -> int:
-        """Return how many updates a call takes that begins with step `first`."""
-        since_a_record, n = first % self.log_every, self.most
-        undisturbed = (
-            since_a_record > 0
-            and (since_a_record - 1) % n == 0
-            and all(first // every == (first + n - 1) // every for every in self.looks)
+        """Return the number of updates in the call that begins with step `first`."""
+        since_record, n = first % self.log_every, self.max_steps
+        shares_call = (
+            since_record > 0
+            and (since_record - 1) % n == 0
+            and all(first // every == (first + n - 1) // every for every in self.intervals)
         )
-        return n if undisturbed else 1
+        return n if shares_call else 1
 
 
 class CompiledStep(TrainStep):
-    """The same update as one compiled graph, from the logits to the new weights; as it stands where that fails.
+    """The same update as one compiled graph, from the logits to the new weights.
 
-    A small model's update is shorter than the call that starts it: one call may take several of them, which wait until
-    they are complete.
+    If compilation fails, updates run in eager mode. A small model's update takes less time than the call that starts
+    the update, so one call can run several updates; they wait until their group is complete.
     """
 
     def __init__(
@@ -137,32 +143,33 @@ class CompiledStep(TrainStep):
         steps_per_call: Callable[[int], int] = lambda _: 1,
         **options: Any,
     ) -> None:
-        """steps_per_call: how many steps a call takes that begins with the step of this number.
+        """Prepare the compilation, which happens in the first call.
 
-        options: as of TrainStep. The first call compiles.
+        steps_per_call: a function from a call's first step to the number of steps in the call; options: the options of
+        TrainStep.
         """
         import torch._dynamo.config
 
         super().__init__(model, optimizer, device, **options)
-        torch._dynamo.reset()  # jobs of a sweep share a process: none may meet what another compiled
+        torch._dynamo.reset()  # jobs of a sweep share a process and must not reuse the code of another job
         torch._dynamo.config.trace_autograd_ops = True
         self.steps_per_call = steps_per_call
         self._step = 0
-        self._waiting: list[tuple[Batch, float]] = []
-        # Calls that may still fail: the first of each number of steps, which compiles, and on CUDA the second, which
-        # captures.
+        self._pending: list[tuple[Batch, float]] = []
+        # The calls that can fail, for each number of steps per call: the first call compiles, and on CUDA the second
+        # call captures the graph.
         self._first_calls = 2 if device.torch.type == "cuda" else 1
         self._calls: Counter[int] = Counter()
-        # On a GPU the graph's kernels are captured in a CUDA graph too, and started by one call: a small model's would
-        # be started more slowly than they run.
+        # On a GPU the kernels are also captured in a CUDA graph, which one launch starts: launching the kernels of a
+        # small model one by one takes longer than running them.
         mode = "reduce-overhead" if device.torch.type == "cuda" else None
         self._compiled: Callable[[Tensor, Tensor, Tensor], StepResult] | None = torch.compile(
-            self._several, fullgraph=True, dynamic=False, mode=mode
+            self._run_steps, fullgraph=True, dynamic=False, mode=mode
         )
 
     @property
     def is_compiled(self) -> bool:
-        """True if it compiled, as far as it was tried."""
+        """True unless compilation has failed."""
         return self._compiled is not None
 
     def start_at(self, step: int) -> None:
@@ -171,25 +178,25 @@ class CompiledStep(TrainStep):
     def __call__(self, batch: Batch, lr: float) -> StepResult | None:
         if self._compiled is None:
             return super().__call__(batch, lr)
-        self._waiting.append((batch, lr))
-        if len(self._waiting) == 1:
-            self._due = self.steps_per_call(self._step)
+        self._pending.append((batch, lr))
+        if len(self._pending) == 1:
+            self._call_size = self.steps_per_call(self._step)
         self._step += 1
-        if len(self._waiting) < self._due:
+        if len(self._pending) < self._call_size:
             return None
-        waiting, self._waiting = self._waiting, []
-        return self._call(waiting)
+        steps, self._pending = self._pending, []
+        return self._call(steps)
 
     def _call(self, steps: list[tuple[Batch, float]]) -> StepResult | None:
-        # Returns what came of the first one.
+        # Returns the result of the first of the K steps.
         x = torch.stack([x for (x, _), _ in steps])  # (K, A * B, T)
-        y = torch.stack([y for (_, y), _ in steps])
+        y = torch.stack([y for (_, y), _ in steps])  # (K, A * B, T)
         lrs = torch.tensor([lr for _, lr in steps]).to(x.device, non_blocking=x.device.type == "cuda")
         assert self._compiled is not None
         if self._calls[len(steps)] >= self._first_calls:
             return self._compiled(x, y, lrs)
         if not self._calls:
-            log.info("compiling the training step, which takes a while the first time")
+            log.info("compiling the training step, which takes a while at the first call")
             for p in self.params:
                 p.grad = torch.zeros_like(p)
             self._mark_static()
@@ -197,7 +204,7 @@ class CompiledStep(TrainStep):
             result = self._compiled(x, y, lrs)
         except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
-        except Exception as error:  # compiling and capturing fail in many ways, all of them before anything has run
+        except Exception as error:  # compilation and capture raise many types, all before any update has run
             lines = [line for line in str(error).splitlines() if line.strip() and not line.endswith("raised:")]
             reason = lines[0] if lines else type(error).__name__
             log.warning("device.compile: the step does not compile here (%s); continuing uncompiled", reason)
@@ -208,7 +215,7 @@ class CompiledStep(TrainStep):
         return result
 
     def _mark_static(self) -> None:
-        # What a call changes where it stands: a CUDA graph of anything else would change copies.
+        # Marks the tensors that a call changes in place: a CUDA graph would otherwise change copies of them.
         tensors = [*self.params, *(p.grad for p in self.params)]
         for group in self.optimizer.param_groups:
             tensors.append(group["lr"])
@@ -218,14 +225,14 @@ class CompiledStep(TrainStep):
             if torch.is_tensor(tensor):
                 torch._dynamo.mark_static_address(tensor)
 
-    def _several(self, x: Tensor, y: Tensor, lrs: Tensor) -> StepResult:
-        first, *_ = [self._one((x[k], y[k]), lrs[k]) for k in range(len(x))]
+    def _run_steps(self, x: Tensor, y: Tensor, lrs: Tensor) -> StepResult:
+        first, *_ = [self._run_step((x[k], y[k]), lrs[k]) for k in range(len(x))]
         return first
 
-    def _one(self, batch: Batch, lr: Tensor) -> StepResult:
+    def _run_step(self, batch: Batch, lr: Tensor) -> StepResult:
         set_learning_rate(self.optimizer, lr)
-        # Gradients are added into tensors that stay where they are: the compiler follows what a tensor holds, and not
-        # the exchange of `p.grad` for another.
+        # Gradients are accumulated in place, because the compiler tracks changes of a tensor's values but not the
+        # replacement of `p.grad` by another tensor.
         for p in self.params:
             p.grad.zero_()  # type: ignore[union-attr]
         total = torch.zeros_like(lr)

@@ -1,4 +1,4 @@
-"""The Trainer: the loop that trains a model, from parts that are finished."""
+"""The Trainer, which runs the training loop over parts that are built elsewhere."""
 
 from __future__ import annotations
 
@@ -32,19 +32,22 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class TrainResult:
-    """The end of training."""
+    """The outcome of training."""
 
     status: str = "running"
-    """completed, stopped (it was asked to) or pruned (it was not worth continuing)."""
+    """running, completed, stopped (on request) or pruned (no longer promising)."""
     final: dict[str, float] = field(default_factory=dict)
-    """The final losses of a run that completed, by the metrics' names."""
+    """The final losses of a completed run, by metric name."""
     early_stopped: bool = False
-    """True if it completed before its last step, since the val loss had ceased to fall."""
+    """True if the run completed before its last step because the val loss stopped falling."""
     references: dict[str, float] = field(default_factory=dict)
-    """The losses that counting gives, by the metrics' names."""
+    """The losses of models that are fitted by counting, by metric name."""
 
     def to_summary(self) -> dict[str, Any]:
-        """Return what the summary says of it; a run that completed has its sample to write yet."""
+        """Return the summary's entries about the outcome.
+
+        The entries of a completed run omit its status, because its sample is not written yet.
+        """
         if self.status == "pruned":
             return {"status": "pruned"}
         early = {"early_stopped": True} if self.early_stopped else {}
@@ -53,22 +56,22 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Hooks:
-    """Functions that the Trainer calls back."""
+    """The functions that the Trainer calls back."""
 
     write_summary: Callable[..., None] = lambda **_: None
-    """Takes how far the run is, and how fast, as keywords."""
+    """Called with the progress and the speed as keyword arguments, at every save and at the end."""
     should_stop: Callable[[], bool] = lambda: False
-    """Asked before every step."""
+    """Called before every step; True ends the run with a save."""
     should_prune: Callable[[int, Mapping[str, float]], bool] | None = None
-    """Asked at every evaluation but the last, with the step and what was found."""
+    """Called at every evaluation except the last, with the step and the record; True ends the run as pruned."""
 
 
 class Trainer:
-    """Trains a model: evaluates, saves, steps and logs, in that order, until the last step.
+    """The training loop: evaluate, save, update and log, in this order, at every step.
 
-    A state is numbered by the updates that made it: step 0 is the fresh model. What is evaluated or saved at step n is
-    the state after n updates, so that a checkpoint's loss is that of its weights; what is logged of the training batch
-    at step n is measured on that same state.
+    The state at step n is the state after n updates; step 0 is the untrained model. Evaluations and checkpoints at
+    step n use this state, so a checkpoint's loss is the loss of its weights. The training batch's loss at step n is
+    measured on the same state.
     """
 
     def __init__(
@@ -89,25 +92,27 @@ class Trainer:
         self.speed = Speedometer(train_step.device, tokens_per_step=batches.tokens_per_batch, flops_per_token=flops)
         self.progress = Progress()
         self.result = TrainResult()
-        self._started, self._began_with = 0.0, Progress()
+        self._started, self._initial = 0.0, Progress()
 
     def start(self, resume_from: Checkpoint | None = None, *, seconds: float = 0.0) -> None:
-        """Stand where the run stood when the checkpoint was saved, or at step 0. UserError where that cannot be.
+        """Restore the checkpoint's state, or start at step 0 if there is none.
 
-        seconds: what it took to get ready, which counts as training.
+        seconds: the time that a new run already spent on preparation, which counts as training time. Raises UserError
+        if the checkpoint cannot be restored.
         """
         self.progress = Progress(seconds=seconds) if resume_from is None else self.checkpoints.restore(resume_from)
         self.train_step.start_at(self.progress.step)
 
     def fit(self, metrics: Metrics) -> TrainResult:
-        """Train up to the last step, or until it is asked to stop, which it answers with a save.
+        """Train to the last step, or until a stop is requested, and return the outcome.
 
-        With `trainer.early_stopping_patience` the last step may come before `trainer.steps`. A run that is pruned ends
-        where that is found, without final losses. UserError where a loss, a gradient or the weights are not finite.
+        A stopped run saves a checkpoint first. With `trainer.early_stopping_patience` the last step may come before
+        `trainer.steps`. A pruned run ends at that evaluation, without final losses. Raises UserError if a loss, a
+        gradient, the weights or the optimizer's state are not finite.
         """
         self._begin()
         cfg, should_stop, ends = self.cfg, self.hooks.should_stop, (self.progress.step, self.cfg.steps)
-        with progress_bar(self.progress.step, cfg.steps) as shown, logging_redirect_tqdm():
+        with progress_bar(self.progress.step, cfg.steps) as pbar, logging_redirect_tqdm():
             while self.result.status == "running":
                 step = self.progress.step
                 record: dict[str, float] = {}
@@ -116,19 +121,19 @@ class Trainer:
                     self.result.status = "stopped"
                     break
                 if step % cfg.eval_every == 0 or step % cfg.checkpoint_every == 0 or step in ends:
-                    record = self._look(step)
+                    record = self._evaluate_and_save(step)
                 if self.result.status == "completed":
                     self.result.final = self.evaluator.final()
                     record |= {f"final/{name}": value for name, value in self.result.final.items()}
                 elif self.result.status == "running":
                     result = self.update()
                     if step % cfg.log_every == 0:
-                        assert result is not None, "a step that is recorded is taken alone"
+                        assert result is not None, "a logged step does not share its call"
                         record |= self.measure(result)
-                        shown.set_postfix_str(f"loss {record['train/batch_loss']:.3f}{self.speed}", refresh=False)
-                    while result is None:  # it waits for the steps that share its call, at which nothing looks
+                        pbar.set_postfix_str(f"loss {record['train/batch_loss']:.3f}{self.speed}", refresh=False)
+                    while result is None:  # the other steps of a shared call are neither evaluated, saved nor logged
                         result = self.update()
-                    shown.update(self.progress.step - shown.n)
+                    pbar.update(self.progress.step - pbar.n)
                 if record:
                     metrics.log(step, self.elapsed(), record)
         self.write_summary()
@@ -137,13 +142,13 @@ class Trainer:
 
     def _begin(self) -> None:
         self.result = TrainResult(references=self.evaluator.references)
-        self._began_with = Progress(self.progress.step, self.progress.seconds)
+        self._initial = Progress(self.progress.step, self.progress.seconds)
         self._started = self.speed.clock() - self.progress.seconds
         self.speed.start(self.progress.step)
         self.model.train()
 
-    def _look(self, step: int) -> dict[str, float]:
-        # Evaluates and saves where it is time to, and finds whether the run ends here.
+    def _evaluate_and_save(self, step: int) -> dict[str, float]:
+        # Evaluates and saves if either is due at this step, and updates the status. Returns the evaluation's record.
         record: dict[str, float] = {}
         last = step == self.cfg.steps
         if last or step % self.cfg.eval_every == 0:
@@ -161,19 +166,28 @@ class Trainer:
         return record
 
     def elapsed(self) -> float:
-        """Seconds of training since the start, evaluations and saves included; those before a resume too."""
+        """Return the seconds of training so far.
+
+        They include evaluations, saves and the time before a resume.
+        """
         return self.speed.clock() - self._started
 
     def update(self) -> StepResult | None:
-        """Take the next step, and return what came of it; None where it waits for others to share a call."""
+        """Take the next step and return its result.
+
+        Returns None while the step waits for the other steps of a shared call.
+        """
         n = self.progress.step
         result = self.train_step(self.batches[n], self.schedule(n))
         self.progress.step = n + 1
         return result
 
     def evaluate(self) -> dict[str, float]:
-        """Return the losses over a part of both splits; the lowest val loss so far is `best`."""
-        began, progress = self.speed.synchronized(), self.progress
+        """Return the losses over fixed batches of both splits, by metric name.
+
+        Records the lowest val loss so far as `progress.best`. Raises UserError if the val loss is not finite.
+        """
+        start, progress = self.speed.synchronized(), self.progress
         record = self.evaluator.evaluate()
         val_loss = record["val/loss"]
         log.info(
@@ -185,57 +199,63 @@ class Trainer:
         if not progress.best or val_loss < progress.best["val/loss"]:
             progress.best = {"step": progress.step, "val/loss": val_loss}
             progress.waited = 0
-        elif progress.step != progress.evaluated:  # a resumed run evaluates again where it goes on
+        elif progress.step != progress.evaluated:  # a resumed run repeats the evaluation of its first step
             progress.waited += 1
         progress.evaluated = progress.step
-        self.speed.leave_out(began)
+        self.speed.exclude_since(start)
         return record | self.evaluator.bits(val_loss) | self.evaluator.references
 
     def out_of_patience(self) -> bool:
-        """Tell whether the val loss has not improved for as many evaluations as early stopping waits."""
+        """Check whether early stopping ends the run."""
         patience = self.cfg.early_stopping_patience
         if patience == 0 or self.progress.waited < patience:
             return False
         log.info(
-            "early stopping: no lower val loss than step %d's in %d evaluations; checkpoint=best has that one",
+            "early stopping: the val loss of step %d has not improved for %d evaluations; load it with checkpoint=best",
             *(self.progress.best["step"], self.progress.waited),
         )
         return True
 
     def _left(self) -> str:
-        # Where there is no bar, the evaluations' lines say how long it will take.
-        done = self.progress.step - self._began_with.step
+        # Without a progress bar, the evaluation lines are the only place that shows the remaining time.
+        done = self.progress.step - self._initial.step
         if done == 0 or self.progress.step == self.cfg.steps:
             return ""
-        left = (self.cfg.steps - self.progress.step) * (self.elapsed() - self._began_with.seconds) / done
+        left = (self.cfg.steps - self.progress.step) * (self.elapsed() - self._initial.seconds) / done
         return f", {tqdm.format_interval(left)} left"
 
     def save(self) -> None:
-        """Save a checkpoint of the state at this step. UserError, and nothing saved, where it is not finite."""
-        began = self.speed.synchronized()
+        """Save a checkpoint of the current state.
+
+        Raises UserError and saves nothing if the state is not finite.
+        """
+        start = self.speed.synchronized()
         if not self.checkpoints.has(self.progress):
             self.progress.seconds = self.elapsed()
             self._require_finite_state()
         self.checkpoints.save(self.progress)
         self.write_summary()
-        self.speed.leave_out(began)
+        self.speed.exclude_since(start)
 
     def write_summary(self) -> None:
-        """Say in the summary how far the run is."""
-        seconds, steps = self.elapsed(), self.progress.step - self._began_with.step
-        speed: dict[str, Any] = self.speed.over(steps, seconds - self._began_with.seconds) if steps else {}
+        """Write the progress and the speed to the summary."""
+        seconds, steps = self.elapsed(), self.progress.step - self._initial.step
+        speed: dict[str, Any] = self.speed.average(steps, seconds - self._initial.seconds) if steps else {}
         if self.speed.peak:
             speed["peak"] = vars(self.speed.peak)
         self.hooks.write_summary(step=self.progress.step, best=self.progress.best, seconds=round(seconds, 3), **speed)
 
     def measure(self, result: StepResult) -> dict[str, float]:
-        """Return what is logged of a step that was just taken; waits for the device."""
+        """Return the log record of the step that was just taken.
+
+        Waits for the device. Raises UserError if the loss or the gradient norm is not finite.
+        """
         step, norm = self.progress.step - 1, result.grad_norm
         if norm is None:
             norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         record = {"train/batch_loss": result.loss.item(), "grad_norm": norm.item(), "lr": self.schedule(step)}
         self._require_finite(step, "train/batch_loss", record["train/batch_loss"])
-        if not self.train_step.scaler.is_enabled():  # which skips an update whose gradient overflows
+        if not self.train_step.scaler.is_enabled():  # an enabled scaler skips updates whose gradient overflows
             self._require_finite(step, "grad_norm", record["grad_norm"])
         return record | self.speed.measure(self.progress.step)
 
@@ -244,14 +264,14 @@ class Trainer:
             lr, saved = self.schedule(step), self.checkpoints.steps()
             clip = "" if self.train_step.grad_clip else ", or optim.grad_clip=1"
             run = relative(self.checkpoints.folder.parent)
-            before = f"; resume={run} with it resumes from step {saved[-1]}" if saved else ""
+            resume = f"; to continue from step {saved[-1]}, add resume={run}" if saved else ""
             raise UserError(
-                f"step {step}: {name} is {value}, with a learning rate of {lr:.3g}; try a lower one, such as "
-                f"optim.lr={min(1e-3, self.schedule.optim.lr / 10):.1g}{clip}{before}"
+                f"step {step}: {name} is {value} at a learning rate of {lr:.3g}; try a lower one, such as "
+                f"optim.lr={min(1e-3, self.schedule.optim.lr / 10):.1g}{clip}{resume}"
             )
 
     def _require_finite_state(self) -> None:
-        # Weights, and the optimizer's means, which can overflow while the weights are still finite.
+        # Includes the optimizer's moments, because they can overflow while the weights are still finite.
         tensors: list[tuple[str, Tensor]] = list(self.model.state_dict().items())
         for values in self.train_step.optimizer.state.values():
             tensors += [(f"the optimizer's {name}", value) for name, value in values.items() if torch.is_tensor(value)]
@@ -259,13 +279,16 @@ class Trainer:
         device = self.train_step.device.torch
         totals = torch.stack([tensor.sum(dtype=torch.float32).to(device) for _, tensor in floating]).tolist()
         for (name, tensor), total in zip(floating, totals, strict=True):
-            # A sum can overflow where no summand has; only then is it worth to look at each of them.
+            # A sum can overflow although every element is finite, so the elements are checked only if the sum is not.
             if not math.isfinite(total) and not tensor.isfinite().all():
                 self._require_finite(self.progress.step, name, total)
 
 
 def progress_bar(step: int, steps: int) -> tqdm[NoReturn]:
-    """Make the bar on standard error, if that is a terminal: the time that is left, the loss, and the speed."""
-    # Without tqdm's own rate, in steps: tokens a second are what compares, and both do not fit.
-    shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-    return bar(steps, initial=step, bar_format=shown)
+    """Build the progress bar with the remaining time, the loss and the speed.
+
+    The bar is shown on standard error, and only if that is a terminal.
+    """
+    # Omits tqdm's rate in steps/s: only tokens/s are comparable between runs, and there is no room for both.
+    bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+    return bar(steps, initial=step, bar_format=bar_format)

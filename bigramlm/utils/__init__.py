@@ -1,1 +1,1 @@
-"""Utilities that know nothing of models or runs: paths, files, the hub, the console, progress, signals."""
+"""Utilities without knowledge of models: paths, files, Hub, console, signals."""

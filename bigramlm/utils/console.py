@@ -1,4 +1,4 @@
-"""Console output: text on standard output, the log on the console, tables, paths."""
+"""Console output: standard output, the log on the console, tables and paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from bigramlm.errors import UserError
 
 
 class LogFile(logging.FileHandler):
-    """A log file that a full disk makes shorter, and no traceback for each line that is lost: the run will tell."""
+    """A log file that drops lines without a traceback when the disk is full.
+
+    The run itself reports the full disk when it fails to save.
+    """
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -22,14 +25,15 @@ class LogFile(logging.FileHandler):
 
 
 def show(text: str, end: str = "\n") -> bool:
-    """Print on standard output; False where whoever reads it, `head` perhaps, has had enough of it.
+    """Print text on standard output.
 
-    UserError where it cannot be written to.
+    Returns False if the reader of the pipe, e.g. `head`, has closed it. Raises UserError if standard output cannot be
+    written.
     """
     try:
         print(text, end=end, flush=True)
     except OSError as error:
-        # What is left in the buffer must not fail once more when the process ends.
+        # The rest of the buffer is flushed when the process ends and must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return False
@@ -38,19 +42,19 @@ def show(text: str, end: str = "\n") -> bool:
 
 
 @contextlib.contextmanager
-def console_filter(*, but: str) -> Iterator[None]:
-    """Leave the log on the console to one logger, and to warnings, each once: its file has everything.
+def console_filter(*, logger: str) -> Iterator[None]:
+    """Show only one logger's records and new warnings on the console.
 
-    but: the logger's name.
+    logger: the logger's name. Each warning is shown once per process. The log file still contains every record.
     """
 
     def passes(record: logging.LogRecord) -> bool:
-        if record.name == but:
+        if record.name == logger:
             return True
-        new = record.levelno == logging.WARNING and record.getMessage() not in _WARNED
-        if new:
-            _WARNED.add(record.getMessage())
-        return new
+        is_new = record.levelno == logging.WARNING and record.getMessage() not in _shown_warnings
+        if is_new:
+            _shown_warnings.add(record.getMessage())
+        return is_new
 
     consoles = [handler for handler in logging.getLogger().handlers if type(handler) is logging.StreamHandler]
     for handler in consoles:
@@ -62,16 +66,19 @@ def console_filter(*, but: str) -> Iterator[None]:
             handler.removeFilter(passes)
 
 
-_WARNED: set[str] = set()
+_shown_warnings: set[str] = set()
 
 
 def relative(path: Path) -> Path:
-    """Shorten a path to the one from the working folder, if it is below."""
+    """Return a path relative to the working directory, if it is inside."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows as columns of text; those whose entries are all numbers stand to the right."""
+    """Format rows as aligned columns of text.
+
+    Columns that contain only numbers are aligned to the right.
+    """
     lines = [head, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     right = [all(re.fullmatch(r"[-\d.,]*(e[-+]?\d+)?", row[i]) for row in rows) for i in range(len(head))]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever happens in the middle."""
+"""Atomic writes of files and folders, and SHA-256 hashes."""
 
 import contextlib
 import hashlib
@@ -12,63 +12,64 @@ from bigramlm.errors import UserError, require
 from bigramlm.utils import paths
 
 
-def aside(path: Path) -> Path:
-    """Return a hidden name beside a path, unique, to write to before it is renamed."""
+def temporary_path(path: Path) -> Path:
+    """Return a unique hidden path beside `path`, to write to before a rename."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 def write(path: Path, content: Iterable[bytes], *, durable: bool = True) -> None:
-    """Write a file aside and rename it: a reader, or a crash, meets the old one or the new one, and never half of one.
+    """Write a file atomically, under a temporary name that is then renamed.
 
-    durable: also after a power cut; costs a wait for the disk.
+    A reader, or a crash, finds the old file or the new file, never a partial file. durable: whether the file must
+    survive a power failure, which requires a wait for the disk.
     """
-    part = aside(path)
+    temporary = temporary_path(path)
     try:
-        with part.open("wb") as file:
+        with temporary.open("wb") as file:
             file.writelines(content)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        part.replace(path)
+        temporary.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     if durable:
         sync(path.parent)
 
 
 def require_new(folder: Path) -> None:
-    """UserError where a folder that is to be written is there already, or has a name that has a meaning."""
-    require(not folder.exists(), f"{folder}: is there already, and nothing is written over; name another folder")
+    """Raise UserError if a new folder exists already or is named like a checkpoint."""
+    require(not folder.exists(), f"{folder}: exists already and is not overwritten; choose another folder")
     require(
         paths.step_of(folder.name) is None,
-        f"{folder}: is how a run names its checkpoints; name another folder",
+        f"{folder}: has the name of a run's checkpoint (step_<n>); choose another folder",
     )
 
 
 @contextlib.contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
-    """Yield a folder to write to, which is renamed to one that does not exist yet when the block ends well.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that is renamed to `folder` if the block succeeds.
 
-    UserError where it cannot be written.
+    `folder` must not exist yet. Raises UserError if it cannot be written.
     """
-    part = aside(folder)
+    temporary = temporary_path(folder)
     try:
-        part.mkdir(parents=True)
-        yield part
-        for path in (*part.iterdir(), part):
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in (*temporary.iterdir(), temporary):
             sync(path)
-        part.rename(folder)
+        temporary.rename(folder)
         sync(folder.parent)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
+    """Wait until a file or a folder is written to the disk."""
     if os.name == "nt" and path.is_dir():
-        return  # Windows has no handle on a folder
+        return  # Windows cannot open a folder
     fd = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(fd)
@@ -77,7 +78,7 @@ def sync(path: Path) -> None:
 
 
 def sha256_of(text: str) -> str:
-    """Return the SHA-256 of a text in UTF-8."""
+    """Return the SHA-256 of a string encoded as UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

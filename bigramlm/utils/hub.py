@@ -1,4 +1,4 @@
-"""Files from the Hugging Face hub, and what to say where there is no way to it."""
+"""Downloads from the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-# Seconds without an answer after which the hub is given up.
+# The timeout for a response of the Hub, in seconds.
 _TIMEOUT = 10
 
 
-class NotFetched(Exception):
-    """Why the hub did not give a file, in a line."""
+class FetchError(Exception):
+    """The reason, in one line, why a file could not be fetched from the Hub."""
 
 
-class NotThere(NotFetched):
-    """The model is on the hub, and has no such file."""
+class MissingFileError(FetchError):
+    """The error for a model on the Hub that does not contain the file."""
 
 
 def is_name(text: str) -> bool:
-    """Tell whether this could be what a model is called on the hub: `owner/name`, or a name alone."""
+    """Check whether a string is a valid model name, `owner/name` or `name`."""
     return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", text) is not None
 
 
 def has(name: str, file: str) -> bool:
-    """Tell whether a model on the hub has a file; False also where nobody can tell."""
+    """Check whether a model on the Hub has a file; False if the Hub is unavailable."""
     from huggingface_hub import file_exists
 
     try:
@@ -36,18 +36,21 @@ def has(name: str, file: str) -> bool:
 
 
 def fetch(name: str, file: str) -> Path:
-    """Return a file of a model on the hub, downloaded now or before. NotFetched if it is not available."""
+    """Return the path of a model's file, from the cache or downloaded from the Hub.
+
+    Raises MissingFileError if the model has no such file, and FetchError if the file is not available otherwise.
+    """
     from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
 
     try:
         cached = try_to_load_from_cache(name, file)
         if isinstance(cached, str):
             return Path(cached)
-        # Asked once, and not to be waited for: the hub's own library tries five times to find a network.
+        # Checks the connection once, because the Hub's library retries five times without a network.
         with contextlib.suppress(urllib.error.HTTPError):
             urllib.request.urlopen(constants.ENDPOINT, timeout=_TIMEOUT).close()
         return Path(hf_hub_download(name, file))
-    except Exception as error:  # of the network, of the hub and of what it answers
+    except Exception as error:  # the network and the Hub raise many types
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         missing = isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError)
-        raise (NotThere if missing else NotFetched)(reason[:200]) from None
+        raise (MissingFileError if missing else FetchError)(reason[:200]) from None

@@ -1,4 +1,4 @@
-"""Progress bars: on standard error, where that is a terminal."""
+"""Progress bars on standard error, if that is a terminal."""
 
 import os
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 from tqdm import tqdm
 
 
-def bar(total: int, *, hidden: bool = False, **shown: Any) -> "tqdm[Any]":
-    """Make a bar that leaves nothing behind; shown: what else tqdm takes.
+def bar(total: int, *, hidden: bool = False, **options: Any) -> "tqdm[Any]":
+    """Build a progress bar that is erased when it ends; options: arguments of tqdm.
 
-    TQDM_DISABLE hides it: jobs of a sweep that run at the same time would write over each other.
+    The variable TQDM_DISABLE hides the bar, because the bars of concurrent sweep jobs would overwrite each other.
     """
-    disable = True if hidden or os.environ.get("TQDM_DISABLE") else None  # None: where standard error is no terminal
-    return tqdm(total=total, disable=disable, leave=False, dynamic_ncols=True, **shown)
+    disable = True if hidden or os.environ.get("TQDM_DISABLE") else None  # None hides it unless stderr is a terminal
+    return tqdm(total=total, disable=disable, leave=False, dynamic_ncols=True, **options)

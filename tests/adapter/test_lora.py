@@ -1,4 +1,4 @@
-"""LoRA: beside what it can be put, and what is refused before anything is trained."""
+"""LoRA: the layers that it can adapt, and refusals before training."""
 
 import importlib.util
 from pathlib import Path
@@ -17,7 +17,7 @@ SMALL = ("model=nanogpt", "model.n_layer=2", "model.n_head=2", "model.n_embd=16"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a GPT of our own, for adapters to stand beside."""
+    """Return the run of a GPT that adapters are attached to."""
     folder = tmp_path_factory.mktemp("base") / "run"
     done = command(*SHORT, *SMALL, "data.block_size=16", "trainer.steps=0", f"hydra.run.dir={folder}")
     assert done.code == 0, done.err
@@ -28,7 +28,7 @@ LAYERS = ("all-linear", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", 
 
 
 @pytest.mark.parametrize(
-    ("typed", "named"),
+    ("override", "named"),
     [
         ("adapter.targets=[query]", ("adapter.targets", "query", *LAYERS)),
         ("adapter.targets=[c_attn,fc]", ("adapter.targets", "fc", *LAYERS)),
@@ -42,13 +42,13 @@ LAYERS = ("all-linear", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", 
         ("from_scratch=true", ("adapter=lora", "from_scratch=true")),
     ],
 )
-def test_what_cannot_be_adapted_is_refused(cli: Cli, base: Path, typed: str, named: tuple[str, ...]) -> None:
-    refused = cli(*SHORT, f"init_from={base}", "adapter=lora", typed)
+def test_invalid_adapters_are_refused(cli: Cli, base: Path, override: str, named: tuple[str, ...]) -> None:
+    refused = cli(*SHORT, f"init_from={base}", "adapter=lora", override)
     assert_refused(refused, *named)
     assert not (refused.folder / "checkpoints").exists()
 
 
-def test_fresh_weights_and_models_without_such_layers_are_refused(cli: Cli) -> None:
+def test_fresh_weights_and_models_without_linear_layers_are_refused(cli: Cli) -> None:
     assert_refused(cli(*SHORT, *SMALL, "adapter=lora"), "init_from=RUN", field="adapter", value="lora")
     bigram = cli(*SHORT, "trainer.steps=0")
     refused = cli(*SHORT, f"init_from={bigram.folder}", "adapter=lora")
@@ -58,24 +58,24 @@ def test_fresh_weights_and_models_without_such_layers_are_refused(cli: Cli) -> N
     assert_refused(refused, "adapter=lora", field="model.ngram_order", value=2)
 
 
-def test_the_extra_is_asked_for_before_anything_is_done(cli: Cli, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_refused_before_anything_else(cli: Cli, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find(name))
     refused = cli(*SHORT, f"init_from={base}", "adapter=lora")
     assert_refused(refused, "pip install", "[lora]", field="adapter", value="lora")
-    assert refused.err.count("\n") == 1, "nothing else is said"
+    assert refused.err.count("\n") == 1, "the error must be the only output"
 
 
-def test_flops_of_frozen_matrices_are_a_third_less() -> None:
+def test_frozen_matrices_need_a_third_fewer_flops() -> None:
     model = GPTConfig(n_layer=2, n_head=2, n_embd=16).build(vocab_size=11, block_size=8)
-    whole = model.flops_per_token()
+    full_flops = model.flops_per_token()
     frozen = sum(p.numel() for p in model.hidden_matrices()) + model.lm_head.weight.numel()  # type: ignore[union-attr,operator]
     adapter = LoRAConfig(r=1).attach(model)
     assert adapter is not None
-    assert model.flops_per_token() == whole - 2 * frozen + 6 * adapter.n_trained
+    assert model.flops_per_token() == full_flops - 2 * frozen + 6 * adapter.n_trained
 
 
-def test_a_bigram_can_be_adapted_by_name() -> None:
+def test_bigram_can_be_adapted_by_layer_name() -> None:
     model = BigramConfig().build(vocab_size=11, block_size=8)
     idx = torch.arange(8)[None]
     before = model(idx)[0]
@@ -86,7 +86,7 @@ def test_a_bigram_can_be_adapted_by_name() -> None:
         LoRAConfig(targets=["all-linear"]).attach(BigramConfig().build(vocab_size=11, block_size=8))
 
 
-def test_recipes_start_from_the_weights_that_they_name() -> None:
+def test_recipes_require_weights_to_start_from() -> None:
     assert "init_from: openai-community/gpt2" in (paths.conf_dir() / "experiment" / "finetune_gpt2.yaml").read_text()
     with refuses("init_from=", field="adapter", value="lora"):
         run_config("experiment=finetune_lora")

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, every damage found, nothing run that a file brings."""
+"""Checkpoints: atomic saves, detection of damage, and no code run from files."""
 
 import json
 import logging
@@ -29,35 +29,37 @@ SMALL = ("trainer.eval_every=2", "trainer.log_every=2", "trainer.checkpoint_ever
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run's folder with checkpoints of steps 0, 2, 4 and 5."""
+    """Return a run folder with checkpoints of steps 0, 2, 4 and 5."""
     folder = tmp_path_factory.mktemp("run")
     trainer = fitted(folder, *SMALL, "trainer.steps=5")
     assert trainer.checkpoints.steps() == [0, 2, 4, 5]
     return folder
 
 
-def steps(run: Path) -> Path:
+def checkpoint_folder(run: Path) -> Path:
     return run / "checkpoints"
 
 
 def copy_of(path: Path, to: Path) -> Path:
-    """Return a copy, whose name doesn't say which step it was."""
+    """Copy a checkpoint to a path whose name does not contain the step."""
     shutil.rmtree(to, ignore_errors=True)
     return Path(shutil.copytree(path, to))
 
 
-def test_as_many_checkpoints_are_kept_as_asked(tmp_path: Path) -> None:
+def test_the_configured_number_of_checkpoints_is_kept(tmp_path: Path) -> None:
     trainer = fitted(tmp_path, "trainer.checkpoint_every=5", "trainer.keep_checkpoints=3", "trainer.eval_every=1000")
     kept = {path.name for path in trainer.checkpoints.folder.glob("step_*")}
     assert kept == {"step_20", "step_25", "step_30"} | {trainer.checkpoints.path("best").name}
     assert not list(trainer.checkpoints.folder.glob(".*"))
 
 
-def test_the_best_is_kept_and_a_worse_one_never_replaces_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([9.0, 3.0, 1.0, 2.0, 1.0, 1.5, 7.0])  # train and val in turn are asked for
+def test_the_best_checkpoint_is_kept_and_never_replaced_by_a_worse_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([9.0, 3.0, 1.0, 2.0, 1.0, 1.5, 7.0])  # train and val alternately
     monkeypatch.setattr("bigramlm.trainer.evaluate.mean_loss", lambda *_: next(losses, 5.0))
     trainer = fitted(tmp_path, "trainer.eval_every=1", "trainer.checkpoint_every=1", "trainer.steps=6")
-    # val: 3, 2, 1.5, then 5s
+    # The val losses are 3, 2, 1.5, 5, 5 etc.
     assert trainer.progress.best == {"step": 2, "val/loss": 1.5}
     assert trainer.checkpoints.path("best").name == "step_2"
     assert trainer.checkpoints.steps() == [2, 5, 6]
@@ -70,16 +72,16 @@ def test_the_best_is_kept_and_a_worse_one_never_replaces_it(tmp_path: Path, monk
     assert again.checkpoints.path("best").name == "step_2"
 
 
-def test_the_log_says_where_the_best_was_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lost_best_checkpoint_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = fitted(tmp_path, *SMALL, "trainer.steps=5")
     trainer.checkpoints.update_pointers(2, best=2)
     trainer.progress.step, trainer.progress.best = 7, {"step": 2, "val/loss": 1.0}
     trainer.save()
     again = build(tmp_path, *SMALL, "trainer.steps=8")
-    again.start(Checkpoint(steps(tmp_path) / "step_7"))
+    again.start(Checkpoint(checkpoint_folder(tmp_path) / "step_7"))
     assert again.progress.best["step"] == 2
-    (steps(tmp_path) / "step_2" / "state.json").write_text("{}")
-    again.start(Checkpoint(steps(tmp_path) / "step_7"))
+    (checkpoint_folder(tmp_path) / "step_2" / "state.json").write_text("{}")
+    again.start(Checkpoint(checkpoint_folder(tmp_path) / "step_7"))
     assert again.progress.best == {}
     assert str(Path("step_2") / "state.json") in caplog.text
     again.evaluate()
@@ -87,20 +89,22 @@ def test_the_log_says_where_the_best_was_lost(tmp_path: Path, caplog: pytest.Log
 
 
 @pytest.mark.parametrize("content", [b"step_\xb0\n", b"", b"a/b", b"step_99"])
-def test_a_damaged_name_of_the_best_is_one_line_and_stops_no_run(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_best_file_is_refused_but_fails_no_run(tmp_path: Path, content: bytes) -> None:
     trainer = fitted(tmp_path, *SMALL, "trainer.steps=5")
-    (steps(tmp_path) / "best").write_bytes(content)
-    with refuses(steps(tmp_path)):
-        open_checkpoint(str(steps(tmp_path) / "best"))
+    (checkpoint_folder(tmp_path) / "best").write_bytes(content)
+    with refuses(checkpoint_folder(tmp_path)):
+        open_checkpoint(str(checkpoint_folder(tmp_path) / "best"))
     trainer.progress.step = 6
     trainer.save()
     assert trainer.checkpoints.path("last").name == "step_6"
 
 
-def test_a_crash_between_a_save_and_its_name_loses_no_best(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_crash_between_a_save_and_the_pointers_loses_no_best(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     fitted(tmp_path, "trainer.steps=5", "trainer.eval_every=1", "trainer.checkpoint_every=1")
     for name in ("last", "best"):
-        (steps(tmp_path) / name).unlink()
+        (checkpoint_folder(tmp_path) / name).unlink()
     again = build(tmp_path, "trainer.steps=5", "trainer.eval_every=1")
     newest = again.checkpoints.newest()
     assert newest is not None
@@ -112,36 +116,36 @@ def test_a_crash_between_a_save_and_its_name_loses_no_best(tmp_path: Path, caplo
     assert again.checkpoints.path("best").name == "step_5"
 
 
-def test_a_step_that_cannot_be_removed_ends_nothing(
+def test_a_checkpoint_that_cannot_be_removed_fails_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As where another process reads it, on Windows."""
+    """Imitate Windows, where another process may be reading the checkpoint."""
     rename = Path.rename
 
-    def held(self: Path, target: Path) -> Path:
+    def refuse(self: Path, target: Path) -> Path:
         if self.name.startswith("step_"):
             raise PermissionError(13, "used by another process")
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", held)
+    monkeypatch.setattr(Path, "rename", refuse)
     trainer = fitted(tmp_path, "trainer.checkpoint_every=5", "trainer.keep_checkpoints=1")
     assert trainer.checkpoints.path("last").name == "step_30"
     assert "used by another process" in caplog.text
 
 
-def test_optimizer_state_goes_by_name_and_not_by_place(tmp_path: Path) -> None:
-    class Turned(Stub):
+def test_optimizer_state_is_restored_by_parameter_name(tmp_path: Path) -> None:
+    class Reversed(Stub):
         def named_parameters(self, *arguments: Any, **keywords: Any) -> Any:
             return reversed(list(super().named_parameters(*arguments, **keywords)))
 
     trainer = fitted(tmp_path, "trainer.steps=3", kind=Stub)
-    turned = build(tmp_path / "other", kind=Turned)
-    params = dict(turned.model.named_parameters())
-    turned.train_step.optimizer = torch.optim.AdamW(list(params.values()))
-    Checkpoint(trainer.checkpoints.path("last")).restore(turned.model, turned.train_step.optimizer)
+    reordered = build(tmp_path / "other", kind=Reversed)
+    params = dict(reordered.model.named_parameters())
+    reordered.train_step.optimizer = torch.optim.AdamW(list(params.values()))
+    Checkpoint(trainer.checkpoints.path("last")).restore(reordered.model, reordered.train_step.optimizer)
     for name, parameter in trainer.model.named_parameters():
         for key, value in trainer.train_step.optimizer.state[parameter].items():
-            assert torch.equal(value, turned.train_step.optimizer.state[params[name]][key]), (name, key)
+            assert torch.equal(value, reordered.train_step.optimizer.state[params[name]][key]), (name, key)
 
 
 def test_the_same_step_can_be_saved_again(tmp_path: Path) -> None:
@@ -153,16 +157,16 @@ def test_the_same_step_can_be_saved_again(tmp_path: Path) -> None:
         Checkpoint(trainer.checkpoints.path("last"))
 
 
-def test_what_was_passed_over_is_set_aside_and_not_lost(run: Path, tmp_path: Path) -> None:
+def test_skipped_checkpoints_are_renamed_and_not_removed(run: Path, tmp_path: Path) -> None:
     checkpoints = Checkpoints(Path(shutil.copytree(run, tmp_path / "run")) / "checkpoints")
     (checkpoints.folder / "step_5" / "state.json").unlink()
     checkpoints.quarantine(after=4)
     assert checkpoints.steps() == [0, 2, 4]
-    (aside,) = checkpoints.folder.glob("damaged_step_5.*")
-    assert (aside / "model.safetensors").exists()
+    (damaged,) = checkpoints.folder.glob("damaged_step_5.*")
+    assert (damaged / "model.safetensors").exists()
 
 
-# What a save calls until the step has its name; files.sync is called once more, for that.
+# The functions that a save calls before it renames the folder. files.sync is called once more after the rename.
 STAGES = (
     *("pathlib.Path.write_text", "bigramlm.checkpoint.manager.save_model"),
     "bigramlm.checkpoint.manager.save_file",
@@ -171,7 +175,7 @@ SYNCED = "bigramlm.utils.files.sync"
 
 
 def failing(function: Callable[..., Any], *, at: int | None) -> mock.Mock:
-    """Call the function, and fail at one of the calls; None: at none of them."""
+    """Return a mock of a function that fails at call `at`; None never fails."""
 
     def call(*arguments: Any, **keywords: Any) -> Any:
         if stand_in.call_count - 1 == at:
@@ -182,8 +186,11 @@ def failing(function: Callable[..., Any], *, at: int | None) -> mock.Mock:
     return stand_in
 
 
-def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At every call that writes or syncs; but where the last one fails, of a whole step that has its name already."""
+def test_a_failed_save_leaves_the_folder_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail at every call that writes or syncs.
+
+    If the last sync fails, the new checkpoint is complete and renamed already.
+    """
     trainer = fitted(tmp_path, "trainer.keep_checkpoints=99")
     folder = trainer.checkpoints.folder
 
@@ -193,7 +200,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
         assert callable(function)
         stand_in = failing(function, at=at)
         with monkeypatch.context() as patch:
-            # A function, and no Mock, is bound to the path that it is called for.
+            # Patched with a function, because a Mock would not be bound to its path as a method.
             patch.setattr(stage, lambda *arguments, **keywords: stand_in(*arguments, **keywords))
             trainer.save()
         return stand_in.call_count
@@ -202,36 +209,38 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
         calls = save(stage, at=None)
         assert calls >= 1, stage
         for at in range(calls):
-            steps, last = trainer.checkpoints.steps(), trainer.checkpoints.path("last")
-            before = sorted(path.name for path in folder.rglob("*"))
+            saved, last = trainer.checkpoints.steps(), trainer.checkpoints.path("last")
+            files_before = sorted(path.name for path in folder.rglob("*"))
             with pytest.raises(OSError, match="No space"):
                 save(stage, at=at)
             if (stage, at) == (SYNCED, calls - 1):
-                assert trainer.checkpoints.steps() == [*steps, trainer.progress.step]
+                assert trainer.checkpoints.steps() == [*saved, trainer.progress.step]
                 Checkpoint(folder / f"step_{trainer.progress.step}")
             else:
-                assert sorted(path.name for path in folder.rglob("*")) == before, (stage, at)
+                assert sorted(path.name for path in folder.rglob("*")) == files_before, (stage, at)
             assert trainer.checkpoints.path("last") == last
             Checkpoint(last)
             assert not list(folder.glob(".*"))
 
 
 def test_any_damage_to_any_file_is_found(run: Path, tmp_path: Path) -> None:
-    """Cut short at many lengths, a bit flipped anywhere, removed, emptied, a folder in its place."""
-    source, copy = steps(run) / "step_4", tmp_path / "copy"
+    """Truncate, flip bits, append, empty, remove, and replace by a folder."""
+    source, copy = checkpoint_folder(run) / "step_4", tmp_path / "copy"
     copy_of(source, copy)
     Checkpoint(copy)
-    rng, tried = random.Random(0), 0
+    rng, attempts = random.Random(0), 0
     for path in sorted(source.iterdir()):
-        whole, damaged = path.read_bytes(), copy / path.name
-        everywhere = range(len(whole)) if len(whole) < 2000 else [rng.randrange(len(whole)) for _ in range(300)]
-        flipped = [whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :] for at in everywhere]
-        cut = [whole[: rng.randrange(len(whole))] for _ in range(20)] + [b"", whole[:-1], whole + b"\n"]
-        for content in (*flipped, *cut):
+        original, damaged = path.read_bytes(), copy / path.name
+        positions = range(len(original)) if len(original) < 2000 else [rng.randrange(len(original)) for _ in range(300)]
+        flipped = [
+            original[:at] + bytes([original[at] ^ 1 << rng.randrange(8)]) + original[at + 1 :] for at in positions
+        ]
+        resized = [original[: rng.randrange(len(original))] for _ in range(20)] + [b"", original[:-1], original + b"\n"]
+        for content in (*flipped, *resized):
             damaged.write_bytes(content)
             with refuses(copy):
                 Checkpoint(copy)
-            tried += 1
+            attempts += 1
         damaged.unlink()
         with refuses(path.name):
             Checkpoint(copy)
@@ -239,72 +248,79 @@ def test_any_damage_to_any_file_is_found(run: Path, tmp_path: Path) -> None:
         with refuses(path.name):
             Checkpoint(copy)
         damaged.rmdir()
-        damaged.write_bytes(whole)
+        damaged.write_bytes(original)
         Checkpoint(copy)
-    assert tried > 2000
+    assert attempts > 2000
 
 
 def test_files_of_another_step_are_found(run: Path, tmp_path: Path) -> None:
-    for path in sorted((steps(run) / "step_4").iterdir()):
-        other = (steps(run) / "step_2" / path.name).read_bytes()
-        copy = copy_of(steps(run) / "step_4", tmp_path / "copy")
+    for path in sorted((checkpoint_folder(run) / "step_4").iterdir()):
+        other = (checkpoint_folder(run) / "step_2" / path.name).read_bytes()
+        copy = copy_of(checkpoint_folder(run) / "step_4", tmp_path / "copy")
         (copy / path.name).write_bytes(other)
         if other == path.read_bytes():
-            Checkpoint(copy)  # the tokenizer and the config are the same
+            Checkpoint(copy)  # the tokenizer and the config are the same at both steps
             assert path.name in ("tokenizer.json", "config.yaml")
             continue
-        # Another manifest is not found to be another: all that it names are then.
+        # A manifest of another step is valid itself, so the error names the other files.
         with refuses(copy if path.name == "manifest.json" else copy / path.name):
             Checkpoint(copy)
-    exchanged = copy_of(steps(run) / "step_2", tmp_path / "step_4")
-    with refuses(exchanged, "step_2"):
-        Checkpoint(exchanged)
-    assert Checkpoint(copy_of(steps(run) / "step_2", tmp_path / "mine")).step == 2, "under any other name it is whole"
+    renamed = copy_of(checkpoint_folder(run) / "step_2", tmp_path / "step_4")
+    with refuses(renamed, "step_2"):
+        Checkpoint(renamed)
+    assert Checkpoint(copy_of(checkpoint_folder(run) / "step_2", tmp_path / "mine")).step == 2, (
+        "any other folder name is accepted"
+    )
 
 
-def sealed(copy: Path) -> Path:
-    """Return a checkpoint that somebody has changed on purpose, and made a new manifest for."""
+def write_new_manifest(copy: Path) -> None:
+    """Write a new manifest for a checkpoint that was changed deliberately."""
     (copy / "manifest.json").unlink()
     write_manifest(copy, 4)
-    return copy
 
 
-FOREIGN: dict[str, Callable[[Path], object]] = {
+MALFORMED: dict[str, Callable[[Path], object]] = {
     "state.json is a list": lambda path: (path / "state.json").write_text("[]"),
     "state.json without a step": lambda path: (path / "state.json").write_text('{"best": {}, "seconds": 1}'),
-    "another step": lambda path: (path / "state.json").write_text('{"step": 7, "best": {}, "seconds": 1}'),
-    "an infinite step": lambda path: (path / "state.json").write_text('{"step": Infinity, "best": {}, "seconds": 1}'),
-    "best is a number": lambda path: (path / "state.json").write_text('{"step": 4, "best": 3, "seconds": 1}'),
-    "state.json nested deeply": lambda path: (path / "state.json").write_text("[" * 100_000),
+    "state.json of another step": lambda path: (path / "state.json").write_text(
+        '{"step": 7, "best": {}, "seconds": 1}'
+    ),
+    "state.json with an infinite step": lambda path: (path / "state.json").write_text(
+        '{"step": Infinity, "best": {}, "seconds": 1}'
+    ),
+    "state.json with a number for best": lambda path: (path / "state.json").write_text(
+        '{"step": 4, "best": 3, "seconds": 1}'
+    ),
+    "deeply nested state.json": lambda path: (path / "state.json").write_text("[" * 100_000),
     "tokenizer.json is a number": lambda path: (path / "tokenizer.json").write_text("1"),
     "another tokenizer": lambda path: (path / "tokenizer.json").write_text('{"name": "bpe"}'),
-    "characters are numbers": lambda path: (path / "tokenizer.json").write_text('{"name": "char", "chars": [1, 2]}'),
+    "numbers for characters": lambda path: (path / "tokenizer.json").write_text('{"name": "char", "chars": [1, 2]}'),
     "fewer characters": lambda path: (path / "tokenizer.json").write_text('{"name": "char", "chars": "ab"}'),
     "config.yaml is a word": lambda path: (path / "config.yaml").write_text("hello"),
-    "config.yaml of another kind": lambda path: (path / "config.yaml").write_text("model: {name: nosuch}"),
+    "config.yaml with an unknown model": lambda path: (path / "config.yaml").write_text("model: {name: nosuch}"),
     "config.yaml with a tag": lambda path: (path / "config.yaml").write_text("!!python/object/apply:os.getcwd []"),
-    "weights of no format": lambda path: (path / "model.safetensors").write_bytes(b"\0" * 100),
+    "malformed weights": lambda path: (path / "model.safetensors").write_bytes(b"\0" * 100),
     "other weights": lambda path: save_file({"x": torch.zeros(2)}, path / "model.safetensors"),
     "weights of another shape": lambda path: save_file(
         {"token_embedding_table.weight": torch.zeros(2, 2)}, path / "model.safetensors"
     ),
-    "a further file": lambda path: (path / "model.pt").write_bytes(b""),
+    "an additional file": lambda path: (path / "model.pt").write_bytes(b""),
 }
 
 
-@pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
-def test_what_somebody_else_has_made_is_one_line(run: Path, tmp_path: Path, change: Callable[[Path], object]) -> None:
-    copy = copy_of(steps(run) / "step_4", tmp_path / "copy")
+@pytest.mark.parametrize("change", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_files_are_refused(run: Path, tmp_path: Path, change: Callable[[Path], object]) -> None:
+    copy = copy_of(checkpoint_folder(run) / "step_4", tmp_path / "copy")
     change(copy)
-    sealed(copy)
+    write_new_manifest(copy)
     with refuses(copy):
         load_model(open_checkpoint(str(copy)))
 
 
-TRAINING: dict[str, Callable[[Path], object]] = {
+MALFORMED_TRAINING_STATE: dict[str, Callable[[Path], object]] = {
     "no metadata": lambda path: save_file(load_file(path), path),
     "no random state": lambda path: save_file({}, path, metadata={"optimizer": "{}"}),
-    "another model's": lambda path: save_file(
+    "the state of another model": lambda path: save_file(
         {"rng/cpu": torch.get_rng_state(), "optimizer/head/momentum": torch.zeros(1)},
         path,
         metadata={"optimizer": "{}"},
@@ -314,26 +330,24 @@ TRAINING: dict[str, Callable[[Path], object]] = {
         path,
         metadata={"optimizer": "{}"},
     ),
-    "names of no kind": lambda path: save_file({"x": torch.zeros(1)}, path, metadata={"optimizer": "{}"}),
-    "a random state of no length": lambda path: save_file(
+    "unknown names": lambda path: save_file({"x": torch.zeros(1)}, path, metadata={"optimizer": "{}"}),
+    "a random state of another length": lambda path: save_file(
         {"rng/cpu": torch.zeros(3, dtype=torch.uint8)}, path, metadata={"optimizer": "{}"}
     ),
 }
 
 
-@pytest.mark.parametrize("change", TRAINING.values(), ids=TRAINING)
-def test_training_state_that_somebody_else_has_made_is_one_line(
-    run: Path, tmp_path: Path, change: Callable[[Path], object]
-) -> None:
-    copy = copy_of(steps(run) / "step_4", tmp_path / "copy")
+@pytest.mark.parametrize("change", MALFORMED_TRAINING_STATE.values(), ids=MALFORMED_TRAINING_STATE)
+def test_malformed_training_state_is_refused(run: Path, tmp_path: Path, change: Callable[[Path], object]) -> None:
+    copy = copy_of(checkpoint_folder(run) / "step_4", tmp_path / "copy")
     change(copy / "training.safetensors")
-    sealed(copy)
+    write_new_manifest(copy)
     with refuses(copy / "training.safetensors"):
         build(tmp_path / "other").start(Checkpoint(copy))
 
 
-class Runs:
-    """What runs on unpickling."""
+class CreatesFile:
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -342,18 +356,20 @@ class Runs:
         return (Path.touch, (self.path,))
 
 
-def test_a_pickle_is_refused_and_does_not_run(run: Path, tmp_path: Path) -> None:
+def test_pickles_are_refused_and_run_no_code(run: Path, tmp_path: Path) -> None:
     ran = tmp_path / "ran"
-    bomb = pickle.dumps(Runs(ran))
+    bomb = pickle.dumps(CreatesFile(ran))
     pickle.loads(bomb)
-    assert ran.exists(), "it would run"
+    assert ran.exists(), "unpickling would run the code"
     ran.unlink()
-    torch.save({"x": Runs(ran)}, tmp_path / "bomb.pt")
+    torch.save({"x": CreatesFile(ran)}, tmp_path / "bomb.pt")
     for content in (bomb, (tmp_path / "bomb.pt").read_bytes()):
-        for name in [path.name for path in (steps(run) / "step_4").iterdir() if path.name != "manifest.json"]:
-            copy = copy_of(steps(run) / "step_4", tmp_path / "copy")
+        for name in [
+            path.name for path in (checkpoint_folder(run) / "step_4").iterdir() if path.name != "manifest.json"
+        ]:
+            copy = copy_of(checkpoint_folder(run) / "step_4", tmp_path / "copy")
             (copy / name).write_bytes(content)
-            sealed(copy)
+            write_new_manifest(copy)
             with refuses(copy / name):
                 load_model(open_checkpoint(str(copy)))
                 build(tmp_path / "other").start(Checkpoint(copy))
@@ -365,7 +381,7 @@ def test_a_pickle_is_refused_and_does_not_run(run: Path, tmp_path: Path) -> None
     assert not ran.exists()
 
 
-def test_the_newest_whole_one_is_taken_and_the_log_says_why(
+def test_damaged_checkpoints_are_skipped_with_a_warning(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "run")) / "checkpoints"
@@ -386,11 +402,11 @@ def test_the_newest_whole_one_is_taken_and_the_log_says_why(
     assert Checkpoints(tmp_path / "none").newest() is None
 
 
-def test_what_a_crash_left_aside_is_put_in_place_where_it_is_whole(run: Path, tmp_path: Path) -> None:
+def test_complete_temporary_folders_are_restored_after_a_crash(run: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "run")) / "checkpoints"
-    (folder / "step_4").rename(folder / ".step_4.abc")  # between the two renames of a step that is saved again
+    (folder / "step_4").rename(folder / ".step_4.abc")  # a crash between the two renames when a step is saved again
     (folder / "step_5").rename(folder / ".step_5.abc")
-    (folder / ".step_5.abc" / "state.json").unlink()  # in the middle of a save, or of a removal
+    (folder / ".step_5.abc" / "state.json").unlink()  # a crash during a save or a removal
     shutil.copytree(folder / "step_2", folder / ".step_2.abc")
     (folder / ".last.abc").write_text("step_")
     Checkpoints(folder).clean_up()
@@ -398,7 +414,7 @@ def test_what_a_crash_left_aside_is_put_in_place_where_it_is_whole(run: Path, tm
     Checkpoint(folder / "step_4")
 
 
-def test_tied_weights_come_back_tied(tmp_path: Path) -> None:
+def test_tied_weights_are_tied_after_loading(tmp_path: Path) -> None:
     trainer = fitted(tmp_path, "trainer.steps=3", kind=Stub)
     fresh = Stub(vocab_size=11, block_size=8)
     Checkpoint(trainer.checkpoints.path("last")).load_weights(fresh)
@@ -408,35 +424,38 @@ def test_tied_weights_come_back_tied(tmp_path: Path) -> None:
 
 
 def test_weights_that_do_not_fit_are_named(run: Path, tmp_path: Path) -> None:
-    checkpoint = Checkpoint(steps(run) / "step_4")
+    checkpoint = Checkpoint(checkpoint_folder(run) / "step_4")
     with refuses(checkpoint.path, "token_embedding_table.weight", "(11, 11)", "(5, 5)"):
         checkpoint.load_weights(Bigram(vocab_size=5, block_size=8))
     with refuses(checkpoint.path, "token.weight", "position.weight"):
         checkpoint.load_weights(Stub(vocab_size=11, block_size=8))
 
 
-def fills_up(limit: int) -> None:
-    """Let no file be longer than this once step 20 is saved."""
+def limit_file_size(limit: int) -> None:
+    """Limit the size of every file to `limit` bytes from the save of step 20 on."""
     import resource
 
     save = CheckpointManager.save
 
-    def saves(checkpoints: CheckpointManager, progress: Progress) -> None:
+    def limited_save(checkpoints: CheckpointManager, progress: Progress) -> None:
         if progress.step == 20:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         save(checkpoints, progress)
 
-    mock.patch.object(CheckpointManager, "save", saves).start()
+    mock.patch.object(CheckpointManager, "save", limited_save).start()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a limit on the size of files stands in for a full disk; Windows has none")
 @pytest.mark.parametrize("limit", [2_500, 20_000])
-def test_a_disk_that_gets_full_in_the_middle_of_a_save_leaves_the_one_before(tmp_path: Path, limit: int) -> None:
-    """The limit is in the way of the weights, and of the log by then; or of what training needs."""
+def test_a_full_disk_during_a_save_keeps_the_checkpoint_before(tmp_path: Path, limit: int) -> None:
+    """Limit the size of files instead of filling a disk.
+
+    The weights and the log exceed the lower limit, the training state exceeds the higher one.
+    """
     run = tmp_path / "run"
-    often = ("trainer.eval_every=1", "trainer.eval_batches=1", "trainer.keep_checkpoints=99", "trainer.steps=50")
-    arguments = (f"hydra.run.dir={run}", "data=bundled", "logger=none", *often)
-    assert_refused(command(*arguments, setup=partial(fills_up, limit)), "step_20")
+    frequent = ("trainer.eval_every=1", "trainer.eval_batches=1", "trainer.keep_checkpoints=99", "trainer.steps=50")
+    arguments = (f"hydra.run.dir={run}", "data=bundled", "logger=none", *frequent)
+    assert_refused(command(*arguments, setup=partial(limit_file_size, limit)), "step_20")
     checkpoints = Checkpoints(run / "checkpoints")
     assert checkpoints.steps() == [*range(20)]
     assert checkpoints.path("last").name == "step_19"

@@ -1,4 +1,4 @@
-"""The command checkpoint: what is in one, whether it is whole, what only training needs taken out."""
+"""Tests of the command `checkpoint`: inspect, verify and strip."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.helpers import Cli, assert_refused, build, fitted, refuses
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run's folder with checkpoints of steps 0, 2, 4 and 5."""
+    """Return a run folder with checkpoints of steps 0, 2, 4 and 5."""
     folder = tmp_path_factory.mktemp("run")
     often = ("trainer.eval_every=2", "trainer.log_every=2", "trainer.checkpoint_every=2", "trainer.keep_checkpoints=9")
     trainer = fitted(folder, *often, "trainer.steps=5")
@@ -25,48 +25,48 @@ def steps(run: Path) -> Path:
     return run / "checkpoints"
 
 
-def test_inspect_says_what_is_in_it(run: Path, tool: Cli) -> None:
-    told = tool(checkpoint_tool.main, "inspect", str(steps(run) / "step_4"))
-    assert told.code == 0, told.err
+def test_inspect_prints_the_contents(run: Path, tool: Cli) -> None:
+    done = tool(checkpoint_tool.main, "inspect", str(steps(run) / "step_4"))
+    assert done.code == 0, done.err
     for part in ("step        4", "char, 11 tokens", "token_embedding_table.weight", "(11, 11)", "resume      yes"):
-        assert part in told.out, told.out
-    assert max(map(len, told.out.splitlines())) <= 120
+        assert part in done.out, done.out
+    assert max(map(len, done.out.splitlines())) <= 120
 
 
-def test_verify_tells_the_whole_from_the_damaged(run: Path, tmp_path: Path, tool: Cli) -> None:
+def test_verify_finds_damaged_checkpoints(run: Path, tmp_path: Path, tool: Cli) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "copy"))
     good = tool(checkpoint_tool.main, "verify", str(folder))
-    assert (good.code, good.out.count("whole   ")) == (0, 4)
+    assert (good.code, good.out.count("intact  ")) == (0, 4)
     (steps(folder) / "step_2" / "tokenizer.json").write_text("{}")
     bad = tool(checkpoint_tool.main, "verify", str(folder))
     assert bad.code == 2
-    assert bad.out.count("whole     ") == 3
-    assert f"not whole {steps(folder) / 'step_2' / 'tokenizer.json'}: " in bad.out
+    assert bad.out.count("intact  ") == 3
+    assert f"damaged {steps(folder) / 'step_2' / 'tokenizer.json'}: " in bad.out
     assert tool(checkpoint_tool.main, "verify", str(steps(folder) / "step_2")).code == 2
     none = tool(checkpoint_tool.main, "verify", str(tmp_path / "none"))
     assert_refused(none, tmp_path / "none")
-    assert none.err.count("\n") == 1, "nothing else is said"
+    assert none.err.count("\n") == 1, "the error is the only output"
 
 
-def test_strip_takes_out_what_only_training_needs(run: Path, tmp_path: Path, tool: Cli) -> None:
+def test_strip_deletes_the_optimizer_state(run: Path, tmp_path: Path, tool: Cli) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "copy"))
     path = steps(folder) / "step_5"
     weights, size = (path / "model.safetensors").read_bytes(), sum(file.stat().st_size for file in path.iterdir())
     assert tool(checkpoint_tool.main, "strip", str(path), "--output", str(tmp_path / "mine")).code == 0
-    assert not Checkpoint(path).stripped, "into another folder it leaves this one alone"
+    assert not Checkpoint(path).stripped, "stripping into another folder does not change the checkpoint"
     again = tool(checkpoint_tool.main, "strip", str(path), "--output", str(tmp_path / "mine"))
     assert_refused(again, tmp_path / "mine")
     (folder / "summary.json").write_text('{"status": "stopped"}')
     refused = tool(checkpoint_tool.main, "strip", str(folder))
     assert_refused(refused, folder, "stopped", "--output")
     (folder / "summary.json").write_text('{"status": "completed"}')
-    told = tool(checkpoint_tool.main, "strip", str(folder))
-    assert told.code == 0, told.err
-    assert told.out.count("no run can be resumed from it now") == 4
-    assert tool(checkpoint_tool.main, "strip", str(folder)).out.count("is stripped already") == 4
+    done = tool(checkpoint_tool.main, "strip", str(folder))
+    assert done.code == 0, done.err
+    assert done.out.count("a run can no longer be resumed from it") == 4
+    assert tool(checkpoint_tool.main, "strip", str(folder)).out.count("is already stripped") == 4
     nowhere = tool(checkpoint_tool.main, "strip", str(path), "--output", "/proc/x")
     assert_refused(nowhere, "/proc/x")
-    assert max(ended.err.count("\n") for ended in (again, refused, nowhere)) == 1, "nothing else is said"
+    assert max(ended.err.count("\n") for ended in (again, refused, nowhere)) == 1, "the error is the only output"
     for stripped in (path, tmp_path / "mine"):
         checkpoint = Checkpoint(stripped)
         assert checkpoint.stripped

@@ -1,4 +1,4 @@
-"""Shared by the commands: free text as typed, refusals in one line, exit codes."""
+"""Tests of all commands: free text, one-line errors, exit codes."""
 
 import importlib
 import os
@@ -11,28 +11,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigramlm import __main__ as everything
+from bigramlm import __main__ as entry_point
 from bigramlm.__main__ import COMMANDS
 from bigramlm.cli import common as shared
 from bigramlm.cli.train import command_line
 from bigramlm.config.run_config import load, to_run_config, to_yaml
 from bigramlm.utils import console, paths
-from tests.helpers import PATIENCE, SHORT, Cli, Ended, assert_refused, command, composed, summary, wait_for
+from tests.helpers import SHORT, TIMEOUT, Cli, Ended, assert_refused, command, composed, summary, wait_for
 
 ENDLESS = ("data=bundled", "trainer.steps=100000000", "logger=none")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a run."""
+    """Return the folder of a completed run."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     done = command(*SHORT, f"hydra.run.dir={folder}")
     assert done.code == 0, done.err
     return folder
 
 
-def sent(number: int) -> pytest.MarkDecorator:
-    """Return a mark for a command that is sent this signal."""
+def needs_signal(number: int) -> pytest.MarkDecorator:
+    """Return a mark that skips a test on Windows, which cannot send this signal."""
     name = signal.Signals(number).name
     return pytest.mark.skipif(os.name == "nt", reason=f"Windows has no {name} to send to a process")
 
@@ -46,22 +46,25 @@ def sent(number: int) -> pytest.MarkDecorator:
         ("prepare", ["data.path={text}", "tokenizer=byte", "output={new}"], 0),
         ("runs", ["diff", "{run}", "{new}"], 2),
         ("checkpoint", ["verify", "{run}"], 0),
-        pytest.param("train", [*ENDLESS, "hydra.run.dir={new}"], 130, marks=sent(signal.SIGINT)),
-        pytest.param("train", [*ENDLESS, "hydra.run.dir={new}"], 143, marks=sent(signal.SIGTERM)),
+        pytest.param("train", [*ENDLESS, "hydra.run.dir={new}"], 130, marks=needs_signal(signal.SIGINT)),
+        pytest.param("train", [*ENDLESS, "hydra.run.dir={new}"], 143, marks=needs_signal(signal.SIGTERM)),
     ],
 )
-def test_the_scripts_end_with_the_codes_that_are_promised(
+def test_scripts_end_with_the_documented_exit_codes(
     run: Path, tmp_path: Path, script: str, arguments: list[str], code: int
 ) -> None:
-    """Each script, and each code, once as what a shell starts; everywhere else commands are forked, which is faster."""
+    """Check each script and each exit code once in a newly started process.
+
+    All other tests fork the commands, which is faster.
+    """
     new = tmp_path / "new"
-    places = {"run": str(run), "new": str(new), "text": str(paths.bundled_text())}
-    line = [sys.executable, str(paths.home() / "scripts" / f"{script}.py"), *(a.format(**places) for a in arguments)]
+    values = {"run": str(run), "new": str(new), "text": str(paths.bundled_text())}
+    line = [sys.executable, str(paths.home() / "scripts" / f"{script}.py"), *(a.format(**values) for a in arguments)]
     with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         if code > 128:
             wait_for(lambda: (new / "checkpoints" / "last").exists() or process.poll() is not None)
             process.send_signal(code - 128)
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = process.communicate(timeout=TIMEOUT)
     ended = Ended(process.returncode, out, err, new)
     assert ended.code == code, err
     assert "Traceback" not in err
@@ -74,20 +77,20 @@ def test_the_scripts_end_with_the_codes_that_are_promised(
         assert err
 
 
-def test_an_interrupt_ends_any_command_with_its_code() -> None:
+def test_an_interrupt_ends_a_command_with_code_130() -> None:
     with pytest.raises(SystemExit) as ended, shared.exit_codes():
         raise KeyboardInterrupt
     assert ended.value.code == 130
 
 
-def test_full_errors_can_be_asked_for(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hydra_full_error_adds_the_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     ended = cli(*SHORT, "trainer.steps=-1")
     assert ended.code == 2
     assert "Traceback" in ended.err
 
 
-TYPED = """
+TEXTS = """
 To be, or not
 What's
 "quoted"
@@ -112,11 +115,11 @@ a:b
 (x)
 %
 """.strip().split("\n")
-TYPED += ["", "line\nbreak", "tab\t", " padded "]
+TEXTS += ["", "line\nbreak", "tab\t", " padded "]
 
 
-@pytest.mark.parametrize("text", TYPED)
-def test_free_text_is_taken_as_typed_and_saved_so(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", TEXTS)
+def test_free_text_is_taken_literally_and_saved_unchanged(text: str, tmp_path: Path) -> None:
     path = ["data=text", f"data.path={text}"] if text else ["data=bundled"]
     cfg = to_run_config(composed(*path, f"sample.prompt={text}"))
     assert cfg.sample.prompt == text
@@ -125,11 +128,11 @@ def test_free_text_is_taken_as_typed_and_saved_so(text: str, tmp_path: Path) -> 
     assert load(tmp_path / "config.yaml") == cfg
 
 
-def test_what_is_no_free_text_is_left_to_hydra() -> None:
+def test_other_overrides_are_passed_to_hydra_unchanged() -> None:
     assert command_line(["optim.lr=1,2"]) == ["optim.lr=1,2"]
 
 
-# What is typed, and what the refusal names of it.
+# Invalid overrides, and the parts that the error message must contain.
 BAD_VALUES = {
     "data.block_size=0": ["data.block_size=0"],
     "data.block_size=-4": ["data.block_size=-4"],
@@ -162,18 +165,18 @@ BAD_VALUES = {
 
 
 @pytest.mark.parametrize(("override", "named"), BAD_VALUES.items(), ids=BAD_VALUES)
-def test_bad_values_are_one_line_and_exit_code_2(cli: Cli, override: str, named: list[str]) -> None:
+def test_invalid_values_give_a_one_line_error_and_exit_code_2(cli: Cli, override: str, named: list[str]) -> None:
     ended = cli(*SHORT, override)
     assert_refused(ended, *named)
-    assert ended.err.count("\n") == 1, "nothing else is said"
+    assert ended.err.count("\n") == 1, "the error is the only output"
     assert {path.name for path in ended.folder.iterdir()} - {"config.yaml"} == {".lock", "summary.json", "train.log"}
-    told = summary(ended.folder)
-    assert told["status"] == "failed"
-    assert f"error: {told['error']}\n" == ended.err
+    saved = summary(ended.folder)
+    assert saved["status"] == "failed"
+    assert f"error: {saved['error']}\n" == ended.err
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps"])
-def test_an_absent_device_is_one_line(cli: Cli, name: str) -> None:
+def test_a_missing_device_gives_a_one_line_error(cli: Cli, name: str) -> None:
     if {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[name]:
         pytest.skip(f"this machine has {name}")
     ended = cli(*SHORT, f"device={name}")
@@ -181,7 +184,7 @@ def test_an_absent_device_is_one_line(cli: Cli, name: str) -> None:
     assert ended.err.count("\n") == 1
 
 
-def test_bad_files_are_one_line(cli: Cli, tmp_path: Path) -> None:
+def test_unusable_files_give_a_one_line_error(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     (tmp_path / "latin1.txt").write_bytes("Müller".encode("latin1") * 100)
     (tmp_path / "short.txt").write_text("a few words")
@@ -194,7 +197,7 @@ def test_bad_files_are_one_line(cli: Cli, tmp_path: Path) -> None:
     }.items():
         ended = cli("data=text", f"data.path={tmp_path / name}", "trainer.steps=1")
         assert_refused(ended, tmp_path / name, *named)
-        assert ended.err.count("\n") == 1, "nothing else is said"
+        assert ended.err.count("\n") == 1, "the error is the only output"
 
 
 @pytest.mark.parametrize(
@@ -207,38 +210,38 @@ def test_bad_files_are_one_line(cli: Cli, tmp_path: Path) -> None:
         ("nonsense=1", "nonsense"),
     ],
 )
-def test_hydras_own_refusals_keep_its_text_and_code(cli: Cli, override: str, message: str) -> None:
+def test_errors_of_hydra_keep_their_text_and_exit_code(cli: Cli, override: str, message: str) -> None:
     ended = cli(*SHORT, override)
     assert ended.code == 1
     assert message in ended.err
     assert not ended.folder.exists()
 
 
-def test_tables_line_up() -> None:
+def test_table_columns_are_aligned() -> None:
     rows = [("a", "1"), ("bcd", "100")]
     assert console.table(("name", "n"), rows).splitlines() == ["name    n", "a       1", "bcd   100"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_says_which_version_it_is(name: str, tool: Cli) -> None:
+def test_every_command_prints_its_version(name: str, tool: Cli) -> None:
     module = importlib.import_module(COMMANDS[name][0])
-    told = tool(module.main, "--version")
-    assert (told.code, told.out) == (0, f"bigramlm {metadata.version('bigramlm')}\n")
+    ended = tool(module.main, "--version")
+    assert (ended.code, ended.out) == (0, f"bigramlm {metadata.version('bigramlm')}\n")
 
 
-def test_all_commands_are_listed_under_one_name(tool: Cli) -> None:
-    listed = tool(everything.main)
+def test_the_package_lists_all_commands(tool: Cli) -> None:
+    listed = tool(entry_point.main)
     assert listed.code == 0
     assert all(f"  {name} " in listed.out for name in COMMANDS)
     assert max(map(len, listed.out.splitlines())) <= 80
-    assert tool(everything.main, "--help").out == listed.out
-    assert_refused(tool(everything.main, "trian"), "trian", *COMMANDS)
+    assert tool(entry_point.main, "--help").out == listed.out
+    assert_refused(tool(entry_point.main, "trian"), "trian", *COMMANDS)
     scripts = {path.stem for path in (paths.home() / "scripts").glob("*.py")}
     assert set(COMMANDS) | {"config_reference", "pictures"} == scripts
 
 
-def test_a_command_runs_under_that_name(tmp_path: Path) -> None:
-    words = [*SHORT, f"hydra.run.dir={tmp_path / 'run'}"]
-    done = subprocess.run([sys.executable, "-m", "bigramlm", "train", *words], capture_output=True, check=False)
+def test_the_package_runs_a_command(tmp_path: Path) -> None:
+    overrides = [*SHORT, f"hydra.run.dir={tmp_path / 'run'}"]
+    done = subprocess.run([sys.executable, "-m", "bigramlm", "train", *overrides], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert b"End of training" in done.stdout

@@ -1,4 +1,4 @@
-"""The text of --help, at once: all there is to choose from, and the fields as they would be."""
+"""Tests of --help: the choices of every group and the current field values."""
 
 import re
 import subprocess
@@ -19,14 +19,17 @@ def shown(cli: Cli) -> str:
 
 
 def section(shown: str, head: str) -> str:
-    """Return the lines below a heading, up to the next one."""
+    """Return the lines between a heading and the next one."""
     found = re.search(rf"^{head}.*:\n((?: .*\n|\n(?= ))+)", shown, re.MULTILINE)
     assert found, head
     return found[1]
 
 
 def test_help_has_the_choices_of_every_group(shown: str) -> None:
-    """Those that the folders of conf/ hold: the kinds as they are sorted in the code, and then the other presets."""
+    """Check the choices and their order.
+
+    The kinds come first, in the order of the code, followed by the other presets in conf/.
+    """
     lines = re.sub(r"\n {14}", " ", section(shown, "Groups")).splitlines()
     found = {group: choices for group, *choices in map(str.split, lines)}
     assert list(found) == list(GROUPS)
@@ -36,28 +39,28 @@ def test_help_has_the_choices_of_every_group(shown: str) -> None:
         assert choices == [*kinds, *sorted(presets - set(kinds))], group
 
 
-def test_it_is_laid_out_for_80_columns(shown: str) -> None:
-    """All but the fields, whose values are as long as they are."""
+def test_help_fits_in_80_columns(shown: str) -> None:
+    """Check the width of all lines except the fields, whose values may be longer."""
     wide = [line for line in shown.splitlines() if len(line) > 80]
     assert set(wide) <= set(section(shown, "Fields").splitlines())
     for line in section(shown, "Groups").splitlines():
-        assert re.match(r"  \w[\w ]{10} \S| {14}\S", line), "names, and beside them a column of choices"
+        assert re.match(r"  \w[\w ]{10} \S| {14}\S", line), "a column of group names and a column of choices"
 
 
-def test_help_has_the_fields_and_what_they_are(shown: str) -> None:
+def test_help_has_the_fields_and_their_values(shown: str) -> None:
     fields = section(shown, "Fields")
     for field in ("lr: 0.001", "block_size: 8", "max_new_tokens: 300", "steps: 10000"):
         assert field in fields
     assert "schema" not in shown
 
 
-def test_the_examples_of_help_are_right(shown: str) -> None:
+def test_the_examples_in_help_are_valid(shown: str) -> None:
     examples = re.findall(r"^  python scripts/train\.py(.*?)(?:  .*)?$", section(shown, "Examples"), re.MULTILINE)
     assert len(examples) > 5
     for example in examples:
-        typed = re.findall(r'(?:[^\s"]|"[^"]*")+', example)
-        if not any(re.match("resume=|init_from=|-", word) for word in typed):  # there may be no run yet
-            run_config(*(word.replace('"', "") for word in typed))
+        overrides = re.findall(r'(?:[^\s"]|"[^"]*")+', example)
+        if not any(re.match("resume=|init_from=|-", word) for word in overrides):  # there may be no run
+            run_config(*(word.replace('"', "") for word in overrides))
     assert "python scripts/train.py --hydra-help" in shown
 
 
@@ -67,7 +70,7 @@ def test_help_has_the_launchers_and_sweepers(shown: str) -> None:
             assert re.search(rf"{kind}s: [\w ]*\b{path.stem}\b", shown), path
 
 
-def test_help_shows_the_fields_as_they_would_be_and_refuses_what_cannot(cli: Cli) -> None:
+def test_help_applies_overrides_and_refuses_invalid_ones(cli: Cli) -> None:
     assert "lr: 7.0" in cli("--help", "optim.lr=7", run_dir=False).out
     ended = cli("-h", "optim.lrr=7", run_dir=False)
     assert ended.code == 1
@@ -75,7 +78,7 @@ def test_help_shows_the_fields_as_they_would_be_and_refuses_what_cannot(cli: Cli
     assert "Traceback" not in ended.err
 
 
-def test_help_and_refusals_do_not_import_torch() -> None:
+def test_help_and_errors_do_not_import_torch() -> None:
     code = """
 import sys
 from bigramlm.cli.train import main

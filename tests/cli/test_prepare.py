@@ -1,4 +1,4 @@
-"""The command `prepare`: what it tells, what it refuses, and that it goes on whatever ended it."""
+"""Tests of the command `prepare`: output, errors, interruptions."""
 
 import functools
 import json
@@ -18,20 +18,20 @@ from bigramlm.data.text import Text
 from bigramlm.data.tokens import open_tokens
 from bigramlm.tokenizer.config import BPEConfig, ByteConfig, TokenizerConfig
 from bigramlm.utils import paths
-from tests.helpers import PATIENCE, Cli, assert_refused, command, started, wait_for
+from tests.helpers import TIMEOUT, Cli, assert_refused, command, started, wait_for
 
 TEXT = paths.bundled_text().read_text("utf-8")
 BPE = ("tokenizer=bpe", "tokenizer.vocab_size=300")
 
 
-def encoded_here(text: Text, cfg: TokenizerConfig, encoder: Encoder, *, skip: int) -> Iterator[Encoded]:
-    """Give what `encode_on_all_cores` does, without the second that it takes to start other processes."""
+def encode_in_process(text: Text, cfg: TokenizerConfig, encoder: Encoder, *, skip: int) -> Iterator[Encoded]:
+    """Replace `encode_on_all_cores`, whose processes take a second to start."""
     return map(encoder, encoding.units(text.pieces(), skip=skip))
 
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "encode_on_all_cores", encoded_here)
+    monkeypatch.setattr(corpus, "encode_on_all_cores", encode_in_process)
 
 
 @pytest.fixture
@@ -41,10 +41,10 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_it_tells_what_it_made(
+def test_the_output_describes_the_token_files(
     file: Path, tool: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With workers, as a user runs it."""
+    """Prepare a text with worker processes, as a user does."""
     caplog.set_level("INFO")
     monkeypatch.setattr("bigramlm.data.encoding.UNIT", 3000)
     monkeypatch.chdir(tmp_path)
@@ -58,7 +58,7 @@ def test_it_tells_what_it_made(
     ]
     assert f"Train: {tokens['train']:,} tokens, " in ended.out
     assert ended.out.splitlines()[-1] == "Train on them: python scripts/train.py data=tokens data.path=made"
-    assert "verified: both files are as they were written" in caplog.messages
+    assert "verified: both token files match their checksums" in caplog.messages
     caplog.clear()
     restored = BPEConfig().restore(found.tokenizer())
     assert restored.decode(found.ids("train").tolist()) + restored.decode(found.ids("val").tolist()) == TEXT
@@ -68,16 +68,16 @@ def test_it_tells_what_it_made(
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a text, with its token files in made, and something else in other."""
-    folder = tmp_path_factory.mktemp("place")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a text, its token files in made/ and a file in other/."""
+    folder = tmp_path_factory.mktemp("root")
     (folder / "a.txt").write_text("a\n" * 100)
     (folder / "other").mkdir()
     (folder / "other" / "manifest.json").write_text("mine")
     found = TextConfig(path=str(folder / "a.txt")).read()
     assert isinstance(found, Text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "encode_on_all_cores", encoded_here)
+        patch.setattr(corpus, "encode_on_all_cores", encode_in_process)
         corpus.prepare(found, ByteConfig(), None, folder / "made")
     return folder
 
@@ -99,17 +99,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--fast"], ("--fast", "--help")),
     ],
 )
-def test_it_refuses(
-    arguments: list[str], named: tuple[str, ...], tool: Cli, place: Path, monkeypatch: pytest.MonkeyPatch
+def test_invalid_arguments_are_refused(
+    arguments: list[str], named: tuple[str, ...], tool: Cli, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(place)
-    monkeypatch.setattr(paths, "home", lambda: place)
-    before = {path: path.read_bytes() for folder in ("made", "other") for path in (place / folder).iterdir()}
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(paths, "home", lambda: root)
+    contents = {path: path.read_bytes() for folder in ("made", "other") for path in (root / folder).iterdir()}
     assert_refused(tool(prepare.main, *arguments), *named)
-    assert before == {path: path.read_bytes() for folder in ("made", "other") for path in (place / folder).iterdir()}
+    assert contents == {path: path.read_bytes() for folder in ("made", "other") for path in (root / folder).iterdir()}
 
 
-def test_a_flipped_bit_is_found_by_preparing_again(
+def test_preparing_again_finds_a_flipped_bit(
     file: Path, in_process: None, tool: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bigramlm.data.text.IN_MEMORY_UP_TO", 1000)
@@ -124,7 +124,7 @@ def test_a_flipped_bit_is_found_by_preparing_again(
     assert_refused(tool(prepare.main, *arguments), path, "delete")
 
 
-def test_a_tokenizer_of_a_relative_path_is_the_same_the_next_time(
+def test_a_tokenizer_with_a_relative_path_is_recognised_again(
     tmp_path: Path, in_process: None, tool: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -135,67 +135,70 @@ def test_a_tokenizer_of_a_relative_path_is_the_same_the_next_time(
     arguments = ("data=bundled", "tokenizer=gpt2", "tokenizer.path=tok", "output=made")
     first, second = (tool(prepare.main, *arguments) for _ in range(2))
     assert (first.code, second.code, first.out) == (0, 0, second.out), second.err
-    assert (tmp_path / "made" / "tokenizer.json").read_text("utf-8") == pretty, "to the letter"
+    assert (tmp_path / "made" / "tokenizer.json").read_text("utf-8") == pretty, "an exact copy"
     other = BPEConfig().build(characters="", documents=1, train=lambda most: iter([TEXT[:40_000]])).to_json()
     (tmp_path / "tok" / "tokenizer.json").write_text(other, "utf-8")
     assert_refused(tool(prepare.main, *arguments), "made", "tokenizer", "delete")
 
 
-# Ended before its time, and begun again
+# Interruptions and continuing
 
 
-def in_small_parts(limit: int = 0, *, alone: bool = False) -> None:
-    """Set up a process: units are small; files no longer than a limit; alone: what encodes is this process."""
+def use_small_parts(limit: int = 0, *, alone: bool = False) -> None:
+    """Set small units in a process, and optionally limits.
+
+    limit: the maximum size of files in bytes, 0 for none; alone: encode in this process, without workers.
+    """
     encoding.UNIT, corpus.KEPT_EVERY, text.PIECE = 20_000, 40_000, 5_000
     if limit:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if alone:
-        corpus.encode_on_all_cores = encoded_here
+        corpus.encode_on_all_cores = encode_in_process
 
 
-AGAIN = functools.partial(in_small_parts, alone=True)
+SMALL_PARTS = functools.partial(use_small_parts, alone=True)
 
 
-def held_until(go: Path) -> None:
-    """Set up a process: it holds the folder, with nothing done yet, until this file is there."""
-    in_small_parts(alone=True)
+def wait_with_the_lock(go: Path) -> None:
+    """Keep the folder locked, before any work, until the file exists."""
+    use_small_parts(alone=True)
     check = corpus.check
 
-    def waits(text: Text, tokenizer: corpus.Tokenizer, name: str) -> None:
-        (go.parent / "held").touch()
+    def wait_and_check(text: Text, tokenizer: corpus.Tokenizer, name: str) -> None:
+        (go.parent / "locked").touch()
         wait_for(go.exists)
         check(text, tokenizer, name)
 
-    corpus.check = waits
+    corpus.check = wait_and_check
 
 
-def test_two_at_once_do_it_once(file: Path, tmp_path: Path) -> None:
+def test_two_simultaneous_commands_encode_once(file: Path, tmp_path: Path) -> None:
     arguments = (f"data.path={file}", *BPE, f"output={tmp_path / 'made'}")
-    first = started(*arguments, main=prepare.main, setup=functools.partial(held_until, tmp_path / "go"))
-    second = started(*arguments, main=prepare.main, setup=AGAIN)
+    first = started(*arguments, main=prepare.main, setup=functools.partial(wait_with_the_lock, tmp_path / "go"))
+    second = started(*arguments, main=prepare.main, setup=SMALL_PARTS)
     with first as one:
-        wait_for((tmp_path / "held").exists, of=one)
+        wait_for((tmp_path / "locked").exists, of=one)
         with second as other:
-            wait_for(lambda: "another process prepares them" in other.err, of=other)
+            wait_for(lambda: "another process is preparing them" in other.err, of=other)
             assert not (tmp_path / "made" / "manifest.json").exists()
             (tmp_path / "go").touch()
             ends = [one.end(), other.end()]
     assert [ended.code for ended in ends] == [0, 0], ends
     assert ends[0].out == ends[1].out
     assert ["made in" in ended.err for ended in ends] == [True, False]
-    assert "another process prepares them" not in ends[0].err
+    assert "another process is preparing them" not in ends[0].err
 
 
-def test_a_full_disk_keeps_what_is_done(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_finished_work(tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text(TEXT * 3, "utf-8")
     arguments = (f"data.path={tmp_path / 'long.txt'}", "tokenizer=byte", f"output={tmp_path / 'made'}")
-    full = command(*arguments, main=prepare.main, setup=functools.partial(in_small_parts, 100_000))
+    full = command(*arguments, main=prepare.main, setup=functools.partial(use_small_parts, 100_000))
     assert_refused(full, tmp_path / "made", "File too large", "kept")
     progress = json.loads((tmp_path / "made" / "progress.json").read_text())
     assert 70_000 < progress["splits"]["train"]["tokens"] < 100_000
-    again = command(*arguments, main=prepare.main, setup=AGAIN)
+    again = command(*arguments, main=prepare.main, setup=SMALL_PARTS)
     assert again.code == 0, again.err
     done = progress["splits"]["train"]["characters"]
     assert f"continuing after {done:,} characters" in again.err
@@ -203,8 +206,8 @@ def test_a_full_disk_keeps_what_is_done(tmp_path: Path) -> None:
     assert (made.ids("train").tobytes() + made.ids("val").tobytes()).decode() == TEXT * 3
 
 
-# It stands still once some of the tokens are on the disk, with its workers about it.
-STANDS_STILL = f"""
+# A script that pauses after the first tokens are on the disk, while its workers are running.
+PAUSING_SCRIPT = f"""
 import time
 from bigramlm.cli import prepare
 from bigramlm.data import corpus, encoding, text
@@ -212,25 +215,25 @@ from bigramlm.data.tokens import TokenWriter
 
 keep = TokenWriter.keep
 
-def keep_and_stand_still(writer):
+def keep_and_pause(writer):
     TokenWriter.keep = keep
     keep(writer)
     print("kept", flush=True)
-    time.sleep({PATIENCE})
+    time.sleep({TIMEOUT})
 
 if __name__ == "__main__":
     encoding.UNIT, corpus.KEPT_EVERY, text.PIECE = 20_000, 40_000, 5_000
-    TokenWriter.keep = keep_and_stand_still
+    TokenWriter.keep = keep_and_pause
     prepare.main()
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_killed_it_leaves_no_process_behind_and_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_killed_command_leaves_no_process_and_can_be_continued(number: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text(TEXT * 2, "utf-8")
     arguments = (f"data.path={tmp_path / 'long.txt'}", *BPE, f"output={tmp_path / 'made'}")
     script = tmp_path / "prepare.py"
-    script.write_text(STANDS_STILL)
+    script.write_text(PAUSING_SCRIPT)
     process = subprocess.Popen(
         [sys.executable, str(script), *arguments],
         cwd=paths.home(),
@@ -243,8 +246,8 @@ def test_killed_it_leaves_no_process_behind_and_goes_on(number: signal.Signals, 
         assert process.stdout is not None
         assert process.stdout.readline() == "kept\n"
         process.send_signal(number)
-        # Its output ends when nobody holds it any more: neither the command nor one of its workers.
-        _, err = process.communicate(timeout=PATIENCE)
+        # The pipe closes only when the command and all of its workers have ended.
+        _, err = process.communicate(timeout=TIMEOUT)
     finally:
         process.kill()
     assert process.returncode == (130 if number == signal.SIGINT else -number)
@@ -252,7 +255,7 @@ def test_killed_it_leaves_no_process_behind_and_goes_on(number: signal.Signals, 
         assert err.splitlines()[-1].startswith("stopped by SIGINT")
     assert not (tmp_path / "made" / "manifest.json").exists()
     assert json.loads((tmp_path / "made" / "progress.json").read_text())["pieces"]
-    again = command(*arguments, main=prepare.main, setup=AGAIN)
+    again = command(*arguments, main=prepare.main, setup=SMALL_PARTS)
     assert again.code == 0, again.err
     assert "continuing after" in again.err
     assert "learned" not in again.err

@@ -1,4 +1,4 @@
-"""The list of runs, and what differs between two of them."""
+"""Tests of the command `runs`: the list of runs and the comparison of two."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ SHORT = ("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=
 
 @pytest.fixture
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an outputs/ with runs that were never trained: three as runs, one as a job of a sweep."""
+    """Return an outputs/ folder with hand-written runs: three runs and a sweep job."""
     folder = tmp_path / "outputs"
     for module in (runs, runs_command):
         monkeypatch.setattr(module, "outputs", lambda: folder)
@@ -30,8 +30,13 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):
         run = folder / name
         run.mkdir(parents=True)
-        told: dict[str, Any] = {"status": status, "step": 100, "started": started, "best": {"step": 9, "val/loss": val}}
-        (run / "summary.json").write_text(json.dumps(told if val else {**told, "best": {}}))
+        saved: dict[str, Any] = {
+            "status": status,
+            "step": 100,
+            "started": started,
+            "best": {"step": 9, "val/loss": val},
+        }
+        (run / "summary.json").write_text(json.dumps(saved if val else {**saved, "best": {}}))
         (run / "config.yaml").write_text(f"model:\n  name: bigram\ndata:\n  name: text\noptim:\n  lr: {lr}\n")
     (folder / "runs" / "refused").mkdir()
     (folder / "runs" / "refused" / "summary.json").write_text('{"status": "failed"}')
@@ -41,16 +46,16 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rows(out: str) -> list[str]:
-    """Return the last word of every line but the first: the folders."""
+    """Return the last column of the printed table, which has the folders."""
     return [line.split()[-1] for line in out.splitlines()[1:]]
 
 
-def test_the_list_has_every_run_the_newest_last(outputs: Path, tool: Cli) -> None:
+def test_the_list_has_all_runs_with_the_newest_last(outputs: Path, tool: Cli) -> None:
     done = tool(runs_command.main, "list")
     assert done.code == 0, done.err
     assert done.out.splitlines()[0].split() == ["when", "model", "data", "steps", "val", "status", "folder"]
     assert rows(done.out) == ["refused", "2026-01-01/a", "2026-01-02/b", "2026-01-03/c", "2026/0"]
-    assert "killed" in done.out, "running, says its summary, and nobody holds the folder"
+    assert "killed" in done.out, "the summary says running, but no process has locked the folder"
     assert "2.2500" in done.out
     assert max(map(len, done.out.splitlines())) <= 80
 
@@ -69,16 +74,18 @@ def test_the_list_has_every_run_the_newest_last(outputs: Path, tool: Cli) -> Non
         ),
     ],
 )
-def test_it_can_be_filtered_and_sorted(outputs: Path, tool: Cli, arguments: list[str], expected: list[str]) -> None:
+def test_the_list_can_be_filtered_and_sorted(
+    outputs: Path, tool: Cli, arguments: list[str], expected: list[str]
+) -> None:
     out = tool(runs_command.main, "list", *arguments).out
     if "optim.lr" in arguments:
-        assert out.splitlines()[0].split()[-1] == "optim.lr", "what it is sorted by is shown"
+        assert out.splitlines()[0].split()[-1] == "optim.lr", "the sort key is shown"
         assert [line.split()[-2] for line in out.splitlines()[1:]] == expected
     else:
         assert rows(out) == expected
 
 
-def test_the_list_as_json_has_whole_figures(outputs: Path, tool: Cli) -> None:
+def test_the_json_list_has_unrounded_values(outputs: Path, tool: Cli) -> None:
     found = [json.loads(line) for line in tool(runs_command.main, "list", "--json", "status=stopped").out.splitlines()]
     assert found == [
         {
@@ -93,7 +100,7 @@ def test_the_list_as_json_has_whole_figures(outputs: Path, tool: Cli) -> None:
     ]
 
 
-def test_what_cannot_be_listed_is_one_line(outputs: Path, tool: Cli) -> None:
+def test_invalid_filters_give_a_one_line_error(outputs: Path, tool: Cli) -> None:
     for arguments, named in (
         (["colour=red"], ["colour=red", "did you mean "]),
         (["red"], ["red", "FIELD=VALUE"]),
@@ -101,13 +108,13 @@ def test_what_cannot_be_listed_is_one_line(outputs: Path, tool: Cli) -> None:
     ):
         done = tool(runs_command.main, "list", *arguments)
         assert_refused(done, *named)
-        assert done.err.count("\n") == 1, "nothing else is said"
-    assert tool(runs_command.main, "list", "status=pruned").out == "no run is left by these filters\n"
+        assert done.err.count("\n") == 1, "the error is the only output"
+    assert tool(runs_command.main, "list", "status=pruned").out == "no run matches these filters\n"
     shutil.rmtree(outputs)
     assert_refused(tool(runs_command.main, "list"), outputs, "python scripts/train.py")
 
 
-def test_runs_are_found_by_the_names_that_the_list_has(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_found_by_their_names_in_the_list(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert runs.find("2026-01-01/a") == outputs / "runs" / "2026-01-01" / "a"
     assert runs.find("2026/0") == outputs / "sweeps" / "2026" / "0"
     assert runs.find("sweeps/2026/0") == outputs / "sweeps" / "2026" / "0"
@@ -116,42 +123,46 @@ def test_runs_are_found_by_the_names_that_the_list_has(outputs: Path, monkeypatc
     assert runs.find("runs/2026-01-01/a") == outputs / "runs" / "2026-01-01" / "a"
 
 
-def test_diff_says_what_differs_and_where_the_losses_part(tool: Cli, cli: Cli) -> None:
+def test_diff_shows_differences_and_where_losses_diverge(tool: Cli, cli: Cli) -> None:
     a, same, b = (cli(*SHORT, *rest).folder for rest in ([], [], ["optim.warmup_steps=10", "data.train_fraction=0.8"]))
-    told = tool(runs_command.main, "diff", str(a), str(b))
-    assert told.code == 0, told.err
-    assert [line.split() for line in told.out.splitlines() if line.startswith(("optim", "data."))] == [
+    done = tool(runs_command.main, "diff", str(a), str(b))
+    assert done.code == 0, done.err
+    assert [line.split() for line in done.out.splitlines() if line.startswith(("optim", "data."))] == [
         ["data.train_fraction", "0.9", "0.8"],
         ["optim.warmup_steps", "0", "10"],
     ]
-    assert "losses: part at step 0, " in told.out
-    assert "nothing recorded before is the same" in told.out
+    assert "losses: differ from step 0, " in done.out
+    assert "no earlier step is equal" in done.out
     warm = cli(*SHORT, "optim.warmup_steps=10").folder
-    assert "losses: part at step 5, train/batch_loss" in tool(runs_command.main, "diff", str(a), str(warm)).out
+    assert "losses: differ from step 5, train/batch_loss" in tool(runs_command.main, "diff", str(a), str(warm)).out
     equal = tool(runs_command.main, "diff", str(a), str(same)).out
-    assert "the same: config, data, code, environment" in equal
-    assert "losses: the same at all 5 steps that both have records of" in equal
+    assert "identical: config, data, code, environment" in equal
+    assert "losses: equal at all 5 steps that both runs recorded" in equal
 
 
-def test_diff_of_what_is_no_run_is_one_line(tmp_path: Path, tool: Cli) -> None:
+def test_diff_without_a_run_gives_a_one_line_error(tmp_path: Path, tool: Cli) -> None:
     done = tool(runs_command.main, "diff", str(tmp_path), str(tmp_path))
     assert_refused(done, tmp_path, "summary.json")
-    assert done.err.count("\n") == 1, "nothing else is said"
+    assert done.err.count("\n") == 1, "the error is the only output"
 
 
-def test_another_text_code_and_environment_are_told(outputs: Path, tool: Cli) -> None:
+def test_diff_shows_different_texts_code_and_environments(outputs: Path, tool: Cli) -> None:
     for name, sha, commit, torch in (("a", "1", "x", "2.12"), ("b", "2", "y", "2.13")):
         path = outputs / "runs" / f"2026-01-0{'ab'.index(name) + 1}" / name / "summary.json"
-        told = json.loads(path.read_text())
-        told |= {"data": {"sha256": sha}, "git": {"commit": commit, "dirty": name == "a"}, "versions": {"torch": torch}}
-        path.write_text(json.dumps(told))
+        saved = json.loads(path.read_text())
+        saved |= {
+            "data": {"sha256": sha},
+            "git": {"commit": commit, "dirty": name == "a"},
+            "versions": {"torch": torch},
+        }
+        path.write_text(json.dumps(saved))
     out = tool(runs_command.main, "diff", "2026-01-01/a", "2026-01-02/b").out
     for field in ("sha256", "commit", "torch", "optim.lr"):
         assert any(line.startswith(field) for line in out.splitlines()), out
-    assert "changes that were not committed" in out
+    assert "uncommitted changes" in out
     assert "losses: no step in common" in out
 
 
-def test_listing_needs_no_torch() -> None:
+def test_listing_does_not_import_torch() -> None:
     code = "import sys, bigramlm.runs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

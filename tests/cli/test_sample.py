@@ -1,4 +1,4 @@
-"""Text from a run's folder or a checkpoint, and from nothing else."""
+"""Tests of the command `sample`, from a run folder or a checkpoint alone."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from bigramlm.cli import sample
 from bigramlm.generate import draw
 from bigramlm.runs import find as runs
 from bigramlm.utils import paths
-from tests.helpers import PATIENCE, Cli, assert_refused, command
+from tests.helpers import TIMEOUT, Cli, assert_refused, command
 
 SCRIPT = paths.home() / "scripts" / "sample.py"
 
@@ -36,28 +36,28 @@ def table(run: Path, step: int = 300) -> tuple[torch.Tensor, str]:
 
 
 def greedy(run: Path, prompt: str, n: int, step: int = 300) -> str:
-    """By hand: the likeliest character each time."""
+    """Continue a prompt with n characters, always the likeliest one."""
     weights, chars = table(run, step)
     for _ in range(n):
         prompt += chars[int(weights[chars.index(prompt[-1])].argmax())]
     return prompt
 
 
-def test_a_run_folder_is_all_it_takes_on_another_machine(run: Path, tmp_path: Path) -> None:
-    """Moved away, without its text, from another working folder."""
-    there = shutil.copytree(run, tmp_path / "moved")
+def test_a_copied_run_folder_is_sufficient(run: Path, tmp_path: Path) -> None:
+    """Sample from a copied run folder, in another working folder, without the text."""
+    copy = shutil.copytree(run, tmp_path / "moved")
     for name in ("summary.json", "config.yaml", "metrics.jsonl", "samples.txt"):
-        text = (there / name).read_text("utf-8").replace(str(run), "/nowhere")
-        (there / name).write_text(text, "utf-8")
-    typed = ("run=moved", "prompt=Joan, what's ", "max_new_tokens=30", "temperature=0")
-    done = command(*typed, main=sample.main, cwd=tmp_path)
+        text = (copy / name).read_text("utf-8").replace(str(run), "/nowhere")
+        (copy / name).write_text(text, "utf-8")
+    overrides = ("run=moved", "prompt=Joan, what's ", "max_new_tokens=30", "temperature=0")
+    done = command(*overrides, main=sample.main, cwd=tmp_path)
     assert done.code == 0, done.err
     assert done.out == greedy(run, "Joan, what's ", 30) + "\n"
     assert done.err.replace("\\", "/") == "moved/checkpoints/step_300, 3,844 parameters\n"
 
 
 @pytest.mark.parametrize("which", ["step_300", "last", "best"])
-def test_a_checkpoint_is_all_it_takes(run: Path, tmp_path: Path, tool: Cli, which: str) -> None:
+def test_a_checkpoint_folder_is_sufficient(run: Path, tmp_path: Path, tool: Cli, which: str) -> None:
     where = run / "checkpoints" / which
     if which == "step_300":
         where = Path(shutil.copytree(where, tmp_path / "mine"))
@@ -65,37 +65,37 @@ def test_a_checkpoint_is_all_it_takes(run: Path, tmp_path: Path, tool: Cli, whic
     assert (done.code, done.out) == (0, greedy(run, "Joan", 9) + "\n"), done.err
 
 
-def test_any_checkpoint_of_a_run_can_be_chosen(run: Path, tool: Cli) -> None:
+def test_every_checkpoint_of_a_run_can_be_selected(run: Path, tool: Cli) -> None:
     for which, step in (("last", 300), ("best", 300), ("100", 100), ("step_200", 200), ("0", 0)):
         options = (f"run={run}", f"checkpoint={which}", "prompt=J", "temperature=0", "max_new_tokens=20")
         assert tool(sample.main, *options).out == greedy(run, "J", 20, step) + "\n"
     none = tool(sample.main, f"run={run}", "checkpoint=7")
     assert_refused(none, run, "last, best, 0, 100, 200, 300", field="checkpoint", value=7)
-    assert none.err.count("\n") == 1, "nothing else is said"
+    assert none.err.count("\n") == 1, "the error is the only output"
 
 
-def test_the_same_settings_write_what_the_run_wrote_at_its_end(run: Path, tool: Cli) -> None:
+def test_the_settings_of_a_run_reproduce_its_final_sample(run: Path, tool: Cli) -> None:
     done = tool(sample.main, f"run={run}", "prompt=Joan", "top_k=5")
     assert (run / "samples.txt").read_text("utf-8") == "---- step 300\n" + done.out
     assert tool(sample.main, f"run={run}", "prompt=Joan", "top_k=5", "seed=1").out != done.out
 
 
-def test_the_newest_run_is_taken_by_default(run: Path, tool: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_run_is_the_default(run: Path, tool: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "outputs", lambda: run.parent)
     assert tool(sample.main, "prompt=J", "temperature=0", "max_new_tokens=5").out == greedy(run, "J", 5) + "\n"
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_and_told(
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(
     run: Path, tmp_path: Path, tool: Cli, caplog: pytest.LogCaptureFixture
 ) -> None:
-    there = Path(shutil.copytree(run, tmp_path / "run"))
-    (there / "checkpoints" / "step_300" / "model.safetensors").write_bytes(b"")
-    done = tool(sample.main, f"run={there}", "prompt=J", "temperature=0", "max_new_tokens=5")
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    (copy / "checkpoints" / "step_300" / "model.safetensors").write_bytes(b"")
+    done = tool(sample.main, f"run={copy}", "prompt=J", "temperature=0", "max_new_tokens=5")
     assert done.out == greedy(run, "J", 5, 200) + "\n"
     assert "skipped: " in caplog.text
-    best = tool(sample.main, f"run={there}", "checkpoint=best")
-    # What was asked for is not exchanged in silence.
-    assert_refused(best, there / "checkpoints" / "step_300" / "model.safetensors", "damaged", "SHA-256")
+    best = tool(sample.main, f"run={copy}", "checkpoint=best")
+    # A checkpoint that the user names is not replaced by another.
+    assert_refused(best, copy / "checkpoints" / "step_300" / "model.safetensors", "damaged", "SHA-256")
 
 
 def test_many_samples_of_one_prompt(run: Path, tool: Cli) -> None:
@@ -108,7 +108,7 @@ def test_many_samples_of_one_prompt(run: Path, tool: Cli) -> None:
     assert tool(sample.main, f"run={run}", "prompt=What's, ", "num_samples=70", "max_new_tokens=4").out == done.out
 
 
-def test_prompts_from_a_file_become_jsonl_in_their_order(run: Path, tmp_path: Path, tool: Cli) -> None:
+def test_prompts_from_a_file_give_jsonl_in_the_same_order(run: Path, tmp_path: Path, tool: Cli) -> None:
     prompts = ["Joan", "a", "Who is it?", "", "b"]
     (tmp_path / "p.txt").write_text("\n".join(prompts) + "\n", "utf-8")
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in [*prompts, "two\nlines"]))
@@ -125,15 +125,15 @@ def test_prompts_from_a_file_become_jsonl_in_their_order(run: Path, tmp_path: Pa
     assert [json.loads(line)["prompt"] for line in twice.out.splitlines()] == [p for p in prompts for _ in "12"]
 
 
-def test_no_new_tokens_is_the_prompt(run: Path, tmp_path: Path, tool: Cli) -> None:
+def test_zero_new_tokens_give_the_prompt(run: Path, tmp_path: Path, tool: Cli) -> None:
     assert tool(sample.main, f"run={run}", "prompt=Joan", "max_new_tokens=0").out == "Joan\n"
     (tmp_path / "p.txt").write_text("Joan")
     done = tool(sample.main, f"run={run}", f"prompts_file={tmp_path / 'p.txt'}", "max_new_tokens=0")
     assert json.loads(done.out) == {"prompt": "Joan", "completion": ""}
 
 
-def collected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return what is shown, piece by piece."""
+def capture_shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that collects the pieces of text passed to show."""
     shown: list[str] = []
 
     def show(text: str, end: str = "\n") -> bool:
@@ -144,29 +144,29 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return shown
 
 
-def test_text_appears_as_it_is_made(run: Path, tool: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = collected(monkeypatch)
+def test_text_is_printed_token_by_token(run: Path, tool: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = capture_shown(monkeypatch)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     tool(sample.main, f"run={run}", "prompt=Jo", "max_new_tokens=5", "temperature=0")
     text = greedy(run, "Jo", 5)
     assert shown == [text[:3], *text[3:], "\n"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a closed pipe is another error there")
-def test_it_ends_where_nobody_reads_any_more(run: Path) -> None:
-    """Without that a million tokens would take minutes."""
+@pytest.mark.skipif(sys.platform == "win32", reason="a closed pipe raises another error on Windows")
+def test_sampling_stops_when_the_pipe_is_closed(run: Path) -> None:
+    """Close the pipe after 100 bytes: all 100 million tokens would take far too long."""
     line = [sys.executable, str(SCRIPT), f"run={run}", "max_new_tokens=100000000"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.read(100)
         process.stdout.close()
-        assert process.wait(timeout=PATIENCE) == 0
+        assert process.wait(timeout=TIMEOUT) == 0
         assert process.stderr is not None
         assert b"Error" not in process.stderr.read()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here to be always full")
-def test_an_output_that_is_full_is_one_line(run: Path) -> None:
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_output_gives_a_one_line_error(run: Path) -> None:
     with Path("/dev/full").open("w") as full:
         line = [sys.executable, str(SCRIPT), f"run={run}", "max_new_tokens=10"]
         done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
@@ -175,7 +175,7 @@ def test_an_output_that_is_full_is_one_line(run: Path) -> None:
 
 
 class Bytes:
-    """A tokenizer whose tokens are bytes: a character may take several of them."""
+    """A tokenizer whose tokens are bytes, so a character may take several tokens."""
 
     end_of_text = None
 
@@ -183,15 +183,15 @@ class Bytes:
         return bytes(ids).decode("utf-8", "replace")
 
 
-def test_a_character_of_several_tokens_is_shown_once_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = collected(monkeypatch)
+def test_a_character_of_several_tokens_is_printed_when_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = capture_shown(monkeypatch)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     new = "né日\N{GRINNING FACE}".encode()
-    sample.print_as_it_comes(Bytes(), list(b"a"), iter(new), None)  # type: ignore[arg-type]
+    sample.print_stream(Bytes(), list(b"a"), iter(new), None)  # type: ignore[arg-type]
     assert shown == ["an", "é", "日", "\N{GRINNING FACE}", "\n"]
 
 
-# What is typed, and what the refusal names of it.
+# Invalid arguments, and the parts that the error message must contain.
 BAD = {
     "run=none": ["none", "python scripts/runs.py list"],
     "prompt=日本": ["prompt='日本'", "62", "'日', '本'"],
@@ -212,13 +212,13 @@ BAD = {
 
 
 @pytest.mark.parametrize(("argument", "named"), BAD.items(), ids=BAD)
-def test_bad_input_is_one_line(run: Path, tool: Cli, argument: str, named: list[str]) -> None:
+def test_invalid_arguments_give_a_one_line_error(run: Path, tool: Cli, argument: str, named: list[str]) -> None:
     done = tool(sample.main, *([] if argument.startswith("run=") else [f"run={run}"]), argument)
     assert_refused(done, *named)
-    assert done.err.count("\n") == 1, "nothing else is said"
+    assert done.err.count("\n") == 1, "the error is the only output"
 
 
-def test_bad_prompts_files_are_one_line_with_its_number(run: Path, tmp_path: Path, tool: Cli) -> None:
+def test_invalid_prompts_files_give_an_error_with_the_line_number(run: Path, tmp_path: Path, tool: Cli) -> None:
     for name, content, named in (
         ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', ["line 2", '{"prompt": ']),
         ("b.txt", "a\n日\n", ["line 2", "62", "'日'"]),
@@ -228,12 +228,12 @@ def test_bad_prompts_files_are_one_line_with_its_number(run: Path, tmp_path: Pat
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         done = tool(sample.main, f"run={run}", f"prompts_file={tmp_path / name}")
         assert_refused(done, tmp_path / name, *named)
-        assert done.err.count("\n") == 1, "nothing else is said"
+        assert done.err.count("\n") == 1, "the error is the only output"
     both = tool(sample.main, f"run={run}", "prompt=a", f"prompts_file={tmp_path / 'b.txt'}")
     assert_refused(both, "prompt=a", f"prompts_file={tmp_path / 'b.txt'}")
 
 
-def test_hydras_own_refusals_keep_its_text_and_code(run: Path, tool: Cli) -> None:
+def test_errors_of_hydra_keep_their_text_and_exit_code(run: Path, tool: Cli) -> None:
     done = tool(sample.main, f"run={run}", "promt=a")
     assert done.code == 1
     assert "Key 'promt' not in 'SampleCommand'" in done.err
@@ -250,30 +250,31 @@ def test_help_names_every_field_without_torch() -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-def drawn(logits: torch.Tensor, n: int = 4000, **settings: float) -> torch.Tensor:
-    """How often each token was drawn."""
+def frequencies(logits: torch.Tensor, n: int = 4000, **settings: float) -> torch.Tensor:
+    """Return the relative frequency of each token in n draws, (V,)."""
     options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | settings
     generator = torch.Generator().manual_seed(0)
     many = draw(logits.expand(n, -1), generator=generator, **options)  # type: ignore[arg-type]
     return many.flatten().bincount(minlength=logits.shape[-1]) / n
 
 
-def test_draws_follow_the_softmax_and_what_cuts_it() -> None:
+def test_draws_follow_the_softmax_with_top_k_and_top_p() -> None:
     p = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
     logits = p.log()
-    torch.testing.assert_close(drawn(logits), p, atol=0.03, rtol=0)
-    torch.testing.assert_close(drawn(logits, temperature=0.5), F.softmax(2 * logits, dim=0), atol=0.03, rtol=0)
-    assert drawn(logits, temperature=0).tolist() == [0, 1, 0, 0, 0]
-    torch.testing.assert_close(drawn(logits, top_k=2), torch.tensor([0, 4 / 7, 0, 3 / 7, 0]), atol=0.03, rtol=0)
-    assert drawn(logits, top_k=1).tolist() == [0, 1, 0, 0, 0]
-    torch.testing.assert_close(drawn(logits, top_k=99), p, atol=0.03, rtol=0)
-    # 0.4 + 0.3 is the first sum from 0.6 on: the token that crosses it is in.
-    torch.testing.assert_close(drawn(logits, top_p=0.6), torch.tensor([0, 4 / 7, 0, 3 / 7, 0]), atol=0.03, rtol=0)
-    assert (drawn(logits, top_p=0.72) > 0).tolist() == [False, True, False, True, True]
-    even = torch.zeros(4)  # sums of quarters are exact: the tokens before reach 0.5 with the second, and no third is in
-    assert (drawn(even, top_p=0.5) > 0).sum() == 2
-    assert drawn(torch.tensor([50.0, 60.0, 40.0]), temperature=1e-30).tolist() == [0, 1, 0], "nothing overflows"
-    assert drawn(logits, top_p=0.01).tolist() == [0, 1, 0, 0, 0]
-    both = drawn(logits, top_k=3, top_p=0.5)
+    torch.testing.assert_close(frequencies(logits), p, atol=0.03, rtol=0)
+    torch.testing.assert_close(frequencies(logits, temperature=0.5), F.softmax(2 * logits, dim=0), atol=0.03, rtol=0)
+    assert frequencies(logits, temperature=0).tolist() == [0, 1, 0, 0, 0]
+    torch.testing.assert_close(frequencies(logits, top_k=2), torch.tensor([0, 4 / 7, 0, 3 / 7, 0]), atol=0.03, rtol=0)
+    assert frequencies(logits, top_k=1).tolist() == [0, 1, 0, 0, 0]
+    torch.testing.assert_close(frequencies(logits, top_k=99), p, atol=0.03, rtol=0)
+    # 0.4 + 0.3 is the first sum of at least 0.6: the token that reaches top_p is included.
+    torch.testing.assert_close(frequencies(logits, top_p=0.6), torch.tensor([0, 4 / 7, 0, 3 / 7, 0]), atol=0.03, rtol=0)
+    assert (frequencies(logits, top_p=0.72) > 0).tolist() == [False, True, False, True, True]
+    # Sums of quarters are exact, so the second token reaches 0.5 and the third is excluded.
+    even = torch.zeros(4)
+    assert (frequencies(even, top_p=0.5) > 0).sum() == 2
+    assert frequencies(torch.tensor([50.0, 60.0, 40.0]), temperature=1e-30).tolist() == [0, 1, 0], "no logit overflows"
+    assert frequencies(logits, top_p=0.01).tolist() == [0, 1, 0, 0, 0]
+    both = frequencies(logits, top_k=3, top_p=0.5)
     assert (both > 0).tolist() == [False, True, False, True, False]
-    assert (drawn(torch.zeros(6), top_k=2) > 0).sum() == 2, "ties too leave no more than k"
+    assert (frequencies(torch.zeros(6), top_k=2) > 0).sum() == 2, "ties keep at most k tokens too"

@@ -1,4 +1,4 @@
-"""The command `train`: what a run leaves, the folders it takes, a disk that is full, signals."""
+"""Tests of the command `train`: run folders, full disks, signals, sweeps."""
 
 import errno
 import functools
@@ -26,7 +26,7 @@ from tests.helpers import SCRIPT, SHORT, Cli, Ended, assert_refused, command, co
 ENDLESS = ("data=bundled", "trainer.steps=100000000", "logger=none")
 
 
-def test_a_run_from_any_folder_leaves_what_it_promises(tmp_path: Path) -> None:
+def test_a_run_from_any_folder_writes_all_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = command(
         "experiment=quick", "trainer.steps=300", "trainer.eval_every=100", f"hydra.run.dir={folder}", cwd=tmp_path
@@ -48,33 +48,33 @@ def test_a_run_from_any_folder_leaves_what_it_promises(tmp_path: Path) -> None:
     assert lines[0] == "----"
     end = re.fullmatch(r"End of training. Loss: (\d\.\d{4}) \(val (\d\.\d{4})\)", lines[1])
     assert end is not None, lines[1]
-    told = summary(folder)
-    final = told["final"]
+    saved = summary(folder)
+    final = saved["final"]
     assert isinstance(final, dict)
     assert f"{final['train/loss']:.4f}" == end[1]
     assert f"{final['val/loss']:.4f}" == end[2]
     assert final["val/bpc"] == pytest.approx(final["val/loss"] / 0.6931471805599453)
-    assert told["status"] == "completed"
-    assert told["step"] == 300
-    assert told["device"] in ("cpu", "cuda", "mps")
-    assert told["overrides"] == ["experiment=quick", "trainer.steps=300", "trainer.eval_every=100"]
+    assert saved["status"] == "completed"
+    assert saved["step"] == 300
+    assert saved["device"] in ("cpu", "cuda", "mps")
+    assert saved["overrides"] == ["experiment=quick", "trainer.steps=300", "trainer.eval_every=100"]
     digest = hashlib.sha256(paths.bundled_text().read_bytes()).hexdigest()
-    assert told["data"] == {"name": "bundled", "sha256": digest}
-    assert set(told) >= {"final", "best", "seconds", "tokens_per_second", "versions", "git"}
+    assert saved["data"] == {"name": "bundled", "sha256": digest}
+    assert set(saved) >= {"final", "best", "seconds", "tokens_per_second", "versions", "git"}
     sample = (folder / "samples.txt").read_text("utf-8").removeprefix("---- step 300\n").removesuffix("\n")
-    assert len(sample) == 301, "token zero and 300 more"
+    assert len(sample) == 301, "token 0 and 300 new tokens"
     assert sample in done.out
-    assert f"Run: {folder.name}" in done.out, "short, from where the user is"
+    assert f"Run: {folder.name}" in done.out, "relative to the working folder"
     assert "tensorboard --logdir" in done.out
-    assert "where no bigram can do better" in done.out
+    assert "the minimum for any bigram" in done.out
     assert "step 100/300" in done.err
-    assert "\r" not in done.err, "no bar where there is no terminal"
+    assert "\r" not in done.err, "no progress bar without a terminal"
     assert max(map(len, done.err.splitlines())) <= 110
     assert "step 100/300" in (folder / "train.log").read_text("utf-8")
 
 
-def test_what_a_run_tells_can_be_computed_again_from_what_it_saved(cli: Cli) -> None:
-    """The final losses and the sample, written out anew from the checkpoint, the tokenizer, the config and the text."""
+def test_results_can_be_recomputed_from_the_saved_files(cli: Cli) -> None:
+    """Recompute the losses and the sample from the checkpoint, tokenizer and text."""
     training = ("data=bundled", "data.train_fraction=0.8", "trainer.steps=60", "trainer.eval_every=20", "optim.lr=0.1")
     ended = cli(*training, "seed=3", "sample.prompt=Joan", "sample.temperature=0.7", "sample.max_new_tokens=50")
     assert ended.code == 0, ended.err
@@ -85,13 +85,13 @@ def test_what_a_run_tells_can_be_computed_again_from_what_it_saved(cli: Cli) -> 
     assert chars == "".join(sorted(set(text)))
     ids = torch.tensor([chars.index(c) for c in text])
     train, val = ids[: int(0.8 * len(ids))], ids[int(0.8 * len(ids)) :]
-    told = summary(ended.folder)
-    final, best = told["final"], told["best"]
+    saved = summary(ended.folder)
+    final, best = saved["final"], saved["best"]
     assert isinstance(final, dict)
     assert isinstance(best, dict)
     assert final["val/loss"] == pytest.approx(F.cross_entropy(table[val[:-1]], val[1:]).item(), rel=1e-6)
-    whole = F.cross_entropy(table[train[:-1]], train[1:]).item()
-    assert final["train/loss"] == pytest.approx(whole, rel=0.02), "a part of train, spread evenly"
+    train_loss = F.cross_entropy(table[train[:-1]], train[1:]).item()
+    assert final["train/loss"] == pytest.approx(train_loss, rel=0.02), "an evenly spread part of train"
     assert final["val/bpc"] == pytest.approx(final["val/loss"] / math.log(2))
 
     generator = torch.Generator().manual_seed(3)
@@ -105,17 +105,17 @@ def test_what_a_run_tells_can_be_computed_again_from_what_it_saved(cli: Cli) -> 
     losses = {line["step"]: line["val/loss"] for line in lines if "val/loss" in line}
     assert best["val/loss"] == min(losses.values()) == losses[best["step"]]
     assert lines[-1]["final/val/loss"] == final["val/loss"]
-    seconds, speed = float(str(told["seconds"])), float(str(told["tokens_per_second"]))
-    # Both are rounded, to thousandths and to tenths.
+    seconds, speed = float(str(saved["seconds"])), float(str(saved["tokens_per_second"]))
+    # The seconds are rounded to thousandths, the speed to tenths.
     assert 60 * 256 / (seconds + 0.0006) - 0.06 <= speed <= 60 * 256 / max(1e-9, seconds - 0.0006) + 0.06
 
 
-def test_a_fresh_model_starts_from_token_zero_and_the_seed(cli: Cli) -> None:
+def test_a_fresh_model_depends_on_the_seed_and_samples_from_token_0(cli: Cli) -> None:
     samples = []
     for seed in (1, 2):
         ended = cli(*SHORT, "trainer.steps=0", f"seed={seed}")
         samples.append((ended.folder / "samples.txt").read_text("utf-8").removeprefix("---- step 0\n"))
-        assert samples[-1].startswith("\n"), "token zero of this text"
+        assert samples[-1].startswith("\n"), "token 0 of this text"
         torch.manual_seed(seed)
         last = ended.folder / "checkpoints" / "step_0" / "model.safetensors"
         (table,) = load_file(last).values()
@@ -123,7 +123,7 @@ def test_a_fresh_model_starts_from_token_zero_and_the_seed(cli: Cli) -> None:
     assert samples[0] != samples[1]
 
 
-def test_the_saved_config_is_the_whole_one_and_loads_again(cli: Cli) -> None:
+def test_the_saved_config_is_complete_and_can_be_loaded(cli: Cli) -> None:
     ended = cli(*SHORT, "optim.lr=0.5", "device=auto", "sample.prompt=Who: 'a, b'?")
     assert ended.code == 0, ended.err
     saved = (ended.folder / "config.yaml").read_text("utf-8")
@@ -144,7 +144,7 @@ def test_the_prompt_starts_the_sample(cli: Cli) -> None:
     assert len(sample.removesuffix("\n")) == 24
 
 
-def test_a_run_folder_that_cannot_be_is_one_line(cli: Cli, tmp_path: Path) -> None:
+def test_an_unusable_run_folder_gives_a_one_line_error(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for folder in ("file", "file/below"):
         ended = cli(*SHORT, f"hydra.run.dir={tmp_path / folder}", run_dir=False)
@@ -156,50 +156,50 @@ def test_a_run_folder_that_cannot_be_is_one_line(cli: Cli, tmp_path: Path) -> No
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_folder_that_holds_a_run_is_not_written_over(cli: Cli) -> None:
+def test_a_folder_with_a_run_is_not_overwritten(cli: Cli) -> None:
     first = cli(*SHORT)
-    before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
+    times = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
     again = cli(*SHORT, f"hydra.run.dir={first.folder}", run_dir=False)
     assert_refused(again, first.folder, f"resume={first.folder}")
     assert again.err.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*") if path.name != "train.log"} == {
-        path: time for path, time in before.items() if path.name != "train.log"
+        path: time for path, time in times.items() if path.name != "train.log"
     }
 
 
 def limit_files(size: int) -> None:
-    """Let no file become larger than this, as on a disk that fills up."""
+    """Limit the size of all files, as on a disk that fills up."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a limit on the size of files stands in for a full disk; Windows has none")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on file sizes, which simulates a full disk")
 @pytest.mark.parametrize(
     ("limit", "log_every", "full"),
     [(10_000, 10, "checkpoints/step_0"), (30_000, 10, "checkpoints/step_1000"), (30_000, 2, "")],
     ids=["weights", "optimizer", "metrics"],
 )
-def test_a_full_disk_is_one_line(tmp_path: Path, limit: int, log_every: int, full: str) -> None:
-    # Standard error is a file too: one evaluation says little there.
-    typed = ("data=bundled", "trainer.steps=2000", "trainer.eval_every=2000", f"trainer.log_every={log_every}")
+def test_a_full_disk_gives_a_one_line_error(tmp_path: Path, limit: int, log_every: int, full: str) -> None:
+    # The limit applies to standard error too, which is a file; a single evaluation logs little.
+    overrides = ("data=bundled", "trainer.steps=2000", "trainer.eval_every=2000", f"trainer.log_every={log_every}")
     folder = tmp_path / "run"
-    ended = command(*typed, f"hydra.run.dir={folder}", setup=functools.partial(limit_files, limit))
+    ended = command(*overrides, f"hydra.run.dir={folder}", setup=functools.partial(limit_files, limit))
     assert_refused(ended, folder / full, os.strerror(errno.EFBIG))
     assert summary(folder)["status"] == "failed"
 
 
-def test_an_error_of_ours_leaves_its_traceback_in_the_log(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_traceback_of_a_bug_is_in_the_log(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bigramlm.model.bigram.Bigram.forward", lambda *_: 1 / 0)
     ended = cli(*SHORT)
     assert ended.code == 1
     assert "ZeroDivisionError" in (ended.folder / "train.log").read_text("utf-8")
-    told = summary(ended.folder)
-    assert (told["status"], told["error"]) == ("failed", "division by zero")
+    saved = summary(ended.folder)
+    assert (saved["status"], saved["error"]) == ("failed", "division by zero")
 
 
-def stopped(number: signal.Signals, run: Path, *arguments: str) -> Ended:
-    """How a run without end ended that was sent a signal once it had a checkpoint in this folder."""
+def stop_by_signal(number: signal.Signals, run: Path, *arguments: str) -> Ended:
+    """Send a signal to an endless run once it has a checkpoint; wait for its end."""
     with started(*arguments, *ENDLESS) as process:
         wait_for((run / "checkpoints" / "last").exists, of=process)
         process.send(number)
@@ -212,38 +212,38 @@ SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (si
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
 @SIGNALS
 def test_signals_stop_the_run_and_save_it(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    ended = stopped(number, tmp_path / "run", f"hydra.run.dir={tmp_path / 'run'}")
+    ended = stop_by_signal(number, tmp_path / "run", f"hydra.run.dir={tmp_path / 'run'}")
     assert ended.code == code, ended.err
     assert "Traceback" not in ended.err
-    told = summary(tmp_path / "run")
-    assert told["status"] == "stopped"
+    saved = summary(tmp_path / "run")
+    assert saved["status"] == "stopped"
     last = (tmp_path / "run" / "checkpoints" / "last").read_text().strip()
-    assert last == f"step_{told['step']}"
+    assert last == f"step_{saved['step']}"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
 @SIGNALS
 def test_signals_stop_a_sweep(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    ended = stopped(number, tmp_path / "0", "-m", f"hydra.sweep.dir={tmp_path}", "seed=1,2")
+    ended = stop_by_signal(number, tmp_path / "0", "-m", f"hydra.sweep.dir={tmp_path}", "seed=1,2")
     assert ended.code == code, ended.err
     assert "Traceback" not in ended.err
     assert summary(tmp_path / "0")["status"] == "stopped"
     assert not (tmp_path / "1").exists()
 
 
-def test_a_signal_gets_by_what_guards_against_failures(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_is_not_caught_with_the_failures_of_loggers(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setitem(metrics.LOGGERS, "tensorboard", interrupted)
-    before = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(signal.SIGINT)
     ended = cli(*SHORT, "logger=tensorboard")
     assert ended.code == 130
     assert summary(ended.folder)["status"] == "stopped"
-    assert signal.getsignal(signal.SIGINT) == before
+    assert signal.getsignal(signal.SIGINT) == handler
 
 
-def test_a_second_signal_stops_at_once(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_signal_stops_immediately(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def twice(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -253,8 +253,8 @@ def test_a_second_signal_stops_at_once(cli: Cli, monkeypatch: pytest.MonkeyPatch
     assert cli(*SHORT).code == 130
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a closed pipe shows otherwise on Windows")
-def test_a_reader_that_has_had_enough_does_not_fail_the_run(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="a closed pipe raises another error on Windows")
+def test_a_closed_pipe_does_not_fail_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     line = f"{sys.executable} {SCRIPT} {' '.join(SHORT)} hydra.run.dir={folder} | true"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
@@ -263,20 +263,20 @@ def test_a_reader_that_has_had_enough_does_not_fail_the_run(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("at", [0, 3, 6])
-def test_the_flag_for_a_sweep_can_stand_anywhere(cli: Cli, tmp_path: Path, at: int) -> None:
+def test_the_sweep_flag_can_be_anywhere(cli: Cli, tmp_path: Path, at: int) -> None:
     arguments = [*SHORT, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     ended = cli(*arguments[:at], "-m" if at == 3 else "--multirun", *arguments[at:], run_dir=False)
     assert ended.code == 0, ended.err
     assert [summary(tmp_path / "sweep" / job)["status"] for job in "01"] == ["completed"] * 2
 
 
-def at_home(folder: Path) -> None:
-    """Have the run folders that nobody names in this folder."""
+def set_home(folder: Path) -> None:
+    """Set the folder below which runs are written by default."""
     paths.home = lambda: folder
 
 
-def test_two_runs_at_once_get_two_folders(tmp_path: Path) -> None:
-    setup = functools.partial(at_home, tmp_path)
+def test_simultaneous_runs_get_different_folders(tmp_path: Path) -> None:
+    setup = functools.partial(set_home, tmp_path)
     with started(*SHORT, setup=setup) as one, started(*SHORT, setup=setup) as other:
         assert [one.end().code, other.end().code] == [0, 0], one.err + other.err
     folders = list((tmp_path / "outputs" / "runs").glob("*/*"))

@@ -1,4 +1,4 @@
-"""The run config: what it refuses, and what it reads back."""
+"""Tests of the run config: refusals, YAML and hashes."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from bigramlm.utils import paths
 from tests.helpers import refuses, run_config
 
 
-def test_the_defaults_are_the_tutorials() -> None:
+def test_defaults_match_the_tutorial() -> None:
     cfg = run_config()
     assert isinstance(cfg.data, ShakespeareConfig)
     assert (cfg.data.block_size, cfg.data.batch_size, cfg.data.train_fraction) == (8, 32, 0.9)
@@ -23,14 +23,14 @@ def test_the_defaults_are_the_tutorials() -> None:
     assert (cfg.optim.lr, cfg.trainer.steps, cfg.sample.max_new_tokens) == (1e-3, 10_000, 300)
 
 
-def test_code_sees_plain_dataclasses() -> None:
+def test_configs_are_plain_dataclasses() -> None:
     cfg = run_config("optim.betas=[0.5,0.6]")
     assert type(cfg.trainer) is TrainerConfig
     assert isinstance(cfg.optim, AdamWConfig)
     assert type(cfg.optim.betas) is list
 
 
-def test_yaml_is_read_back(tmp_path: Path) -> None:
+def test_yaml_round_trip(tmp_path: Path) -> None:
     cfg = run_config("data=bundled", "logger.tags=[a,b]", "seed=5", "trainer.eval_batches=all")
     (tmp_path / "config.yaml").write_text(to_yaml(cfg), "utf-8")
     again = load(tmp_path / "config.yaml")
@@ -42,7 +42,7 @@ def test_yaml_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["", "- a list", "model: {name: nosuch}", "seed: 1", "a: [1", "model: {name: bigram, width: 3}"]
 )
-def test_what_no_run_saved_is_refused(tmp_path: Path, content: str) -> None:
+def test_invalid_saved_config_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(content, "utf-8")
     with refuses(path):
@@ -50,7 +50,7 @@ def test_what_no_run_saved_is_refused(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "field", "there_are"),
+    ("override", "field", "choices"),
     [
         ("+optim.lrr=1", "optim.lrr", "lr, "),
         ("++optim.lrr=1", "optim.lrr", "lr, "),
@@ -59,35 +59,35 @@ def test_what_no_run_saved_is_refused(tmp_path: Path, content: str) -> None:
         ("+data.path=a", "data.path", "block_size, "),
     ],
 )
-def test_fields_that_nothing_would_read_are_refused(override: str, field: str, there_are: str) -> None:
-    with refuses(there_are, field=field):
+def test_unknown_fields_are_refused(override: str, field: str, choices: str) -> None:
+    with refuses(choices, field=field):
         run_config(override)
 
 
-def test_a_value_that_is_missing_is_named() -> None:
+def test_missing_value_is_named() -> None:
     with refuses("data.path=", field="data.path"):
         run_config("data=text")
 
 
-def test_a_config_is_known_by_what_differs_from_its_defaults() -> None:
+def test_hash_covers_fields_that_differ_from_their_defaults() -> None:
     plain = config_hash(run_config())
     assert config_hash(run_config("optim.lr=1e-3", "seed=1337", "data.block_size=8")) == plain
     changed = ["optim.lr=1e-2", "seed=1", "model=gpt", "data=bundled", "tokenizer=byte", "preflight=false"]
     assert len({plain, *(config_hash(run_config(override)) for override in changed)}) == 7
-    for came_about in ({"resume": "a"}, {"sweep": "b"}, {"base": "c"}):
-        cfg: RunConfig = dataclasses.replace(run_config(), **came_about)  # type: ignore[arg-type]
+    for start in ({"resume": "a"}, {"sweep": "b"}, {"base": "c"}):
+        cfg: RunConfig = dataclasses.replace(run_config(), **start)  # type: ignore[arg-type]
         assert config_hashes(cfg) == config_hashes(run_config())
 
 
 def with_a_new_field(value: int) -> RunConfig:
-    """Return a config of a later version, whose optimizer has one more field."""
+    """Return a config of a later version, whose optimizer has an additional field."""
     newer = dataclasses.make_dataclass("Newer", [("extra", int, dataclasses.field(default=0))], bases=(AdamWConfig,))
     cfg = run_config("optim.lr=0.1")
     cfg.optim = newer(**vars(cfg.optim), extra=value)
     return cfg
 
 
-def test_a_new_field_with_a_default_leaves_hashes_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_field_with_a_default_does_not_change_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     before = config_hashes(run_config("optim.lr=0.1"))
     monkeypatch.setattr(config, "ADDED", frozenset({"optim.extra"}))
     assert config_hashes(with_a_new_field(0)) == before
@@ -95,10 +95,10 @@ def test_a_new_field_with_a_default_leaves_hashes_as_they_were(monkeypatch: pyte
     assert changed not in before
 
 
-def test_defaults_are_those_that_hashes_of_before_left_out() -> None:
-    """A hash says nothing of a field that has its default: where that changes, other configs have old hashes."""
+def test_defaults_still_match_old_hashes() -> None:
+    """A changed default would give old hashes another meaning."""
     known = json.loads((paths.home() / "tests" / "old" / "defaults.json").read_text("utf-8"))
-    kinds = {f"{group}.{name}": kind for group, of in KINDS.items() for name, kind in of.items()}
+    kinds = {f"{group}.{name}": kind for group, classes in KINDS.items() for name, kind in classes.items()}
     one_kind = {
         of.name: type(default_of(of))
         for of in dataclasses.fields(RunConfig)
@@ -111,4 +111,4 @@ def test_defaults_are_those_that_hashes_of_before_left_out() -> None:
             assert json.loads(json.dumps(now[field], default=str)) == default, f"{name}: {field}"
         group = "" if name == "run" else name.split(".")[0] + "."
         added |= {f"{group}{field}" for field in now.keys() - known[name].keys() - {*KINDS, *one_kind}}
-    assert added == config.ADDED, "fields that hashes of all fields lack"
+    assert added == config.ADDED, "ADDED lists the fields that old hashes lack"

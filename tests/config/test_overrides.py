@@ -1,4 +1,4 @@
-"""Overrides: quoting, and the questions that the rest of the program asks of what was typed."""
+"""Tests of Overrides: quoting, lookup and filtering."""
 
 import pytest
 from hydra.errors import OverrideParseException
@@ -6,12 +6,12 @@ from hydra.errors import OverrideParseException
 from bigramlm.config.overrides import Overrides, sets_a_field
 
 
-def test_the_last_value_of_a_field_counts() -> None:
-    typed = Overrides(["optim.lr=1e-3", "seed=1", "+optim.lr=0.01"])
-    assert typed.get("optim.lr") == "0.01"
-    assert typed.values() == {"optim.lr": "0.01", "seed": "1"}
-    assert typed.get("model") is None
-    assert typed.get("model", "bigram") == "bigram"
+def test_last_value_of_a_field_wins() -> None:
+    overrides = Overrides(["optim.lr=1e-3", "seed=1", "+optim.lr=0.01"])
+    assert overrides.get("optim.lr") == "0.01"
+    assert overrides.values() == {"optim.lr": "0.01", "seed": "1"}
+    assert overrides.get("model") is None
+    assert overrides.get("model", "bigram") == "bigram"
 
 
 @pytest.mark.parametrize(
@@ -34,56 +34,56 @@ def test_the_last_value_of_a_field_counts() -> None:
         ('sample.prompt="To be","Or not"', "sample.prompt", '"To be","Or not"'),
     ],
 )
-def test_a_word_is_a_field_and_a_value(word: str, field: str, value: str) -> None:
+def test_override_is_split_into_field_and_value(word: str, field: str, value: str) -> None:
     (found,) = Overrides([word])
     assert found == (word, field, value)
 
 
-def test_what_gives_no_value_is_no_field() -> None:
-    """Such as the arguments of Hydra's own flags, and what leaves something out."""
-    typed = Overrides(["--cfg", "job", "-p", "optim", "~model", "seed=1"])
-    assert typed.values() == {"seed": "1"}
-    assert not typed.has("optim", "model")
-    assert typed.without("seed").words == ["--cfg", "job", "-p", "optim", "~model"]
+def test_arguments_without_a_value_are_not_fields() -> None:
+    """Examples are the arguments of Hydra's flags, and deletions like ~model."""
+    overrides = Overrides(["--cfg", "job", "-p", "optim", "~model", "seed=1"])
+    assert overrides.values() == {"seed": "1"}
+    assert not overrides.has("optim", "model")
+    assert overrides.without("seed").words == ["--cfg", "job", "-p", "optim", "~model"]
 
 
-def test_a_word_that_is_no_override_is_kept_and_refused_by_hydra() -> None:
-    typed = Overrides(["optim.lr=(", "seed=1"])
-    assert typed.words == ["optim.lr=(", "seed=1"]
-    assert typed.get("optim.lr") == "("
+def test_malformed_override_is_kept_and_refused_by_hydra() -> None:
+    overrides = Overrides(["optim.lr=(", "seed=1"])
+    assert overrides.words == ["optim.lr=(", "seed=1"]
+    assert overrides.get("optim.lr") == "("
     with pytest.raises(OverrideParseException):
-        typed.parsed()
+        overrides.parsed()
 
 
-def test_fields_and_groups_are_asked_for() -> None:
-    typed = Overrides(["tokenizer.vocab_size=300", "model=gpt", "data.block_size=8"])
-    assert typed.has("model")
-    assert typed.has("seed", "data.block_size")
-    assert not typed.has("tokenizer", "data")
-    assert typed.touches("tokenizer")
-    assert typed.touches("model")
-    assert not typed.touches("optim")
+def test_has_and_touches() -> None:
+    overrides = Overrides(["tokenizer.vocab_size=300", "model=gpt", "data.block_size=8"])
+    assert overrides.has("model")
+    assert overrides.has("seed", "data.block_size")
+    assert not overrides.has("tokenizer", "data")
+    assert overrides.touches("tokenizer")
+    assert overrides.touches("model")
+    assert not overrides.touches("optim")
 
 
-def test_some_are_taken_and_some_left_out() -> None:
-    typed = Overrides(["base=a", "seed=1", "+base=b", "model=_saved", "model.size=_saved"])
-    assert typed.only("base").words == ["base=a", "+base=b"]
-    assert typed.without("base", "seed").words == ["model=_saved", "model.size=_saved"]
-    assert typed.without_choice("_saved").words == ["base=a", "seed=1", "+base=b", "model.size=_saved"]
-    assert typed.without("base") + typed.only("base") == Overrides(
-        [*typed.words[1:2], *typed.words[3:], *typed.words[:3:2]]
+def test_filtering() -> None:
+    overrides = Overrides(["base=a", "seed=1", "+base=b", "model=_saved", "model.size=_saved"])
+    assert overrides.only("base").words == ["base=a", "+base=b"]
+    assert overrides.without("base", "seed").words == ["model=_saved", "model.size=_saved"]
+    assert overrides.without_choice("_saved").words == ["base=a", "seed=1", "+base=b", "model.size=_saved"]
+    assert overrides.without("base") + overrides.only("base") == Overrides(
+        [*overrides.words[1:2], *overrides.words[3:], *overrides.words[:3:2]]
     )
 
 
-def test_a_list_is_cut_behind_the_last_of_some() -> None:
-    typed = Overrides(["seed=1", "init_from=a", "experiment=quick", "seed=2"])
-    first, rest = typed.after("init_from", "experiment")
-    assert (first.words, rest.words) == (typed.words[:3], typed.words[3:])
-    first, rest = typed.after("resume")
-    assert (first.words, rest.words) == (typed.words[:1], typed.words[1:])
+def test_split_after() -> None:
+    overrides = Overrides(["seed=1", "init_from=a", "experiment=quick", "seed=2"])
+    first, rest = overrides.split_after("init_from", "experiment")
+    assert (first.words, rest.words) == (overrides.words[:3], overrides.words[3:])
+    first, rest = overrides.split_after("resume")
+    assert (first.words, rest.words) == (overrides.words[:1], overrides.words[1:])
 
 
-def test_free_text_is_quoted_but_where_it_is_null_or_a_list_of_a_sweep() -> None:
+def test_free_text_is_quoted_except_null_and_swept_lists() -> None:
     assert Overrides.typed(["sample.prompt=To be, or"]).words == ['sample.prompt="To be, or"']
     assert Overrides.typed(["sample.prompt=null", "resume=null"]).words == ['sample.prompt="null"', "resume=null"]
     listed = 'sample.prompt="To be","Or not"'
@@ -92,8 +92,8 @@ def test_free_text_is_quoted_but_where_it_is_null_or_a_list_of_a_sweep() -> None
     assert Overrides.typed(["prompt=a, b", "run=c"], ["prompt"]).words == ['prompt="a, b"', "run=c"]
 
 
-def test_overrides_are_found_among_flags() -> None:
-    assert Overrides.among(["--help", "seed=1", "-m", "~optim", "--cfg", "job", "+a=b"]).words == [
+def test_from_arguments_drops_flags() -> None:
+    assert Overrides.from_arguments(["--help", "seed=1", "-m", "~optim", "--cfg", "job", "+a=b"]).words == [
         "seed=1",
         "~optim",
         "+a=b",
@@ -108,6 +108,6 @@ def test_overrides_are_found_among_flags() -> None:
         *[("hydra/launcher=joblib", False), ("experiment=quick", False)],
     ],
 )
-def test_what_chooses_groups_is_told_from_what_sets_a_field(word: str, sets: bool) -> None:
+def test_sets_a_field(word: str, sets: bool) -> None:
     (parsed,) = Overrides([word]).parsed()
     assert sets_a_field(parsed) is sets

@@ -1,4 +1,4 @@
-"""Long texts: token files, what goes on after an interruption, and what does not belong together."""
+"""Tests of long texts: token files, interruptions, and mismatches."""
 
 import contextlib
 import errno
@@ -36,7 +36,7 @@ BPE = ("tokenizer=bpe", "tokenizer.vocab_size=300")
 
 @pytest.fixture
 def long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Texts of more than a thousand characters are long ones, worked on in small parts, and kept here."""
+    """Treat texts of over 1,000 characters as long, in small parts, cached here."""
     monkeypatch.setattr("bigramlm.data.text.IN_MEMORY_UP_TO", 1000)
     monkeypatch.setattr("bigramlm.data.text.PIECE", 500)
     monkeypatch.setattr("bigramlm.data.encoding.UNIT", 3000)
@@ -46,7 +46,10 @@ def long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Encode in this process, since others take a second to start; return how many pieces were encoded, by unit."""
+    """Encode in this process, because worker processes take a second to start.
+
+    Returns the number of pieces of each unit that was encoded.
+    """
     units: list[int] = []
 
     def encoded(text: Text, cfg: TokenizerConfig, encoder: Encoder, *, skip: int) -> Iterator[Encoded]:
@@ -65,7 +68,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def of(path: str | Path, cfg: TokenizerConfig, given: Tokenizer | None = None) -> Corpus:
+def corpus_of(path: str | Path, cfg: TokenizerConfig, given: Tokenizer | None = None) -> Corpus:
     data = TextConfig(path=str(path))
     return tokenized(data.read(), cfg, given, data.kept_in())
 
@@ -75,13 +78,13 @@ def files_of(found: Corpus) -> Path:
     return folder
 
 
-def same(a: Corpus, b: Corpus) -> bool:
+def is_same(a: Corpus, b: Corpus) -> bool:
     ids = all(np.array_equal(a.ids[split], b.ids[split]) for split in ("train", "val"))
     fields = ("name", "sha256", "n_characters", "documents", "tokenizer_sha256", "characters")
     return ids and all(getattr(a, field) == getattr(b, field) for field in fields)
 
 
-# What token files hold
+# The content of token files
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,7 @@ def same(a: Corpus, b: Corpus) -> bool:
     ids=lambda c: c.name,
 )
 @pytest.mark.parametrize("several", [False, True])
-def test_token_files_hold_what_memory_would(
+def test_token_files_match_a_corpus_in_memory(
     cfg: TokenizerConfig,
     several: bool,
     file: Path,
@@ -99,20 +102,20 @@ def test_token_files_hold_what_memory_would(
     in_process: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A second implementation: the text in memory, encoded as it stands."""
+    """Compare token files with a text in memory, and with a direct encoding."""
     path: str | Path = file
     documents = [TEXT]
     if several:
         documents = [TEXT[at : at + 700] for at in range(0, len(TEXT), 700)]
         path = tmp_path / "long.jsonl"
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), "utf-8")
-    found = of(path, cfg)
+    found = corpus_of(path, cfg)
     with monkeypatch.context() as patch:
         patch.setattr("bigramlm.data.text.IN_MEMORY_UP_TO", 10**9)
-        in_memory = of(path, cfg)
+        in_memory = corpus_of(path, cfg)
     assert all(isinstance(ids, np.memmap) for ids in found.ids.values())
     assert not any(isinstance(ids, np.memmap) for ids in in_memory.ids.values())
-    assert same(found, in_memory)
+    assert is_same(found, in_memory)
     assert found.ids["train"].dtype == in_memory.ids["train"].dtype
     tokenizer = found.tokenizer
     data = TextConfig(path=str(path)).read()
@@ -130,22 +133,22 @@ def test_token_files_hold_what_memory_would(
     assert found.characters == {"train": data.split, "val": len(TEXT) - data.split}
 
 
-def test_a_vocabulary_is_learned_from_the_training_split_alone(file: Path, long: None, in_process: list[int]) -> None:
+def test_vocabulary_is_learned_from_the_training_split_alone(file: Path, long: None, in_process: list[int]) -> None:
     cfg = BPEConfig(vocab_size=500)
-    found = of(file, cfg)
+    found = corpus_of(file, cfg)
     cut = int(0.9 * len(TEXT))
-    alone = cfg.build(characters="", documents=1, train=lambda most: iter([TEXT[:cut]]))
-    assert found.tokenizer.to_json() == alone.to_json()
-    changed = of_changed(file, TEXT[:cut] + "zyx " * ((len(TEXT) - cut) // 4), cfg)
+    expected = cfg.build(characters="", documents=1, train=lambda limit: iter([TEXT[:cut]]))
+    assert found.tokenizer.to_json() == expected.to_json()
+    changed = corpus_of_changed(file, TEXT[:cut] + "zyx " * ((len(TEXT) - cut) // 4), cfg)
     assert changed.tokenizer.to_json() == found.tokenizer.to_json()
 
 
-def of_changed(file: Path, text: str, cfg: TokenizerConfig) -> Corpus:
+def corpus_of_changed(file: Path, text: str, cfg: TokenizerConfig) -> Corpus:
     file.write_text(text[: len(TEXT)].ljust(len(TEXT), "z"), "utf-8")
-    return of(file, cfg)
+    return corpus_of(file, cfg)
 
 
-def test_of_a_very_long_split_a_part_spread_over_all_of_it_is_learned_from(file: Path, long: None) -> None:
+def test_vocabulary_is_learned_from_evenly_spaced_pieces(file: Path, long: None) -> None:
     text = TextConfig(path=str(file)).read()
     assert isinstance(text, Text)
     seen: list[str] = []
@@ -156,66 +159,66 @@ def test_of_a_very_long_split_a_part_spread_over_all_of_it_is_learned_from(file:
             return CharTokenizer(characters)
 
     corpus.build(text, Learned(train_characters=10_000))
-    places = [TEXT.index(piece) for piece in seen]
+    positions = [TEXT.index(piece) for piece in seen]
     assert 9_000 < sum(map(len, seen)) < 11_000
-    gaps = np.diff(places)
+    gaps = np.diff(positions)
     assert gaps.max() < 2 * gaps.min()
-    assert places[-1] > 0.8 * text.split
-    assert places[-1] + len(seen[-1]) <= text.split
+    assert positions[-1] > 0.8 * text.split
+    assert positions[-1] + len(seen[-1]) <= text.split
     seen.clear()
     corpus.build(text, Learned(train_characters=text.split))
     assert "".join(seen) == TEXT[: text.split]
 
 
-def test_a_lossy_tokenizer_says_so(
+def test_lossy_tokenizer_is_warned_about(
     file: Path, long: None, in_process: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    of(file, WordPieceConfig(vocab_size=300))
+    corpus_of(file, WordPieceConfig(vocab_size=300))
     (line,) = (record.message for record in caplog.records if record.levelname == "WARNING")
     assert re.match(
-        r"tokenizer: wordpiece loses part of the text: '.+' comes back as '.+'\. val/bpc counts what is", line
+        r"tokenizer: wordpiece loses part of the text: '.+' comes back as '.+'\. val/bpc covers only the", line
     )
 
 
-def test_documents_need_a_token_for_where_one_ends(tmp_path: Path) -> None:
+def test_several_documents_need_an_end_of_text_token(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("ab" * 50, "utf-8")
     with refuses("2 documents", "char", "<|endoftext|>"):
-        of(tmp_path / "*.txt", CharConfig(), CharTokenizer("ab"))
-    assert of(tmp_path / "*.txt", CharConfig()).documents == 2
+        corpus_of(tmp_path / "*.txt", CharConfig(), CharTokenizer("ab"))
+    assert corpus_of(tmp_path / "*.txt", CharConfig()).documents == 2
 
 
-# Kept for the next time, gone on with, or refused
+# Reuse, interruption and refusal of token files
 
 
 def test_token_files_are_made_once(file: Path, long: None, in_process: list[int]) -> None:
     cfg = BPEConfig(vocab_size=300)
-    first = of(file, cfg)
+    first = corpus_of(file, cfg)
     made = len(in_process)
     assert made > 5
-    assert same(of(file, cfg), first)
+    assert is_same(corpus_of(file, cfg), first)
     assert len(in_process) == made
-    assert same(of(file, cfg, cfg.restore(first.tokenizer.to_json())), first), "with a checkpoint's tokenizer"
+    assert is_same(corpus_of(file, cfg, cfg.restore(first.tokenizer.to_json())), first), "given by a checkpoint"
     assert len(in_process) == made
-    other = cfg.build(characters="", documents=1, train=lambda most: iter([TEXT[:20_000]]))
-    of(file, cfg, other)
-    assert len(in_process) == 2 * made, "one that was learned from another text has files of its own"
-    of(file, cfg, other)
+    other = cfg.build(characters="", documents=1, train=lambda limit: iter([TEXT[:20_000]]))
+    corpus_of(file, cfg, other)
+    assert len(in_process) == 2 * made, "a tokenizer learned from another text has separate files"
+    corpus_of(file, cfg, other)
     assert len(in_process) == 2 * made
-    of(file, BPEConfig(vocab_size=301))
+    corpus_of(file, BPEConfig(vocab_size=301))
     assert len(in_process) == 3 * made
 
 
-def test_files_of_a_text_that_has_changed_give_way(file: Path, long: None, in_process: list[int]) -> None:
-    first = of(file, CharConfig())
-    kept = first.ids["train"]
-    before = kept.tolist()
+def test_token_files_of_a_changed_text_are_replaced(file: Path, long: None, in_process: list[int]) -> None:
+    first = corpus_of(file, CharConfig())
+    mapped = first.ids["train"]
+    ids = mapped.tolist()
     file.write_text(TEXT[::-1], "utf-8")
     os.utime(file, (1, 1))
-    second = of(file, CharConfig())
+    second = corpus_of(file, CharConfig())
     assert files_of(second) == files_of(first)
     assert second.tokenizer.decode(second.ids["train"][:100].tolist()) == TEXT[::-1][:100]
-    assert kept.tolist() == before, "a run that reads the old ones goes on with them"
+    assert mapped.tolist() == ids, "a run that reads the old files keeps them"
 
 
 class Interrupted(Exception):
@@ -223,11 +226,11 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 9])
-def test_what_was_interrupted_goes_on_where_it_was(
+def test_interrupted_preparation_is_continued(
     after: int, file: Path, long: None, in_process: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cfg = BPEConfig(vocab_size=300)
-    whole = of(file, cfg)
+    whole = corpus_of(file, cfg)
     units, folder = list(in_process), files_of(whole)
     contents = {path.name: path.read_bytes() for path in folder.iterdir()}
     shutil.rmtree(folder)
@@ -235,71 +238,71 @@ def test_what_was_interrupted_goes_on_where_it_was(
 
     encoded = corpus.encode_on_all_cores
 
-    def interrupted(*given: Any, skip: int) -> Iterator[Encoded]:
-        yield from itertools.islice(encoded(*given, skip=skip), after)
+    def interrupted(*args: Any, skip: int) -> Iterator[Encoded]:
+        yield from itertools.islice(encoded(*args, skip=skip), after)
         raise Interrupted
 
     with monkeypatch.context() as patch:
         patch.setattr(corpus, "encode_on_all_cores", interrupted)
         with pytest.raises(Interrupted):
-            of(file, cfg)
+            corpus_of(file, cfg)
     with refuses(folder, "not finished"):
         open_tokens(folder)
-    with (folder / "train.bin").open("ab") as more:  # written, and not yet kept
+    with (folder / "train.bin").open("ab") as more:  # written, but not yet recorded
         more.write(b"half of a unit")
     in_process.clear()
 
-    def no_learning(*given: Any, **words: Any) -> None:
-        raise AssertionError("it was learned before")
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the vocabulary was already learned")
 
-    monkeypatch.setattr("bigramlm.tokenizer.subword.train_bpe", no_learning)
-    assert same(of(file, cfg), whole)
-    assert sum(in_process) == sum(units[after:]), "what was done is not done again"
+    monkeypatch.setattr("bigramlm.tokenizer.subword.train_bpe", fail)
+    assert is_same(corpus_of(file, cfg), whole)
+    assert sum(in_process) == sum(units[after:]), "finished units are not encoded again"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == contents
 
 
-def test_a_text_that_changes_in_between_leaves_nothing_behind(
+def test_text_that_changes_during_preparation_leaves_no_files(
     file: Path, long: None, in_process: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is read the next time, also if that is what it was at first."""
+    """Also encode the text again, in its new and in its old version."""
     cfg = ByteConfig()
-    whole = of(file, cfg)
+    whole = corpus_of(file, cfg)
     folder = files_of(whole)
     shutil.rmtree(folder)
     text = TextConfig(path=str(file)).read()
     assert isinstance(text, Text)
     status = file.stat()
     file.write_text(TEXT.replace("the", "thy"), "utf-8")
-    os.utime(file, ns=(status.st_mtime_ns, status.st_mtime_ns))  # and neither size nor time tell
+    os.utime(file, ns=(status.st_mtime_ns, status.st_mtime_ns))  # size and time stay the same
     for _ in range(2):
         with refuses(file, "changed"):
             tokenized(text, cfg, None, folder.parent)
         assert not [path for path in folder.iterdir() if not path.name.startswith(".")]
-    assert of(file, cfg).sha256 != whole.sha256, "it is read again"
+    assert corpus_of(file, cfg).sha256 != whole.sha256, "the text is read again"
     file.write_text(TEXT, "utf-8")
-    assert same(of(file, cfg), whole)
+    assert is_same(corpus_of(file, cfg), whole)
 
 
-def test_killed_before_anything_is_encoded_it_is_no_trap(
+def test_preparation_killed_before_encoding_can_be_repeated(
     file: Path, in_process: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = TextConfig(path=str(file)).read()
     assert isinstance(text, Text)
 
-    def killed(*given: Any, **words: Any) -> Iterator[Encoded]:
+    def killed(*args: Any, **kwargs: Any) -> Iterator[Encoded]:
         raise Interrupted
 
     with monkeypatch.context() as patch:
         patch.setattr(corpus, "encode_on_all_cores", killed)
-        patch.setattr("bigramlm.data.tokens.TokenWriter.keep", lambda writer: None)  # nothing is said any more
+        patch.setattr("bigramlm.data.tokens.TokenWriter.keep", lambda writer: None)  # no progress is recorded
         with pytest.raises(Interrupted):
             corpus.prepare(text, ByteConfig(), None, tmp_path / "made")
     assert corpus.prepare(text, ByteConfig(), None, tmp_path / "made").splits["train"].tokens == text.split
 
 
 @contextlib.contextmanager
-def files_no_longer_than(limit: int) -> Iterator[None]:
-    """Let writing fail from here on, as on a full disk, whatever the file."""
+def file_size_limit(limit: int) -> Iterator[None]:
+    """Let writes beyond a file size fail, as on a full disk."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -309,12 +312,12 @@ def files_no_longer_than(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_disk_that_is_full_from_the_start_is_no_trap(file: Path, in_process: list[int], tmp_path: Path) -> None:
+def test_preparation_on_a_full_disk_can_be_repeated(file: Path, in_process: list[int], tmp_path: Path) -> None:
     text, folder = TextConfig(path=str(file)).read(), tmp_path / "made"
     assert isinstance(text, Text)
     cfg = BPEConfig(vocab_size=300)
-    for limit in (100, 700, 2000):  # of progress.json, of the tokenizer, of the tokens
-        with refuses(folder, os.strerror(errno.EFBIG), "kept"), files_no_longer_than(limit):
+    for limit in (100, 700, 2000):  # fails at progress.json, at the tokenizer, at the tokens
+        with refuses(folder, os.strerror(errno.EFBIG), "kept"), file_size_limit(limit):
             corpus.prepare(text, cfg, None, folder)
     corpus.prepare(text, cfg, None, folder).verify()
     assert open_tokens(folder).splits["train"].characters == text.split
@@ -323,10 +326,10 @@ def test_a_disk_that_is_full_from_the_start_is_no_trap(file: Path, in_process: l
 # Training
 
 
-def test_training_makes_and_keeps_token_files_of_a_long_text(
+def test_training_makes_and_reuses_token_files_of_a_long_text(
     file: Path, long: None, in_process: list[int], cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """And comes to what it comes to in memory, to the bit."""
+    """Check that the weights are bit-identical to training in memory."""
     arguments = (*SHORT, "data=text", f"data.path={file}", *BPE)
     first = cli(*arguments)
     assert first.code == 0, first.err
@@ -343,9 +346,7 @@ def test_training_makes_and_keeps_token_files_of_a_long_text(
     assert len(weights) == 1
 
 
-def test_a_run_on_a_long_text_goes_on_with_its_token_files(
-    file: Path, long: None, in_process: list[int], cli: Cli
-) -> None:
+def test_resumed_run_reuses_token_files(file: Path, long: None, in_process: list[int], cli: Cli) -> None:
     run = cli(*SHORT, "data=text", f"data.path={file}", *BPE)
     made = len(in_process)
     again = resumed(cli, run.folder, "trainer.steps=6")
@@ -353,15 +354,15 @@ def test_a_run_on_a_long_text_goes_on_with_its_token_files(
     assert len(in_process) == made, "nothing is encoded again"
 
 
-def test_weights_and_token_files_of_different_tokenizers_are_refused(
+def test_token_files_with_another_tokenizer_than_the_weights_are_refused(
     file: Path, long: None, in_process: list[int], cli: Cli
 ) -> None:
     run = cli(*SHORT, "data=bundled", *BPE)
     assert run.code == 0, run.err
-    other = files_of(of(file, BPEConfig(vocab_size=301)))
+    other = files_of(corpus_of(file, BPEConfig(vocab_size=301)))
     ended = cli(*SHORT, f"init_from={run.folder}", "data=tokens", f"data.path={other}")
     assert_refused(ended, other, "301", "300", "init_from=", "data=text")
-    # With theirs it goes: training makes the files with it by itself, and they can be named too.
+    # Training makes token files with the tokenizer of the weights automatically, and data=tokens accepts those.
     ended = cli(*SHORT, f"init_from={run.folder}", "data=text", f"data.path={file}")
     assert ended.code == 0, ended.err
     tokenizer = (run.folder / "checkpoints" / "step_4" / "tokenizer.json").read_text("utf-8").strip()
@@ -374,7 +375,7 @@ def test_weights_and_token_files_of_different_tokenizers_are_refused(
     assert ended.code == 0, ended.err
 
 
-def test_another_tokenizer_than_the_checkpoints_is_refused(cli: Cli) -> None:
+def test_tokenizer_that_differs_from_the_checkpoint_is_refused(cli: Cli) -> None:
     run = cli(*SHORT, "data=bundled", *BPE)
     for typed, theirs in (
         ("tokenizer=char", "tokenizer=bpe"),
@@ -384,32 +385,32 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(cli: Cli) -> None:
         assert_refused(ended, typed, theirs, "step_4")
 
 
-def test_a_text_with_characters_that_a_checkpoint_lacks_is_refused(
+def test_text_with_characters_unknown_to_the_checkpoint_is_refused(
     long: None, in_process: list[int], cli: Cli, tmp_path: Path
 ) -> None:
     run = cli(*SHORT, "data=bundled")
     path = tmp_path / "other.txt"
-    for content in ("日本 " * 1000, "日本 " * 100):  # long, and in memory
+    for content in ("日本 " * 1000, "日本 " * 100):  # a long text, and one in memory
         path.write_text(content, "utf-8")
         ended = cli(*SHORT, f"init_from={run.folder}", "data=text", f"data.path={path}")
         assert_refused(ended, path, "'日', '本'")
 
 
-def test_jobs_of_joblib_prepare_a_text_once(file: Path, tmp_path: Path) -> None:
-    """Their way to start processes is joblib's own, which those that encode do not know."""
+def test_joblib_jobs_prepare_a_text_once(file: Path, tmp_path: Path) -> None:
+    """Start encoding workers in joblib jobs, whose start method they do not know."""
     joblib = pytest.importorskip("joblib")
     text = TextConfig(path=str(file)).read()
     assert isinstance(text, Text)
     job = joblib.delayed(corpus.prepare)(text, ByteConfig(), None, tmp_path / "made")
-    one, other = joblib.Parallel(n_jobs=2)([job, job])
-    assert one == other
-    one.verify()
-    assert (one.ids("train").tobytes() + one.ids("val").tobytes()).decode() == TEXT
+    first, second = joblib.Parallel(n_jobs=2)([job, job])
+    assert first == second
+    first.verify()
+    assert (first.ids("train").tobytes() + first.ids("val").tobytes()).decode() == TEXT
 
 
 @pytest.mark.slow
-def test_jobs_at_the_same_time_prepare_a_long_text_once(cli: Cli, tmp_path: Path) -> None:
-    """A really long one: in a process of its own nothing can be made shorter."""
+def test_concurrent_jobs_prepare_a_long_text_once(cli: Cli, tmp_path: Path) -> None:
+    """Use a really long text: other processes do not see the reduced limits."""
     pytest.importorskip("joblib")
     path, folder = tmp_path / "long.txt", tmp_path / "sweep"
     path.write_text(TEXT * 240, "utf-8")
@@ -426,28 +427,28 @@ def test_jobs_at_the_same_time_prepare_a_long_text_once(cli: Cli, tmp_path: Path
         shutil.rmtree(TextConfig(path=str(path)).kept_in(), ignore_errors=True)
 
 
-def test_a_sweep_over_tokenizers_is_compared_in_bits_a_character(cli: Cli, tmp_path: Path) -> None:
+def test_sweep_over_tokenizers_is_compared_in_bits_per_character(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     ended = cli(
         *("-m", f"hydra.sweep.dir={folder}", "data=bundled", *SHORT, "tokenizer=char,byte,wordpiece,bpe"),
         run_dir=False,
     )
     assert ended.code == 0, ended.err
-    assert "In bits a character (bpc)" in ended.out
+    assert "In bits per character (bpc)" in ended.out
     assert re.search(r"Not comparable: job 2, whose tokenizer loses part of the text", ended.out.replace("\n  ", " "))
     lines = [line for line in ended.out.splitlines() if re.search(r"\b(char|byte|wordpiece|bpe)\b.*\d\.\d{4}", line)]
     names = [re.search(r"char|byte|wordpiece|bpe", line)[0] for line in lines]  # type: ignore[index]
-    assert names[-1] == "wordpiece", "whose figure says nothing is last"
+    assert names[-1] == "wordpiece", "the job without a comparable figure is last"
     assert names[0] != "wordpiece"
     summaries = [json.loads((folder / str(n) / "summary.json").read_text()) for n in range(4)]
     bpc = {s["tokenizer"]["name"]: s["final"]["val/bpc"] for s in summaries}
-    assert min(bpc, key=bpc.__getitem__) == "wordpiece", "or it would be last anyway"
+    assert min(bpc, key=bpc.__getitem__) == "wordpiece", "otherwise wordpiece would be last anyway"
     assert names[:3] == sorted(("char", "byte", "bpe"), key=bpc.__getitem__)
     assert f"{bpc[names[0]]:.4f}" in lines[0]
     assert {s["tokenizer"]["lossless"] for s in summaries} == {True, False}
 
 
-def test_runs_from_before_tokenizers_are_compared_too(cli: Cli, tmp_path: Path) -> None:
+def test_runs_without_a_recorded_tokenizer_are_compared_too(cli: Cli, tmp_path: Path) -> None:
     folders = [cli(*SHORT, "data=bundled", *typed).folder for typed in ([], list(BPE), ["tokenizer=byte"])]
     path = folders[0] / "summary.json"
     summary = json.loads(path.read_text("utf-8"))
@@ -457,11 +458,11 @@ def test_runs_from_before_tokenizers_are_compared_too(cli: Cli, tmp_path: Path) 
     assert outcomes.in_bits
     by_name = {row.name: row for row in outcomes.rows}
     assert by_name["0"].final == summary["final"]["val/bpc"]
-    assert by_name["0"].counts
+    assert by_name["0"].is_comparable
     assert not [note for note in outcomes.notes() if "Not comparable" in note]
 
 
-def test_a_search_over_tokenizers_is_not_won_by_one_that_loses_text(cli: Cli, tmp_path: Path) -> None:
+def test_search_over_tokenizers_is_not_won_by_a_lossy_one(cli: Cli, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     folder = tmp_path / "sweep"
     ended = cli(
@@ -485,12 +486,12 @@ def test_a_search_over_tokenizers_is_not_won_by_one_that_loses_text(cli: Cli, tm
     assert not found["wordpiece"].intermediate_values
 
 
-def test_the_end_of_a_run_tells_bits_a_character(cli: Cli) -> None:
+def test_end_of_run_reports_bits_per_character(cli: Cli) -> None:
     ended = cli(*SHORT, "data=bundled", *BPE)
     summary: dict[str, Any] = read_summary(ended.folder) or {}
-    assert f"Bits a character: {summary['final']['val/bpc']:.4f} on val" in ended.out
+    assert f"Bits per character: {summary['final']['val/bpc']:.4f} on val" in ended.out
     each = summary["tokenizer"]["characters_per_token"]["val"]
     assert summary["final"]["val/bpc"] == pytest.approx(summary["final"]["val/loss"] / np.log(2) / each)
-    assert "Bits a character" not in cli(*SHORT, "data=bundled").out
+    assert "Bits per character" not in cli(*SHORT, "data=bundled").out
     last = [json.loads(line) for line in (ended.folder / "metrics.jsonl").read_text().splitlines()][-1]
     assert last["val/bpc"] == pytest.approx(last["val/loss"] / np.log(2) / each)

@@ -1,4 +1,4 @@
-"""Reading a text, and splitting it."""
+"""Tests of reading and splitting a text."""
 
 import gzip
 import hashlib
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bigramlm.data.compression import zstd
 from bigramlm.data.config import TextConfig
-from bigramlm.data.text import Text, TextChanged, check_length, in_pieces, read_text
+from bigramlm.data.text import Text, TextChanged, check_length, read_text, split_into_pieces
 from tests.helpers import refuses
 
 
@@ -23,8 +23,8 @@ def read(*files: Path, name: str = "text", field: str = "text", train_fraction: 
     return read_text(list(files), name=name, field=field, train_fraction=train_fraction, kept_at=kept_at)
 
 
-def written(path: Path, content: bytes | str) -> Path:
-    """Return a file with this content, compressed as its name says."""
+def write(path: Path, content: bytes | str) -> Path:
+    """Write a file, compressed according to its suffix, and return its path."""
     raw = content if isinstance(content, bytes) else content.encode()
     if path.suffix == ".gz":
         raw = gzip.compress(raw)
@@ -35,60 +35,60 @@ def written(path: Path, content: bytes | str) -> Path:
 
 
 def documents(text: Text) -> list[str]:
-    found = [""]
+    texts = [""]
     for piece in text.pieces():
-        found[-1] += piece.text
+        texts[-1] += piece.text
         if piece.ends:
-            found.append("")
-    assert found.pop() == ""
-    return found
+            texts.append("")
+    assert texts.pop() == ""
+    return texts
 
 
-def of_split(text: Text, split: str) -> str:
+def split_text(text: Text, split: str) -> str:
     return "".join(piece.text for piece in text.pieces() if piece.split == split)
 
 
-def test_the_split_of_one_document_is_the_tutorials(tmp_path: Path) -> None:
-    text = read(written(tmp_path / "a.txt", "x" * 1_115_394))
-    assert (len(of_split(text, "train")), len(of_split(text, "val"))) == (1_003_854, 111_540)
+def test_split_of_one_document_matches_the_tutorial(tmp_path: Path) -> None:
+    text = read(write(tmp_path / "a.txt", "x" * 1_115_394))
+    assert (len(split_text(text, "train")), len(split_text(text, "val"))) == (1_003_854, 111_540)
     assert text.split == 1_003_854
 
 
 @pytest.mark.parametrize(
     ("lengths", "split"),
     [
-        ([850, 55, 95], 905),  # the second ends 5 behind 900
+        ([850, 55, 95], 905),  # the second document ends 5 characters after 900
         ([850, 60, 90], 910),
-        ([850, 61, 89], 900),  # a hundredth is 10
+        ([850, 61, 89], 900),  # 11 after 900, and a hundredth of the text is 10
         ([900, 100], 900),
         ([899, 101], 900),
-        ([895, 105], 900),  # not before it
+        ([895, 105], 900),  # the split never moves back
         ([950, 50], 900),
         ([1000], 900),
     ],
 )
-def test_a_document_that_ends_soon_behind_the_split_is_not_cut(tmp_path: Path, lengths: list[int], split: int) -> None:
+def test_split_moves_to_a_document_end_shortly_after(tmp_path: Path, lengths: list[int], split: int) -> None:
     lines = "".join(json.dumps({"text": "x" * n}) + "\n" for n in lengths)
-    text = read(written(tmp_path / "a.jsonl", lines))
+    text = read(write(tmp_path / "a.jsonl", lines))
     assert text.split == split
-    assert len(of_split(text, "train")) == split
-    assert len(of_split(text, "val")) == 1000 - split
+    assert len(split_text(text, "train")) == split
+    assert len(split_text(text, "val")) == 1000 - split
 
 
-def test_of_very_many_documents_the_split_is_found_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigramlm.data.text.ENDS_AT_MOST", 2000)
+def test_split_moves_to_a_document_end_among_many_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigramlm.data.text.MAX_ENDS", 2000)
     lengths = [2 + n % 3 for n in range(10_000)]
     lines = "".join(json.dumps({"text": "x" * n}) + "\n" for n in lengths)
-    text = read(written(tmp_path / "a.jsonl", lines))
+    text = read(write(tmp_path / "a.jsonl", lines))
     n, ends = sum(lengths), set(itertools.accumulate(lengths))
     assert (text.documents, text.n_characters) == (10_000, n)
-    assert text.split in ends, "none of them is cut"
+    assert text.split in ends, "no document is cut"
     assert 0 <= text.split - int(0.9 * n) <= n // 1000
 
 
-def test_no_split_falls_at_the_end(tmp_path: Path) -> None:
+def test_split_never_moves_to_the_end_of_the_text(tmp_path: Path) -> None:
     lines = "".join(json.dumps({"text": "x" * n}) + "\n" for n in [994, 6])
-    assert read(written(tmp_path / "a.jsonl", lines), train_fraction=0.995).split == 995
+    assert read(write(tmp_path / "a.jsonl", lines), train_fraction=0.995).split == 995
 
 
 @given(
@@ -97,25 +97,25 @@ def test_no_split_falls_at_the_end(tmp_path: Path) -> None:
     st.integers(1, 40),
 )
 @settings(max_examples=200)
-def test_pieces_are_the_document_cut_the_same_way_however_it_came(blocks: list[str], size: int, every: int) -> None:
+def test_cuts_of_a_document_do_not_depend_on_its_blocks(blocks: list[str], size: int, every: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bigramlm.data.text.PIECE", size)
         whole = "".join(blocks)
-        found = list(in_pieces(blocks))
-        again = list(in_pieces(whole[at : at + every] for at in range(0, len(whole), every)))
-    assert "".join(text for text, _ in found) == whole
-    assert found == again
-    assert [ends for _, ends in found] == [False] * (len(found) - 1) + [True] * bool(found)
-    assert all(0 < len(text) <= 2 * size for text, _ in found)
-    for (before, _), (after, _) in itertools.pairwise(found):
+        pieces = list(split_into_pieces(blocks))
+        again = list(split_into_pieces(whole[at : at + every] for at in range(0, len(whole), every)))
+    assert "".join(text for text, _ in pieces) == whole
+    assert pieces == again
+    assert [ends for _, ends in pieces] == [False] * (len(pieces) - 1) + [True] * bool(pieces)
+    assert all(0 < len(text) <= 2 * size for text, _ in pieces)
+    for (before, _), (after, _) in itertools.pairwise(pieces):
         assert len(before) == 2 * size or (re.search(r"\w\Z", before) and re.match(r" \w", after))
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-def test_files_are_documents_and_lines_of_jsonl_are(tmp_path: Path, suffix: str) -> None:
-    a = written(tmp_path / f"a.txt{suffix}", "One,\r\nof two lines.\n")
-    b = written(tmp_path / f"b.jsonl{suffix}", '{"text": "Two"}\n\n{"id": 3, "text": "Thr\\u00e9e\\n"}\n{"text": ""}')
-    empty = written(tmp_path / f"c.txt{suffix}", "")
+def test_plain_files_and_jsonl_lines_are_documents(tmp_path: Path, suffix: str) -> None:
+    a = write(tmp_path / f"a.txt{suffix}", "One,\r\nof two lines.\n")
+    b = write(tmp_path / f"b.jsonl{suffix}", '{"text": "Two"}\n\n{"id": 3, "text": "Thr\\u00e9e\\n"}\n{"text": ""}')
+    empty = write(tmp_path / f"c.txt{suffix}", "")
     text = read(a, b, empty)
     assert documents(text) == ["One,\r\nof two lines.\n", "Two", "Thrée\n"]
     assert (text.documents, text.n_characters) == (3, sum(map(len, documents(text))))
@@ -126,54 +126,54 @@ def test_files_are_documents_and_lines_of_jsonl_are(tmp_path: Path, suffix: str)
     assert read(a).sha256 == hashes[0]
 
 
-def test_another_field_of_jsonl(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.jsonl", '{"text": 1, "content": "To be"}')
+def test_text_field_of_jsonl_can_be_set(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": 1, "content": "To be"}')
     assert documents(read(path, field="content")) == ["To be"]
 
 
-def test_archives_in_several_parts_are_read_whole(tmp_path: Path) -> None:
+def test_archives_of_several_parts_are_read_whole(tmp_path: Path) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one ") + gzip.compress(b"two"))
     (tmp_path / "a.txt.zst").write_bytes(zstd.compress(b"one ") + zstd.compress(b"two"))
     assert documents(read(tmp_path / "a.txt.gz", tmp_path / "a.txt.zst")) == ["one two", "one two"]
 
 
-def test_a_long_text_is_not_kept_in_memory_and_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_text_is_not_kept_in_memory_and_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bigramlm.data.text.IN_MEMORY_UP_TO", 1000)
     content = "".join(f"line {n}\n" for n in range(1000))
-    path = written(tmp_path / "a.txt", content)
+    path = write(tmp_path / "a.txt", content)
     first = read(path)
     assert first.kept is None
     assert documents(first) == [content]
 
-    def no_reading(*given: object) -> None:
-        raise AssertionError("it is read")
+    def fail(*given: object) -> None:
+        raise AssertionError("the text was read again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("bigramlm.data.text.Reader.documents", no_reading)
+        patch.setattr("bigramlm.data.text.Reader.documents", fail)
         assert read(path) == first
-        os.utime(path, (1, 1))  # another time, the same content: only its hash is looked at
+        os.utime(path, (1, 1))  # a different time with the same content: the file is only hashed
         touched = read(path)
         assert touched.sha256 == first.sha256
         assert touched.files[0].mtime_ns == 1_000_000_000
-    written(path, content.replace("line 7\n", "line 8\n"))
+    write(path, content.replace("line 7\n", "line 8\n"))
     os.utime(path, (2, 2))
     assert read(path).sha256 != first.sha256
 
 
-def test_a_small_archive_of_a_long_text_is_not_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_text_in_a_small_archive_is_not_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bigramlm.data.text.IN_MEMORY_UP_TO", 10_000)
-    path = written(tmp_path / "a.txt.gz", "x" * 100_000)
+    path = write(tmp_path / "a.txt.gz", "x" * 100_000)
     assert path.stat().st_size < 1000
     assert read(path).kept is None
     assert documents(read(path)) == ["x" * 100_000]
 
 
-def test_a_text_that_changes_while_it_is_read_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bigramlm.data.text.IN_MEMORY_UP_TO", 100)
-    path = written(tmp_path / "a.txt", "x" * 1000)
+    path = write(tmp_path / "a.txt", "x" * 1000)
     text = read(path)
     for content in (b"y" * 1000, b"\xff" * 1000):
-        written(path, content)
+        write(path, content)
         with pytest.raises(TextChanged, match=r"a\.txt"):
             list(text.pieces())
     path.unlink()
@@ -181,25 +181,25 @@ def test_a_text_that_changes_while_it_is_read_is_noticed(tmp_path: Path, monkeyp
         list(text.pieces())
 
 
-def test_length_is_checked_to_the_token() -> None:
+def test_split_needs_one_token_more_than_a_block() -> None:
     check_length(9, split="val", block_size=8, text="t")
     with refuses("val", "8 of the 9", field="data.block_size", value=8):
         check_length(8, split="val", block_size=8, text="t")
 
 
-def test_text_is_read_to_the_byte(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.txt", "\ufeffline\r\nüber\n")
+def test_text_is_read_unchanged(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "\ufeffline\r\nüber\n")
     text = read(path)
     assert documents(text) == ["\ufeffline\r\nüber\n"]
     assert text.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_characters_that_blocks_cut_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigramlm.data.text.READ_AT_ONCE", 3)
+def test_characters_across_read_blocks_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigramlm.data.text.READ_SIZE", 3)
     content = "日本\n\U0001f40dé"
-    assert documents(read(written(tmp_path / "a.txt", content))) == [content]
+    assert documents(read(write(tmp_path / "a.txt", content))) == [content]
     with refuses("b.txt", "0xff", "offset 14", "line 2"):
-        read(written(tmp_path / "b.txt", content.encode() + b" \xff"))
+        read(write(tmp_path / "b.txt", content.encode() + b" \xff"))
 
 
 @pytest.mark.parametrize(
@@ -222,16 +222,16 @@ def test_characters_that_blocks_cut_are_read_whole(tmp_path: Path, monkeypatch: 
 )
 def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, named: tuple[str, ...]) -> None:
     with refuses(tmp_path / name, *named):
-        read(written(tmp_path / name, content))
+        read(write(tmp_path / name, content))
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst", "a.jsonl.gz", "a.jsonl.zst"])
-def test_an_archive_cut_short_is_refused(tmp_path: Path, name: str) -> None:
+def test_truncated_archive_is_refused(tmp_path: Path, name: str) -> None:
     lines = [json.dumps({"text": f"{n} {n * n} {n**3}"}) + "\n" for n in range(2000)]
-    path = written(tmp_path / name, "".join(lines))
+    path = write(tmp_path / name, "".join(lines))
     raw = path.read_bytes()
-    for kept in (len(raw) - 1, len(raw) // 2, 5):
-        path.write_bytes(raw[:kept])
+    for length in (len(raw) - 1, len(raw) // 2, 5):
+        path.write_bytes(raw[:length])
         with refuses(path, "cut"):
             read(path)
     path.write_bytes(b"no archive at all")
@@ -246,24 +246,24 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_globs_take_files_in_order(tmp_path: Path) -> None:
+def test_glob_returns_files_in_order(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     for name in ("b.txt", "a.txt", "c.md", "deep/d.txt", "[1].txt"):
-        written(tmp_path / name, name)
+        write(tmp_path / name, name)
 
     def found(path: str) -> list[str]:
         return [str(file.relative_to(tmp_path)) for file in TextConfig(path=str(tmp_path / path)).files()]
 
     assert found("*.txt") == ["[1].txt", "a.txt", "b.txt"]
     assert found("**/*.txt") == ["[1].txt", "a.txt", "b.txt", "deep/d.txt"]
-    assert found("[1].txt") == ["[1].txt"], "a file of that name is meant, where there is one"
+    assert found("[1].txt") == ["[1].txt"], "an existing file takes precedence over the glob"
     with refuses(field="data.path", value=tmp_path / "*.tex"):
         found("*.tex")
     with refuses(tmp_path / "none.txt", "data.path=FILE"):
         TextConfig(path=str(tmp_path / "none.txt")).read()
 
 
-def test_a_relative_path_is_saved_as_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_path_is_saved_as_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     prepared = TextConfig(path="a.txt").prepare()
     assert prepared.file() == tmp_path / "a.txt"

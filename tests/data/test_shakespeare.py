@@ -1,4 +1,4 @@
-"""The download of the tutorial's text, against a server on this machine that behaves well and badly."""
+"""Tests of the download of the tutorial's text, against a local server."""
 
 import contextlib
 import hashlib
@@ -17,21 +17,21 @@ from bigramlm.config.run_config import load
 from bigramlm.data import shakespeare
 from bigramlm.data.config import BundledConfig, ShakespeareConfig
 from bigramlm.utils import paths
-from tests.helpers import PATIENCE, Cli, assert_refused, refuses, serving
+from tests.helpers import TIMEOUT, Cli, assert_refused, refuses, serving
 
-# Stands in for Shakespeare, which is not ours to ship.
+# A stand-in for Shakespeare's text, which the repository does not contain.
 TEXT = bytes(random.Random(0).choices(b"abcdefgh \n", k=300_000))
-NOBODY = "http://127.0.0.1:9/"
+NO_SERVER = "http://127.0.0.1:9/"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers by the path that is asked for."""
+    """A handler whose response depends on the requested path."""
 
     over: threading.Event
-    """Set when no test asks for anything any more."""
+    """Set when all tests have finished."""
 
     def do_GET(self) -> None:
-        with contextlib.suppress(OSError):  # of a client that gives up, as some tests have it
+        with contextlib.suppress(OSError):  # in some tests the client closes the connection early
             self.answer()
 
     def answer(self) -> None:
@@ -67,7 +67,7 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Return a home without sources/, and a stand-in for the text that is expected."""
+    """Use a home folder without sources/, and expect the stand-in text."""
     monkeypatch.setattr(paths, "home", lambda: tmp_path / "home")
     monkeypatch.setattr(shakespeare, "SIZE", len(TEXT))
     monkeypatch.setattr(shakespeare, "SHA256", hashlib.sha256(TEXT).hexdigest())
@@ -75,16 +75,16 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(proxy, raising=False)
 
 
-def config(url: str, *, timeout: float = PATIENCE, **fields: object) -> ShakespeareConfig:
+def config(url: str, *, timeout: float = TIMEOUT, **fields: object) -> ShakespeareConfig:
     return ShakespeareConfig(url=url, timeout=timeout, **fields)  # type: ignore[arg-type]
 
 
-def assert_nothing_is_left(cfg: ShakespeareConfig) -> None:
+def assert_no_files_left(cfg: ShakespeareConfig) -> None:
     assert not list(cfg.file().parent.glob("*"))
 
 
 @pytest.mark.parametrize("path", ["/good", "/nolength"])
-def test_good_download_is_whole_and_leaves_nothing_else(server: str, path: str) -> None:
+def test_good_download_leaves_only_the_whole_text(server: str, path: str) -> None:
     cfg = config(server + path)
     assert cfg.prepare() is cfg
     assert cfg.file().read_bytes() == TEXT
@@ -96,39 +96,39 @@ BAD = {
     "/hang": ["timed out"],
     "/short": ["1,000", "300,000"],
     "/long": ["more", "300,000"],
-    "/truncated": ["0 bytes"],  # as it is said here, or by Python
+    "/truncated": ["0 bytes"],  # in the message of bigramlm or of Python
     "/wrong": ["SHA-256"],
 }
 
 
 @pytest.mark.parametrize(("path", "named"), BAD.items(), ids=lambda value: str(value).strip("/"))
-def test_bad_download_is_refused_and_leaves_nothing(server: str, path: str, named: list[str]) -> None:
-    cfg = config(server + path, timeout=0.3 if path == "/hang" else PATIENCE, fallback=False)
+def test_bad_download_is_refused_and_leaves_no_files(server: str, path: str, named: list[str]) -> None:
+    cfg = config(server + path, timeout=0.3 if path == "/hang" else TIMEOUT, fallback=False)
     with refuses(server + path, cfg.file(), "data=bundled", *named):
         cfg.prepare()
-    assert_nothing_is_left(cfg)
+    assert_no_files_left(cfg)
 
 
-def test_a_download_that_does_not_end_is_given_up(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Something always comes before the time-out; and the clock goes fast."""
-    clock = itertools.count(step=int(PATIENCE))
+def test_endless_download_is_aborted(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve bytes faster than the time-out, with a clock that runs fast."""
+    clock = itertools.count(step=int(TIMEOUT))
     monkeypatch.setattr(shakespeare, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     cfg = config(server + "/trickle", fallback=False)
     with refuses(server + "/trickle", "seconds", "data=bundled"):
         cfg.prepare()
-    assert next(clock) > 3 * PATIENCE, "for a while it goes on"
-    assert_nothing_is_left(cfg)
+    assert next(clock) > 3 * TIMEOUT, "the download continues for a while"
+    assert_no_files_left(cfg)
 
 
-def test_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
+def test_refused_connection_falls_back_to_the_bundled_text(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        taken = config(NOBODY, fallback=True).prepare()
-    assert isinstance(taken, BundledConfig)
+        used = config(NO_SERVER, fallback=True).prepare()
+    assert isinstance(used, BundledConfig)
     assert "NOT SHAKESPEARE" in caplog.text
     assert "refused" in caplog.text
 
 
-def test_a_disk_that_is_full_is_not_a_download_that_failed(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_not_reported_as_a_failed_download(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -136,22 +136,22 @@ def test_a_disk_that_is_full_is_not_a_download_that_failed(server: str, monkeypa
     cfg = config(server + "/good")
     with pytest.raises(OSError, match="No space left"):
         cfg.prepare()
-    assert_nothing_is_left(cfg)
+    assert_no_files_left(cfg)
 
 
 @pytest.mark.parametrize("timeout", [0.0, -1.0, float("inf"), float("nan")])
-def test_a_time_out_has_an_end(timeout: float) -> None:
+def test_timeout_must_be_positive_and_finite(timeout: float) -> None:
     with refuses(field="data.timeout", value=timeout):
         ShakespeareConfig(timeout=timeout)
 
 
 def test_fallback_keeps_the_other_fields() -> None:
-    taken = config(NOBODY, block_size=5, batch_size=3, train_fraction=0.5).prepare()
-    assert taken == BundledConfig(block_size=5, batch_size=3, train_fraction=0.5)
+    used = config(NO_SERVER, block_size=5, batch_size=3, train_fraction=0.5).prepare()
+    assert used == BundledConfig(block_size=5, batch_size=3, train_fraction=0.5)
 
 
-def test_a_file_that_is_there_is_used_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    cfg = config(NOBODY)
+def test_existing_file_is_used_unchanged(caplog: pytest.LogCaptureFixture) -> None:
+    cfg = config(NO_SERVER)
     cfg.file().parent.mkdir(parents=True)
     cfg.file().write_bytes(TEXT)
     assert cfg.prepare() is cfg
@@ -162,8 +162,8 @@ def test_a_file_that_is_there_is_used_as_it_is(caplog: pytest.LogCaptureFixture)
     assert cfg.file().read_text() == "my own edition"
 
 
-def test_the_run_goes_on_with_the_bundled_text_and_records_it(cli: Cli) -> None:
-    ended = cli(f"data.url={NOBODY}", "trainer.steps=0", "data.block_size=4", "sample.max_new_tokens=5")
+def test_run_falls_back_to_the_bundled_text_and_records_it(cli: Cli) -> None:
+    ended = cli(f"data.url={NO_SERVER}", "trainer.steps=0", "data.block_size=4", "sample.max_new_tokens=5")
     assert ended.code == 0
     assert "NOT SHAKESPEARE" in ended.err
     saved = load(ended.folder / "config.yaml")
@@ -173,6 +173,6 @@ def test_the_run_goes_on_with_the_bundled_text_and_records_it(cli: Cli) -> None:
 
 
 def test_without_fallback_the_run_is_refused(cli: Cli) -> None:
-    ended = cli(f"data.url={NOBODY}", "data.fallback=false", "trainer.steps=0")
-    assert_refused(ended, NOBODY, "refused", "data=bundled")
+    ended = cli(f"data.url={NO_SERVER}", "data.fallback=false", "trainer.steps=0")
+    assert_refused(ended, NO_SERVER, "refused", "data=bundled")
     assert len(ended.err.splitlines()) <= 2

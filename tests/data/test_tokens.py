@@ -1,4 +1,4 @@
-"""Token files: what training makes of them, and what is refused of them."""
+"""Tests of training on token files, and of refusing invalid ones."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import torch
 
 from bigramlm.cli import sample
 from bigramlm.data.batches import Batches, Stream, on_device
-from bigramlm.data.tokens import SPLITS, About, Counts, TokenFiles, TokenWriter, narrowest, open_tokens
+from bigramlm.data.tokens import SPLITS, About, Counts, TokenFiles, TokenWriter, narrowest_dtype, open_tokens
 from bigramlm.tokenizer.config import BPEConfig
 from bigramlm.utils import paths
 from bigramlm.utils.files import sha256_of
@@ -28,12 +28,12 @@ BPE = ("tokenizer=bpe", "tokenizer.vocab_size=300")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Token files of the bundled text, in 300 tokens of BPE."""
+    """Make token files of the bundled text, with a BPE vocabulary of 300."""
     folder = tmp_path_factory.mktemp("made")
     cfg, cut = BPEConfig(vocab_size=300), int(0.9 * len(TEXT))
     splits = {"train": TEXT[:cut], "val": TEXT[cut:]}
-    tokenizer = cfg.build(characters="", documents=1, train=lambda most: iter([splits["train"]]))
-    kind = narrowest(tokenizer.vocab_size)
+    tokenizer = cfg.build(characters="", documents=1, train=lambda limit: iter([splits["train"]]))
+    dtype = narrowest_dtype(tokenizer.vocab_size)
     about = About(
         name="text",
         sha256=sha256_of(TEXT),
@@ -43,10 +43,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer=asdict(cfg),
         tokenizer_sha256=sha256_of(tokenizer.to_json()),
         vocab_size=tokenizer.vocab_size,
-        dtype=np.dtype(kind).name,
+        dtype=np.dtype(dtype).name,
     )
     with TokenWriter(folder, about, tokenizer.to_json()) as writer:
-        ids = {split: tokenizer.encode(text).astype(kind).tobytes() for split, text in splits.items()}
+        ids = {split: tokenizer.encode(text).astype(dtype).tobytes() for split, text in splits.items()}
         writer.write(ids, {split: len(text) for split, text in splits.items()}, pieces=1)
         writer.finish()
     return folder
@@ -54,18 +54,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def damaged(made: Path, tmp_path: Path) -> Path:
-    """Return a copy of the token files, for a test to damage."""
+    """Copy the token files, for a test to damage."""
     return shutil.copytree(made, tmp_path / "damaged")
 
 
-def shorter(path: Path) -> None:
+def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 3)
 
 
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (lambda folder: shorter(folder / "val.bin"), ("val.bin", "cut")),
+        (lambda folder: truncate(folder / "val.bin"), ("val.bin", "cut")),
         (lambda folder: (folder / "val.bin").open("ab").write(b"more"), ("val.bin", "another")),
         (lambda folder: (folder / "train.bin").unlink(), ("train.bin", "0 bytes")),
         (lambda folder: (folder / "manifest.json").write_text("{}"), ("manifest.json", "prepare.py")),
@@ -85,7 +85,7 @@ def test_damaged_token_files_are_refused(
 
 @pytest.mark.parametrize("name", ["val.bin", "tokenizer.json"])
 def test_training_on_damaged_token_files_is_refused(name: str, damaged: Path, cli: Cli) -> None:
-    shorter(damaged / name)
+    truncate(damaged / name)
     assert_refused(cli(*SHORT, "data=tokens", f"data.path={damaged}"), damaged / name)
 
 
@@ -97,7 +97,7 @@ def test_token_files_of_another_format_are_refused(damaged: Path) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_flipped_bit_is_found(split: str, damaged: Path) -> None:
+def test_verify_finds_a_flipped_bit(split: str, damaged: Path) -> None:
     found = open_tokens(damaged)
     found.verify()
     path = damaged / f"{split}.bin"
@@ -108,11 +108,11 @@ def test_a_flipped_bit_is_found(split: str, damaged: Path) -> None:
         found.verify()
 
 
-def test_a_run_on_token_files_needs_no_text(made: Path, cli: Cli, tool: Cli) -> None:
+def test_run_on_token_files_needs_no_text(made: Path, cli: Cli, tool: Cli) -> None:
     ended = cli(*SHORT, "data=tokens", f"data.path={made}")
     assert ended.code == 0, ended.err
     config = (ended.folder / "config.yaml").read_text("utf-8")
-    assert "vocab_size: 300" in config, "the tokenizer is that of the files"
+    assert "vocab_size: 300" in config, "the run uses the tokenizer of the files"
     assert "vocabulary of 300" in (ended.folder / "train.log").read_text("utf-8")
     again = resumed(cli, ended.folder, "trainer.steps=6")
     assert again.code == 0, again.err
@@ -122,7 +122,7 @@ def test_a_run_on_token_files_needs_no_text(made: Path, cli: Cli, tool: Cli) -> 
 
 
 @pytest.mark.parametrize(
-    ("typed", "named"),
+    ("overrides", "named"),
     [
         (["tokenizer=char"], ("tokenizer=char", "tokenizer=bpe", "vocab_size=300")),
         ([*BPE, "tokenizer.min_frequency=3"], ("tokenizer.min_frequency=3", "tokenizer.min_frequency=2")),
@@ -130,12 +130,12 @@ def test_a_run_on_token_files_needs_no_text(made: Path, cli: Cli, tool: Cli) -> 
     ],
 )
 def test_token_files_of_another_tokenizer_or_split_are_refused(
-    typed: list[str], named: tuple[str, ...], made: Path, cli: Cli
+    overrides: list[str], named: tuple[str, ...], made: Path, cli: Cli
 ) -> None:
-    assert_refused(cli(*SHORT, "data=tokens", f"data.path={made}", *typed), made, *named)
+    assert_refused(cli(*SHORT, "data=tokens", f"data.path={made}", *overrides), made, *named)
 
 
-def test_batches_from_files_are_those_from_memory(tmp_path: Path) -> None:
+def test_batches_from_files_match_those_from_memory(tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(0, 50_257, 5000).astype(np.uint16)
     ids.tofile(tmp_path / "train.bin")
     about = About("t", "0", 5000, 1, 5000, {}, "0", 50_257, "uint16")
@@ -145,6 +145,6 @@ def test_batches_from_files_are_those_from_memory(tmp_path: Path) -> None:
         mapped = on_device(found.ids("train"), torch.device("cpu"))
     assert mapped.dtype == torch.uint16
     for step in (0, 5, 2000):
-        one = Batches(Stream(mapped, block_size=7), batch_size=3, seed=1)[step]
-        other = Batches(Stream(torch.from_numpy(ids.astype(np.int32)), block_size=7), batch_size=3, seed=1)[step]
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        from_file = Batches(Stream(mapped, block_size=7), batch_size=3, seed=1)[step]
+        from_memory = Batches(Stream(torch.from_numpy(ids.astype(np.int32)), block_size=7), batch_size=3, seed=1)[step]
+        assert all(torch.equal(a, b) for a, b in zip(from_file, from_memory, strict=True))

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say; how fast it is, is not for tests."""
+"""Tests of the benchmarks: the correctness of the measurements, not the speed."""
 
 import contextlib
 import json
@@ -18,52 +18,55 @@ from tests.helpers import SHORT, Cli, assert_refused, refuses
 SMALL = ("data=bundled", "logger=none", "model=gpt", "model.n_embd=16", "model.n_layer=1", "device.threads=1")
 
 
-def test_pairs_alternate_and_the_first_warm_up() -> None:
-    made: list[str] = []
+def test_pairs_alternate_after_a_warm_up() -> None:
+    calls: list[str] = []
 
     def measure(name: str) -> dict[str, float]:
-        made.append(name)
-        return {"x": float(len(made))}
+        calls.append(name)
+        return {"x": float(len(calls))}
 
     a, b = alternate(3, lambda: measure("a"), lambda: measure("b"))
-    assert "".join(made) == "ababbaab"
+    assert "".join(calls) == "ababbaab"
     assert [figures["x"] for figures in a] == [3, 6, 7]
     assert [figures["x"] for figures in b] == [4, 5, 8]
-    made.clear()
-    alternate(1, lambda: measure("a"), lambda: measure("b"), warm=False)
-    assert "".join(made) == "ab"
+    calls.clear()
+    alternate(1, lambda: measure("a"), lambda: measure("b"), warm_up=False)
+    assert "".join(calls) == "ab"
 
 
-def test_ratios_are_within_the_pairs() -> None:
-    comparison = Comparison("of two", [{"x": 1}, {"x": 4}, {"x": 9}], [{"y": 1}, {"y": 2}, {"y": 3}], "x", "y")
+def test_ratios_are_computed_within_pairs() -> None:
+    comparison = Comparison("title", [{"x": 1}, {"x": 4}, {"x": 9}], [{"y": 1}, {"y": 2}, {"y": 3}], "x", "y")
     assert comparison.ratios == [1, 2, 3]
-    assert str(comparison) == "of two\n  4 (1 to 9) / 2 (1 to 3)\n  ratio 2 (1 to 3), 3 pairs"
+    assert str(comparison) == "title\n  4 (1 to 9) / 2 (1 to 3)\n  ratio 2 (1 to 3), 3 pairs"
 
 
-def test_the_time_to_a_loss_is_that_of_the_first_evaluation_that_has_it(
+def test_time_to_loss_is_the_time_of_the_first_evaluation_that_reaches_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of made-up runs: ours has 2.0 at 3 s and 1.5 at 8 s, of 9; theirs ends with 1.7 after 20 s."""
+    """Check the figures of two fake runs.
+
+    Ours has val loss 2.0 at 3 s and 1.5 at 8 s, and takes 9 s. Theirs ends with 1.7 after 20 s.
+    """
     seeds: list[str] = []
 
-    def run(place: Path, chosen: str, seed: str, *looking: str) -> tuple[float, Path]:
+    def run(folder: Path, recipe: str, seed: str, *evaluation: str) -> tuple[float, Path]:
         seeds.append(seed)
-        ours = chosen.startswith("experiment=gpt")
+        ours = recipe.startswith("experiment=gpt")
         losses = {0.5: 4.0, 3.0: 2.0, 8.0: 1.5} if ours else {1.0: 4.0, 20.0: 1.7}
-        folder = tmp_path / str(len(seeds))
-        folder.mkdir()
+        run_folder = tmp_path / str(len(seeds))
+        run_folder.mkdir()
         lines = [
             {"step": n, "seconds": seconds, "val/loss": loss, "tokens_per_second": 1.0}
             for n, (seconds, loss) in enumerate(losses.items())
         ]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         summary = {"seconds": 9.0 if ours else 20.0, "step": 9, "final": {"val/loss": 1.5 if ours else 1.7}}
-        (folder / "summary.json").write_text(json.dumps(summary))
-        return 0.0, folder
+        (run_folder / "summary.json").write_text(json.dumps(summary))
+        return 0.0, run_folder
 
     monkeypatch.setattr(commands, "run", run)
-    monkeypatch.setattr(commands, "workplace", lambda: contextlib.nullcontext(tmp_path))
-    monkeypatch.setattr(commands, "looking_alike", lambda *recipe, times: [])
+    monkeypatch.setattr(commands, "temporary_folder", lambda: contextlib.nullcontext(tmp_path))
+    monkeypatch.setattr(commands, "evaluation_overrides", lambda *recipe, times: [])
     reached, whole, losses = commands.gpt(2)
     assert reached.ratios == [8 / 20] * 2
     assert whole.ratios == [9 / 20] * 2
@@ -71,35 +74,35 @@ def test_the_time_to_a_loss_is_that_of_the_first_evaluation_that_has_it(
     assert seeds == ["seed=1", "seed=1", "seed=2", "seed=2"]
 
 
-def test_runs_that_are_compared_evaluate_as_often_over_the_whole_of_val() -> None:
-    for block, batch, steps_ in ((64, 12, 1999), (16, 4, 40)):
-        shape = (f"data.block_size={block}", f"data.batch_size={batch}", f"trainer.steps={steps_}")
-        every, batches = commands.looking_alike("data=bundled", *shape, times=20)
-        assert math.ceil(steps_ / int(every.partition("=")[2])) == 20
-        covered = int(batches.partition("=")[2]) * block * batch
-        assert 0 <= covered - 6948 < block * batch
+def test_compared_runs_evaluate_equally_often_on_all_of_val() -> None:
+    for block_size, batch_size, n_steps in ((64, 12, 1999), (16, 4, 40)):
+        shape = (f"data.block_size={block_size}", f"data.batch_size={batch_size}", f"trainer.steps={n_steps}")
+        every, batches = commands.evaluation_overrides("data=bundled", *shape, times=20)
+        assert math.ceil(n_steps / int(every.partition("=")[2])) == 20
+        covered = int(batches.partition("=")[2]) * block_size * batch_size
+        assert 0 <= covered - 6948 < block_size * batch_size
 
 
 def test_step_compares_slices_of_one_run(tool: Cli) -> None:
     ended = tool(main.main, "step", *SMALL, "--pairs", "2", "--json")
     assert ended.code == 0, ended.err
-    found = json.loads(ended.out.splitlines()[-1])
-    assert "the Trainer / a bare loop" in found["title"]
-    assert len(found["ratios"]) == 2
-    assert all(a > 0 and b > 0 for a, b in zip(found["a"], found["b"], strict=True))
+    result = json.loads(ended.out.splitlines()[-1])
+    assert "the Trainer / a bare loop" in result["title"]
+    assert len(result["ratios"]) == 2
+    assert all(a > 0 and b > 0 for a, b in zip(result["a"], result["b"], strict=True))
 
 
-def test_profile_tells_phases_and_floors(tool: Cli) -> None:
+def test_profile_reports_phases_and_lower_bounds(tool: Cli) -> None:
     ended = tool(main.main, "profile", *SMALL, "optim.grad_clip=1", "--pairs", "1")
     assert ended.code == 0, ended.err
     for phase in ("batch", "forward", "backward", "clip", "optimizer", "at least"):
         assert f"\n  {phase}" in ended.out
 
 
-def test_gpt2_compares_the_compiled_step_with_the_step_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced, and not compiled: how fast it is, is not for tests."""
+def test_gpt2_compares_the_compiled_with_the_uncompiled_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the eager backend, which traces the step but does not compile it."""
     compile_ = torch.compile
-    monkeypatch.setattr(steps, "REPEAT_FOR", 0.0)
+    monkeypatch.setattr(steps, "MIN_SECONDS", 0.0)
     monkeypatch.setattr("bigramlm.device.peak.peak", lambda device: Peak(1e15, "made up"))
     monkeypatch.setattr(torch, "compile", lambda function, *, mode, **k: compile_(function, **k, backend="eager"))
     shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 2}
@@ -109,7 +112,7 @@ def test_gpt2_compares_the_compiled_step_with_the_step_as_it_stands(monkeypatch:
         assert 0 < b[0] < 1
 
 
-def test_gpt2_has_nothing_to_compare_where_nothing_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_fails_if_the_step_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> object:
         raise RuntimeError("no compiler")
 
@@ -120,36 +123,40 @@ def test_gpt2_has_nothing_to_compare_where_nothing_compiles(monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_bits_finds_the_first_difference_between_two_versions(
+def test_bits_reports_the_first_difference_between_two_versions(
     tool: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hold a checkout to itself, and to one whose default seed is another."""
-    monkeypatch.setattr(versions, "CASES", {"short": versions.Case(SHORT), "sweep": versions.Case(SHORT, sweeps=True)})
-    same = tool(main.main, "bits", str(paths.home()), str(paths.home()))
-    assert (same.code, same.out) == (0, "short: the same bits\nsweep: the same bits\n"), same.err
-    changed = tmp_path / "changed"
+    """Compare a checkout with itself, then with a copy with another default seed."""
+    monkeypatch.setattr(
+        versions, "CASES", {"short": versions.Case(SHORT), "sweep": versions.Case(SHORT, is_sweep=True)}
+    )
+    unchanged = tool(main.main, "bits", str(paths.home()), str(paths.home()))
+    assert (unchanged.code, unchanged.out) == (0, "short: bit-equal\nsweep: bit-equal\n"), unchanged.err
+    changed_tree = tmp_path / "changed"
     for folder in ("bigramlm", "conf", "hydra_plugins", "scripts", "sources"):
-        shutil.copytree(paths.home() / folder, changed / folder)
-    config = changed / "bigramlm" / "config" / "run_config.py"
+        shutil.copytree(paths.home() / folder, changed_tree / folder)
+    config = changed_tree / "bigramlm" / "config" / "run_config.py"
     config.write_text(config.read_text("utf-8").replace("seed: int = 1337", "seed: int = 1"), "utf-8")
-    other = tool(main.main, "bits", str(paths.home()), str(changed))
-    assert other.code == 1
-    assert [line.split(":")[0] for line in other.out.splitlines()] == ["short", "sweep"]
-    assert "model.safetensors" in other.out
+    changed = tool(main.main, "bits", str(paths.home()), str(changed_tree))
+    assert changed.code == 1
+    assert [line.split(":")[0] for line in changed.out.splitlines()] == ["short", "sweep"]
+    assert "model.safetensors" in changed.out
 
 
 @pytest.mark.parametrize(
-    ("typed", "field", "value"),
+    ("arguments", "field", "value"),
     [
         (("bits", "HEAD"), "HEAD", "OLD NEW"),
-        (("versions", "HEAD", "nosuch"), "nosuch", "is no commit"),
+        (("versions", "HEAD", "nosuch"), "nosuch", "is neither a commit"),
         (("bigram", "--pairs", "0"), "--pairs", "0"),
         (("startup", "optim.lr=1"), "optim.lr", "1"),
         (("step", "optim.lr=-1"), "optim.lr", "-1"),
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused_in_one_line(typed: tuple[str, ...], field: str, value: str, tool: Cli) -> None:
-    ended = tool(main.main, *typed)
+def test_invalid_arguments_are_refused_in_one_line(
+    arguments: tuple[str, ...], field: str, value: str, tool: Cli
+) -> None:
+    ended = tool(main.main, *arguments)
     assert_refused(ended, field=field, value=value)
     assert ended.err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""A model as transformers loads it: there and back nothing has changed, and what cannot be exported."""
+"""Tests of the export to transformers: round trips and refusals."""
 
 import json
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def _quiet() -> Iterator[None]:
     transformers.logging.set_verbosity_warning()
 
 
-def theirs(folder: Path) -> Any:
+def load_with_transformers(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
@@ -40,15 +40,15 @@ def tokens(n: int = POSITIONS, rows: int = 3) -> torch.Tensor:
 @torch.no_grad()
 def logits(model: Any, idx: torch.Tensor) -> torch.Tensor:
     out = model(idx)
-    found: torch.Tensor = out[0] if isinstance(out, tuple) else out.logits
-    return found
+    result: torch.Tensor = out[0] if isinstance(out, tuple) else out.logits
+    return result
 
 
-def test_there_and_back_nothing_has_changed(cli: Cli, tool: Cli, tmp_path: Path) -> None:
+def test_round_trip_preserves_tensors_and_logits(cli: Cli, tool: Cli, tmp_path: Path) -> None:
     gpt2 = gpt2_folder(tmp_path / "gpt2")
     run = cli(*QUICK, f"init_from={gpt2}", "trainer.steps=0", "model=gpt2")
     assert run.code == 0, run.err
-    assert f"weights: of GPT-2 (custom), from {gpt2}" in run.err
+    assert f"weights: GPT-2 (custom), from {gpt2}" in run.err
     out = tmp_path / "out"
     exported = tool(checkpoint_tool.main, "export", str(run.folder), str(out))
     assert exported.code == 0, exported.err
@@ -56,7 +56,7 @@ def test_there_and_back_nothing_has_changed(cli: Cli, tool: Cli, tmp_path: Path)
     before, after = load_file(gpt2 / "model.safetensors"), load_file(out / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert torch.equal(logits(theirs(gpt2), tokens()), logits(theirs(out), tokens()))
+    assert torch.equal(logits(load_with_transformers(gpt2), tokens()), logits(load_with_transformers(out), tokens()))
 
     text = "But soft!\n\n  What light  <|endoftext|> \U0001f40d"
     model, tokenizer, _ = load_model(open_checkpoint(str(run.folder)))
@@ -67,23 +67,23 @@ def test_there_and_back_nothing_has_changed(cli: Cli, tool: Cli, tmp_path: Path)
     )
     assert loaded.eos_token_id == tokenizer.end_of_text
     assert loaded.model_max_length == POSITIONS
-    apart = logits(model.eval(), tokens()) - logits(theirs(out), tokens())
-    assert apart.abs().max() <= 1e-4
+    difference = logits(model.eval(), tokens()) - logits(load_with_transformers(out), tokens())
+    assert difference.abs().max() <= 1e-4
 
 
-def test_a_gpt_of_our_own_is_exported_with_its_characters(cli: Cli, tool: Cli, tmp_path: Path) -> None:
+def test_char_gpt_is_exported_with_its_tokenizer(cli: Cli, tool: Cli, tmp_path: Path) -> None:
     small = ("model.n_layer=2", "model.n_head=2", "model.n_embd=16", "data.block_size=32", "trainer.steps=5")
     run = cli(*QUICK, "model=nanogpt", *small)
     out = tmp_path / "out"
     assert tool(checkpoint_tool.main, "export", str(run.folder), str(out)).code == 0
     model, tokenizer, _ = load_model(open_checkpoint(str(run.folder)))
     idx = torch.randint(tokenizer.vocab_size, (2, 32))
-    assert torch.allclose(logits(model.eval(), idx), logits(theirs(out), idx), atol=1e-5)
+    assert torch.allclose(logits(model.eval(), idx), logits(load_with_transformers(out), idx), atol=1e-5)
     loaded = AutoTokenizer.from_pretrained(out)
     text = TEXT[:500]
     assert loaded(text).input_ids == tokenizer.encode(text).tolist()
     assert loaded.decode(loaded(text).input_ids) == text
-    with pytest.raises(Exception, match="UNK"):  # which it has not, as ours has none
+    with pytest.raises(Exception, match="UNK"):  # the char tokenizer has no unknown token
         loaded("日")
 
     again = cli(*QUICK, f"init_from={out}", "trainer.steps=0")
@@ -97,12 +97,12 @@ def test_a_gpt_of_our_own_is_exported_with_its_characters(cli: Cli, tool: Cli, t
     assert second == pytest.approx(first, abs=1e-5)
 
 
-def test_what_cannot_be_exported_says_which_of_its_fields(cli: Cli, tool: Cli, tmp_path: Path) -> None:
+def test_refused_export_names_the_unsupported_fields(cli: Cli, tool: Cli, tmp_path: Path) -> None:
     small = ("model.n_layer=1", "model.n_head=2", "model.n_embd=16", "trainer.steps=0")
     run = cli(*QUICK, "model=gpt", *small)
     refused = tool(checkpoint_tool.main, "export", str(run.folder), str(tmp_path / "out"))
     assert_refused(refused, run.folder, "model.position=rotary", "model.norm=rms", "model.qk_norm=true")
-    assert "model.bias" not in refused.err  # zeros do
+    assert "model.bias" not in refused.err  # zeros are exported instead
     run = cli(*QUICK, "trainer.steps=0")
     refused = tool(checkpoint_tool.main, "export", str(run.folder), str(tmp_path / "out"))
     assert_refused(refused, run.folder, "model=bigram")

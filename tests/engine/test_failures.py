@@ -1,4 +1,4 @@
-"""What is said when memory runs out."""
+"""Tests of the messages for failures, such as running out of memory."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ GPT = ("model=gpt", "model.n_embd=512", "data.block_size=128")
 
 
 @pytest.mark.parametrize(
-    ("typed", "named"),
+    ("overrides", "named"),
     [
         (
             ("data.batch_size=512",),
@@ -33,22 +33,20 @@ GPT = ("model=gpt", "model.n_embd=512", "data.block_size=128")
     ],
     ids=str,
 )
-def test_what_takes_most_is_what_to_lower(typed: tuple[str, ...], named: tuple[str, ...]) -> None:
-    told = out_of_memory(run_config(*GPT, *typed), vocab_size=65)
+def test_message_names_the_largest_memory_use(overrides: tuple[str, ...], named: tuple[str, ...]) -> None:
+    message = out_of_memory(run_config(*GPT, *overrides), vocab_size=65)
     for fact in named:
-        assert fact in told
-    assert "\n" not in told
+        assert fact in message
+    assert "\n" not in message
 
 
-def test_what_is_counted_has_no_batch() -> None:
-    told = out_of_memory(run_config("model=ngram"), vocab_size=65)
-    assert "model.order" in told
-    assert "data.batch_size" not in told
+def test_message_for_a_count_based_model_omits_the_batch() -> None:
+    message = out_of_memory(run_config("model=ngram"), vocab_size=65)
+    assert "model.order" in message
+    assert "data.batch_size" not in message
 
 
-def test_memory_that_runs_out_before_there_is_a_vocabulary_is_one_line_too(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_before_tokenizing_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def runs_out(self: object) -> None:
         raise MemoryError
 
@@ -57,12 +55,13 @@ def test_memory_that_runs_out_before_there_is_a_vocabulary_is_one_line_too(
     assert_refused(ended, "out of memory")
 
 
-def test_sizes_are_told() -> None:
-    told = out_of_memory(run_config(*GPT, "data.batch_size=1024"), vocab_size=65)
-    # 4 blocks of 12 x 512^2 weights and two of 65 x 512, four times; activations 4 x 18 x 512 and 3 x 65 a token.
-    assert "0.2 GB" in told
-    assert f"{4 * 1024 * 128 * (4 * 18 * 512 + 3 * 65) / 1e9:.1f} GB" in told
-    assert "data.batch_size=1024" in told
+def test_message_contains_sizes() -> None:
+    message = out_of_memory(run_config(*GPT, "data.batch_size=1024"), vocab_size=65)
+    # 4 blocks of 12 x 512^2 weights and two matrices of 65 x 512, each four times in training; per token,
+    # 4 x 18 x 512 and 3 x 65 activations.
+    assert "0.2 GB" in message
+    assert f"{4 * 1024 * 128 * (4 * 18 * 512 + 3 * 65) / 1e9:.1f} GB" in message
+    assert "data.batch_size=1024" in message
 
 
 ERRORS = [
@@ -74,7 +73,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(error)[:12])
-def test_what_says_that_there_is_no_memory_left_is_known(error: Exception) -> None:
+def test_out_of_memory_errors_are_recognised(error: Exception) -> None:
     assert is_out_of_memory(error)
 
 
@@ -83,31 +82,29 @@ def test_what_says_that_there_is_no_memory_left_is_known(error: Exception) -> No
     [ERRORS[0], *(pytest.param(error, marks=pytest.mark.slow) for error in ERRORS[1:])],
     ids=lambda error: str(error)[:12],
 )
-def test_a_run_that_runs_out_of_memory_ends_with_a_line_that_says_what_to_lower(
-    error: Exception, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken = TrainStep.__call__
+def test_out_of_memory_ends_the_run_with_advice(error: Exception, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TrainStep.__call__
 
     def runs_out(self: TrainStep, *arguments: object) -> object:
         steps.append(1)
         if len(steps) == 4:
             raise error
-        return taken(self, *arguments)  # type: ignore[arg-type]
+        return original(self, *arguments)  # type: ignore[arg-type]
 
     steps: list[int] = []
     monkeypatch.setattr(TrainStep, "__call__", runs_out)
     run = ("data=bundled", "logger=none", "trainer.steps=6", "trainer.checkpoint_every=2", "sample.max_new_tokens=1")
     ended = cli(*run)
     assert_refused(ended, "out of memory", "data.batch_size=16", "trainer.grad_accumulation=2")
-    told = summary(ended.folder)
-    assert told["status"] == "failed"
-    assert "data.batch_size=16" in str(told["error"])
+    found = summary(ended.folder)
+    assert found["status"] == "failed"
+    assert "data.batch_size=16" in str(found["error"])
     again = cli(f"resume={ended.folder}", run_dir=False)
     assert again.code == 0, again.err
     assert "resumed" in summary(ended.folder)
 
 
-def test_dropout_that_mps_would_draw_anew_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputed_dropout_on_mps_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def decide(cfg: DeviceConfig, **_: object) -> DeviceConfig:
         return replace(cfg, name="mps", precision="fp32", threads="1")
 
@@ -118,5 +115,5 @@ def test_dropout_that_mps_would_draw_anew_is_refused(cli: Cli, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no kernel image"), ValueError("out of memory"), OSError(12, "x")])
-def test_other_errors_are_none(error: Exception) -> None:
+def test_other_errors_are_not_out_of_memory(error: Exception) -> None:
     assert not is_out_of_memory(error)

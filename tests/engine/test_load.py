@@ -1,4 +1,4 @@
-"""Weights from where they are: init_from starts a new run from a trained model, whatever that is."""
+"""Tests of init_from, which starts a new run from trained weights."""
 
 import json
 import shutil
@@ -20,14 +20,14 @@ RUN = (
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a trained run."""
+    """Return the folder of a trained run."""
     folder = tmp_path_factory.mktemp("source") / "run"
     done = command(*RUN, f"hydra.run.dir={folder}")
     assert done.code == 0, done.err
     return folder
 
 
-def test_init_from_takes_the_weights_and_nothing_else(source: Path, tmp_path: Path, cli: Cli) -> None:
+def test_init_from_takes_only_the_weights(source: Path, tmp_path: Path, cli: Cli) -> None:
     ended = cli("data=bundled", "logger=none", "trainer.steps=3", f"init_from={source}")
     assert ended.code == 0, ended.err
     assert torch.equal(weights(ended.folder, "step_0"), weights(source))
@@ -36,7 +36,7 @@ def test_init_from_takes_the_weights_and_nothing_else(source: Path, tmp_path: Pa
     assert load_file(ended.folder / "checkpoints" / "step_0" / "training.safetensors").keys() == {"rng/cpu"}
     assert summary(ended.folder)["id"] != summary(source)["id"]
     saved = (ended.folder / "config.yaml").read_text("utf-8")
-    assert f"init_from: {source / 'checkpoints' / 'step_10'}" in saved, "which one it really was"
+    assert f"init_from: {source / 'checkpoints' / 'step_10'}" in saved, "init_from is resolved to the checkpoint"
     shutil.rmtree(ended.folder / "checkpoints")
     again = resumed(cli, ended.folder, "trainer.steps=4")
     assert again.code == 0, again.err
@@ -51,13 +51,13 @@ def test_init_from_brings_model_tokenizer_and_block_size(tmp_path: Path, text_fi
         json.loads((folder / "checkpoints" / "step_0" / "tokenizer.json").read_text("utf-8"))["chars"]
         for folder in (first.folder, ended.folder)
     ]
-    assert chars[0] == chars[1], "and not that of the new text, which has fewer characters"
+    assert chars[0] == chars[1], "the tokenizer is not rebuilt from the new text, which has fewer characters"
     assert "block_size: 4" in (ended.folder / "config.yaml").read_text("utf-8")
-    typed = cli(*RUN, f"init_from={first.folder}/checkpoints/best", "data.block_size=6", "trainer.steps=2")
-    assert "block_size: 6" in (typed.folder / "config.yaml").read_text("utf-8")
+    overridden = cli(*RUN, f"init_from={first.folder}/checkpoints/best", "data.block_size=6", "trainer.steps=2")
+    assert "block_size: 6" in (overridden.folder / "config.yaml").read_text("utf-8")
     text_file.write_text("日本" * 1000, "utf-8")
-    lacks = cli("data=text", f"data.path={text_file}", f"init_from={first.folder}")
-    assert_refused(lacks, "日", "本")
+    refused = cli("data=text", f"data.path={text_file}", f"init_from={first.folder}")
+    assert_refused(refused, "日", "本")
 
 
 def test_init_from_can_be_swept(source: Path, tmp_path: Path, cli: Cli) -> None:
@@ -70,15 +70,15 @@ def test_init_from_can_be_swept(source: Path, tmp_path: Path, cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(("where", "named"), [("none", "runs.py list"), ("{tmp}", "config.yaml"), ("", "runs.py list")])
-def test_init_from_nothing_is_one_line(tmp_path: Path, cli: Cli, where: str, named: str) -> None:
+def test_init_from_without_weights_is_refused_in_one_line(tmp_path: Path, cli: Cli, where: str, named: str) -> None:
     where = where.format(tmp=tmp_path)
     ended = cli(*RUN, f"init_from={where}")
     assert_refused(ended, where, named)
-    assert ended.err.count("\n") == 1, "nothing else is said"
+    assert ended.err.count("\n") == 1, "nothing else is printed"
 
 
-def test_init_from_a_trained_model_passes_the_checks_of_a_fresh_one(cli: Cli) -> None:
-    """Its loss is far below ln V, as it should be."""
+def test_preflight_accepts_a_trained_model(cli: Cli) -> None:
+    """The loss of a trained model is far below ln V."""
     trained = cli("data=bundled", "logger=none", "trainer.steps=300", "optim.lr=0.1", "sample.max_new_tokens=1")
     ended = cli("data=bundled", "logger=none", "trainer.steps=1", f"init_from={trained.folder}")
     assert ended.code == 0, ended.err
@@ -90,16 +90,16 @@ def test_latest_is_the_same_for_every_job_of_a_sweep(
 ) -> None:
     outputs = tmp_path / "outputs"
     monkeypatch.setattr(runs, "outputs", lambda: outputs)
-    there = shutil.copytree(source, outputs / "runs" / "source")
+    copy = shutil.copytree(source, outputs / "runs" / "source")
     arguments = ("data=bundled", "logger=none", "trainer.steps=2", "init_from=latest", "optim.lr=0.1,0.2")
     ended = cli("-m", *arguments, f"hydra.sweep.dir={outputs / 'sweeps' / 'x'}", run_dir=False)
     assert ended.code == 0, ended.err
     for job in "01":
         config = (outputs / "sweeps" / "x" / job / "config.yaml").read_text("utf-8")
-        assert f"init_from: {there / 'checkpoints' / 'step_10'}" in config
+        assert f"init_from: {copy / 'checkpoints' / 'step_10'}" in config
 
 
-def test_a_typed_block_size_holds_where_a_run_from_weights_is_resumed_at_step_0(source: Path, cli: Cli) -> None:
+def test_overridden_block_size_survives_a_resume_at_step_0(source: Path, cli: Cli) -> None:
     ended = cli(*RUN, f"init_from={source}", "data.block_size=5", "trainer.steps=2")
     shutil.rmtree(ended.folder / "checkpoints")
     assert resumed(cli, ended.folder, "trainer.steps=3").code == 0

@@ -1,4 +1,7 @@
-"""Metrics as they can be read back: from JSONL, by TensorBoard's own reader, from a real W&B run that is offline."""
+"""Tests of metrics, which are read back from each destination.
+
+The tests read metrics.jsonl, use TensorBoard's own reader, and make a real W&B run that is offline.
+"""
 
 import json
 import sys
@@ -15,7 +18,7 @@ from bigramlm.logger.config import LoggerConfig
 from bigramlm.logger.metrics import Metrics
 from tests.helpers import Cli, refuses, summary
 
-# A run that is over at once.
+# Overrides of a very short run.
 FEW = ("data=bundled", "trainer.steps=1", "trainer.eval_batches=1", "sample.max_new_tokens=5")
 
 
@@ -23,17 +26,17 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
-def test_jsonl_is_always_written_a_line_a_record(tmp_path: Path) -> None:
+def test_jsonl_has_one_line_per_record(tmp_path: Path) -> None:
     metrics = Metrics(LoggerConfig(use=[]), LoggerContext(tmp_path, {}, "id"))
     metrics.log(0, 0.5, {"train/loss": 4.25, "bad": float("nan")})
-    assert records(tmp_path) == [{"step": 0, "seconds": 0.5, "train/loss": 4.25, "bad": None}], "at once"
+    assert records(tmp_path) == [{"step": 0, "seconds": 0.5, "train/loss": 4.25, "bad": None}], "written immediately"
     metrics.log(10, 1.0, {"train/loss": 3.0})
     metrics.close()
     assert [record["step"] for record in records(tmp_path)] == [0, 10]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_tensorboard_reads_what_jsonl_has(cli: Cli) -> None:
+def test_tensorboard_has_the_same_metrics_as_jsonl(cli: Cli) -> None:
     ended = cli("data=bundled", "trainer.steps=40", "trainer.eval_every=20", "trainer.log_every=10")
     assert ended.code == 0
     events = EventAccumulator(str(ended.folder), size_guidance={"scalars": 0}).Reload()
@@ -51,7 +54,7 @@ def test_tensorboard_reads_what_jsonl_has(cli: Cli) -> None:
     for line in lines:
         expected = {name: value for name, value in line.items() if name not in ("step", "seconds")}
         assert found[line["step"]] == pytest.approx(expected, rel=1e-5)
-    assert len({line["val/best_bigram"] for line in lines if "val/best_bigram" in line}) == 1, "a level line"
+    assert len({line["val/best_bigram"] for line in lines if "val/best_bigram" in line}) == 1, "a constant baseline"
     assert "sample/text_summary" in events.Tags()["tensors"]
     layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     assert b"^val/loss$" in layout
@@ -59,7 +62,7 @@ def test_tensorboard_reads_what_jsonl_has(cli: Cli) -> None:
 
 
 def hparams(folder: Path) -> tuple[Any, list[Any]]:
-    """Return what TensorBoard's HParams tab makes of a folder: the experiment, and its rows."""
+    """Return the experiment and the rows that TensorBoard's HParams tab shows."""
     from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
     from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
     from tensorboard.context import RequestContext
@@ -82,7 +85,7 @@ def hparams(folder: Path) -> tuple[Any, list[Any]]:
     return experiment, sorted(found, key=lambda group: str(group.name))
 
 
-def test_hparams_of_tensorboard_has_a_row_a_job_and_no_run_more(cli: Cli, tmp_path: Path) -> None:
+def test_hparams_tab_has_one_row_per_job_and_no_extra_runs(cli: Cli, tmp_path: Path) -> None:
     sweep = ("-m", *FEW, f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert cli(*sweep, "optim.lr=0.5,0.25", "model=bigram,attention", run_dir=False).code == 0
     other = ("-m", *FEW, f"hydra.sweep.dir={tmp_path / 'other'}")
@@ -91,9 +94,9 @@ def test_hparams_of_tensorboard_has_a_row_a_job_and_no_run_more(cli: Cli, tmp_pa
     assert sorted(info.name for info in experiment.hparam_infos) == ["model", "optim.lr", "trainer.eval_batches"]
     (names,) = [[s.name for row in rows for s in row.sessions]]
     assert names == ["other/0", "other/1", "sweep/0", "sweep/1", "sweep/2", "sweep/3"]
-    told = [{name: value.number_value or value.string_value for name, value in row.hparams.items()} for row in rows]
-    assert told[:2] == [{"trainer.eval_batches": "all"}, {"trainer.eval_batches": 1.0}]
-    assert [(row["optim.lr"], row["model"]) for row in told[2:]] == [
+    values = [{name: value.number_value or value.string_value for name, value in row.hparams.items()} for row in rows]
+    assert values[:2] == [{"trainer.eval_batches": "all"}, {"trainer.eval_batches": 1.0}]
+    assert [(row["optim.lr"], row["model"]) for row in values[2:]] == [
         *((0.5, "bigram"), (0.5, "attention"), (0.25, "bigram"), (0.25, "attention")),
     ]
     for row in rows:
@@ -106,24 +109,27 @@ def test_hparams_of_tensorboard_has_a_row_a_job_and_no_run_more(cli: Cli, tmp_pa
         assert not [path for path in folder.iterdir() if path.is_dir() and path.name not in ("checkpoints", ".hydra")]
 
 
-def test_hparams_of_a_job_have_what_other_commands_of_its_sweep_varied(cli: Cli, tmp_path: Path) -> None:
-    """Take a field that was not typed for a job from its config, which has only just been saved when the run begins."""
+def test_hparams_of_a_job_include_fields_swept_by_other_commands(cli: Cli, tmp_path: Path) -> None:
+    """Sweep two fields in one folder by two commands.
+
+    The value of a field that is not among a job's overrides comes from the job's config, saved when the run begins.
+    """
     shared = ("-m", *FEW, f"hydra.sweep.dir={tmp_path}")
     assert cli(*shared, "seed=1,2", run_dir=False).code == 0
     assert cli(*shared, "data.batch_size=8,16", run_dir=False).code == 0
     _, rows = hparams(tmp_path)
-    told = [{name: value.number_value for name, value in row.hparams.items()} for row in rows]
+    values = [{name: value.number_value for name, value in row.hparams.items()} for row in rows]
     later = [{"seed": 1337.0, "data.batch_size": 8.0}, {"seed": 1337.0, "data.batch_size": 16.0}]
-    assert told == [{"seed": 1.0}, {"seed": 2.0}, *later]
+    assert values == [{"seed": 1.0}, {"seed": 2.0}, *later]
 
 
-def test_a_run_of_no_sweep_is_no_row_of_hparams(cli: Cli) -> None:
+def test_a_run_without_a_sweep_has_no_hparams(cli: Cli) -> None:
     ended = cli("data=bundled", "trainer.steps=2")
     experiment, rows = hparams(ended.folder)
     assert (len(experiment.hparam_infos), len(rows)) == (0, 0)
 
 
-def test_a_job_that_was_stopped_and_goes_on_is_one_row_that_ends(tmp_path: Path) -> None:
+def test_a_resumed_job_is_one_row_with_an_end(tmp_path: Path) -> None:
     folder = tmp_path / "sweep" / "3"
     folder.mkdir(parents=True)
     for resumed_at, completed in ((None, False), (2, True)):
@@ -137,15 +143,15 @@ def test_a_job_that_was_stopped_and_goes_on_is_one_row_that_ends(tmp_path: Path)
     assert {value.name.tag: value.value for value in row.metric_values} == {"val/loss": 1.0, "final/val/loss": 1.0}
 
 
-def test_bad_logger_fields_are_refused() -> None:
+def test_invalid_logger_fields_are_refused() -> None:
     with refuses("tensorboard", "wandb", field="logger.use", value="tensorbored"):
         LoggerConfig(use=["tensorbored"])
     with refuses("online", "offline", "disabled", field="logger.mode", value="on"):
         LoggerConfig(mode="on")
 
 
-class Failing:
-    """A logger that fails at its third record."""
+class FailingLogger:
+    """A logger that fails at its third record and when it is closed."""
 
     def __init__(self, *_: object) -> None:
         self.n = 0
@@ -161,10 +167,10 @@ class Failing:
         raise RuntimeError("closed already")
 
 
-def test_a_failing_logger_costs_one_warning_and_never_the_run(
+def test_a_failing_logger_costs_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(module.LOGGERS, "tensorboard", Failing)
+    monkeypatch.setitem(module.LOGGERS, "tensorboard", FailingLogger)
     metrics = Metrics(LoggerConfig(), LoggerContext(tmp_path, {}, "id"))
     for step in range(5):
         metrics.log(step, 0.0, {"loss": 1.0})
@@ -174,18 +180,18 @@ def test_a_failing_logger_costs_one_warning_and_never_the_run(
     assert "closed already" not in caplog.text
 
 
-def test_a_logger_that_fails_to_start_or_to_close_costs_a_warning(
+def test_a_logger_that_fails_to_start_or_close_costs_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(module.LOGGERS, "tensorboard", Failing)
+    monkeypatch.setitem(module.LOGGERS, "tensorboard", FailingLogger)
     monkeypatch.setitem(module.LOGGERS, "wandb", lambda *_: 1 / 0)
     metrics = Metrics(LoggerConfig(use=["tensorboard", "wandb"]), LoggerContext(tmp_path, {}, "id"))
     metrics.log(0, 0.0, {"loss": 1.0})
     metrics.close()
-    warned = [record.getMessage() for record in caplog.records]
-    assert len(warned) == 2
-    assert "wandb" in warned[0]
-    assert "tensorboard" in warned[1]
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 2
+    assert "wandb" in warnings[0]
+    assert "tensorboard" in warnings[1]
     assert len(records(tmp_path)) == 1
 
 
@@ -198,20 +204,20 @@ def _no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_no_key")
-def test_wandb_without_a_key_goes_offline_and_says_so(cli: Cli) -> None:
-    """A real W&B run: without a network or a key it leaves its file, ready to be uploaded later."""
+def test_wandb_without_a_key_goes_offline(cli: Cli) -> None:
+    """Make a real W&B run without a key; its file can be uploaded later."""
     ended = cli("data=bundled", "trainer.steps=2", "logger=all", "logger.tags=[a,b]", "logger.name=first")
     assert ended.code == 0
     assert "offline" in ended.err
     assert "wandb sync" in ended.err
-    (written,) = ended.folder.glob("wandb/offline-run-*/run-*.wandb")
-    assert written.stat().st_size > 0
-    assert list(ended.folder.glob("events.out.tfevents.*")), "logger=all is both"
+    (file,) = ended.folder.glob("wandb/offline-run-*/run-*.wandb")
+    assert file.stat().st_size > 0
+    assert list(ended.folder.glob("events.out.tfevents.*")), "logger=all also writes TensorBoard's events"
     assert len(records(ended.folder)) == 2
 
 
 class StubWandb(types.ModuleType):
-    """Keeps what would be sent to W&B."""
+    """A stand-in for the wandb module that records all calls."""
 
     def __init__(self, refuse_online: bool) -> None:
         super().__init__("wandb")
@@ -229,7 +235,7 @@ class StubWandb(types.ModuleType):
 
     def init(self, **fields: Any) -> "StubWandb":
         self.inits.append(fields)
-        assert not sys.stdin.isatty(), "W&B must not be able to ask at the keyboard"
+        assert not sys.stdin.isatty(), "W&B must not be able to prompt for a key"
         if self.refuse_online and fields["mode"] == "online":
             raise self.errors.CommError("timed out\nsecond line")
         self.settings = types.SimpleNamespace(sync_dir="somewhere")
@@ -250,7 +256,7 @@ class StubWandb(types.ModuleType):
         self.torn_down += 1
 
 
-def test_wandb_is_given_the_same_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_resumes_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stub = StubWandb(refuse_online=False)
     monkeypatch.setitem(sys.modules, "wandb", stub)
     for resumed_at in (None, 40):
@@ -262,7 +268,9 @@ def test_wandb_is_given_the_same_run_again(tmp_path: Path, monkeypatch: pytest.M
     ]
 
 
-def test_what_wandb_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_wandb_receives_config_metrics_and_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     stub = StubWandb(refuse_online=False)
     monkeypatch.setitem(sys.modules, "wandb", stub)
@@ -272,8 +280,8 @@ def test_what_wandb_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     metrics.text(5, "sample", "<b>O, & so</b>")
     metrics.close()
     (init,) = stub.inits
-    given = {name: init[name] for name in ("project", "group", "name", "tags", "mode", "config")}
-    assert given == {"project": "p", "group": "g", "name": "n", "tags": ["t"], "mode": "online", "config": {"seed": 1}}
+    passed = {name: init[name] for name in ("project", "group", "name", "tags", "mode", "config")}
+    assert passed == {"project": "p", "group": "g", "name": "n", "tags": ["t"], "mode": "online", "config": {"seed": 1}}
     assert stub.logged[0] == {"step": 5, "val/loss": 2.5}
     assert stub.logged[1]["sample"] == ("html", "<pre>&lt;b&gt;O, &amp; so&lt;/b&gt;</pre>")
     assert ("*", "step") in stub.defined
@@ -281,9 +289,7 @@ def test_what_wandb_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert (stub.finished, stub.exit_code) == (1, 0)
 
 
-def test_jobs_of_a_sweep_are_a_group_of_wandb_named_and_finished_each(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_of_a_sweep_are_a_wandb_group(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stub = StubWandb(refuse_online=False)
     monkeypatch.setitem(sys.modules, "wandb", stub)
     sweep = ("-m", *FEW, "logger=wandb", f"hydra.sweep.dir={tmp_path / 'sweep'}")
@@ -294,39 +300,37 @@ def test_jobs_of_a_sweep_are_a_group_of_wandb_named_and_finished_each(
     ]
     assert len({init["id"] for init in stub.inits}) == 4
     assert stub.finished == 4
-    told = [{name for record in stub.logged[first : first + 3] for name in record} for first in (0, 3, 6, 9)]
-    assert {"val/loss", "final/val/loss", "sample", "step"} <= told[0]
-    assert told == [told[0]] * 4, "the same of each"
-    again = cli(*sweep, "logger.group=mine", "logger.name=own", "seed=5", run_dir=False)
+    names = [{name for record in stub.logged[first : first + 3] for name in record} for first in (0, 3, 6, 9)]
+    assert {"val/loss", "final/val/loss", "sample", "step"} <= names[0]
+    assert names == [names[0]] * 4, "the same metrics for each job"
+    again = cli(*sweep, "logger.group=my_group", "logger.name=my_name", "seed=5", run_dir=False)
     assert again.code == 0, again.err
-    assert (stub.inits[-1]["group"], stub.inits[-1]["name"]) == ("mine", "own"), "what is typed goes first"
+    assert (stub.inits[-1]["group"], stub.inits[-1]["name"]) == ("my_group", "my_name"), "overrides take precedence"
 
 
-def test_the_step_axis_of_wandb_is_right_after_a_resume(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_has_a_step_axis_for_resumed_runs(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stub = StubWandb(refuse_online=False)
     monkeypatch.setitem(sys.modules, "wandb", stub)
-    typed = ("data=bundled", "logger=wandb", "trainer.log_every=1", "trainer.checkpoint_every=2")
-    ended = cli(*typed, "trainer.steps=3")
+    overrides = ("data=bundled", "logger=wandb", "trainer.log_every=1", "trainer.checkpoint_every=2")
+    ended = cli(*overrides, "trainer.steps=3")
     cli(f"resume={ended.folder}", "trainer.steps=5", run_dir=False)
     first, again = ([init["id"], init["resume"]] for init in stub.inits)
     assert first == [again[0], None]
     assert again[1] == "allow"
     assert [record["step"] for record in stub.logged if "sample" not in record] == [0, 1, 2, 3, 3, 4, 5]
-    assert stub.defined[-2:] == [("step", None), ("*", "step")], "an axis of our own, of which W&B drops nothing"
+    assert stub.defined[-2:] == [("step", None), ("*", "step")], "a separate axis, of which W&B drops no record"
 
 
-def test_wandb_is_told_of_a_run_that_did_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_reports_an_incomplete_run_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stub = StubWandb(refuse_online=False)
     monkeypatch.setitem(sys.modules, "wandb", stub)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     Metrics(LoggerConfig(use=["wandb"]), LoggerContext(tmp_path, {}, "id")).close(completed=False)
     assert stub.exit_code == 1
-    assert stub.inits[0]["mode"] == "disabled", "what the environment says, where the config says nothing"
+    assert stub.inits[0]["mode"] == "disabled", "WANDB_MODE is the default mode"
 
 
-def test_wandb_that_cannot_be_reached_goes_offline(
+def test_wandb_without_a_network_goes_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stub = StubWandb(refuse_online=True)

@@ -1,4 +1,4 @@
-"""The bigram against what is known of it in closed form, and against the tutorial's own meaning."""
+"""The bigram: comparison with its closed form and with the tutorial."""
 
 import itertools
 import math
@@ -17,19 +17,19 @@ from tests.helpers import tokens
 DEVICE = set_up(decide(DeviceConfig(name="cpu"), n_params=1, tokens=1))
 
 
-def test_forward_is_a_row_of_the_table_and_mean_cross_entropy() -> None:
+def test_forward_returns_table_rows_and_mean_cross_entropy() -> None:
     model = Bigram(vocab_size=5, block_size=4)
     idx, targets = torch.randint(5, (3, 4)), torch.randint(5, (3, 4))
     logits, loss = model(idx, targets)
     assert logits.shape == (3, 4, 5)
     assert torch.equal(logits[1, 2], model.token_embedding_table.weight[idx[1, 2]])
-    by_hand = -torch.stack([logits[b, t].log_softmax(-1)[targets[b, t]] for b in range(3) for t in range(4)]).mean()
-    torch.testing.assert_close(loss, by_hand)
+    expected = -torch.stack([logits[b, t].log_softmax(-1)[targets[b, t]] for b in range(3) for t in range(4)]).mean()
+    torch.testing.assert_close(loss, expected)
     assert model(idx)[1] is None
     assert model.n_params() == 25
 
 
-def test_no_later_token_moves_an_earlier_logit() -> None:
+def test_logits_do_not_depend_on_later_tokens() -> None:
     model = Bigram(vocab_size=7, block_size=6)
     embedded = F.one_hot(torch.randint(7, (1, 6)), 7).float().requires_grad_()
     logits = embedded @ model.token_embedding_table.weight
@@ -41,7 +41,7 @@ def test_no_later_token_moves_an_earlier_logit() -> None:
 
 
 def test_gradient_is_zero_at_the_counted_optimum() -> None:
-    """Where the table holds the logarithms of the counts, the loss is the closed form and cannot fall further."""
+    """A table of log counts has the closed-form loss and no gradient."""
     train = tokens(3000, 6)
     counts = torch.zeros(6, 6).index_put_((train[:-1].long(), train[1:].long()), torch.ones(2999), accumulate=True)
     model = Bigram(vocab_size=6, block_size=8).double()
@@ -56,7 +56,7 @@ def test_gradient_is_zero_at_the_counted_optimum() -> None:
     assert model.token_embedding_table.weight.grad.abs().max() < 1e-12
 
 
-def test_trained_table_comes_to_the_closed_form() -> None:
+def test_training_converges_to_the_closed_form() -> None:
     train = tokens(2000, 4)
     best, _ = best_bigram_losses(train, train, 4)
     torch.manual_seed(0)
@@ -72,37 +72,37 @@ def test_trained_table_comes_to_the_closed_form() -> None:
     assert loss.item() == pytest.approx(best, abs=1e-3)
 
 
-def test_best_losses_against_a_second_implementation() -> None:
+def test_best_losses_match_a_plain_implementation() -> None:
     train, val = tokens(500, 9, seed=1), tokens(300, 9, seed=2)
     pairs = list(zip(train.tolist(), train.tolist()[1:], strict=False))
     pair, first = Counter(pairs), Counter(a for a, _ in pairs)
     train_loss = -sum(math.log(pair[p] / first[p[0]]) for p in pairs) / len(pairs)
     val_pairs = list(zip(val.tolist(), val.tolist()[1:], strict=False))
-    assert any(pair[p] == 0 for p in val_pairs), "the test is to cover pairs that train lacks"
+    assert any(pair[p] == 0 for p in val_pairs), "the val text must contain pairs that train lacks"
     val_loss = -sum(math.log((pair[p] + 1) / (first[p[0]] + 9)) for p in val_pairs) / len(val_pairs)
     assert best_bigram_losses(train, val, 9) == pytest.approx((train_loss, val_loss))
 
 
-def test_generate_is_the_tutorials_loop() -> None:
+def test_generate_matches_the_tutorials_loop() -> None:
     model = Bigram(vocab_size=11, block_size=8)
     idx = torch.zeros((1, 1), dtype=torch.long)
-    ours = generate(model, idx, 50, temperature=1.0, seed=3, device=DEVICE)
+    found = generate(model, idx, 50, temperature=1.0, seed=3, device=DEVICE)
     generator = torch.Generator().manual_seed(3)
-    for _ in range(50):  # the tutorial's own loop, with the whole context
+    for _ in range(50):  # the tutorial's loop, with the whole context
         probabilities = F.softmax(model(idx)[0][:, -1, :], dim=-1)
         idx = torch.cat((idx, torch.multinomial(probabilities, num_samples=1, generator=generator)), dim=1)
-    assert torch.equal(ours, idx)
-    assert ours[0, 0] == 0
+    assert torch.equal(found, idx)
+    assert found[0, 0] == 0
 
 
-def test_generate_at_temperature_zero_takes_the_likeliest() -> None:
+def test_generate_at_temperature_zero_takes_the_likeliest_token() -> None:
     model = Bigram(vocab_size=11, block_size=8)
     ids = generate(model, torch.tensor([[4]]), 5, temperature=0.0, seed=0, device=DEVICE)[0]
     for a, b in itertools.pairwise(ids):
         assert model.token_embedding_table.weight[a].argmax() == b
 
 
-def test_generate_leaves_the_global_random_state_alone() -> None:
+def test_generate_does_not_change_the_global_random_state() -> None:
     model = Bigram(vocab_size=3, block_size=2)
     state = torch.get_rng_state()
     generate(model, torch.tensor([[0]]), 5, temperature=1.0, seed=0, device=DEVICE)

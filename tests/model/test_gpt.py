@@ -1,4 +1,4 @@
-"""The GPT against plain second implementations, and against what must hold of every rung that is built with it."""
+"""The GPT: comparison with plain implementations, and properties of every preset."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.config import GPTConfig, ModelConfig
 from bigramlm.model.gpt import GPT, ReluSquared, Rotary
-from tests.helpers import PRESETS, Cli, assert_refused, gpts, kept_for_the_gradient, refuses, run_config
+from tests.helpers import PRESETS, Cli, assert_refused, count_saved_elements, gpts, refuses, run_config
 
 V, BLOCK = 11, 8
 
@@ -23,7 +23,7 @@ preset_of = functools.cache(lambda preset: run_config(f"model={preset}").model)
 
 
 def config(preset: str, **fields: Any) -> ModelConfig:
-    """Return the config of a preset: small, and with these fields."""
+    """Return the config of a preset, made small and with these fields."""
     cfg: ModelConfig = preset_of(preset)
     if isinstance(cfg, GPTConfig):
         fields = {"n_embd": 4 * cfg.n_head, "n_layer": min(2, cfg.n_layer), **fields}
@@ -31,7 +31,10 @@ def config(preset: str, **fields: Any) -> ModelConfig:
 
 
 def build(preset: str, *, moved: bool = True, **fields: Any) -> LanguageModel:
-    """Return a rung in double precision; moved: with weights that are all far from zero, as after some training."""
+    """Build a preset's model in double precision.
+
+    moved: add noise to all weights, so that they are far from zero as in a trained model.
+    """
     torch.manual_seed(0)
     model = config(preset, **fields).build(vocab_size=V, block_size=BLOCK).double()
     if moved:
@@ -42,8 +45,8 @@ def build(preset: str, *, moved: bool = True, **fields: Any) -> LanguageModel:
     return model
 
 
-def plainly(model: GPT, cfg: GPTConfig, idx: torch.Tensor) -> torch.Tensor:
-    """Return the logits for token ids (T,), from the weights alone: position by position, head by head."""
+def plain_logits(model: GPT, cfg: GPTConfig, idx: torch.Tensor) -> torch.Tensor:
+    """Compute the logits (T, V) for token ids (T,), one position and head at a time."""
     w = {name: value.detach() for name, value in model.named_parameters(remove_duplicate=False)}
     T, C, D = len(idx), cfg.n_embd, cfg.n_embd // cfg.n_head
 
@@ -60,7 +63,7 @@ def plainly(model: GPT, cfg: GPTConfig, idx: torch.Tensor) -> torch.Tensor:
         y = x @ w[f"{name}.weight"].T
         return y + w[f"{name}.bias"] if cfg.bias else y
 
-    def turned(x: torch.Tensor, t: int) -> torch.Tensor:
+    def rotate(x: torch.Tensor, t: int) -> torch.Tensor:
         if cfg.position != "rotary":
             return x
         pairs = torch.complex(x[: D // 2], x[D // 2 :])
@@ -68,7 +71,7 @@ def plainly(model: GPT, cfg: GPTConfig, idx: torch.Tensor) -> torch.Tensor:
         pairs = pairs * torch.polar(torch.ones_like(angle), angle)
         return torch.cat((pairs.real, pairs.imag))
 
-    def same_length(x: torch.Tensor) -> torch.Tensor:
+    def normalise(x: torch.Tensor) -> torch.Tensor:
         return x / (x.pow(2).mean() + torch.finfo(x.dtype).eps).sqrt() if cfg.qk_norm else x
 
     x = torch.stack([w["wte.weight"][i] + (w["wpe.weight"][t] if "wpe.weight" in w else 0) for t, i in enumerate(idx)])
@@ -78,8 +81,8 @@ def plainly(model: GPT, cfg: GPTConfig, idx: torch.Tensor) -> torch.Tensor:
         for head in range(cfg.n_head):
             part = slice(head * D, (head + 1) * D)
             for t in range(T):
-                query = turned(same_length(q[t, part]), t)
-                keys = torch.stack([turned(same_length(k[s, part]), s) for s in range(t + 1)])
+                query = rotate(normalise(q[t, part]), t)
+                keys = torch.stack([rotate(normalise(k[s, part]), s) for s in range(t + 1)])
                 weights = (keys @ query / math.sqrt(D)).exp()
                 out[t, part] = (weights / weights.sum()) @ v[: t + 1, part]
         y = linear(out, f"h.{layer}.attn.c_proj")
@@ -98,7 +101,7 @@ def plainly(model: GPT, cfg: GPTConfig, idx: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("preset", gpts())
-def test_logits_are_those_of_a_plain_second_implementation(preset: str) -> None:
+def test_logits_match_a_plain_implementation(preset: str) -> None:
     cfg = config(preset, rotary_base=50.0)
     assert isinstance(cfg, GPTConfig)
     model = build(preset, rotary_base=50.0).eval()
@@ -106,11 +109,11 @@ def test_logits_are_those_of_a_plain_second_implementation(preset: str) -> None:
     idx = torch.randint(V, (2, BLOCK))
     logits, _ = model(idx)
     for row in range(2):
-        torch.testing.assert_close(logits[row], plainly(model, cfg, idx[row]))
+        torch.testing.assert_close(logits[row], plain_logits(model, cfg, idx[row]))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_shapes_types_and_loss(preset: str) -> None:
+def test_shapes_dtypes_and_loss(preset: str) -> None:
     model = build(preset).float().eval()
     assert (model.vocab_size, model.block_size) == (V, BLOCK)
     for T in (1, 5, BLOCK):
@@ -122,13 +125,13 @@ def test_shapes_types_and_loss(preset: str) -> None:
         torch.testing.assert_close(loss, -logits.log_softmax(-1).gather(-1, targets[..., None]).mean())
         assert model(idx)[1] is None
         with torch.autocast("cpu", torch.bfloat16):
-            rough, _ = model(idx)
-        assert (rough.float().argmax(-1) == logits.argmax(-1)).float().mean() > 0.6
+            bf16_logits, _ = model(idx)
+        assert (bf16_logits.float().argmax(-1) == logits.argmax(-1)).float().mean() > 0.6
     assert model.double()(idx)[0].dtype == torch.float64
 
 
 @pytest.mark.parametrize("preset", gpts())
-def test_no_gradient_comes_from_a_later_token(preset: str) -> None:
+def test_logits_do_not_depend_on_later_tokens(preset: str) -> None:
     model = build(preset).eval()
     embedded: list[torch.Tensor] = []
 
@@ -145,13 +148,13 @@ def test_no_gradient_comes_from_a_later_token(preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_logits_with_a_cache_are_those_without(preset: str) -> None:
+def test_logits_are_the_same_with_and_without_a_cache(preset: str) -> None:
     model = build(preset).eval()
     idx = torch.randint(V, (3, BLOCK))
     whole, _ = model(idx)
     for cuts in ([1] * BLOCK, [3, 1, 1, 3], [BLOCK]):
         cache = model.new_cache()
-        if cache is None:  # as where nothing before the last token counts
+        if cache is None:  # a model that uses only the last token needs none
             assert preset not in gpts()
             torch.testing.assert_close(model(idx[:, -1:])[0], whole[:, -1:])
             continue
@@ -159,7 +162,7 @@ def test_logits_with_a_cache_are_those_without(preset: str) -> None:
         torch.testing.assert_close(torch.cat(pieces, dim=1), whole)
 
 
-def test_logits_with_a_cache_and_an_ngram_below_are_those_without() -> None:
+def test_logits_with_an_ngram_are_the_same_with_and_without_a_cache() -> None:
     model = build("gpt", ngram_order=3).eval()
     idx = torch.randint(V, (2, BLOCK))
     cache = model.new_cache()
@@ -167,15 +170,15 @@ def test_logits_with_a_cache_and_an_ngram_below_are_those_without() -> None:
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(idx)[0])
 
 
-def test_parameter_counts_are_the_known_ones() -> None:
+def test_parameter_counts_match_published_counts() -> None:
     with torch.device("meta"):
         nanogpt = run_config("model=nanogpt").model.build(vocab_size=65, block_size=64)
         gpt2 = run_config("model=gpt2").model.build(vocab_size=50_257, block_size=1024)
-    assert nanogpt.n_params() - 64 * 128 == 795_904  # 0.80M, as nanoGPT prints it, positions not counted
+    assert nanogpt.n_params() - 64 * 128 == 795_904  # nanoGPT prints 0.80M, without position embeddings
     assert gpt2.n_params() == 124_439_808
 
 
-def test_gpt2s_parameters_have_gpt2s_names() -> None:
+def test_gpt2_parameters_have_gpt2_names() -> None:
     model = config("gpt2").build(vocab_size=V, block_size=BLOCK)
     layer = ("ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     expected = {f"h.{n}.{part}.{kind}" for n in range(2) for part in layer for kind in ("weight", "bias")}
@@ -184,7 +187,7 @@ def test_gpt2s_parameters_have_gpt2s_names() -> None:
     }
 
 
-def test_fresh_weights_are_gpt2s() -> None:
+def test_gpt2_initialisation() -> None:
     torch.manual_seed(0)
     model = run_config("model=gpt2", "model.n_layer=2", "model.n_embd=192").model.build(vocab_size=65, block_size=64)
     for name, p in model.named_parameters():
@@ -194,31 +197,31 @@ def test_fresh_weights_are_gpt2s() -> None:
             assert torch.equal(p, torch.ones_like(p) if name.endswith("weight") else torch.zeros_like(p)), name
 
 
-def test_with_zero_init_a_fresh_block_passes_on_what_it_gets() -> None:
+def test_fresh_block_with_zero_init_returns_its_input() -> None:
     model = build("gpt", moved=False)
     assert isinstance(model, GPT)
     x = torch.randn(2, BLOCK, model.wte.embedding_dim, dtype=torch.double)
     assert torch.equal(model.h[0](x, 0, None), x)
 
 
-def test_without_a_stream_to_add_to_nothing_starts_at_zero() -> None:
+def test_no_weights_are_zero_without_residual_connections() -> None:
     model = build("gpt", residual=False, moved=False)
     assert all(p.any() for p in model.parameters())
 
 
-def test_a_tied_embedding_is_small_enough_to_be_a_head(cli: Cli) -> None:
+def test_tied_embedding_gives_small_initial_logits(cli: Cli) -> None:
     short = ("trainer.steps=0", "trainer.eval_batches=1", "logger=none", "sample.max_new_tokens=1")
     wide = cli("data=bundled", "model=gpt", "model.tie_weights=true", "model.n_layer=1", *short)
-    assert wide.code == 0, wide.err  # the preflight looks at the fresh loss
+    assert wide.code == 0, wide.err  # the preflight checks the initial loss
 
 
-def test_nothing_that_follows_from_the_config_is_saved() -> None:
-    """So a model with rotary positions can go on with longer blocks."""
+def test_state_contains_parameters_only() -> None:
+    """A run with rotary positions can resume with a longer block size."""
     model = build("gpt")
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
 
 
-def test_rotary_products_go_by_the_distance() -> None:
+def test_rotary_products_depend_on_the_distance() -> None:
     rotary = Rotary(6, 20, 100.0).double()
     q, k = torch.randn(1, 1, 1, 6, dtype=torch.double), torch.randn(1, 1, 1, 6, dtype=torch.double)
     products = [(rotary(q, t + 3) * rotary(k, t)).sum().item() for t in range(17)]
@@ -227,7 +230,7 @@ def test_rotary_products_go_by_the_distance() -> None:
     assert rotary(q, 7).norm().item() == pytest.approx(q.norm().item())
 
 
-def test_dropout_is_drawn_in_training_and_off_in_evaluation() -> None:
+def test_dropout_is_random_in_training_and_off_in_evaluation() -> None:
     model = build("transformer", dropout=0.5)
     idx = torch.randint(V, (2, BLOCK))
     assert not torch.equal(model(idx)[0], model(idx)[0])
@@ -235,14 +238,14 @@ def test_dropout_is_drawn_in_training_and_off_in_evaluation() -> None:
     assert torch.equal(model(idx)[0], model(idx)[0])
 
 
-def test_every_place_drops_that_should() -> None:
-    """Half of what leaves the embedding and each layer is zero in training, and none in evaluation."""
+def test_dropout_applies_to_the_embedding_and_each_layer() -> None:
+    """With dropout 0.5, half of each output is zero in training, none in evaluation."""
     model = build("transformer", dropout=0.5)
     assert isinstance(model, GPT)
     zeros: list[float] = []
     block = model.h[1]
-    for place in (model.drop, block.get_submodule("attn"), block.get_submodule("mlp")):
-        place.register_forward_hook(lambda module, arguments, output: zeros.append((output == 0).double().mean()))
+    for module in (model.drop, block.get_submodule("attn"), block.get_submodule("mlp")):
+        module.register_forward_hook(lambda _, arguments, output: zeros.append((output == 0).double().mean()))
     idx = torch.randint(V, (8, BLOCK))
     model(idx)
     assert [float(z) for z in zeros] == pytest.approx([0.5, 0.5, 0.5], abs=0.1)
@@ -251,31 +254,31 @@ def test_every_place_drops_that_should() -> None:
     assert zeros == [0, 0, 0]
 
 
-def test_attention_drops_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_applies_to_attention_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("transformer", dropout=0.5)
-    asked: list[float] = []
+    rates: list[float] = []
     attention = F.scaled_dot_product_attention
 
-    def noting(*arguments: Any, **options: Any) -> Any:
-        asked.append(options["dropout_p"])
+    def recording(*arguments: Any, **options: Any) -> Any:
+        rates.append(options["dropout_p"])
         return attention(*arguments, **options)
 
-    monkeypatch.setattr(F, "scaled_dot_product_attention", noting)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recording)
     model(torch.randint(V, (1, 4)))
     model.eval()(torch.randint(V, (1, 4)))
-    assert asked == [0.5, 0.5, 0.0, 0.0]
+    assert rates == [0.5, 0.5, 0.0, 0.0]
 
 
 def test_tied_weights_are_one_matrix() -> None:
     tied = config("nanogpt").build(vocab_size=V, block_size=BLOCK)
     assert isinstance(tied, GPT)
     assert tied.lm_head.weight is tied.wte.weight
-    loose = config("nanogpt", tie_weights=False)
-    assert loose.build(vocab_size=V, block_size=BLOCK).n_params() - tied.n_params() == tied.wte.weight.numel()
+    untied = config("nanogpt", tie_weights=False)
+    assert untied.build(vocab_size=V, block_size=BLOCK).n_params() - tied.n_params() == tied.wte.weight.numel()
 
 
 @pytest.mark.parametrize("preset", gpts())
-def test_hidden_matrices_are_all_matrices_but_embeddings_and_head(preset: str) -> None:
+def test_hidden_matrices_exclude_only_embeddings_and_head(preset: str) -> None:
     model = build(preset)
     names = {id(p): name for name, p in model.named_parameters()}
     hidden = {names[id(p)] for p in model.hidden_matrices()}
@@ -285,7 +288,7 @@ def test_hidden_matrices_are_all_matrices_but_embeddings_and_head(preset: str) -
     assert others <= {"wte.weight", "wpe.weight", "lm_head.weight"}
 
 
-def test_squared_relu_has_the_gradient_that_it_should() -> None:
+def test_gradient_of_relu_squared() -> None:
     x = torch.randn(3, 40, dtype=torch.double).requires_grad_()
     assert torch.autograd.gradcheck(ReluSquared.apply, x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -293,7 +296,7 @@ def test_squared_relu_has_the_gradient_that_it_should() -> None:
 
 
 @pytest.mark.parametrize("preset", gpts())
-def test_flops_are_those_that_pytorch_counts(preset: str) -> None:
+def test_flops_match_the_count_of_pytorch(preset: str) -> None:
     model = build(preset).float()
     for length in (BLOCK, BLOCK // 2):
         idx = torch.randint(V, (2, length))
@@ -306,19 +309,19 @@ def test_flops_are_those_that_pytorch_counts(preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", gpts())
-def test_what_a_config_says_of_its_size_is_about_right(preset: str) -> None:
-    """By which an error tells what to lower when memory runs out."""
+def test_estimated_size_is_roughly_right(preset: str) -> None:
+    """The out-of-memory error uses this estimate to suggest what to lower."""
     cfg = config(preset, n_embd=96, n_layer=2)
     model = build(preset, n_embd=96, n_layer=2).float()
     n_params, in_blocks, around = cfg.estimate_size(vocab_size=V, block_size=BLOCK)
     assert n_params == pytest.approx(model.n_params(), rel=0.05)
     idx = torch.randint(V, (4, BLOCK))
-    counted = kept_for_the_gradient(lambda: model(idx, idx)) - model.n_params()  # weights are kept too
-    assert (in_blocks + around) * idx.numel() == pytest.approx(counted, rel=0.5)
+    saved = count_saved_elements(lambda: model(idx, idx)) - model.n_params()  # the weights are saved too
+    assert (in_blocks + around) * idx.numel() == pytest.approx(saved, rel=0.5)
 
 
 @pytest.mark.parametrize("base", [0.0, 1.0, -3.0, float("nan"), float("inf")])
-def test_a_rotary_base_that_turns_nothing_is_refused(base: float) -> None:
+def test_invalid_rotary_base_is_refused(base: float) -> None:
     with refuses(field="model.rotary_base", value=base):
         GPTConfig(rotary_base=base)
 
@@ -342,18 +345,18 @@ def test_a_rotary_base_that_turns_nothing_is_refused(base: float) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused(field: str, value: Any, named: tuple[str, ...]) -> None:
+def test_invalid_fields_are_refused(field: str, value: Any, named: tuple[str, ...]) -> None:
     with refuses(*named, field=f"model.{field}", value=value):
         GPTConfig(**{field: value})
 
 
-def test_what_cannot_be_is_refused_where_it_is_typed(cli: Cli) -> None:
+def test_invalid_override_is_refused_in_one_line(cli: Cli) -> None:
     ended = cli("data=bundled", "model=gpt", "model.n_embd=30")
     assert_refused(ended, "model.n_head=4", "32", field="model.n_embd", value=30)
     assert ended.err.count("\n") == 1
 
 
-def test_odd_heads_are_fine_with_learned_positions() -> None:
+def test_odd_head_width_requires_learned_positions() -> None:
     assert config("nanogpt", n_embd=12, position="learned").build(vocab_size=V, block_size=BLOCK)
     with refuses("model.position=rotary", field="model.n_embd", value=12):
         config("nanogpt", n_embd=12, position="rotary")

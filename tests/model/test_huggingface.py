@@ -1,4 +1,4 @@
-"""GPT-2 in Hugging Face's layout: the same logits as transformers has, and what is refused."""
+"""GPT-2 in Hugging Face's layout: the logits of transformers, and refusals."""
 
 import itertools
 import json
@@ -49,21 +49,21 @@ def without_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def with_masks(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # As GPT-2 on the hub has them, and older files.
+    # Causal masks, as in GPT-2 on the hub and in older files.
     layers = {match[0]: match[1] for name in tensors if (match := re.search(r"((?:transformer\.)?h\.\d+)\.", name))}
     mask = torch.ones(POSITIONS, POSITIONS).tril().view(1, 1, POSITIONS, POSITIONS)
     masks = {f"{layer}.attn.bias": mask.clone() for layer in layers.values()}
     return {**tensors, **masks, **{f"{layer}.attn.masked_bias": torch.tensor(-1e4) for layer in layers.values()}}
 
 
-def ours(folder: Path) -> LanguageModel:
+def bigramlm_model(folder: Path) -> LanguageModel:
     found = open_pretrained(str(folder))
     model = found.model_config().build(vocab_size=found.vocab_size, block_size=found.block_size)
     found.load_weights(model)
     return model.eval()
 
 
-def theirs(folder: Path) -> Any:
+def transformers_model(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
@@ -84,39 +84,39 @@ def logits(model: Any, idx: torch.Tensor) -> torch.Tensor:
         pytest.param(
             *(size, prefix, masks),
             id=f"{size}, {'prefix' if prefix else 'no prefix'}, {'masks' if masks else 'no masks'}",
-            # Of all the combinations two have each value once.
+            # Two of the combinations contain each value once; the others are slow tests.
             marks=[] if (size == "wide") == prefix != masks else pytest.mark.slow,
         )
         for size, prefix, masks in itertools.product(("narrow", "wide"), (False, True), (False, True))
     ],
 )
-def test_the_logits_are_those_of_transformers_and_so_is_the_text(
-    tmp_path: Path, size: str, prefix: bool, masks: bool
-) -> None:
+def test_logits_and_generated_tokens_match_transformers(tmp_path: Path, size: str, prefix: bool, masks: bool) -> None:
     folder = gpt2_folder(tmp_path / "gpt2", size=size)
-    reference = theirs(folder)
+    reference = transformers_model(folder)
     if not prefix:
         rewrite(folder, without_prefix)
     if masks:
         rewrite(folder, with_masks)
-    model = ours(folder)
-    apart = (logits(model, tokens()) - logits(reference, tokens())).abs().max()
-    assert apart <= 1e-4
+    model = bigramlm_model(folder)
+    difference = (logits(model, tokens()) - logits(reference, tokens())).abs().max()
+    assert difference <= 1e-4
 
     start = tokens(1, rows=1)
-    cut = POSITIONS - 1  # as far as both see the same context
-    written = reference.generate(start, max_new_tokens=cut, do_sample=False, pad_token_id=0)
+    length = POSITIONS - 1  # up to here both have the same context
+    expected = reference.generate(start, max_new_tokens=length, do_sample=False, pad_token_id=0)
     device = set_up(decide(DeviceConfig(name="cpu"), n_params=1, tokens=1))
-    assert generate(model, start, cut, temperature=0, seed=0, device=device).tolist() == written.tolist()
+    assert generate(model, start, length, temperature=0, seed=0, device=device).tolist() == expected.tolist()
 
 
-def test_fifty_tokens_are_the_same(tmp_path: Path) -> None:
+def test_fifty_generated_tokens_match_transformers(tmp_path: Path) -> None:
     folder = gpt2_folder(tmp_path / "gpt2", size="wide", n_positions=64)
     start = tokens(3, rows=2)
     device = set_up(decide(DeviceConfig(name="cpu"), n_params=1, tokens=1))
-    written = theirs(folder).generate(start, max_new_tokens=50, do_sample=False, pad_token_id=0)
-    assert written.shape == (2, 53)
-    assert generate(ours(folder), start, 50, temperature=0, seed=0, device=device).tolist() == written.tolist()
+    expected = transformers_model(folder).generate(start, max_new_tokens=50, do_sample=False, pad_token_id=0)
+    assert expected.shape == (2, 53)
+    assert (
+        generate(bigramlm_model(folder), start, 50, temperature=0, seed=0, device=device).tolist() == expected.tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,19 +130,21 @@ def test_fifty_tokens_are_the_same(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_a_config_says_is_computed(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_fields_of_config_json_are_applied(tmp_path: Path, config: dict[str, Any]) -> None:
     folder = gpt2_folder(tmp_path, **config)
-    assert torch.allclose(logits(ours(folder), tokens()), logits(theirs(folder), tokens()), atol=1e-4)
+    assert torch.allclose(
+        logits(bigramlm_model(folder), tokens()), logits(transformers_model(folder), tokens()), atol=1e-4
+    )
 
 
-def test_weights_in_several_files_and_in_half_precision(tmp_path: Path) -> None:
+def test_weights_in_several_files_and_in_bf16(tmp_path: Path) -> None:
     folder = gpt2_folder(tmp_path)
-    whole = logits(ours(folder), tokens())
-    theirs(folder).save_pretrained(folder / "parts", max_shard_size="10KB")
+    whole = logits(bigramlm_model(folder), tokens())
+    transformers_model(folder).save_pretrained(folder / "parts", max_shard_size="10KB")
     assert len(list((folder / "parts").glob("*.safetensors"))) > 1
-    assert torch.equal(logits(ours(folder / "parts"), tokens()), whole)
+    assert torch.equal(logits(bigramlm_model(folder / "parts"), tokens()), whole)
     rewrite(folder, lambda tensors: {name: tensor.bfloat16() for name, tensor in tensors.items()})
-    assert torch.allclose(logits(ours(folder), tokens()), whole, atol=0.5)
+    assert torch.allclose(logits(bigramlm_model(folder), tokens()), whole, atol=0.5)
 
 
 def train(cli: Cli, folder: Path | str, *overrides: str) -> Ended:
@@ -151,25 +153,25 @@ def train(cli: Cli, folder: Path | str, *overrides: str) -> Ended:
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a GPT-2 that tests only read."""
+    """Return the folder of a GPT-2 that tests only read."""
     return gpt2_folder(tmp_path_factory.mktemp("weights") / "gpt2")
 
 
 @pytest.fixture
-def own(gpt2: Path, tmp_path: Path) -> Path:
-    """Return a copy of it, for a test to change."""
+def weights(gpt2: Path, tmp_path: Path) -> Path:
+    """Return a copy of the folder of a GPT-2, for a test to change."""
     return Path(shutil.copytree(gpt2, tmp_path / "gpt2"))
 
 
-def test_sizes() -> None:
+def test_sizes_have_the_published_shapes() -> None:
     for size, shape in GPT2_SIZES.items():
         model = run_config("model=gpt2", f"model.size={size}").model
         assert isinstance(model, GPT2Config)
         assert (model.size, (model.n_layer, model.n_head, model.n_embd)) == (size, shape)
-        theirs = transformers.GPT2Config(n_layer=model.n_layer, n_head=model.n_head, n_embd=model.n_embd)
+        reference = transformers.GPT2Config(n_layer=model.n_layer, n_head=model.n_head, n_embd=model.n_embd)
         with torch.device("meta"):
-            counted = sum(p.numel() for p in GPT2LMHeadModel(theirs).parameters())
-        assert round(counted / 1e6) == {"small": 124, "medium": 355, "large": 774, "xl": 1558}[size]
+            n_params = sum(p.numel() for p in GPT2LMHeadModel(reference).parameters())
+        assert round(n_params / 1e6) == {"small": 124, "medium": 355, "large": 774, "xl": 1558}[size]
     model = run_config("model=gpt2", "model.size=medium", "model.n_layer=2").model
     assert isinstance(model, GPT2Config)
     assert (model.size, model.n_layer, model.n_embd) == ("custom", 2, 1024)
@@ -183,39 +185,39 @@ def block_size(run: Ended) -> int:
     )
 
 
-def test_the_block_is_cut_to_the_positions_or_checked_against_them(cli: Cli, gpt2: Path, tmp_path: Path) -> None:
+def test_block_size_is_limited_to_the_positions_of_the_weights(cli: Cli, gpt2: Path, tmp_path: Path) -> None:
     assert block_size(train(cli, gpt2)) == POSITIONS
     shorter = train(cli, gpt2, "data.block_size=16")
     assert block_size(shorter) == 16
     model, _, _ = load_model(open_checkpoint(str(shorter.folder)))
-    assert torch.equal(logits(model.eval(), tokens(16)), logits(ours(gpt2), tokens(16)))
-    recipe = train(cli, gpt2, "experiment=finetune_gpt2")  # whose block is longer, and is cut
+    assert torch.equal(logits(model.eval(), tokens(16)), logits(bigramlm_model(gpt2), tokens(16)))
+    recipe = train(cli, gpt2, "experiment=finetune_gpt2")  # the recipe's block size is larger, and is reduced
     assert block_size(recipe) == POSITIONS
-    assert re.search(rf"block size\b.*\b{POSITIONS}\b.*\b{POSITIONS}\b", recipe.err), "it is told"
+    assert re.search(rf"block size\b.*\b{POSITIONS}\b.*\b{POSITIONS}\b", recipe.err), "the reduction must be logged"
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"prompt": "What", "completion": " light"}\n' * 20)
-    given = ("data=pairs", f"data.path={pairs}", "experiment=finetune_gpt2")
-    assert block_size(train(cli, gpt2, *given, "data.block_size=20")) == 20
-    assert block_size(train(cli, gpt2, *given)) == POSITIONS  # and not more than the recipe's, which is longer
+    pairs_recipe = ("data=pairs", f"data.path={pairs}", "experiment=finetune_gpt2")
+    assert block_size(train(cli, gpt2, *pairs_recipe, "data.block_size=20")) == 20
+    assert block_size(train(cli, gpt2, *pairs_recipe)) == POSITIONS  # the recipe's block size is larger
     assert_refused(train(cli, gpt2, "data.block_size=33"), gpt2, 32, field="data.block_size", value=33)
 
 
-def test_learned_positions_of_our_own_are_cut_and_checked_too(cli: Cli, gpt2: Path) -> None:
+def test_block_size_is_limited_to_the_positions_of_a_run(cli: Cli, gpt2: Path) -> None:
     run = train(cli, gpt2)
     shorter = cli(*QUICK, f"init_from={run.folder}", "trainer.steps=0", "data.block_size=16")
     model, _, _ = load_model(open_checkpoint(str(shorter.folder)))
-    assert torch.equal(logits(model.eval(), tokens(16)), logits(ours(gpt2), tokens(16)))
+    assert torch.equal(logits(model.eval(), tokens(16)), logits(bigramlm_model(gpt2), tokens(16)))
     refused = cli(*QUICK, f"init_from={run.folder}", "trainer.steps=0", "data.block_size=64")
     assert_refused(refused, run.folder, 32, field="data.block_size", value=64)
 
 
-def test_recipes_from_different_weights_are_no_sweep(cli: Cli) -> None:
+def test_sweep_over_recipes_with_different_weights_is_refused(cli: Cli) -> None:
     refused = cli("-m", "experiment=quick_gpt,finetune_gpt2", run_dir=False)
     assert_refused(refused, "experiment=quick_gpt,finetune_gpt2", "none", "openai-community/gpt2", "init_from=")
 
 
 @pytest.mark.parametrize(
-    ("typed", "theirs"),
+    ("override", "actual"),
     [
         ("model.size=medium", "model.size=custom"),
         ("model.bias=false", "model.bias=true"),
@@ -225,19 +227,19 @@ def test_recipes_from_different_weights_are_no_sweep(cli: Cli) -> None:
         ("tokenizer=byte", "tokenizer=gpt2"),
     ],
 )
-def test_what_contradicts_the_weights_is_refused(cli: Cli, gpt2: Path, typed: str, theirs: str) -> None:
-    assert_refused(train(cli, gpt2, typed), typed, gpt2, theirs)
+def test_overrides_that_contradict_the_weights_are_refused(cli: Cli, gpt2: Path, override: str, actual: str) -> None:
+    assert_refused(train(cli, gpt2, override), override, gpt2, actual)
 
 
-def test_a_recipe_of_another_model_and_a_base_of_none_are_refused(cli: Cli, gpt2: Path) -> None:
+def test_recipe_of_another_model_and_base_without_adapter_are_refused(cli: Cli, gpt2: Path) -> None:
     assert_refused(train(cli, gpt2, "experiment=gpt_cpu"), "model.", gpt2)
     assert_refused(train(cli, gpt2, "base=x"), "adapter", field="base", value="x")
 
 
-def test_what_the_weights_say_nothing_of_or_the_same_is_kept(cli: Cli, gpt2: Path) -> None:
-    kept = train(cli, gpt2, "model.dropout=0.3", "model.n_head=2", "model.bias=1")
-    assert kept.code == 0, kept.err
-    assert "dropout: 0.3" in (kept.folder / "config.yaml").read_text()
+def test_overrides_that_do_not_contradict_the_weights_are_kept(cli: Cli, gpt2: Path) -> None:
+    run = train(cli, gpt2, "model.dropout=0.3", "model.n_head=2", "model.bias=1")
+    assert run.code == 0, run.err
+    assert "dropout: 0.3" in (run.folder / "config.yaml").read_text()
 
 
 def drop(name: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
@@ -261,7 +263,7 @@ Tensors = dict[str, torch.Tensor]
         pytest.param(
             lambda t: {**t, "transformer.h.0.mlp.c_fc.weight": torch.zeros(64, 16)},
             ["transformer.h.0.mlp.c_fc.weight", "(64, 16)", "(16, 64)", "config.json"],
-            id="turned",
+            id="transposed",
         ),
         pytest.param(
             lambda t: {**t, "transformer.wte.weight": torch.zeros(200, 16)},
@@ -275,40 +277,40 @@ Tensors = dict[str, torch.Tensor]
         ),
     ],
 )
-def test_tensors_that_are_missing_surplus_or_of_another_shape_are_named(
-    own: Path, change: Callable[[Tensors], Tensors], named: list[str]
+def test_missing_surplus_and_misshapen_tensors_are_named(
+    weights: Path, change: Callable[[Tensors], Tensors], named: list[str]
 ) -> None:
-    rewrite(own, change)
-    with refuses(own, *named):
-        ours(own)
+    rewrite(weights, change)
+    with refuses(weights, *named):
+        bigramlm_model(weights)
 
 
-def test_a_head_that_is_there_and_is_the_embedding_is_none_too_many(own: Path) -> None:
-    before = logits(ours(own), tokens())
-    rewrite(own, lambda t: {**t, "lm_head.weight": t["transformer.wte.weight"].clone()})
-    assert torch.equal(logits(ours(own), tokens()), before)
+def test_head_equal_to_the_tied_embedding_is_accepted(weights: Path) -> None:
+    before = logits(bigramlm_model(weights), tokens())
+    rewrite(weights, lambda t: {**t, "lm_head.weight": t["transformer.wte.weight"].clone()})
+    assert torch.equal(logits(bigramlm_model(weights), tokens()), before)
 
 
-def pickled(folder: Path) -> None:
+def convert_to_pickle(folder: Path) -> None:
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
 
 
-def test_a_pickle_is_refused_and_what_is_said_converts_it(own: Path, tmp_path: Path) -> None:
-    before = logits(ours(own), tokens())
-    pickled(own)
-    with refuses(own, "pytorch_model.bin", "init_from="):
-        ours(own)
+def test_pickle_is_refused_with_a_command_that_converts_it(weights: Path, tmp_path: Path) -> None:
+    before = logits(bigramlm_model(weights), tokens())
+    convert_to_pickle(weights)
+    with refuses(weights, "pytorch_model.bin", "init_from="):
+        bigramlm_model(weights)
     with pytest.raises(UserError) as error:
-        ours(own)
-    told = re.search(r'python -c "(.*?)"', str(error.value))
-    assert told is not None
-    exec(told[1].replace("FOLDER", str(own)).replace("NEW", str(tmp_path / "new")), {})
-    assert torch.equal(logits(ours(tmp_path / "new"), tokens()), before)
+        bigramlm_model(weights)
+    conversion = re.search(r'python -c "(.*?)"', str(error.value))
+    assert conversion is not None
+    exec(conversion[1].replace("FOLDER", str(weights)).replace("NEW", str(tmp_path / "new")), {})
+    assert torch.equal(logits(bigramlm_model(tmp_path / "new"), tokens()), before)
 
 
 @pytest.mark.parametrize(
-    ("said", "named"),
+    ("fields", "named"),
     [
         ({"model_type": "llama"}, ["'llama'", "config.json", "gpt2"]),
         ({"n_inner": 17}, ["n_inner=17", 64]),
@@ -323,91 +325,89 @@ def test_a_pickle_is_refused_and_what_is_said_converts_it(own: Path, tmp_path: P
     ],
     ids=str,
 )
-def test_a_config_of_something_else_is_refused(own: Path, said: dict[str, Any], named: list[object]) -> None:
-    about = json.loads((own / "config.json").read_text())
-    (own / "config.json").write_text(json.dumps({**about, **said}))
-    with refuses(own, *named):
-        ours(own)
+def test_unsupported_config_json_is_refused(weights: Path, fields: dict[str, Any], named: list[object]) -> None:
+    config = json.loads((weights / "config.json").read_text())
+    (weights / "config.json").write_text(json.dumps({**config, **fields}))
+    with refuses(weights, *named):
+        bigramlm_model(weights)
 
 
-SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a config cut short": (lambda f: (f / "config.json").write_text("{"), "config.json"),
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a truncated config": (lambda f: (f / "config.json").write_text("{"), "config.json"),
     "a config that is a list": (lambda f: (f / "config.json").write_text("[]"), "config.json"),
-    "a config that says nothing": (lambda f: (f / "config.json").write_text("{}"), "config.json"),
-    "weights of no format": (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), "weights"),
-    "no config": (lambda f: (f / "config.json").unlink(), "model.safetensors, and no config.json"),
+    "an empty config": (lambda f: (f / "config.json").write_text("{}"), "config.json"),
+    "weights that are not safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), "weights"),
+    "no config": (lambda f: (f / "config.json").unlink(), "model.safetensors and no config.json"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json"),
-    "a tokenizer cut short": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer"),
+    "a truncated tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer"),
 }
 
 
-@pytest.mark.parametrize(("spoil", "named"), SPOILED.values(), ids=SPOILED)
-def test_a_folder_with_something_wrong_is_refused_in_a_line(
-    cli: Cli, own: Path, spoil: Callable[[Path], object], named: str
+@pytest.mark.parametrize(("damage", "named"), DAMAGES.values(), ids=DAMAGES)
+def test_damaged_folder_is_refused_in_one_line(
+    cli: Cli, weights: Path, damage: Callable[[Path], object], named: str
 ) -> None:
-    spoil(own)
-    assert_refused(train(cli, own), own, named)
+    damage(weights)
+    assert_refused(train(cli, weights), weights, named)
 
 
-def test_the_tokenizer_is_that_of_the_weights_but_for_rows_that_only_pad(cli: Cli, tmp_path: Path) -> None:
+def test_tokenizer_fits_the_weights_apart_from_padding(cli: Cli, tmp_path: Path) -> None:
     padded = gpt2_folder(tmp_path / "padded", vocab_size=384)
     run = train(cli, padded)
     assert run.code == 0, run.err
     model, _, _ = load_model(open_checkpoint(str(run.folder)))
-    assert torch.equal(logits(model.eval(), tokens()), logits(ours(padded), tokens())[..., :VOCABULARY])
+    assert torch.equal(logits(model.eval(), tokens()), logits(bigramlm_model(padded), tokens())[..., :VOCABULARY])
     other = gpt2_folder(tmp_path / "other", vocab_size=1000)
     assert_refused(train(cli, other), other, "1,000", "300", "tokenizer=gpt2", "tokenizer.path=")
 
 
-def test_from_scratch_takes_all_but_the_weights(cli: Cli, gpt2: Path) -> None:
+def test_from_scratch_uses_everything_except_the_weights(cli: Cli, gpt2: Path) -> None:
     run = train(cli, gpt2, "from_scratch=true")
     assert run.code == 0, run.err
-    assert f"all but the weights: of GPT-2 (custom), from {gpt2}" in run.err
+    assert f"all but the weights: GPT-2 (custom), from {gpt2}" in run.err
     model, tokenizer, cfg = load_model(open_checkpoint(str(run.folder)))
     assert (tokenizer.vocab_size, cfg.data.block_size) == (VOCABULARY, POSITIONS)
-    assert not torch.allclose(logits(model.eval(), tokens()), logits(ours(gpt2), tokens()), atol=0.1)
+    assert not torch.allclose(logits(model.eval(), tokens()), logits(bigramlm_model(gpt2), tokens()), atol=0.1)
     assert_refused(cli(*QUICK, "from_scratch=true"), "init_from", field="from_scratch", value="true")
 
 
-def test_a_run_goes_on_and_is_sampled_from_without_the_folder(cli: Cli, tool: Cli, own: Path) -> None:
-    run = train(cli, own, "trainer.steps=2")
-    own.rename(own.with_name("gone"))
-    again = cli(f"resume={run.folder}", "trainer.steps=4", run_dir=False)
-    assert again.code == 0, again.err
+def test_resume_and_sample_do_not_need_the_folder_of_the_weights(cli: Cli, tool: Cli, weights: Path) -> None:
+    run = train(cli, weights, "trainer.steps=2")
+    weights.rename(weights.with_name("gone"))
+    resumed = cli(f"resume={run.folder}", "trainer.steps=4", run_dir=False)
+    assert resumed.code == 0, resumed.err
     assert tool(sample.main, f"run={run.folder}", "max_new_tokens=3").code == 0
 
 
-# Where nobody listens.
+# An address at which no server listens.
 NOWHERE = "http://127.0.0.1:9"
 
 
 @pytest.fixture
 def files(gpt2: Path) -> dict[str, bytes]:
-    """Give the files of the model on the hub."""
+    """Return the files of the model on the hub, by name."""
     return {name: (gpt2 / name).read_bytes() for name in ("config.json", "model.safetensors", "tokenizer.json")}
 
 
 def from_hub(name: str, endpoint: str, home: Path, *overrides: str) -> Ended:
-    # Proxies have no way to this machine.
+    # A proxy cannot reach a server on this machine.
     env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*", "no_proxy": "*"}
     folder = f"hydra.run.dir={tempfile.mkdtemp(dir=home)}/run"
     return command(*QUICK, "trainer.steps=0", *overrides, f"init_from={name}", folder, env=env)
 
 
-def test_weights_come_from_the_hub_and_then_without_it(files: dict[str, bytes], tmp_path: Path) -> None:
+def test_weights_are_downloaded_from_the_hub_and_then_cached(files: dict[str, bytes], tmp_path: Path) -> None:
     with serving(Hub, files=files) as hub:
         first = from_hub("some/gpt2", hub, tmp_path)
     assert first.code == 0, first.err
-    assert "weights: of GPT-2 (custom), from some/gpt2" in first.err
-    without = from_hub("some/gpt2", NOWHERE, tmp_path, "model=gpt2")
-    assert without.code == 0, without.err
-    assert without.out.splitlines()[1] == first.out.splitlines()[1]
+    assert "weights: GPT-2 (custom), from some/gpt2" in first.err
+    offline = from_hub("some/gpt2", NOWHERE, tmp_path, "model=gpt2")
+    assert offline.code == 0, offline.err
+    assert offline.out.splitlines()[1] == first.out.splitlines()[1]
 
 
-def test_a_name_without_a_network_says_what_to_download_and_where_to_put_it(
-    files: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_failed_download_is_refused_with_instructions(files: dict[str, bytes], tmp_path: Path) -> None:
     needed = ("config.json", "model.safetensors", "tokenizer.json", "init_from=FOLDER")
     with serving(Hub, files=files) as hub:
         for name, endpoint, reason in (
@@ -417,11 +417,11 @@ def test_a_name_without_a_network_says_what_to_download_and_where_to_put_it(
         ):
             ended = from_hub(name, endpoint, tmp_path)
             assert_refused(ended, reason, *needed, field="init_from", value=name)
-            assert ended.err.count("\n") == 1, "nothing else is said"
+            assert ended.err.count("\n") == 1, "the error must be the only output"
 
 
-def test_a_model_on_the_hub_that_has_a_pickle_alone(files: dict[str, bytes], tmp_path: Path) -> None:
+def test_hub_model_with_only_a_pickle_is_refused(files: dict[str, bytes], tmp_path: Path) -> None:
     files["pytorch_model.bin"] = files.pop("model.safetensors")
     with serving(Hub, files=files) as hub:
         assert_refused(from_hub("some/gpt2", hub, tmp_path), "some/gpt2", "pytorch_model.bin", "init_from=")
-    assert not list(tmp_path.rglob("pytorch_model.bin"))  # and it was not downloaded for that
+    assert not list(tmp_path.rglob("pytorch_model.bin"))  # the pickle must not be downloaded

@@ -1,4 +1,4 @@
-"""N-grams against a second implementation, and against what must hold of any distribution."""
+"""N-grams: comparison with a plain implementation, and valid probabilities."""
 
 import json
 import math
@@ -22,24 +22,28 @@ def counted(order: int, train: torch.Tensor, vocab_size: int = V, block_size: in
     return ngram
 
 
-class Plainly:
-    """Interpolated Kneser-Ney with three discounts, written down from the paper with dictionaries."""
+class PlainNgram:
+    """Interpolated Kneser-Ney with three discounts, in plain dictionaries."""
 
     def __init__(self, text: list[int], order: int, vocab_size: int) -> None:
         self.order, self.vocab_size = order, vocab_size
-        self.often = {n: Counter(tuple(text[i : i + n]) for i in range(len(text) - n + 1)) for n in range(1, order + 1)}
+        self.occurrences = {
+            n: Counter(tuple(text[i : i + n]) for i in range(len(text) - n + 1)) for n in range(1, order + 1)
+        }
         self.discounts = {
-            (n, often): self.estimated(list((self.often[n] if often else self.after(n)).values()))
+            (n, longest): self.estimate_discounts(
+                list((self.occurrences[n] if longest else self.continuations(n)).values())
+            )
             for n in range(1, order + 1)
-            for often in (True, False)
+            for longest in (True, False)
         }
 
-    def after(self, n: int) -> Counter[tuple[int, ...]]:
-        """After how many different tokens each gram of n tokens stands."""
-        return Counter(gram[1:] for gram, count in self.often.get(n + 1, {}).items() if count > 0)
+    def continuations(self, n: int) -> Counter[tuple[int, ...]]:
+        """Count the different tokens that precede each n-gram of n tokens."""
+        return Counter(gram[1:] for gram, count in self.occurrences.get(n + 1, {}).items() if count > 0)
 
     @staticmethod
-    def estimated(counts: list[int]) -> tuple[float, ...]:
+    def estimate_discounts(counts: list[int]) -> tuple[float, ...]:
         n = Counter(counts)
         if not all(n[i] for i in (1, 2, 3, 4)):
             return 0, 0.5, 1, 1.5
@@ -47,63 +51,63 @@ class Plainly:
         return (0, *(max(0.1, i - (i + 1) * y * n[i + 1] / n[i]) for i in (1, 2, 3)))
 
     def p(self, context: tuple[int, ...], token: int) -> float:
-        """Return the probability of a token after the last tokens of a block, as many of them as count."""
+        """Return the probability of a token after the last order - 1 tokens of a context."""
         used = context[-(self.order - 1) :] if self.order > 1 else ()
         return self._p(used, token, longest=True)
 
     def _p(self, context: tuple[int, ...], token: int, *, longest: bool) -> float:
         n = len(context) + 1
         shorter = self._p(context[1:], token, longest=False) if context else 1 / self.vocab_size
-        counts = self.often[n] if longest else self.after(n)
+        counts = self.occurrences[n] if longest else self.continuations(n)
         grams = [(*context, t) for t in range(self.vocab_size)]
         following = [counts[gram] for gram in grams]
         if sum(following) == 0:
             return shorter
-        off = self.discounts[n, longest]
-        spare = sum(off[min(count, 3)] for count in following)
-        its = following[token]
-        return (its - off[min(its, 3)] + spare * shorter) / sum(following)
+        discounts = self.discounts[n, longest]
+        spare = sum(discounts[min(count, 3)] for count in following)
+        count = following[token]
+        return (count - discounts[min(count, 3)] + spare * shorter) / sum(following)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
-def test_probabilities_are_those_of_a_second_implementation(order: int) -> None:
+def test_probabilities_match_a_plain_implementation(order: int) -> None:
     text = tokens(400, V, seed=3)
-    plain = Plainly(text.tolist(), order, V)
+    plain = PlainNgram(text.tolist(), order, V)
     idx = torch.cat((tokens(5 * BLOCK, V, seed=4), torch.randint(V, (5 * BLOCK,)))).view(-1, BLOCK).long()
-    ours = counted(order, text).log_probabilities(idx).exp()
+    found = counted(order, text).log_probabilities(idx).exp()
     for b, row in enumerate(idx.tolist()):
         for t in range(BLOCK):
             expected = [plain.p(tuple(row[: t + 1]), token) for token in range(V)]
-            assert ours[b, t].tolist() == pytest.approx(expected, abs=1e-6), (b, t)
+            assert found[b, t].tolist() == pytest.approx(expected, abs=1e-6), (b, t)
 
 
 @pytest.mark.parametrize("order", [1, 2, 4])
-def test_leaving_out_the_own_occurrence_is_as_if_it_were_not_in_the_text(order: int) -> None:
+def test_leaving_out_an_occurrence_equals_removing_it_from_the_text(order: int) -> None:
     text = tokens(150, V, seed=5)
     ngram = counted(order, text)
     windows = text.unfold(0, BLOCK + 1, 1)[::7].long()
     found = ngram.log_probabilities(windows[:, :-1], windows[:, 1:]).exp()
     for b, window in enumerate(windows.tolist()):
         for t in range(BLOCK):
-            plain = Plainly(text.tolist(), order, V)
+            plain = PlainNgram(text.tolist(), order, V)
             for n in range(1, min(order, t + 2) + 1):
-                plain.often[n][tuple(window[t + 2 - n : t + 2])] -= 1
+                plain.occurrences[n][tuple(window[t + 2 - n : t + 2])] -= 1
             context = tuple(window[: t + 1])
             assert found[b, t].tolist() == pytest.approx([plain.p(context, c) for c in range(V)], abs=1e-6), (b, t)
 
 
-def test_probabilities_sum_to_one_whatever_is_asked() -> None:
+def test_probabilities_sum_to_one() -> None:
     text = tokens(300, V, seed=6)
     for order in (1, 3, 6):
         ngram = counted(order, text)
-        idx, own = text[:60].view(-1, BLOCK).long(), text[1:61].view(-1, BLOCK).long()
-        for p in (ngram.log_probabilities(idx), ngram.log_probabilities(idx, own)):
+        idx, targets = text[:60].view(-1, BLOCK).long(), text[1:61].view(-1, BLOCK).long()
+        for p in (ngram.log_probabilities(idx), ngram.log_probabilities(idx, targets)):
             torch.testing.assert_close(p.exp().sum(-1), torch.ones(10, BLOCK))
-        elsewhere = ngram.log_probabilities(torch.randint(V, (4, BLOCK)), torch.randint(V, (4, BLOCK)))  # not its text
-        torch.testing.assert_close(elsewhere.exp().sum(-1), torch.ones(4, BLOCK))
+        unseen = ngram.log_probabilities(torch.randint(V, (4, BLOCK)), torch.randint(V, (4, BLOCK)))  # another text
+        torch.testing.assert_close(unseen.exp().sum(-1), torch.ones(4, BLOCK))
 
 
-def test_losses_of_all_orders_are_those_of_a_model_of_each() -> None:
+def test_reference_losses_match_the_model_of_each_order() -> None:
     train, val = tokens(500, V, seed=1), tokens(203, V, seed=2)
     references = ngram_losses(train, val, vocab_size=V, block_size=BLOCK)
     blocks = [(val[:-1][i : i + BLOCK].long(), val[1:][i : i + BLOCK].long()) for i in range(0, 202, BLOCK)]
@@ -118,45 +122,46 @@ def test_losses_of_all_orders_are_those_of_a_model_of_each() -> None:
 
 
 @pytest.mark.parametrize("counts", [[1, 1, 2, 3, 4, 5], [1, 1, 1, 2, 2, 3], [2, 3, 4], [1, 2, 3, 9], [7]], ids=str)
-def test_discounts_are_estimated_where_there_is_enough_to_tell(counts: list[int]) -> None:
+def test_discounts_match_a_plain_implementation(counts: list[int]) -> None:
     grams, n = Grams(), len(counts)
     grams.keys, grams.counts = torch.arange(n), torch.tensor([counts, counts[::-1]]).int()
-    grams.sum_up(1, n)
-    for found in grams.discounts.tolist():  # of both ways to count
-        assert found == pytest.approx(Plainly.estimated(counts))
+    grams.derive_tables(1, n)
+    for found in grams.discounts.tolist():  # for both kinds of count
+        assert found == pytest.approx(PlainNgram.estimate_discounts(counts))
 
 
-def test_the_final_loss_of_a_run_is_its_reference(cli: Cli) -> None:
+def test_final_loss_of_a_run_is_the_reference_loss_of_its_order(cli: Cli) -> None:
     ended = cli("data=bundled", "model=ngram", "model.order=3", "data.block_size=16", "sample.max_new_tokens=5")
     assert ended.code == 0, ended.err
-    told = json.loads((ended.folder / "summary.json").read_text("utf-8"))
-    assert told["step"] == 0
-    assert told["final"]["val/loss"] == pytest.approx(told["references"]["val/ngram_3"], abs=1e-5)
-    assert told["references"]["val/ngram_3"] < told["references"]["val/ngram_2"] < told["references"]["val/ngram_1"]
+    summary = json.loads((ended.folder / "summary.json").read_text("utf-8"))
+    assert summary["step"] == 0
+    references = summary["references"]
+    assert summary["final"]["val/loss"] == pytest.approx(references["val/ngram_3"], abs=1e-5)
+    assert references["val/ngram_3"] < references["val/ngram_2"] < references["val/ngram_1"]
     assert "By counting, on val, orders 1 to 6:" in ended.out
     assert "steps: none" in (ended.folder / "train.log").read_text("utf-8")
 
 
-def test_counting_takes_part_in_the_seconds_of_a_run(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    count, clock, ahead = Ngram.fit_counts, time.perf_counter, [0.0]
+def test_seconds_of_a_run_include_counting(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit_counts, clock, offset = Ngram.fit_counts, time.perf_counter, [0.0]
 
-    def slowly(self: Ngram, train: torch.Tensor) -> bool:
-        ahead[0] += 10_000
-        return count(self, train)
+    def slow_fit_counts(self: Ngram, train: torch.Tensor) -> bool:
+        offset[0] += 10_000
+        return fit_counts(self, train)
 
-    monkeypatch.setattr(Ngram, "fit_counts", slowly)
-    monkeypatch.setattr(time, "perf_counter", lambda: clock() + ahead[0])
+    monkeypatch.setattr(Ngram, "fit_counts", slow_fit_counts)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + offset[0])
     ended = cli("data=bundled", "model=ngram", "logger=none", "sample.max_new_tokens=1")
     assert json.loads((ended.folder / "summary.json").read_text("utf-8"))["seconds"] >= 10_000
 
 
-def test_there_are_no_references_where_there_is_too_much_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigramlm.model.ngram.REFERENCES_UP_TO", 100)
+def test_no_reference_losses_for_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigramlm.model.ngram.MAX_REFERENCE_TOKENS", 100)
     assert ngram_losses(tokens(90, V), tokens(20, V), vocab_size=V, block_size=4) == {}
 
 
-def test_too_much_to_count_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigramlm.model.ngram.COUNTED_UP_TO", 1000)
+def test_text_that_is_too_long_to_count_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigramlm.model.ngram.MAX_COUNTED_TOKENS", 1000)
     counted(2, tokens(1000, V))
     with refuses("1,000", "1,001"):
         counted(2, tokens(1001, V))
@@ -164,7 +169,7 @@ def test_too_much_to_count_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch)
         assert_refused(cli("data=bundled", "trainer.steps=1", "logger=none", *model), "1,000")
 
 
-def test_a_text_shorter_than_the_order_and_one_without_any_repetition() -> None:
+def test_text_shorter_than_the_order_and_text_without_repetition() -> None:
     for text in (torch.tensor([1, 2, 3]), torch.arange(V)):
         ngram = counted(5, text)
         p = ngram.log_probabilities(torch.tensor([[1, 2, 3, 4, 5, 6]])).exp()
@@ -172,33 +177,33 @@ def test_a_text_shorter_than_the_order_and_one_without_any_repetition() -> None:
         assert p[0, 1].argmax() == 3
 
 
-def test_a_large_vocabulary_takes_no_table_of_its_square() -> None:
+def test_large_vocabulary_needs_no_table_of_its_square() -> None:
     vocab_size = 50_257
     text = torch.randint(vocab_size, (3000,), generator=torch.Generator().manual_seed(0))
     ngram = counted(3, text, vocab_size, 8)
-    taken = sum(buffer.numel() * buffer.element_size() for buffer in ngram.buffers())
-    assert taken < 60 * 3 * len(text)
+    n_bytes = sum(buffer.numel() * buffer.element_size() for buffer in ngram.buffers())
+    assert n_bytes < 60 * 3 * len(text)
     logits = ngram.log_probabilities(text[:16].view(2, 8))
     assert logits.shape == (2, 8, vocab_size)
     assert (logits.argmax(-1)[:, 1:] == text[1:17].view(2, 8)[:, 1:]).all()  # each token here is followed by one
 
 
-def test_what_counting_gives_is_bounded_by_what_is_random() -> None:
-    """Tokens drawn at random hold no order: no n-gram does better on them than ln V, nor much worse."""
+def test_losses_on_random_tokens_are_near_ln_v() -> None:
+    """Uniformly random tokens allow no n-gram a loss below ln V, nor one far above."""
     generator = torch.Generator().manual_seed(0)
     train, val = torch.randint(V, (20_000,), generator=generator), torch.randint(V, (2000,), generator=generator)
     for loss in ngram_losses(train, val, vocab_size=V, block_size=8).values():
         assert math.log(V) - 0.01 < loss < math.log(V) + 0.15
 
 
-def test_an_empty_table_knows_nothing() -> None:
+def test_empty_tables_give_uniform_probabilities() -> None:
     ngram = Ngram(vocab_size=V, block_size=BLOCK, order=2)
     assert ngram.n_params() == 0
     torch.testing.assert_close(ngram(torch.zeros(1, 3, dtype=torch.long))[0], torch.full((1, 3, V), -math.log(V)))
     assert isinstance(ngram.grams[0], Grams)
 
 
-def test_a_gpt_stands_on_it_in_training_without_its_own_counts() -> None:
+def test_gpt_adds_log_probabilities_and_leaves_out_occurrences_in_training() -> None:
     text = tokens(300, V, seed=8)
     torch.manual_seed(0)
     cfg = GPTConfig(n_layer=1, n_head=1, n_embd=8, ngram_order=3)
@@ -208,15 +213,16 @@ def test_a_gpt_stands_on_it_in_training_without_its_own_counts() -> None:
     alone = GPTConfig(n_layer=1, n_head=1, n_embd=8).build(vocab_size=V, block_size=BLOCK)
     ngram = counted(3, text)
     idx, targets = text[:BLOCK][None].long(), text[1 : BLOCK + 1][None].long()
-    for mode, own in ((True, targets), (False, None)):
-        gpt.train(mode)
-        torch.testing.assert_close(
-            gpt(idx, targets)[0], alone.train(mode)(idx)[0] + ngram.log_probabilities(idx, own), msg=str(mode)
-        )
-    assert gpt.n_params() == alone.n_params()  # what is counted is not trained
+    for training, leave_out in ((True, targets), (False, None)):
+        gpt.train(training)
+        expected = alone.train(training)(idx)[0] + ngram.log_probabilities(idx, leave_out)
+        torch.testing.assert_close(gpt(idx, targets)[0], expected, msg=str(training))
+    assert gpt.n_params() == alone.n_params()  # counts are not trained
 
 
-@pytest.mark.parametrize("typed", [["model=ngram", "model.order=0"], ["model=gpt", "model.ngram_order=-1"]], ids=str)
-def test_an_order_below_one_is_refused(typed: list[str]) -> None:
-    with refuses(typed[1]):
-        run_config(*typed)
+@pytest.mark.parametrize(
+    "overrides", [["model=ngram", "model.order=0"], ["model=gpt", "model.ngram_order=-1"]], ids=str
+)
+def test_order_below_its_minimum_is_refused(overrides: list[str]) -> None:
+    with refuses(overrides[1]):
+        run_config(*overrides)

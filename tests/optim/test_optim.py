@@ -1,4 +1,4 @@
-"""Optimizers and the learning rate."""
+"""Tests of the optimizers and the learning rate schedule."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from bigramlm.model.bigram import Bigram
 from bigramlm.model.config import GPTConfig
 from bigramlm.optim.base import learning_rate, set_learning_rate
 from bigramlm.optim.config import SCHEDULES, AdamWConfig, MuonConfig, OptimConfig, SGDConfig
-from bigramlm.optim.muon import POLAR_EXPRESS, Muon, orthogonal, polar_express
+from bigramlm.optim.muon import POLAR_EXPRESS, Muon, orthogonalise, polar_express
 from tests.helpers import PRESETS, Cli, assert_refused, gpts, refuses, run_config
 
 
@@ -35,7 +35,7 @@ def model() -> Bigram:
     return Bigram(vocab_size=7, block_size=8)
 
 
-def test_adamw_is_pytorchs_to_the_bit() -> None:
+def test_adamw_equals_pytorchs_bit_for_bit() -> None:
     ours = model()
     found = train(AdamWConfig(lr=0.01, weight_decay=0.1, betas=[0.8, 0.99]).build(ours, compiled=False), ours)
     plain = model()
@@ -43,7 +43,7 @@ def test_adamw_is_pytorchs_to_the_bit() -> None:
     assert torch.equal(found, train(optimizer, plain))
 
 
-def test_the_defaults_are_the_tutorials() -> None:
+def test_adamw_has_the_tutorials_defaults() -> None:
     ours = model()
     found = AdamWConfig().build(ours, compiled=False).param_groups[0]
     theirs = torch.optim.AdamW(ours.parameters(), lr=1e-3).param_groups[0]
@@ -56,12 +56,12 @@ def rates(steps: int, **fields: Any) -> list[float]:
     return [learning_rate(AdamWConfig(**fields), step, steps) for step in range(steps)]
 
 
-def test_learning_rate_warms_up_in_a_line_and_stays() -> None:
+def test_learning_rate_rises_linearly_and_stays_constant() -> None:
     assert rates(6, lr=1.0, warmup_steps=4) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
     assert rates(2, lr=0.5) == [0.5, 0.5]
 
 
-def test_each_schedule_falls_as_it_says() -> None:
+def test_each_schedule_falls_as_documented() -> None:
     assert rates(5, lr=1.0, schedule="linear") == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
     assert rates(6, lr=1.0, schedule="linear", min_lr=0.5, warmup_steps=1) == pytest.approx(
         [0.5, 1.0, 0.9, 0.8, 0.7, 0.6]
@@ -73,8 +73,8 @@ def test_each_schedule_falls_as_it_says() -> None:
     )
 
 
-def test_cosine_is_nanogpts() -> None:
-    """As its train.py computes it, for 2,000 steps with 100 of warmup."""
+def test_cosine_schedule_equals_nanogpts() -> None:
+    """Compare with nanoGPT's train.py for 2,000 steps with a warmup of 100."""
 
     def theirs(step: int) -> float:
         if step < 100:
@@ -88,24 +88,24 @@ def test_cosine_is_nanogpts() -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_no_schedule_leaves_its_bounds_wherever_it_is_asked(schedule: str) -> None:
+def test_schedules_stay_between_min_lr_and_lr(schedule: str) -> None:
     for warmup in (0, 3, 20):
         for steps in (1, 2, 19, 20):
             found = rates(steps, lr=0.3, min_lr=0.1, schedule=schedule, warmup_steps=warmup)
             after = [rate for step, rate in enumerate(found) if step >= warmup]
-            assert not after or after[0] == pytest.approx(0.3), "it falls from where the warmup has come to"
+            assert not after or after[0] == pytest.approx(0.3), "the schedule starts where the warmup ends"
             assert all(0.1 - 1e-12 <= rate <= 0.3 + 1e-12 for rate in after)
             assert after == sorted(after, reverse=True)
 
 
-def test_setting_the_learning_rate_reaches_numbers_and_tensors() -> None:
+def test_set_learning_rate_updates_numbers_and_tensors() -> None:
     for compiled in (False, True):
         optimizer = AdamWConfig().build(model(), compiled=compiled)
         set_learning_rate(optimizer, 0.25)
         assert float(optimizer.param_groups[0]["lr"]) == 0.25
 
 
-def test_each_part_of_muon_gets_its_share_of_a_rate() -> None:
+def test_set_learning_rate_scales_each_part_of_muon() -> None:
     for compiled in (False, True):
         optimizer = MuonConfig(lr=0.02, adamw_lr=0.005).build(gpt(), compiled=compiled)
         set_learning_rate(optimizer, 0.01)
@@ -114,7 +114,7 @@ def test_each_part_of_muon_gets_its_share_of_a_rate() -> None:
 
 
 def gpt() -> torch.nn.Module:
-    """All that an optimizer can meet: matrices between embedding and head, gains, biases."""
+    """Build a GPT with embeddings, head, hidden matrices, gains and biases."""
     torch.manual_seed(0)
     cfg = GPTConfig(n_layer=2, n_head=4, n_embd=16, position="learned", norm="layer", qk_norm=False, bias=True)
     return replace(cfg, activation="gelu", tie_weights=True, init="gpt2", zero_init=False).build(
@@ -122,9 +122,9 @@ def gpt() -> torch.nn.Module:
     )
 
 
-def a_step(optimizer: torch.optim.Optimizer, of: torch.nn.Module) -> None:
+def take_step(optimizer: torch.optim.Optimizer, network: torch.nn.Module) -> None:
     ids = torch.randint(7, (4, 9), generator=torch.Generator().manual_seed(5))
-    _, loss = of(ids[:, :-1], ids[:, 1:])
+    _, loss = network(ids[:, :-1], ids[:, 1:])
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -132,15 +132,15 @@ def a_step(optimizer: torch.optim.Optimizer, of: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("cfg", [AdamWConfig(weight_decay=0.5), SGDConfig(weight_decay=0.5)], ids=lambda c: c.name)
 def test_only_matrices_decay(cfg: OptimConfig) -> None:
-    decaying, still = gpt(), gpt()
-    for cfg_, of in ((cfg, decaying), (type(cfg)(weight_decay=0.0), still)):
-        a_step(cfg_.build(of, compiled=False), of)
-    for (name, a), (_, b) in zip(decaying.named_parameters(), still.named_parameters(), strict=True):
+    decayed, not_decayed = gpt(), gpt()
+    for cfg_, network in ((cfg, decayed), (type(cfg)(weight_decay=0.0), not_decayed)):
+        take_step(cfg_.build(network, compiled=False), network)
+    for (name, a), (_, b) in zip(decayed.named_parameters(), not_decayed.named_parameters(), strict=True):
         assert torch.equal(a, b) == (a.ndim < 2), name
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_sgd_is_pytorchs_to_the_bit(nesterov: bool) -> None:
+def test_sgd_equals_pytorchs_bit_for_bit(nesterov: bool) -> None:
     ours, plain = model(), model()
     cfg = SGDConfig(lr=0.5, momentum=0.8, weight_decay=0.1, nesterov=nesterov)
     optimizer = torch.optim.SGD(
@@ -149,23 +149,29 @@ def test_sgd_is_pytorchs_to_the_bit(nesterov: bool) -> None:
     assert torch.equal(train(cfg.build(ours, compiled=False), ours), train(optimizer, plain))
 
 
-def plain_muon(name: str, mean: torch.Tensor, gradient: torch.Tensor, lr: float, cfg: MuonConfig) -> torch.Tensor:
-    """Return what Muon takes off a matrix: each of the matrices that it is made of by itself, in double precision."""
+def muon_update(name: str, mean: torch.Tensor, gradient: torch.Tensor, lr: float, cfg: MuonConfig) -> torch.Tensor:
+    """Return Muon's update of a matrix by a plain implementation.
+
+    Computes in double precision. The matrices that are stacked in one, such as queries, keys and values, are updated
+    separately. `mean` is changed in place.
+    """
     mean.lerp_(gradient, 1 - cfg.momentum)
-    ahead = gradient.lerp(mean, cfg.momentum) if cfg.nesterov else mean
-    taken = []
-    for one in ahead.double().chunk(3 if "c_attn" in name else 1):
-        x = one / (1.01 * one.norm())
+    direction = gradient.lerp(mean, cfg.momentum) if cfg.nesterov else mean
+    updates = []
+    for part in direction.double().chunk(3 if "c_attn" in name else 1):
+        x = part / (1.01 * part.norm())
         for a, b, c in POLAR_EXPRESS[: cfg.ns_steps]:
             x = a * x + b * x @ x.T @ x + c * x @ x.T @ x @ x.T @ x
-        taken.append(lr * max(1, one.shape[0] / one.shape[1]) ** 0.5 * x)
-    return torch.cat(taken).float()
+        updates.append(lr * max(1, part.shape[0] / part.shape[1]) ** 0.5 * x)
+    return torch.cat(updates).float()
 
 
 @pytest.mark.parametrize("fields", [{}, {"momentum": 0.5}, {"nesterov": False}, {"ns_steps": 2}], ids=str)
-def test_muon_is_a_plain_second_implementation_for_hidden_matrices_and_adamw_for_the_rest(
-    fields: dict[str, Any],
-) -> None:
+def test_muon_equals_a_plain_implementation_and_adamw(fields: dict[str, Any]) -> None:
+    """Compare with `muon_update` and PyTorch's AdamW.
+
+    Muon trains the hidden matrices, AdamW all other parameters.
+    """
     cfg = MuonConfig(lr=0.03, adamw_lr=0.004, weight_decay=0.1, betas=[0.8, 0.9], **fields)
     ours, plain = gpt(), gpt()
     optimizer = cfg.build(ours, compiled=False)
@@ -177,7 +183,7 @@ def test_muon_is_a_plain_second_implementation_for_hidden_matrices_and_adamw_for
     means = {name: torch.zeros_like(p) for name, p in hidden.items()}
     for share in (1.0, 0.5, 0.25):
         set_learning_rate(optimizer, 0.03 * share)
-        a_step(optimizer, ours)
+        take_step(optimizer, ours)
         set_learning_rate(adamw, 0.004 * share)
         ids = torch.randint(7, (4, 9), generator=torch.Generator().manual_seed(5))
         plain.zero_grad()
@@ -185,19 +191,22 @@ def test_muon_is_a_plain_second_implementation_for_hidden_matrices_and_adamw_for
         with torch.no_grad():
             for name, p in hidden.items():
                 assert p.grad is not None
-                update = plain_muon(name, means[name], p.grad, 0.03 * share, cfg)
+                update = muon_update(name, means[name], p.grad, 0.03 * share, cfg)
                 p.mul_(1 - 0.03 * share * 0.1).sub_(update)
         adamw.step()
     fresh = gpt()
     for (name, a), (_, b) in zip(ours.named_parameters(), plain.named_parameters(), strict=True):
-        if name.endswith("c_attn.bias"):  # a key's bias changes nothing; AdamW makes whole steps of its rounding errors
+        if name.endswith("c_attn.bias"):  # a key's bias has no effect, and AdamW turns its rounding errors into steps
             continue
         torch.testing.assert_close(a, b, msg=name, rtol=1e-3, atol=1e-4)
         assert not torch.equal(a, fresh.get_parameter(name)), name
 
 
-def test_muon_is_pytorchs_where_it_iterates_like_it() -> None:
-    """With Jordan's polynomial at each iteration, and no matrix taken apart; PyTorch's rounds to bf16."""
+def test_muon_with_jordans_polynomial_equals_pytorchs() -> None:
+    """Compare with PyTorch's Muon, which rounds to bf16.
+
+    No matrix is split into parts.
+    """
     torch.manual_seed(3)
     ours = {torch.nn.Parameter(torch.randn(*shape)): 1 for shape in ((8, 8), (24, 8), (8, 24), (8, 8))}
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
@@ -214,69 +223,76 @@ def test_muon_is_pytorchs_where_it_iterates_like_it() -> None:
 
 
 @pytest.mark.parametrize("ns_steps", [3, 5, 9])
-def test_more_iterations_bring_singular_values_nearer_to_one(ns_steps: int) -> None:
-    of = [torch.randn(16, 40, generator=torch.Generator().manual_seed(n)) for n in range(3)]
-    got = orthogonal(torch.stack(of), polar_express(ns_steps))
-    for one, matrix in zip(of, got, strict=True):
-        u, _, v = torch.linalg.svd(one, full_matrices=False)
-        within = {3: 0.9, 5: 0.2, 9: 1e-4}[ns_steps]
-        torch.testing.assert_close(u.T @ matrix @ v.T, torch.eye(16), rtol=0, atol=within)
+def test_more_iterations_bring_singular_values_closer_to_one(ns_steps: int) -> None:
+    matrices = [torch.randn(16, 40, generator=torch.Generator().manual_seed(n)) for n in range(3)]
+    results = orthogonalise(torch.stack(matrices), polar_express(ns_steps))
+    for matrix, result in zip(matrices, results, strict=True):
+        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+        tolerance = {3: 0.9, 5: 0.2, 9: 1e-4}[ns_steps]
+        torch.testing.assert_close(u.T @ result @ v.T, torch.eye(16), rtol=0, atol=tolerance)
 
 
-def test_muons_updates_have_singular_values_near_one() -> None:
-    of = gpt()
-    before = {id(p): p.detach().clone() for p in of.parameters()}
-    a_step(MuonConfig(lr=1.0).build(of, compiled=False), of)
-    for p, parts in of.hidden_matrices().items():  # type: ignore[operator]
+def test_muon_updates_have_singular_values_near_one() -> None:
+    network = gpt()
+    before = {id(p): p.detach().clone() for p in network.parameters()}
+    take_step(MuonConfig(lr=1.0).build(network, compiled=False), network)
+    for p, parts in network.hidden_matrices().items():  # type: ignore[operator]
         for update in (p.detach() - before[id(p)]).chunk(parts):
             values = torch.linalg.svdvals(update) / math.sqrt(max(1, update.shape[0] / update.shape[1]))
             assert values.max() < 1.3
             assert values.median() > 0.5
 
 
-def test_muon_leaves_alone_what_is_frozen() -> None:
-    of = gpt()
-    frozen, *others = of.hidden_matrices()  # type: ignore[operator]
+def test_muon_skips_frozen_parameters() -> None:
+    network = gpt()
+    frozen, *others = network.hidden_matrices()  # type: ignore[operator]
     frozen.requires_grad = False
-    held = [p for group in MuonConfig().build(of, compiled=False).param_groups for p in group["params"]]
-    assert {id(p) for p in held} == {id(p) for p in of.parameters()} - {id(frozen)}
+    groups = MuonConfig().build(network, compiled=False).param_groups
+    optimized = [p for group in groups for p in group["params"]]
+    assert {id(p) for p in optimized} == {id(p) for p in network.parameters()} - {id(frozen)}
     for p in others:
         p.requires_grad = False
     with refuses("optim=adamw", field="optim", value="muon"):
-        MuonConfig().build(of, compiled=False)
+        MuonConfig().build(network, compiled=False)
 
 
-def test_muon_goes_on_from_its_saved_state() -> None:
-    """Both parts' state, where a plain loading would leave each part with its own old one."""
+def test_muon_resumes_from_its_saved_state() -> None:
+    """Load the state of both parts.
+
+    A plain load would leave each part with its previous state.
+    """
     ours, other = gpt(), gpt()
-    optimizer, resumed = (MuonConfig().build(of, compiled=False) for of in (ours, other))
-    a_step(optimizer, ours)
+    optimizer, resumed = (MuonConfig().build(network, compiled=False) for network in (ours, other))
+    take_step(optimizer, ours)
     other.load_state_dict(ours.state_dict())
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for of, its in ((ours, optimizer), (other, resumed)):
-        set_learning_rate(its, 0.01)
-        a_step(its, of)
+    for network, its_optimizer in ((ours, optimizer), (other, resumed)):
+        set_learning_rate(its_optimizer, 0.01)
+        take_step(its_optimizer, network)
     for (name, a), (_, b) in zip(ours.named_parameters(), other.named_parameters(), strict=True):
         assert torch.equal(a, b), name
 
 
-def test_muon_goes_on_from_a_state_without_momentum() -> None:
-    """As PyTorch's Muon left it before its first step."""
+def test_muon_resumes_from_a_state_without_momentum() -> None:
+    """Load a state such as that of PyTorch's Muon before its first step."""
     ours, other = gpt(), gpt()
-    optimizer, resumed = (MuonConfig().build(of, compiled=False) for of in (ours, other))
+    optimizer, resumed = (MuonConfig().build(network, compiled=False) for network in (ours, other))
     state = copy.deepcopy(optimizer.state_dict())
     state["state"] = {}
-    a_step(resumed, other)
+    take_step(resumed, other)
     other.load_state_dict(ours.state_dict())
     resumed.load_state_dict(state)
-    for of, its in ((ours, optimizer), (other, resumed)):
-        a_step(its, of)
+    for network, its_optimizer in ((ours, optimizer), (other, resumed)):
+        take_step(its_optimizer, network)
     for (name, a), (_, b) in zip(ours.named_parameters(), other.named_parameters(), strict=True):
         assert torch.equal(a, b), name
 
 
-def test_rounding_to_bf16_lets_nothing_run_away() -> None:
-    """As on a GPU, where a singular value that is rounded up to where a polynomial ends would explode in the next."""
+def test_rounding_to_bf16_does_not_diverge() -> None:
+    """Orthogonalise in bf16, as on a GPU.
+
+    A singular value that is rounded up to the limit of a polynomial's range would explode in the next iteration.
+    """
     u, _ = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(1)))
     v, _ = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(2)))
     for value in (0.09, 0.36, 0.37, 0.376, 0.38, 0.39):
@@ -284,12 +300,12 @@ def test_rounding_to_bf16_lets_nothing_run_away() -> None:
         matrix = u @ torch.diag(torch.tensor([value] * 6 + [rest] * 58)) @ v
         for n in (3, 5, 7):
             polynomials = polar_express(n)
-            got = orthogonal(matrix.bfloat16()[None], polynomials)[0].float()
-            assert torch.linalg.svdvals(got).max() < 2.1, (value, n)
+            result = orthogonalise(matrix.bfloat16()[None], polynomials)[0].float()
+            assert torch.linalg.svdvals(result).max() < 2.1, (value, n)
 
 
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset not in gpts()])
-def test_muon_is_refused_where_there_is_no_matrix_for_it(preset: str, cli: Cli) -> None:
+def test_muon_without_hidden_matrices_is_refused(preset: str, cli: Cli) -> None:
     ended = cli("data=bundled", f"model={preset}", "optim=muon", "trainer.steps=5")
     assert_refused(ended, "optim=adamw", field="optim", value="muon")
 
@@ -299,20 +315,20 @@ def test_a_warmup_longer_than_the_run_is_refused(cli: Cli) -> None:
     assert_refused(ended, "trainer.steps=10", field="optim.warmup_steps", value=11)
     assert ended.err.count("\n") == 1
     run_config("optim.warmup_steps=10", "trainer.steps=10")
-    run_config("optim.warmup_steps=10", "trainer.steps=0")  # which trains nothing
+    run_config("optim.warmup_steps=10", "trainer.steps=0")  # no training, no conflict
 
 
 def test_an_uncompiled_run_does_not_import_the_compiler() -> None:
-    """With any optimizer; in a process that has imported nothing before."""
+    """Check each optimizer in a new process, without any previous imports."""
     code = """
 import sys
 import torch
 from bigramlm.model.config import GPTConfig
 from bigramlm.optim.config import OPTIMIZERS
 for kind in OPTIMIZERS.values():
-    of = GPTConfig(n_layer=1, n_head=2, n_embd=8).build(vocab_size=5, block_size=4)
-    optimizer = kind().build(of, compiled=False)
-    of(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long))[1].backward()
+    model = GPTConfig(n_layer=1, n_head=2, n_embd=8).build(vocab_size=5, block_size=4)
+    optimizer = kind().build(model, compiled=False)
+    model(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long))[1].backward()
     optimizer.step(); optimizer.zero_grad(); optimizer.load_state_dict(optimizer.state_dict()); optimizer.step()
     assert "torch._dynamo" not in sys.modules, kind
 """
@@ -343,7 +359,7 @@ for kind in OPTIMIZERS.values():
     ],
     ids=str,
 )
-def test_bad_fields_are_refused_by_name_and_value(fields: dict[str, object]) -> None:
+def test_invalid_fields_are_refused(fields: dict[str, object]) -> None:
     ((name, value),) = fields.items()
     with refuses(field=f"optim.{name}", value=value):
         AdamWConfig(**fields)  # type: ignore[arg-type]
@@ -363,7 +379,7 @@ def test_bad_fields_are_refused_by_name_and_value(fields: dict[str, object]) -> 
     ],
     ids=str,
 )
-def test_bad_fields_of_the_others_are_refused_too(kind: type[OptimConfig], fields: dict[str, Any]) -> None:
+def test_invalid_fields_of_sgd_and_muon_are_refused(kind: type[OptimConfig], fields: dict[str, Any]) -> None:
     ((name, value),) = fields.items()
     with refuses(field=f"optim.{name}", value=f"{value:g}" if isinstance(value, float) else value):
         kind(**fields)

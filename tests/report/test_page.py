@@ -1,4 +1,4 @@
-"""The report as a reader meets it: in a real browser, which is told by the mouse what to do."""
+"""Tests of the report in a real browser, operated with the mouse."""
 
 import json
 import math
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from bigramlm.dev.bench.report import made_up_sweep
-from bigramlm.dev.browser import Browser, browser, missing
+from bigramlm.dev.bench.report import write_synthetic_sweep
+from bigramlm.dev.browser import Browser, browser, unavailable_reason
 from bigramlm.report.page import page, write
 from bigramlm.report.results import RunTable
 from bigramlm.runs.summary import RunSummary
@@ -17,7 +17,7 @@ from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.results import Results
 from tests.helpers import HOSTILE, run_with, wait_for
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=f"a browser is needed, and {missing()}")
+pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=f"no browser: {unavailable_reason()}")
 
 
 @pytest.fixture(scope="module")
@@ -28,22 +28,22 @@ def window() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def sweep_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the page of a made-up sweep of 80 jobs: ten learning rates, four block sizes, two seeds."""
+    """Return the report of a sweep: ten learning rates, four block sizes, two seeds."""
     folder = tmp_path_factory.mktemp("made-up")
-    made_up_sweep(folder, records=20, seeds=2)
+    write_synthetic_sweep(folder, records=20, seeds=2)
     write(Results(Sweep(folder)), folder / "report.html", title="Made up")
     return folder / "report.html"
 
 
-# What is drawn of the parallel coordinates.
+# The axes of the parallel coordinates.
 DIMENSIONS = "document.getElementById('parallel').data[0].dimensions"
 
-# Puts back whatever a reader can choose with the switches of the page, and scrolls to its top.
-PUT_BACK = """
+# Resets all controls of the page, and scrolls to the top.
+RESET = """
   for (const form of document.querySelectorAll("form")) {
     form.reset();
-    const told = [...form.elements].filter((input) => input.type !== "radio" || input.checked);
-    for (const input of told) input.dispatchEvent(new Event(input.type === "search" ? "input" : "change"));
+    const inputs = [...form.elements].filter((input) => input.type !== "radio" || input.checked);
+    for (const input of inputs) input.dispatchEvent(new Event(input.type === "search" ? "input" : "change"));
   }
   document.getElementById("all").click();
   scrollTo(0, 0);
@@ -52,39 +52,39 @@ PUT_BACK = """
 
 @pytest.fixture
 def sweep(window: Browser, sweep_page: Path) -> Iterator[Browser]:
-    """Return the page of the sweep, as if it were fresh; whatever a test does on it, the console reports no error.
+    """Return the browser with the page of the sweep, and check for errors afterwards.
 
-    It is opened once for all tests but those that do to it what its switches do not undo; see `anew`.
+    The page is opened once and reset for each test; `fresh_page_afterwards` opens it again.
     """
-    window.looks(width=1280, height=2400)
+    window.set_viewport(width=1280, height=2400)
     if window.driver.current_url == sweep_page.as_uri():
         mouse(window, "mouseMoved", 1, 1)
-        window.run(PUT_BACK)
+        window.run(RESET)
         eventually(window, "return [...document.querySelectorAll('.hoverlayer')].every((layer) => !layer.textContent)")
     else:
         window.open(sweep_page)
         eventually(window, "return document.querySelectorAll('#curves .scatterlayer .trace').length > 0")
     settled(window)
     yield window
-    assert window.complaints() == []
-    assert {address.partition(":")[0] for address in window.requests()} <= {"file", "data", "blob"}
+    assert window.console_errors() == []
+    assert {address.partition(":")[0] for address in window.requested_urls()} <= {"file", "data", "blob"}
 
 
 @pytest.fixture
-def anew(window: Browser) -> Iterator[None]:
-    """For a test that changes on the page what no switch puts back: the next one opens it anew."""
+def fresh_page_afterwards(window: Browser) -> Iterator[None]:
+    """Make the next test open the page again, after changes that RESET does not undo."""
     yield
     window.open("about:blank")
-    window.requests()
+    window.requested_urls()
 
 
 def eventually(window: Browser, script: str, *arguments: Any) -> None:
-    """Wait until this is true in the page."""
+    """Wait until a script returns true in the page."""
     wait_for(lambda: window.run(script, *arguments))
 
 
 def settled(window: Browser) -> None:
-    """Wait until every chart on the screen is drawn as it is to be."""
+    """Wait until all charts on the screen are up to date."""
     eventually(window, "return !isWaiting && ![...stale].some((name) => onScreen.has(name))")
 
 
@@ -94,7 +94,7 @@ def mouse(window: Browser, kind: str, x: float, y: float) -> None:
 
 
 def click(window: Browser, selector: str) -> None:
-    """Click in the middle of an element, as a hand does."""
+    """Click in the middle of an element with the mouse."""
     window.run("document.querySelector(args[0]).scrollIntoView({block: 'center'})", selector)
     box = "const {x, y, width, height} = document.querySelector(args[0]).getBoundingClientRect();"
     x, y = window.run(f"{box} return [x + width / 2, y + height / 2]", selector)
@@ -103,17 +103,17 @@ def click(window: Browser, selector: str) -> None:
     settled(window)
 
 
-def drag(window: Browser, *places: tuple[float, float]) -> None:
-    """Press the mouse at the first place, and let go of it at the last."""
-    mouse(window, "mouseMoved", *places[0])
-    mouse(window, "mousePressed", *places[0])
-    for place in places[1:]:
-        mouse(window, "mouseMoved", *place)
-    mouse(window, "mouseReleased", *places[-1])
+def drag(window: Browser, *points: tuple[float, float]) -> None:
+    """Press the mouse at the first point, and release it at the last."""
+    mouse(window, "mouseMoved", *points[0])
+    mouse(window, "mousePressed", *points[0])
+    for point in points[1:]:
+        mouse(window, "mouseMoved", *point)
+    mouse(window, "mouseReleased", *points[-1])
 
 
 def boxes(window: Browser, selector: str) -> list[tuple[float, float, float, float]]:
-    """Find where such elements are, from left to right: x, y, width and height."""
+    """Return the boxes of elements, from left to right: x, y, width and height."""
     script = """
         const found = [...document.querySelectorAll(args[0])].map((one) => one.getBoundingClientRect());
         return found.sort((a, b) => a.x - b.x).map(({x, y, width, height}) => [x, y, width, height]);
@@ -122,7 +122,7 @@ def boxes(window: Browser, selector: str) -> list[tuple[float, float, float, flo
 
 
 def column(window: Browser, head: str, table: str = "results") -> list[str]:
-    """Return the cells of the rows that are shown."""
+    """Return the cells of a column in the visible rows."""
     script = """
         const table = document.getElementById(args[1]);
         const at = [...table.querySelectorAll("th")].findIndex((th) => th.innerText.trim().split(" ")[0] === args[0]);
@@ -132,7 +132,7 @@ def column(window: Browser, head: str, table: str = "results") -> list[str]:
 
 
 def traces(window: Browser, chart: str = "curves") -> list[dict[str, Any]]:
-    """Return what Plotly draws in a chart."""
+    """Return the traces of a chart."""
     script = """
         return document.getElementById(args[0]).data.map(({name, x, y, customdata, line, opacity, mode}) =>
           ({name, x: Array.from(x), y: Array.from(y), runs: [...new Set(customdata ?? [])], line, opacity, mode}));
@@ -140,8 +140,8 @@ def traces(window: Browser, chart: str = "curves") -> list[dict[str, Any]]:
     return window.run(script, chart)  # type: ignore[no-any-return]
 
 
-def place_of(window: Browser, chart: str, x: float, y: float) -> tuple[float, float]:
-    """Where on the screen a chart shows a value."""
+def position_of(window: Browser, chart: str, x: float, y: float) -> tuple[float, float]:
+    """Return the position of a value of a chart on the screen, in pixels."""
     script = """
         const chart = document.getElementById(args[0]), {xaxis, yaxis} = chart._fullLayout;
         const {x, y} = chart.querySelector(".nsewdrag").getBoundingClientRect();
@@ -151,36 +151,36 @@ def place_of(window: Browser, chart: str, x: float, y: float) -> tuple[float, fl
 
 
 def hovered(window: Browser, chart: str, x: float, y: float) -> str:
-    """Return what a chart says of the value that the mouse is moved to."""
+    """Move the mouse to a value of a chart, and return the chart's label."""
     for away in (3, 0):
-        mouse(window, "mouseMoved", *(at + away for at in place_of(window, chart, x, y)))
+        mouse(window, "mouseMoved", *(at + away for at in position_of(window, chart, x, y)))
     label = f"return document.querySelector('#{chart} .hoverlayer').textContent"
     eventually(window, label)
     return str(window.run(label))
 
 
-def few(window: Browser, folder: Path, *runs: tuple[dict[str, str], tuple[float | None, ...], dict[str, Any]]) -> None:
-    """Open the page of runs that have these fields, val losses and, of their folders, other files."""
+def show(window: Browser, folder: Path, *runs: tuple[dict[str, str], tuple[float | None, ...], dict[str, Any]]) -> None:
+    """Open the page of runs that have these fields, val losses and other files."""
     entries = []
     for n, (fields, losses, files) in enumerate(runs):
         records = [{"step": step, "seconds": step / 10, "val/loss": loss} for step, loss in enumerate(losses)]
         run_with(folder / str(n), metrics="\n".join(map(json.dumps, records)), **files)
         entries.append(RunSummary.read(folder / str(n), next(iter(fields.values())), fields))
-    (folder / "report.html").write_text(page(RunTable(entries), title="of few"), "utf-8")
-    window.looks(width=1280, height=2400)
+    (folder / "report.html").write_text(page(RunTable(entries), title="few runs"), "utf-8")
+    window.set_viewport(width=1280, height=2400)
     window.open(folder / "report.html")
     eventually(window, "return onScreen.size > 0")
     settled(window)
-    assert window.complaints() == []
+    assert window.console_errors() == []
 
 
 def completed(loss: float, **more: object) -> dict[str, Any]:
-    """Return the files of a run that came to this final loss."""
+    """Return the files of a completed run with this final loss."""
     return {"summary": {"status": "completed", "final": {"val/loss": loss}, **more}}
 
 
-def test_all_of_the_page_is_there_and_nothing_is_fetched(window: Browser, sweep_page: Path) -> None:
-    window.requests()
+def test_page_is_complete_and_fetches_nothing(window: Browser, sweep_page: Path) -> None:
+    window.requested_urls()
     window.open(sweep_page)
     assert window.run("return [document.title, document.querySelector('h1').innerText]") == ["Made up", "Made up"]
     eventually(window, "return document.querySelector('#parallel canvas') !== null")
@@ -188,36 +188,36 @@ def test_all_of_the_page_is_there_and_nothing_is_fetched(window: Browser, sweep_
     drawn = window.run("return [...document.querySelectorAll('.chart')].map((chart) => [chart.id, !!chart.data])")
     assert drawn == [[name, True] for name in ("curves", "field-0", "field-1", "field-2", "parallel")]
     assert len(column(window, "val")) == 80
-    assert column(window, "seeds", "seeds") == ["2"] * 40, "with the seeds' spread"
+    assert column(window, "seeds", "seeds") == ["2"] * 40, "the number of seeds of each group"
     assert window.run("return document.querySelectorAll('#samples figure:not([hidden])').length") == 6
-    assert window.requests() == [sweep_page.as_uri()]
+    assert window.requested_urls() == [sweep_page.as_uri()]
 
 
 def test_pointing_at_a_curve_names_its_run(sweep: Browser) -> None:
     curve = traces(sweep)[0]
-    told = sweep.run("return runs[args[0]]", curve["runs"][0])
-    said = hovered(sweep, "curves", curve["x"][10], told["series"]["val"]["loss"][10])
-    name = said.partition("optim.lr")[0]
-    assert "val " in said
-    assert "step 1,000" in said
-    # Curves of other seeds lie so near that the mouse may have met one of them.
+    run = sweep.run("return runs[args[0]]", curve["runs"][0])
+    label = hovered(sweep, "curves", curve["x"][10], run["series"]["val"]["loss"][10])
+    name = label.partition("optim.lr")[0]
+    assert "val " in label
+    assert "step 1,000" in label
+    # The curves of other seeds are so close that the label may belong to one of them.
     found = sweep.run("return runs.find((run) => 'job ' + run.name === args[0]).typed", name)
-    assert found in said
-    assert found.split()[0] == told["typed"].split()[0]
+    assert found in label
+    assert found.split()[0] == run["typed"].split()[0]
 
 
 def test_pointing_at_a_final_loss_names_its_run(sweep: Browser) -> None:
-    said = hovered(sweep, "field-1", 64, sweep.run("return runs[0].final"))
-    found = sweep.run("return runs.find((run) => args[0].startsWith('job ' + run.name + run.typed))", said)
+    label = hovered(sweep, "field-1", 64, sweep.run("return runs[0].final"))
+    found = sweep.run("return runs.find((run) => args[0].startsWith('job ' + run.name + run.typed))", label)
     assert found["values"]["data.block_size"] == "64"
-    assert said.endswith(f"final val {found['final']:.4f}")
+    assert label.endswith(f"final val {found['final']:.4f}")
 
 
-def test_the_switches_change_what_is_drawn(sweep: Browser) -> None:
+def test_switches_change_charts(sweep: Browser) -> None:
     axis = "const {xaxis, yaxis} = document.getElementById('curves').layout; return [xaxis.title.text, yaxis.type]"
     assert sweep.run(axis) == ["step", "linear"]
     steps = traces(sweep)
-    assert len(steps) == 10, "a colour for each learning rate"
+    assert len(steps) == 10, "one colour per learning rate"
     click(sweep, "[name=x][value=tokens]")
     assert sweep.run(axis)[0] == "tokens"
     first = sweep.run("return runs[args[0]]", steps[0]["runs"][0])
@@ -238,7 +238,7 @@ def test_the_switches_change_what_is_drawn(sweep: Browser) -> None:
     assert traces(sweep) == []
 
 
-def test_axes_are_logarithmic_where_a_field_was_swept_so(sweep: Browser) -> None:
+def test_axes_of_fields_swept_by_factors_are_logarithmic(sweep: Browser) -> None:
     kinds = sweep.run("return [0, 1, 2].map((at) => document.getElementById('field-' + at).layout.xaxis.type)")
     assert kinds == ["log", "log", "linear"]
     axes = sweep.run(f"return {DIMENSIONS}.map((d) => [d.tickvals, d.ticktext])")
@@ -246,13 +246,13 @@ def test_axes_are_logarithmic_where_a_field_was_swept_so(sweep: Browser) -> None
     assert [10**place for place in places] == pytest.approx([float(text) for text in texts]), "half a decade apart"
     assert axes[1][1] == ["8", "16", "32", "64"]
     places, texts = axes[3]
-    assert len(set(texts)) == len(texts) == len(places), "one tick for each final loss, of which some are named"
+    assert len(set(texts)) == len(texts) == len(places), "one tick per final loss, some with a visible text"
     named = [(place, text) for place, text in zip(places, texts, strict=True) if text.strip("\u200b")]
     assert 5 <= len(named) <= 17
     assert all(text == "≥ 4.200" or float(text) == pytest.approx(place, abs=1e-3) for place, text in named)
 
 
-def test_runs_that_fly_off_do_not_flatten_the_others(sweep: Browser) -> None:
+def test_diverging_runs_do_not_flatten_others(sweep: Browser) -> None:
     assert sweep.run("return document.getElementById('curves')._fullLayout.yaxis.range[1]") < 5
     assert sweep.run("return !document.getElementById('clipped').hidden")
     assert max(value for trace in traces(sweep, "field-0") for value in trace["y"]) < 5
@@ -260,7 +260,7 @@ def test_runs_that_fly_off_do_not_flatten_the_others(sweep: Browser) -> None:
     assert sweep.run(symbols).count("triangle-up") == 8
 
 
-def test_words_leave_the_runs_that_have_them_everywhere(sweep: Browser) -> None:
+def test_words_filter_runs_on_whole_page(sweep: Browser) -> None:
     sweep.driver.find_element("id", "words").send_keys("lr=0.01 seed=2")
     settled(sweep)
     assert sweep.run("return document.getElementById('count').innerText") == "4 of 80"
@@ -277,7 +277,7 @@ def test_words_leave_the_runs_that_have_them_everywhere(sweep: Browser) -> None:
     assert len(column(sweep, "val")) == 80
 
 
-def test_dragging_along_an_axis_leaves_the_runs_that_pass_there(sweep: Browser) -> None:
+def test_dragging_along_axis_filters_runs(sweep: Browser) -> None:
     eventually(sweep, "return document.querySelector('#parallel .axis-brush') !== null")
     x, top, width, height = boxes(sweep, "#parallel .axis-brush .background")[0]
     drag(sweep, *((x + width / 2, top + down) for down in (5, 0.1 * height, 0.3 * height, 0.45 * height)))
@@ -286,7 +286,7 @@ def test_dragging_along_an_axis_leaves_the_runs_that_pass_there(sweep: Browser) 
     low, high = sweep.run(f"return {DIMENSIONS}[0].constraintrange")
     left = {rate for rate in map(float, column(sweep, "optim.lr")) if low <= math.log10(rate) <= high}
     assert left == {float(rate) for rate in column(sweep, "optim.lr")}
-    assert {0.1, 0.316, 1.0} <= left <= {0.0316, 0.1, 0.316, 1.0, 3.16}, "those of the part that was dragged along"
+    assert {0.1, 0.316, 1.0} <= left <= {0.0316, 0.1, 0.316, 1.0, 3.16}, "the learning rates along the dragged part"
     assert len(column(sweep, "optim.lr")) == 8 * len(left)
     assert sum(len(trace["runs"]) for trace in traces(sweep)) == 8 * len(left)
     click(sweep, "#all")
@@ -296,7 +296,7 @@ def test_dragging_along_an_axis_leaves_the_runs_that_pass_there(sweep: Browser) 
     assert sweep.run(f"return {DIMENSIONS}.every((d) => !d.constraintrange)")
 
 
-def test_a_zoom_stays_when_something_is_picked(sweep: Browser) -> None:
+def test_zoom_is_kept_when_run_is_picked(sweep: Browser) -> None:
     sweep.run("return Plotly.relayout('curves', {'xaxis.range': [0, 500]})")
     click(sweep, "#results tbody tr:nth-child(1) .pick")
     sweep.run("scrollTo(0, 0)")
@@ -304,30 +304,30 @@ def test_a_zoom_stays_when_something_is_picked(sweep: Browser) -> None:
     shown = "return document.getElementById('curves')._fullLayout.xaxis.range"
     assert sweep.run(shown) == [0, 500]
     click(sweep, "[name=x][value=tokens]")
-    assert sweep.run(shown) != [0, 500], "of steps, and no tokens"
+    assert sweep.run(shown) != [0, 500], "the old range is one of steps, not tokens"
 
 
-def test_a_run_that_is_picked_stands_out(sweep: Browser) -> None:
+def test_picked_run_is_highlighted(sweep: Browser) -> None:
     click(sweep, "#results tbody tr:nth-child(30) .pick")
     picked = "return [...document.querySelectorAll('.picked')].map((found) => found.tagName + found.dataset.run)"
-    assert sweep.run(picked) == ["TR29", "FIGURE29"], "its sample too, which was not among the first"
-    sweep.run("scrollTo(0, 0)")  # charts are drawn when they are on the screen
+    assert sweep.run(picked) == ["TR29", "FIGURE29"], "also its sample, which is not among the first six"
+    sweep.run("scrollTo(0, 0)")  # charts are only drawn on the screen
     eventually(sweep, "return document.getElementById('curves').data.length === 11")
-    *others, own = traces(sweep)
-    assert own["runs"] == [29]
-    assert own["opacity"] == 1
-    assert own["line"]["width"] > others[0]["line"]["width"]
+    *others, highlighted = traces(sweep)
+    assert highlighted["runs"] == [29]
+    assert highlighted["opacity"] == 1
+    assert highlighted["line"]["width"] > others[0]["line"]["width"]
     assert {trace["opacity"] for trace in others} == {0.2}
     click(sweep, "#results tbody tr:nth-child(30) .pick")
     assert sweep.run(picked) == []
     sweep.run("scrollTo(0, 0)")
     eventually(sweep, "return document.getElementById('curves').data.length === 10")
-    # And by its curve.
+    # A click on the curve picks the run, too.
     x, y = traces(sweep)[0]["x"][10], traces(sweep)[0]["y"][10]
-    while not sweep.run(picked):  # a click that comes before Plotly has seen the mouse is none
+    while not sweep.run(picked):  # Plotly ignores a click before it has noticed the mouse
         hovered(sweep, "curves", x, y)
         for kind in ("mousePressed", "mouseReleased"):
-            mouse(sweep, kind, *place_of(sweep, "curves", x, y))
+            mouse(sweep, kind, *position_of(sweep, "curves", x, y))
     assert len(sweep.run(picked)) == 2
 
 
@@ -339,18 +339,18 @@ def test_all_samples_can_be_shown(sweep: Browser) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 768, 1920])
-def test_it_fits_the_width_of_the_window(sweep: Browser, width: int) -> None:
-    sweep.looks(width=width, height=2400)
+def test_page_fits_window_width(sweep: Browser, width: int) -> None:
+    sweep.set_viewport(width=width, height=2400)
     eventually(sweep, "return document.getElementById('curves')._fullLayout.width <= innerWidth")
     is_wide = "(found) => !found.closest('.scroll') && found.getBoundingClientRect().right > innerWidth + 1"
     wide = f"[...document.querySelectorAll('body *')].filter({is_wide}).map((found) => found.tagName)"
     assert sweep.run(f"return [document.documentElement.scrollWidth, {wide}]") == [width, []]
 
 
-@pytest.mark.usefixtures("anew")
-def test_the_table_sorts_by_numbers_and_back(sweep: Browser) -> None:
+@pytest.mark.usefixtures("fresh_page_afterwards")
+def test_table_sorts_numerically_in_both_directions(sweep: Browser) -> None:
     losses = column(sweep, "val")
-    assert losses == sorted(losses, key=float), "the best first"
+    assert losses == sorted(losses, key=float), "the best run comes first"
     click(sweep, "#results th:nth-child(2) button")
     rates = column(sweep, "optim.lr")
     assert rates == sorted(rates, key=float)
@@ -364,48 +364,48 @@ def test_the_table_sorts_by_numbers_and_back(sweep: Browser) -> None:
     assert spreads == sorted(spreads, key=float)
 
 
-@pytest.mark.usefixtures("anew")
-def test_an_axis_that_was_moved_still_filters_its_own_field(sweep: Browser) -> None:
+@pytest.mark.usefixtures("fresh_page_afterwards")
+def test_moved_axis_filters_its_field(sweep: Browser) -> None:
     eventually(sweep, "return document.querySelectorAll('#parallel .axis-title').length === 4")
     axes = boxes(sweep, "#parallel .axis-brush .background")
     (x, y, width, height), (other, *_) = boxes(sweep, "#parallel .axis-title")[:2]
     drag(sweep, *((x + width / 2 + part * (other - x), y + height / 2) for part in (0, 0.3, 0.7, 1.2)))
     eventually(sweep, f"return {DIMENSIONS}[0].label === 'data.block_size'")
-    wait_for(lambda: boxes(sweep, "#parallel .axis-brush .background") == axes)  # the axes glide to their places
-    # Above the middle of what is the first axis now: blocks of 32.
+    wait_for(lambda: boxes(sweep, "#parallel .axis-brush .background") == axes)  # the end of an animation
+    # The upper half of the axis that comes first now, except the end, contains block size 32.
     x, y, width, height = axes[0]
     drag(sweep, *((x + width / 2, y + part * height) for part in (0.1, 0.2, 0.3, 0.45)))
     eventually(sweep, "return document.getElementById('count').innerText !== 'all 80'")
     assert set(column(sweep, "data.block_size")) == {"32"}
-    sweep.looks(width=1280, height=2400, dark=True)
+    sweep.set_viewport(width=1280, height=2400, dark=True)
     settled(sweep)
-    assert sweep.run(f"return {DIMENSIONS}[0].label") == "data.block_size", "it stays where it was put"
+    assert sweep.run(f"return {DIMENSIONS}[0].label") == "data.block_size", "the axis keeps its new position"
     assert set(column(sweep, "data.block_size")) == {"32"}
 
 
-@pytest.mark.usefixtures("anew")
-def test_light_and_dark_are_the_machines_until_they_are_chosen(sweep: Browser) -> None:
+@pytest.mark.usefixtures("fresh_page_afterwards")
+def test_colour_scheme_follows_system_until_chosen(sweep: Browser) -> None:
     def colours() -> list[str]:
         page = "const {color, backgroundColor} = getComputedStyle(document.body);"
         chart = "const font = document.getElementById('curves')._fullLayout.font.color;"
         return sweep.run(f"{page} {chart} return [color, backgroundColor, font]")  # type: ignore[no-any-return]
 
     light = colours()
-    sweep.looks(width=1280, height=2400, dark=True)
+    sweep.set_viewport(width=1280, height=2400, dark=True)
     eventually(sweep, "return document.getElementById('curves')._fullLayout.font.color !== args[0]", light[2])
     dark = colours()
     assert [sum(map(int, text[4:-1].split(","))) > 380 for text in (light[1], dark[1])] == [True, False]
-    assert (light[0], dark[0]) == (light[2], dark[2]), "the charts' texts are the page's"
+    assert (light[0], dark[0]) == (light[2], dark[2]), "the charts use the text colour of the page"
     click(sweep, "#theme")
     assert colours() == light
     click(sweep, "#theme")
     assert colours() == dark
 
 
-def test_what_there_is_none_of_is_sorted_to_the_end(window: Browser, tmp_path: Path) -> None:
+def test_missing_values_are_sorted_last(window: Browser, tmp_path: Path) -> None:
     failed = {"summary": {"status": "failed"}}
     sizes = (("1000", completed(3.0)), ("20", failed), ("3", completed(1.5)))
-    few(window, tmp_path, *(({"data.block_size": size}, (), files) for size, files in sizes))
+    show(window, tmp_path, *(({"data.block_size": size}, (), files) for size, files in sizes))
     for _ in ("up", "down"):
         click(window, "#results th:nth-child(4) button")
         assert column(window, "val")[-1] == "-"
@@ -414,40 +414,40 @@ def test_what_there_is_none_of_is_sorted_to_the_end(window: Browser, tmp_path: P
     assert column(window, "data.block_size") == ["3", "20", "1000"]
 
 
-def test_one_run_is_enough(window: Browser, tmp_path: Path) -> None:
-    few(window, tmp_path, ({"seed": "1"}, (4.0, 3.0, 2.0), {"config": "seed: 1", **completed(2.0)}))
+def test_page_of_one_run(window: Browser, tmp_path: Path) -> None:
+    show(window, tmp_path, ({"seed": "1"}, (4.0, 3.0, 2.0), {"config": "seed: 1", **completed(2.0)}))
     (trace,) = traces(window)
     assert trace["y"][:3] == [4, 3, 2]
     assert window.run("return document.querySelectorAll('#words, #colour, #fields, #parallel').length") == 0
 
 
 @pytest.mark.parametrize("losses", [(), (4.0, None)])
-def test_a_run_with_hardly_a_record_is_no_error(window: Browser, tmp_path: Path, losses: tuple[float, ...]) -> None:
+def test_runs_with_few_records_cause_no_error(window: Browser, tmp_path: Path, losses: tuple[float, ...]) -> None:
     files = {"summary": {"status": "failed", "error": "it broke"}}
     both = ({"seed": n, "model": f"m{n}", "optim.lr": f"0.{n}"} for n in "01")
-    few(window, tmp_path, *((fields, losses, files) for fields in both))
+    show(window, tmp_path, *((fields, losses, files) for fields in both))
     n = sum(loss is not None for loss in losses)
     assert [len(trace["y"]) - 1 for trace in traces(window)] == ([n, n] if n else [])
     assert all(trace["mode"] == "markers" for trace in traces(window))
-    assert window.complaints() == []
+    assert window.console_errors() == []
 
 
-def test_a_run_with_one_record_is_seen_beside_longer_ones(window: Browser, tmp_path: Path) -> None:
+def test_single_record_is_drawn_beside_longer_curves(window: Browser, tmp_path: Path) -> None:
     runs = (("counted", "0.1", (1.5,)), ("trained", "0.1", (4.0, 3.0, 2.0)), ("other", "0.2", (4.0, 2.5)))
-    few(window, tmp_path, *(({"model": name, "optim.lr": lr}, losses, completed(2.0)) for name, lr, losses in runs))
+    show(window, tmp_path, *(({"model": name, "optim.lr": lr}, losses, completed(2.0)) for name, lr, losses in runs))
     window.run("colour.value = 'field optim.lr'; colour.dispatchEvent(new Event('change'))")
     settled(window)
     drawn = [(trace["mode"], trace["name"], len(trace["y"]) - 1) for trace in traces(window)]
     assert drawn == [("lines", "optim.lr 0.1", 3), ("markers", "optim.lr 0.1", 1), ("lines", "optim.lr 0.2", 2)]
 
 
-def test_long_names_with_one_beginning_stay_apart(window: Browser, tmp_path: Path) -> None:
+def test_long_names_with_common_prefix_are_distinct(window: Browser, tmp_path: Path) -> None:
     runs = []
     for n, name in enumerate(("a.txt", "b.txt", "c.txt")):
         path = f"/somewhere/in/a/folder/that/is/deep/{name}"
         fields = {"data.path": path, "seed": str(n), "optim.lr": f"{n % 2}.123456789"}
         runs.append((fields, (4.0, 2.0 + n), completed(n)))
-    few(window, tmp_path, *runs)
+    show(window, tmp_path, *runs)
     axis = window.run("return document.getElementById('field-0').layout.xaxis")
     assert axis["tickvals"] == [0, 1, 2]
     assert [text[-5:] for text in axis["ticktext"]] == ["a.txt", "b.txt", "c.txt"]
@@ -458,17 +458,17 @@ def test_long_names_with_one_beginning_stay_apart(window: Browser, tmp_path: Pat
     assert "b.txt" in hovered(window, "curves", 1, 3.0)
 
 
-def test_nothing_of_hostile_names_runs(window: Browser, tmp_path: Path) -> None:
+def test_hostile_names_are_not_executed(window: Browser, tmp_path: Path) -> None:
     files = {"config": json.dumps({"sample": {"prompt": HOSTILE}}), "samples": f"---- step 1\n{HOSTILE}\n"}
     runs = []
     for n in range(3):
         fields = {HOSTILE: f"{HOSTILE}{n}", "optim.lr": f"0.{n + 1}", "model": f"<i>{n}</i>"}
-        told = completed(2.0 + n, overrides=[f"sample.prompt={HOSTILE}"])
-        runs.append((fields, (4.0, 2.0 + n), {**files, **told}))
-    few(window, tmp_path, *runs)
-    said = hovered(window, "curves", 1, 3.0)
-    assert "<img src=x onerror=hacked" in said, "as it is, and no tag"
-    assert "model=<i>1</i>" in said, "nor one of those that Plotly reads"
+        summary = completed(2.0 + n, overrides=[f"sample.prompt={HOSTILE}"])
+        runs.append((fields, (4.0, 2.0 + n), {**files, **summary}))
+    show(window, tmp_path, *runs)
+    label = hovered(window, "curves", 1, 3.0)
+    assert "<img src=x onerror=hacked" in label, "literal text, not a tag"
+    assert "model=<i>1</i>" in label, "also for tags that Plotly interprets"
     eventually(window, "return document.querySelector('#parallel .axis-title') !== null")
     click(window, "#results .pick")
     choose = "const choice = document.getElementById('colour'); choice.selectedIndex = args[0];"
@@ -483,18 +483,18 @@ def test_nothing_of_hostile_names_runs(window: Browser, tmp_path: Path) -> None:
     shown = window.run("return document.querySelector('#results').innerText + document.querySelector('pre').innerText")
     assert shown.count("<script>window.hacked = 1</script>") >= 4
     assert window.run("return document.querySelector('#parallel').textContent").count("<i>0</i>") == 1
-    assert window.complaints() == []
-    assert {address.partition(":")[0] for address in window.requests()} == {"file"}
+    assert window.console_errors() == []
+    assert {address.partition(":")[0] for address in window.requested_urls()} == {"file"}
 
 
-def test_a_script_that_got_in_all_the_same_would_not_run(window: Browser, tmp_path: Path) -> None:
+def test_policy_blocks_injected_scripts(window: Browser, tmp_path: Path) -> None:
     run_with(tmp_path / "run", summary={"status": "completed"})
     text = page(RunTable([RunSummary.read(tmp_path / "run", "run", {})]), title="t")
-    head = text[: text.index("<main>")]  # with the policy, and without the page's own scripts
-    for sort, broken in enumerate(("<script>window.hacked = 1</script>", "<img src='x:' onerror='window.hacked = 1'>")):
-        path = tmp_path / f"{sort}.html"
-        path.write_text(f"{head}<main>{broken}</main></body></html>", "utf-8")
+    head = text[: text.index("<main>")]  # with the policy, but without the page's scripts
+    for n, attack in enumerate(("<script>window.hacked = 1</script>", "<img src='x:' onerror='window.hacked = 1'>")):
+        path = tmp_path / f"{n}.html"
+        path.write_text(f"{head}<main>{attack}</main></body></html>", "utf-8")
         window.open(path)
         eventually(window, "return document.readyState === 'complete'")
-        wait_for(lambda: any("Content Security Policy" in complaint for complaint in window.complaints()))
+        wait_for(lambda: any("Content Security Policy" in complaint for complaint in window.console_errors()))
         assert window.run("return window.hacked ?? null") is None

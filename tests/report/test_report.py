@@ -1,4 +1,4 @@
-"""The report: what it is made from, the command, and that no name of anything gets out of its place."""
+"""Tests of the report: its data, the command and the escaping of all texts."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bigramlm.cli import runs as runs_command
-from bigramlm.dev.bench.report import made_up_sweep
+from bigramlm.dev.bench.report import write_synthetic_sweep
 from bigramlm.report.gather import data, differences, is_geometric, read_curves, references, thinned, tokens_per_step
 from bigramlm.report.page import page, write
 from bigramlm.report.results import RunTable
@@ -21,14 +21,14 @@ from tests.helpers import FILES, HOSTILE, Cli, assert_refused, run_with
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a made-up sweep of 80 jobs: ten learning rates, four block sizes, two seeds."""
+    """Return a synthetic sweep: ten learning rates, four block sizes, two seeds."""
     folder = tmp_path_factory.mktemp("sweeps") / "made-up"
     folder.mkdir()
-    made_up_sweep(folder, records=20, seeds=2)
+    write_synthetic_sweep(folder, records=20, seeds=2)
     return folder
 
 
-def test_a_long_series_keeps_its_ends_and_whatever_stands_out() -> None:
+def test_thinned_series_keeps_ends_and_outliers() -> None:
     losses = [2.0] * 10_000
     losses[4321], losses[7000], losses[0], losses[-1] = 9.0, 0.5, 3.0, 1.0
     series = {"step": [float(n) for n in range(10_000)], "seconds": [n / 10 for n in range(10_000)], "loss": losses}
@@ -57,11 +57,11 @@ def test_a_long_series_keeps_its_ends_and_whatever_stands_out() -> None:
         ([0.01] * 9, False),
     ],
 )
-def test_a_field_that_was_swept_by_factors_has_a_logarithmic_axis(values: list[float], expected: bool) -> None:
+def test_field_swept_by_factors_has_logarithmic_axis(values: list[float], expected: bool) -> None:
     assert is_geometric(values) is expected
 
 
-def test_what_a_search_was_given_on_a_logarithmic_scale_is_so_whatever_it_tried(sweep: Path) -> None:
+def test_log_field_of_search_has_logarithmic_axis_for_any_values(sweep: Path) -> None:
     entries = [RunSummary.read(sweep / "0", str(lr), {"optim.lr": lr}) for lr in ("0.1", "0.2", "0.3")]
     outcomes = RunTable(entries)
     curves = [read_curves(run) for run in outcomes.rows]
@@ -70,7 +70,7 @@ def test_what_a_search_was_given_on_a_logarithmic_scale_is_so_whatever_it_tried(
         assert field == {"name": "optim.lr", "numeric": True, "log": log}
 
 
-def test_a_run_tells_what_it_can(tmp_path: Path) -> None:
+def test_incomplete_runs_are_read(tmp_path: Path) -> None:
     records = [
         {"step": 0, "seconds": 0.0, "val/loss": 4.0, "train/batch_loss": 4.1, "val/best_bigram": 2.5},
         {"step": 10, "seconds": 1.0, "train/batch_loss": None, "val/loss": None},
@@ -86,13 +86,13 @@ def test_a_run_tells_what_it_can(tmp_path: Path) -> None:
     )
     curves = read_curves(run)
     assert curves.series["val"] == {"step": [0, 20], "seconds": [0.0, 2.0], "loss": [4.0, 3.0]}
-    assert curves.series["batch"]["loss"] == [4.1], "JSON has null for what was not finite"
+    assert curves.series["batch"]["loss"] == [4.1], "values that are not finite are null in JSON"
     assert (curves.references, tokens_per_step(run), run.sample) == ({"val/best_bigram": 2.5}, 64, "\nlate")
     bare = run_with(tmp_path / "b")
     assert (bare.status, bare.config, tokens_per_step(bare), bare.sample) == ("pending", {}, None, None)
     broken = run_with(tmp_path / "c", config="{", summary="[]", metrics="no")
     assert (broken.config, read_curves(broken).series["val"]["step"]) == ({}, [])
-    page(RunTable([RunSummary.read(tmp_path / name, name, {}) for name in "abc"]), title="of what there is")
+    page(RunTable([RunSummary.read(tmp_path / name, name, {}) for name in "abc"]), title="incomplete runs")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_run_tells_what_it_can(tmp_path: Path) -> None:
         {"summary": {"status": "completed", "overrides": ["sample.prompt=\ud800"]}, "samples": "---- step 1\n\ud83d"},
     ],
 )
-def test_a_damaged_folder_does_not_cost_the_page(tmp_path: Path, damaged: dict[str, object]) -> None:
+def test_page_of_damaged_folder(tmp_path: Path, damaged: dict[str, object]) -> None:
     files = {name: json.dumps(content) if isinstance(content, dict) else content for name, content in damaged.items()}
     (tmp_path / "run").mkdir()
     for name, content in files.items():
@@ -119,19 +119,19 @@ def test_a_damaged_folder_does_not_cost_the_page(tmp_path: Path, damaged: dict[s
 
 
 @pytest.mark.parametrize("overrides", [None, "x", [None, 5]])
-def test_nor_does_it_cost_the_command(tmp_path: Path, tool: Cli, overrides: object) -> None:
+def test_report_command_on_damaged_summary(tmp_path: Path, tool: Cli, overrides: object) -> None:
     run_with(tmp_path / "run", summary={"status": "completed", "overrides": overrides})
     done = tool(runs_command.main, "report", str(tmp_path / "run"))
     assert (done.code, done.out.splitlines()[0]) == (0, "1 run: 1 completed")
 
 
-def test_metrics_that_cannot_be_read_are_none(tmp_path: Path) -> None:
+def test_unreadable_metrics_give_no_curve(tmp_path: Path) -> None:
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
     assert read_curves(RunSummary.read(tmp_path / "run")).series["val"]["loss"] == []
 
 
-def test_values_are_one_however_they_are_typed(tmp_path: Path) -> None:
-    """What is typed for one run and is the default of another is no difference."""
+def test_equal_values_are_equal_in_any_notation(tmp_path: Path) -> None:
+    """A value set for one run and equal to the default of another is no difference."""
     config = "device: {compile: false}\noptim: {grad_clip: null, weight_decay: 0.0, lr: 0.01}\ntrainer: {steps: 3}"
     for name in "ab":
         run_with(tmp_path / name, config=config)
@@ -148,7 +148,7 @@ def test_values_are_one_however_they_are_typed(tmp_path: Path) -> None:
     assert {row.name: row.values["trainer.steps"] for row in outcomes.rows} == {"a": "4", "b": "3"}
 
 
-def test_a_run_that_was_resumed_has_what_it_has_now(tmp_path: Path) -> None:
+def test_resumed_run_has_latest_values(tmp_path: Path) -> None:
     resumed = [{"step": 3, "overrides": ["resume=x", "trainer.steps=5"]}, {"step": 5, "overrides": ["trainer.steps=9"]}]
     run_with(tmp_path / "a", summary={"status": "completed", "resumed": resumed})
     run_with(tmp_path / "b", summary={"status": "completed"})
@@ -157,7 +157,7 @@ def test_a_run_that_was_resumed_has_what_it_has_now(tmp_path: Path) -> None:
     assert {row.name: row.values["trainer.steps"] for row in outcomes.rows} == {"a": "9", "b": "3"}
 
 
-def test_no_run_is_the_best_where_texts_or_losses_cannot_be_compared(tmp_path: Path) -> None:
+def test_no_run_is_best_without_comparable_losses(tmp_path: Path) -> None:
     for name, sha, loss in (("a", "0", 2.0), ("b", "1", 1.0), ("c", "1", float("nan"))):
         run_with(
             tmp_path / name,
@@ -173,26 +173,26 @@ def test_no_run_is_the_best_where_texts_or_losses_cannot_be_compared(tmp_path: P
     assert any("Not comparable: these runs were trained on 2 different texts." in note for note in both.notes())
     text = page(both, title="t")
     assert "the best" not in text
-    assert "with changes that were not committed, of which nothing is known" in text
+    assert "there were uncommitted changes, which are not recorded" in text
     same = RunTable([RunSummary.read(tmp_path / name, name, {"seed": name}) for name in "cb"])
     assert same.best is not None
-    assert same.best.name == "b", "and not what is no number"
+    assert same.best.name == "b", "not the run whose loss is nan"
 
 
-def test_references_are_told_once_for_all_runs_that_share_them(tmp_path: Path) -> None:
-    told = [
+def test_runs_share_reference_lines(tmp_path: Path) -> None:
+    runs_ = [
         run_with(tmp_path / str(n), metrics={"step": 0, "val/best_bigram": bigram, "val/ngram_2": 2.25})
         for n, bigram in enumerate((2.4801, 2.4802, 2.6))
     ]
-    assert references([read_curves(run) for run in told]) == [
+    assert references([read_curves(run) for run in runs_]) == [
         {"split": "val", "name": "2-gram", "loss": 2.25, "runs": [0, 1, 2]},
         {"split": "val", "name": "best bigram", "loss": 2.48, "runs": [0, 1]},
         {"split": "val", "name": "best bigram", "loss": 2.6, "runs": [2]},
     ]
 
 
-def test_what_differs_is_left_config_text_and_code(tmp_path: Path) -> None:
-    told = [
+def test_differences_in_config_text_and_code(tmp_path: Path) -> None:
+    runs_ = [
         run_with(
             tmp_path / str(n),
             config=f"optim: {{lr: {lr}, name: adamw}}\npreflight: true\nsample: {{prompt: null}}",
@@ -204,34 +204,34 @@ def test_what_differs_is_left_config_text_and_code(tmp_path: Path) -> None:
         )
         for n, (lr, sha) in enumerate(((0.1, "f" * 64), (0.01, "f" * 64), (0.1, "0" * 64)))
     ]
-    found = {difference.field: difference for difference in differences(told)}
+    found = {difference.field: difference for difference in differences(runs_)}
     assert set(found) == {"optim.lr", "text", "code"}
     assert found["optim.lr"].values == ["0.1", "0.01", "0.1"]
-    assert found["optim.lr"].counts == [("0.01", 1), ("0.1", 2)], "numbers by size"
+    assert found["optim.lr"].counts == [("0.01", 1), ("0.1", 2)], "numbers are sorted by size"
     assert found["text"].counts == [("f" * 12, 2), ("0" * 12, 1)]
-    assert found["code"].values == ["abc", "abc", "abc and changes"]
+    assert found["code"].values == ["abc", "abc", "abc with changes"]
 
 
-def test_the_data_is_in_the_order_of_the_table_and_knows_its_seeds(sweep: Path) -> None:
+def test_data_follows_table_order_and_groups_seeds(sweep: Path) -> None:
     outcomes = Results(Sweep(sweep))
-    made = data(outcomes, [read_curves(run) for run in outcomes.rows], [])
-    finals = [run["final"] for run in made["runs"]]
+    values = data(outcomes, [read_curves(run) for run in outcomes.rows], [])
+    finals = [run["final"] for run in values["runs"]]
     assert finals == sorted(finals)
-    assert {field["name"]: field["log"] for field in made["fields"]} == {
+    assert {field["name"]: field["log"] for field in values["fields"]} == {
         "optim.lr": True,
         "data.block_size": True,
         "seed": False,
     }
-    assert len(made["groups"]) == 40
-    for group in made["groups"]:
-        of = [made["runs"][at] for at in group["runs"]]
-        assert len({(run["values"]["optim.lr"], run["values"]["data.block_size"]) for run in of}) == 1
-        assert group["mean"] == pytest.approx(sum(run["final"] for run in of) / len(of), rel=1e-5)
-    assert made["runs"][0]["tokensPerStep"] == 32 * int(made["runs"][0]["values"]["data.block_size"])
+    assert len(values["groups"]) == 40
+    for group in values["groups"]:
+        members = [values["runs"][at] for at in group["runs"]]
+        assert len({(run["values"]["optim.lr"], run["values"]["data.block_size"]) for run in members}) == 1
+        assert group["mean"] == pytest.approx(sum(run["final"] for run in members) / len(members), rel=1e-5)
+    assert values["runs"][0]["tokensPerStep"] == 32 * int(values["runs"][0]["values"]["data.block_size"])
 
 
 class Elements(HTMLParser):
-    """The elements of a page, and what tries to run in it or to fetch."""
+    """The elements of a page that could run scripts or fetch files."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -251,7 +251,7 @@ class Elements(HTMLParser):
         self.text += data
 
 
-def test_nothing_of_a_runs_own_becomes_part_of_the_page(tmp_path: Path) -> None:
+def test_hostile_texts_are_escaped(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run_with(
         folder,
@@ -270,21 +270,21 @@ def test_nothing_of_a_runs_own_becomes_part_of_the_page(tmp_path: Path) -> None:
     ]
     found = Elements(page(RunTable(entries, [HOSTILE]), title=HOSTILE))
     assert (found.scripts, found.images, found.handlers, found.addresses) == (3, 0, [], [])
-    assert found.text.count("<img src=x onerror=hacked=1>") >= 8, "title, head, table, sample, prompt, what differs"
+    assert found.text.count("<img src=x onerror=hacked=1>") >= 8, "title, head, table, sample, prompt, differences"
 
 
-def test_a_page_is_complete_in_itself_and_says_what_may_run_in_it(sweep: Path) -> None:
+def test_page_is_self_contained_and_has_policy(sweep: Path) -> None:
     text = page(Results(Sweep(sweep)), title="A sweep")
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
     assert policy is not None
     assert policy[1].startswith("default-src 'none'; script-src 'sha256-")
     assert policy[1].count("sha256-") == 2
-    assert "unsafe-inline'; img" in policy[1], "of styles only"
+    assert "unsafe-inline'; img" in policy[1], "inline styles only"
     assert "script-src 'unsafe-inline'" not in policy[1]
     assert not re.search(r"<(link|img|iframe|script src)", text[: text.index("plotly.js v")])
 
 
-def test_the_command_makes_a_page_of_a_run_a_sweep_or_many(
+def test_report_of_run_sweep_or_several(
     sweep: Path, tool: Cli, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outputs = tmp_path / "outputs"
@@ -301,20 +301,20 @@ def test_the_command_makes_a_page_of_a_run_a_sweep_or_many(
     alone = tool(runs_command.main, "report", "latest")
     assert alone.out.startswith("1 run: 1 completed\n")
     assert "<title>Run day/time</title>" in (folder / "report.html").read_text("utf-8")
-    assert tool(runs_command.main, "report", "latest").code == 0, "its own page is made anew"
+    assert tool(runs_command.main, "report", "latest").code == 0, "it overwrites its own page"
 
     one = tool(runs_command.main, "report", str(sweep / "3"))
-    assert one.out.startswith("1 run: 1 completed\n"), "and not all of its sweep"
+    assert one.out.startswith("1 run: 1 completed\n"), "the other jobs of the sweep are left out"
     assert (sweep / "3" / "report.html").exists()
 
     both = tool(runs_command.main, "report", "day/time", str(sweep), "day", "-o", str(tmp_path / "both.html"))
-    assert both.out.startswith("81 runs: 81 completed\n"), "each once"
+    assert both.out.startswith("81 runs: 81 completed\n"), "each run once"
     text = (tmp_path / "both.html").read_text("utf-8")
     assert "made-up/79" in text
     assert "day/time" in text
 
 
-def test_the_newest_run_of_a_sweep_brings_the_others(
+def test_report_of_latest_job_covers_its_sweep(
     tool: Cli, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (runs, runs_command):
@@ -328,7 +328,7 @@ def test_the_newest_run_of_a_sweep_brings_the_others(
     assert "job 1 failed: data.block_size=99999999: the train split" in text
 
 
-def test_what_cannot_be_reported_is_one_line(sweep: Path, tool: Cli, tmp_path: Path) -> None:
+def test_invalid_report_arguments_are_refused_in_one_line(sweep: Path, tool: Cli, tmp_path: Path) -> None:
     (tmp_path / "notes.html").write_text("mine")
     (tmp_path / "empty").mkdir()
     for arguments, named in (
@@ -341,5 +341,5 @@ def test_what_cannot_be_reported_is_one_line(sweep: Path, tool: Cli, tmp_path: P
     ):
         done = tool(runs_command.main, "report", *arguments)
         assert_refused(done, *named)
-        assert done.err.count("\n") == 1, "nothing else is said"
+        assert done.err.count("\n") == 1, "no other output"
     assert (tmp_path / "notes.html").read_text() == "mine"

@@ -1,4 +1,4 @@
-"""The run's folder and its summary."""
+"""Tests of the run folder and its summary."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from bigramlm.runs.folder import RunFolder, git_state, versions
 from bigramlm.utils import files, paths
 
 
-def test_a_summary_is_changed_value_by_value(tmp_path: Path) -> None:
+def test_update_summary_keeps_other_values(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.update_summary(status="running", step=0)
     folder.update_summary(status="completed")
@@ -19,11 +19,9 @@ def test_a_summary_is_changed_value_by_value(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
 
-def test_a_summary_still_tells_of_a_failure_where_the_disk_is_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_summary_records_a_failure_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder(tmp_path)
-    folder.update_summary(status="running", note="something long that is to go, all of it")
+    folder.update_summary(status="running", note="a long value that must be removed completely")
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -33,9 +31,9 @@ def test_a_summary_still_tells_of_a_failure_where_the_disk_is_full(
     assert json.loads((tmp_path / "summary.json").read_text("utf-8")) == {"status": "failed", "note": ""}
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a limit on the size of files stands in for a full disk; Windows has none")
-def test_a_summary_is_as_it_was_where_it_cannot_grow(tmp_path: Path) -> None:
-    """Written over in part it would be neither the one nor the other."""
+@pytest.mark.skipif(os.name == "nt", reason="a file size limit simulates a full disk; Windows has none")
+def test_summary_is_restored_if_it_cannot_grow(tmp_path: Path) -> None:
+    """A partly overwritten summary would be neither the old nor the new one."""
     import resource
 
     folder = RunFolder(tmp_path)
@@ -51,7 +49,7 @@ def test_a_summary_is_as_it_was_where_it_cannot_grow(tmp_path: Path) -> None:
     assert (tmp_path / "summary.json").read_bytes() == before
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("old")
 
@@ -65,28 +63,28 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_versions_are_those_that_run() -> None:
+def test_versions_match_the_running_packages() -> None:
     import torch
 
     assert versions()["torch"] == torch.__version__
 
 
-def test_git_state_is_the_checkouts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_git_state_of_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
         return subprocess.run(
             ["git", *identity, "-C", str(tmp_path), *arguments], capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    now = git_state.__wrapped__  # a process asks once
+    uncached = git_state.__wrapped__
     monkeypatch.setattr(paths, "home", lambda: tmp_path)
-    assert now() is None
+    assert uncached() is None
     git("init", "-q")
     (tmp_path / "a").write_text("1")
     git("add", "a")
     git("commit", "-q", "-m", "m")
-    assert now() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    assert uncached() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
     (tmp_path / "a").write_text("2")
-    assert now() == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+    assert uncached() == {"commit": git("rev-parse", "HEAD"), "dirty": True}
     monkeypatch.setattr(paths, "IN_CHECKOUT", False)
-    assert now() is None
+    assert uncached() is None

@@ -1,4 +1,4 @@
-"""The fixtures of the tests of sweeps: a sweep that is there."""
+"""Fixtures of the tests of sweeps: an existing sweep."""
 
 import shutil
 from dataclasses import replace
@@ -11,8 +11,11 @@ from tests.sweeps.helpers import SHORT
 
 
 @pytest.fixture(scope="session")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """Return a sweep of two jobs, seed=1 and seed=2, to look at; its folder is .folder."""
+def two_jobs(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """Return a completed sweep of two jobs, seed=1 and seed=2.
+
+    Tests must not change its folder, `.folder`.
+    """
     folder = tmp_path_factory.mktemp("two") / "sweep"
     ended = command("-m", *SHORT, "seed=1,2", f"hydra.sweep.dir={folder}")
     assert ended.code == 0, ended.err
@@ -20,7 +23,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 
 @pytest.fixture
-def begun(two: Ended, folder: Path) -> Path:
-    """Return the same sweep in the test's own folder, to continue."""
-    shutil.copytree(two.folder, folder)
+def existing_sweep(two_jobs: Ended, folder: Path) -> Path:
+    """Return a copy of this sweep in the test's folder, which the test may change."""
+    shutil.copytree(two_jobs.folder, folder)
     return folder

@@ -1,4 +1,4 @@
-"""Shared by the tests of sweeps: a sweep in a process of its own, and one that is killed at a step."""
+"""Helpers of the tests of sweeps: sweeps in other processes, and kills at a step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from bigramlm.optim import base as optim
 from bigramlm.optim.config import OptimConfig
 from bigramlm.runs.folder import holder
-from tests.helpers import Started, came_to, started, wait_for
+from tests.helpers import Started, has_reached, started, wait_for
 
 SHORT = (
     *("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5"),
@@ -19,28 +19,31 @@ SHORT = (
 )
 
 
-def sweeping(folder: Path, *arguments: str) -> contextlib.AbstractContextManager[Started]:
-    """Start a sweep in a process of its own, which is ended when the block is."""
+def start_sweep(folder: Path, *arguments: str) -> contextlib.AbstractContextManager[Started]:
+    """Start a sweep in another process, which ends with the block."""
     return started("-m", *arguments, f"hydra.sweep.dir={folder}")
 
 
-def dies_in(nth: int, at: int) -> None:
-    """Have this process killed at a step of the nth, from 0, of the jobs or trials that it trains."""
-    rate, seen = optim.learning_rate, [0]
+def kill_this_process_at(job_index: int, kill_step: int) -> None:
+    """Arrange that this process is killed at a step of one of its jobs.
+
+    job_index: the index of the job, or trial, among those that this process trains.
+    """
+    original, seen_steps = optim.learning_rate, [0]
 
     def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:
-        seen.append(step)
-        begun = sum(later < earlier for earlier, later in itertools.pairwise(seen))
-        if begun == nth and step >= at:
+        seen_steps.append(step)
+        current = sum(later < earlier for earlier, later in itertools.pairwise(seen_steps))
+        if current == job_index and step >= kill_step:
             os.kill(os.getpid(), signal.SIGKILL)
-        return rate(cfg, step, steps)
+        return original(cfg, step, steps)
 
     optim.learning_rate = learning_rate
 
 
-def kill_when_it_came_to(job: Path, step: int) -> None:
-    """Kill the process that trains in a folder, without a warning."""
-    wait_for(lambda: came_to(job, step))
+def kill_at_step(job: Path, step: int) -> None:
+    """Kill the process that trains a job once the job has reached a step."""
+    wait_for(lambda: has_reached(job, step))
     pid = holder(job)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)

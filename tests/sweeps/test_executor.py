@@ -1,4 +1,4 @@
-"""Launches: how jobs are composed, submitit and Slurm, what they report, and what is waited for."""
+"""Tests of launches: composition of jobs, submitit, Slurm, and waiting for jobs."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from bigramlm.cli import train
 from bigramlm.config.overrides import Overrides
-from bigramlm.engine.run import JobContext, RunEnd
+from bigramlm.engine.run import JobContext, RunResult
 from bigramlm.errors import UserError
 from bigramlm.runs.folder import RunFolder, read_summary
 from bigramlm.sweeps import compose
@@ -25,10 +25,10 @@ from bigramlm.sweeps import executor as launch
 from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
 from bigramlm.utils import paths, stop
-from tests.helpers import PATIENCE, Ended, assert_refused, composed
-from tests.sweeps.helpers import SHORT, kill_when_it_came_to, sweeping
+from tests.helpers import TIMEOUT, Ended, assert_refused, composed
+from tests.sweeps.helpers import SHORT, kill_at_step, start_sweep
 
-# Some tenths of a second a job, with a checkpoint now and then.
+# A job takes some tenths of a second and saves several checkpoints.
 LONGER = (
     *("data=bundled", "logger=none", "trainer.steps=6000", "trainer.eval_every=500"),
     *("trainer.checkpoint_every=500", "trainer.log_every=500"),
@@ -36,19 +36,19 @@ LONGER = (
 
 
 def state(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    """Every file below a folder, as it is."""
+    """Return the modification time and content of every file below a folder."""
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
-def forged(folder: Path, *summaries: dict[str, Any]) -> Results:
+def fake_results(folder: Path, *summaries: dict[str, Any]) -> Results:
     """Return the results of a sweep over seeds with these summaries."""
-    made = Sweep(folder)
-    made.fields = ["seed"]
+    sweep = Sweep(folder)
+    sweep.fields = ["seed"]
     for number, summary in enumerate(summaries):
-        made.jobs[number] = Job(number, [f"seed={number}"])
+        sweep.jobs[number] = Job(number, [f"seed={number}"])
         (folder / str(number)).mkdir(parents=True)
         (folder / str(number) / "summary.json").write_text(json.dumps(summary))
-    made.save()
+    sweep.save()
     return Results(Sweep(folder))
 
 
@@ -61,7 +61,7 @@ def forged(folder: Path, *summaries: dict[str, Any]) -> Results:
         ["optim.lr=1e-3", "optim.lr=1e-4", "optim.betas=[0.1,0.2]", "logger.tags=[a,b]"],
     ],
 )
-def test_composing_fast_gives_what_hydra_composes(overrides: list[str]) -> None:
+def test_cached_composition_equals_hydras(overrides: list[str]) -> None:
     train.set_up_hydra()
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
@@ -69,7 +69,7 @@ def test_composing_fast_gives_what_hydra_composes(overrides: list[str]) -> None:
         typed = ["hydra.mode=MULTIRUN", "hydra.sweep.dir=/somewhere", "seed=1,2"]
         master = loader.load_configuration("train", typed, run_mode=RunMode.MULTIRUN)
         composer = compose.CachedConfigLoader(loader)
-        # The second comes from what is kept of the first.
+        # The later calls reuse the composition of the first one.
         first = [word for word in overrides if not word.startswith(("seed=", "optim.lr="))]
         composer.load_sweep_config(master, first)
         for one in (overrides, overrides[::-1]):
@@ -78,7 +78,7 @@ def test_composing_fast_gives_what_hydra_composes(overrides: list[str]) -> None:
             assert ours.hydra.sweep.dir == "/somewhere"
 
 
-def test_submitit_runs_each_job_in_a_process(swept: Callable[..., Ended], folder: Path) -> None:
+def test_submitit_runs_each_job_in_its_own_process(swept: Callable[..., Ended], folder: Path) -> None:
     ended = swept(*SHORT, "seed=1,2", "hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=1")
     assert ended.code == 0, ended.err
     pids = set()
@@ -93,20 +93,20 @@ def test_submitit_runs_each_job_in_a_process(swept: Callable[..., Ended], folder
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
-def test_a_job_of_submitits_that_is_killed_costs_itself_only(tmp_path: Path) -> None:
+def test_killed_submitit_job_does_not_affect_others(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     arguments = (*LONGER, "trainer.steps=20000", "seed=1,2", "hydra/launcher=submitit_local")
-    with sweeping(folder, *arguments) as process:
-        kill_when_it_came_to(folder / "0", 500)
+    with start_sweep(folder, *arguments) as process:
+        kill_at_step(folder / "0", 500)
         ended = process.end()
         assert ended.code == 1
     assert "2 jobs: 1 completed, 1 killed" in ended.out, ended.err
-    with sweeping(folder, *arguments) as process:
+    with start_sweep(folder, *arguments) as process:
         ended = process.end()
         assert ended.code == 0, ended.err
 
 
-# Stand-ins for Slurm's programs: sbatch starts the array's tasks, a moment after it has answered.
+# Substitutes for Slurm's programs. sbatch starts the tasks of the array shortly after it has answered.
 SLURM = {
     "sbatch": """#!/bin/sh
 cp "$1" "$SLURM_STAND_IN/submitted.sh"
@@ -137,11 +137,11 @@ done
 }
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Slurm is not for Windows")
-def test_a_sweep_goes_through_slurm(
+@pytest.mark.skipif(os.name == "nt", reason="Slurm does not run on Windows")
+def test_sweep_runs_on_slurm(
     swept: Callable[..., Ended], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through stand-ins: there is no cluster here."""
+    """Substitutes take the place of Slurm's programs."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, script in SLURM.items():
@@ -154,74 +154,74 @@ def test_a_sweep_goes_through_slurm(
     ended = swept(*SHORT, "seed=1,2", "hydra/launcher=submitit_slurm", *typed)
     assert ended.code == 0, ended.err
     assert "2 jobs: 2 completed" in ended.out
-    asked = (tmp_path / "submitted.sh").read_text()
+    script = (tmp_path / "submitted.sh").read_text()
     for line in (
         *("--partition=gpu", "--account=lab", "--time=90", "--gpus-per-node=2", "--cpus-per-task=3", "--mem=5GB"),
         *("--array=0-1%2", "--nodes=1", "--signal=USR2@120"),
     ):
-        assert f"#SBATCH {line}\n" in asked
-    assert "\necho ready\n" in asked
+        assert f"#SBATCH {line}\n" in script
+    assert "\necho ready\n" in script
 
 
-def watching(folder: Path) -> launch.SweepExecutor:
-    """Return a sweep at work through a launcher that only watches its jobs."""
+def remote_executor(folder: Path) -> launch.SweepExecutor:
+    """Return an executor whose launcher does not run its jobs in this process."""
     config = OmegaConf.create({"hydra": {"launcher": {"_target_": "elsewhere.SlurmLauncher"}}})
     return launch.SweepExecutor(Sweep(folder), config, None, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("reported", [JobReturn(status=JobStatus.COMPLETED), launch.failed(RuntimeError("no output"))])
-def test_what_is_reported_as_ended_is_waited_for_while_it_works(folder: Path, reported: JobReturn) -> None:
-    """As where Slurm's accounting is ahead of the job's own process."""
-    forged(folder, {"status": "running"}, {"status": "completed"})
-    sweep_ = watching(folder)
+def test_waits_for_running_job_that_is_reported_as_ended(folder: Path, reported: JobReturn) -> None:
+    """Slurm's accounting may be ahead of the job's own process."""
+    fake_results(folder, {"status": "running"}, {"status": "completed"})
+    executor = remote_executor(folder)
     returns = [reported, JobReturn(status=JobStatus.COMPLETED)]
-    waiting = threading.Thread(target=sweep_.wait_until_written, args=(list(sweep_.sweep.jobs.values()), returns))
+    waiting = threading.Thread(target=executor.wait_until_written, args=(list(executor.sweep.jobs.values()), returns))
     with RunFolder(folder / "0").lock():
         waiting.start()
         waiting.join(0.5)
-        assert waiting.is_alive(), "job 0 still works"
+        assert waiting.is_alive(), "job 0 is still running"
         (folder / "0" / "summary.json").write_text('{"status": "completed"}')
-    waiting.join(PATIENCE)
+    waiting.join(TIMEOUT)
     assert not waiting.is_alive()
     assert Results(Sweep(folder)).count() == "2 jobs: 2 completed"
 
 
-def test_what_is_reported_as_completed_has_some_time_to_be_seen(folder: Path) -> None:
-    """As on a disk that several machines share."""
-    forged(folder, {"status": "completed"})
+def test_waits_for_summary_of_job_that_is_reported_as_completed(folder: Path) -> None:
+    """A disk that several machines share may show files late."""
+    fake_results(folder, {"status": "completed"})
     (folder / "0" / "summary.json").rename(folder / "late")
-    sweep_ = watching(folder)
-    (job,) = sweep_.sweep.jobs.values()
-    sweep_.wait_until_written([job], [JobReturn(status=JobStatus.COMPLETED)], within=0.0)
-    assert sweep_.sweep.status(job) == "pending", "and no longer than that"
-    sweep_.wait_until_written([job], [launch.failed(RuntimeError("it never began"))])
+    executor = remote_executor(folder)
+    (job,) = executor.sweep.jobs.values()
+    executor.wait_until_written([job], [JobReturn(status=JobStatus.COMPLETED)], within=0.0)
+    assert executor.sweep.status(job) == "pending", "the wait ends after `within` seconds"
+    executor.wait_until_written([job], [launch.failed(RuntimeError("it never started"))])
     waiting = threading.Thread(
-        target=sweep_.wait_until_written,
+        target=executor.wait_until_written,
         args=([job], [JobReturn(status=JobStatus.COMPLETED)]),
-        kwargs={"within": PATIENCE},
+        kwargs={"within": TIMEOUT},
     )
     waiting.start()
     waiting.join(0.5)
     assert waiting.is_alive()
     (folder / "late").rename(folder / "0" / "summary.json")
-    waiting.join(PATIENCE)
+    waiting.join(TIMEOUT)
     assert not waiting.is_alive()
 
 
-def test_a_launcher_that_fails_is_one_line(swept: Callable[..., Ended], folder: Path, tmp_path: Path) -> None:
-    """There is no Slurm here."""
+def test_launcher_failure_is_reported_in_one_line(swept: Callable[..., Ended], folder: Path, tmp_path: Path) -> None:
+    """The programs of Slurm are missing."""
     ended = swept(*SHORT, "seed=1,2,3", "hydra/launcher=submitit_slurm")
-    assert "3 jobs: 3 pending" in ended.out, "the table, also of what has not begun"
+    assert "3 jobs: 3 pending" in ended.out, "the table includes jobs that have not started"
     assert_refused(replace(ended, out=""), "srun")
-    assert "Error(" not in ended.err, "what it says, and not how Python shows it"
+    assert "Error(" not in ended.err, "the message without the name of the exception"
 
 
-def test_a_job_that_is_started_again_goes_on_or_is_done(tmp_path: Path) -> None:
-    """As Slurm does with one that ran out of time: the same job, called once more in its folder."""
+def test_resubmitted_job_resumes_or_is_done(tmp_path: Path) -> None:
+    """Slurm resubmits a job that ran out of time, in the same folder."""
     folder, config = tmp_path / "0", composed(*SHORT, "trainer.checkpoint_every=10", "seed=1")
     folder.mkdir()
 
-    def hopeless_at_10(step: int, _: Mapping[str, float]) -> bool:
+    def interrupt_at_10(step: int, _: Mapping[str, float]) -> bool:
         if step == 10:
             raise KeyboardInterrupt
         return False
@@ -230,15 +230,15 @@ def test_a_job_that_is_started_again_goes_on_or_is_done(tmp_path: Path) -> None:
         context = JobContext(should_prune=should_prune)
         return train.train(config, RunFolder(folder), Overrides(), context, continues=True)
 
-    assert isinstance(again(hopeless_at_10), stop.Stopped)
-    assert isinstance(again(), RunEnd)
+    assert isinstance(again(interrupt_at_10), stop.Stopped)
+    assert isinstance(again(), RunResult)
     summary = read_summary(folder)
     assert summary is not None
     assert (summary["status"], summary["resumed"][0]["step"]) == ("completed", 0)
     before = state(folder)
     assert again() is None
     assert state(folder) == before
-    # Another config is another run, and has no business here.
+    # A different config is a different run, which may not use this folder.
     failure = train.train(composed(*SHORT, "seed=2"), RunFolder(folder), Overrides(), JobContext(), continues=True)
     assert isinstance(failure, UserError)
     assert str(folder) in str(failure)

@@ -1,4 +1,4 @@
-"""What a sweep ends with: the table, the groups over seeds, the verdict, and what is said of them."""
+"""Tests of a sweep's results: table, groups over seeds, verdict and notes."""
 
 import json
 import math
@@ -21,22 +21,25 @@ from tests.helpers import Cli, Ended, assert_refused, table
 from tests.sweeps.helpers import SHORT
 
 
-def forged(folder: Path, *summaries: dict[str, Any], typed: Sequence[Sequence[str]] = ()) -> Results:
-    """Return the results of a sweep with these summaries; typed: each job's overrides, without it seed=0, 1, ..."""
-    made = Sweep(folder)
+def fake_results(folder: Path, *summaries: dict[str, Any], typed: Sequence[Sequence[str]] = ()) -> Results:
+    """Return the results of a sweep with these summaries.
+
+    typed: the overrides of each job; by default seed=0, seed=1, ...
+    """
+    sweep = Sweep(folder)
     for number, summary in enumerate(summaries):
-        made.jobs[number] = Job(number, list(typed[number]) if typed else [f"seed={number}"])
+        sweep.jobs[number] = Job(number, list(typed[number]) if typed else [f"seed={number}"])
         (folder / str(number)).mkdir(parents=True)
         (folder / str(number) / "summary.json").write_text(json.dumps(summary))
-    made.fields = list(made.jobs[0].values)
-    made.save()
+    sweep.fields = list(sweep.jobs[0].values)
+    sweep.save()
     return Results(Sweep(folder))
 
 
 DONE = {"status": "completed", "final": {"val/loss": 3.0, "val/bpc": 4.3}, "best": {"val/loss": 2.9}, "step": 20}
 
 
-def test_a_sweep_ends_with_a_table_the_best_first(swept: Callable[..., Ended], folder: Path) -> None:
+def test_sweep_ends_with_table_best_first(swept: Callable[..., Ended], folder: Path) -> None:
     ended = swept(*SHORT, "optim.lr=1e-3,1e-1", "seed=1,2")
     assert ended.code == 0, ended.err
     rows = table(folder)
@@ -59,32 +62,34 @@ def test_a_sweep_ends_with_a_table_the_best_first(swept: Callable[..., Ended], f
         assert "4 jobs: 4 completed" in text
         for lr in ("0.1", "0.001"):
             of_lr = [float(row["val/loss"]) for row in rows if float(row["optim.lr"]) == float(lr)]
-            (line,) = (line for line in text.splitlines() if f"optim.lr={lr} " in line and "before" not in line)
+            (line,) = (line for line in text.splitlines() if f"optim.lr={lr} " in line and "ahead of" not in line)
             figures = [word for word in line.replace("|", " ").split() if not word.startswith("optim")]
             assert figures == [f"{statistics.fmean(of_lr):.4f}", f"{statistics.stdev(of_lr):.4f}", "2"]
-        assert "optim.lr=0.1 before optim.lr=0.001" in text
+        assert "optim.lr=0.1 is ahead of optim.lr=0.001" in text
     best = [line.split()[1] for line in shown.splitlines() if line.startswith("*")]
     assert best == [rows[0]["job"]]
     as_usual = shown.replace(str(folder), "outputs/sweeps/2026-11-24_14-15-02-334871")
-    assert max(len(line) for line in as_usual.splitlines() if not line.startswith("A page: ")) <= 80, "but for a path"
+    assert max(len(line) for line in as_usual.splitlines() if not line.startswith("A page: ")) <= 80, "except for paths"
     assert f"\nA page: python scripts/runs.py report {folder}\n" in shown
 
 
-def test_without_seeds_nothing_is_called_better_than_chance(folder: Path) -> None:
-    results = forged(folder, DONE, {**DONE, "final": {"val/loss": 2.0}}, typed=[["optim.lr=0.1"], ["optim.lr=0.2"]])
+def test_single_seeds_are_noted(folder: Path) -> None:
+    results = fake_results(
+        folder, DONE, {**DONE, "final": {"val/loss": 2.0}}, typed=[["optim.lr=0.1"], ["optim.lr=0.2"]]
+    )
     assert "how much of the differences is chance" in " ".join(results.text().split())
 
 
-def test_what_is_in_the_way_of_a_comparison_is_said(begun: Path) -> None:
-    assert "texts" not in Results(Sweep(begun)).text()
-    summary = json.loads((begun / "1" / "summary.json").read_text())
+def test_different_texts_are_noted(existing_sweep: Path) -> None:
+    assert "texts" not in Results(Sweep(existing_sweep)).text()
+    summary = json.loads((existing_sweep / "1" / "summary.json").read_text())
     summary["data"]["sha256"] = "another"
-    (begun / "1" / "summary.json").write_text(json.dumps(summary))
-    assert "2 different texts" in Results(Sweep(begun)).text()
+    (existing_sweep / "1" / "summary.json").write_text(json.dumps(summary))
+    assert "2 different texts" in Results(Sweep(existing_sweep)).text()
 
 
-def test_the_verdict_is_welchs_test() -> None:
-    """Of two groups that are alike a winner is called in some 5% of cases, of two that are not nearly always."""
+def test_verdict_has_error_rates_of_welchs_test() -> None:
+    """Equal groups have a winner in about 5% of cases, different groups nearly always."""
     draw = random.Random(0)
 
     def called(distance: float, std: float, n: int) -> float:
@@ -103,51 +108,51 @@ def test_the_verdict_is_welchs_test() -> None:
     assert called(5, 1, 4) > 0.95
 
 
-def test_the_verdict_in_numbers() -> None:
-    # By hand: means 1 and 2, both variances 1/6, so the spread is their root.
+def test_verdict_text() -> None:
+    # The means are 1 and 2. Both variances are 1/6, so the spread is the square root of 1/6.
     a, b = Group("a", [0.5, 1.0, 1.0, 1.5]), Group("b", [1.5, 2.0, 2.0, 2.5])
     spread = math.sqrt(statistics.variance(a.losses))
     needed = 2.447 * math.sqrt(2 * spread**2 / 4) / spread  # 6 degrees of freedom
     assert verdict([a, b]) == (
-        f"a before b by 1.0000, {1 / spread:.1f} standard deviations over seeds, where {needed:.1f} would tell at 95%: "
-        "a winner."
+        f"a is ahead of b by 1.0000 ({1 / spread:.1f} standard deviations over seeds; {needed:.1f} are significant at "
+        "95%): a winner."
     )
     near = Group("c", [loss + 0.1 for loss in a.losses])
     assert "inside the noise, no winner" in verdict([a, near])
-    assert "one seed only" in verdict([a, Group("d", [9.0])])
-    assert "changes nothing" in verdict([Group("e", [1.0, 1.0]), Group("f", [2.0, 2.0])])
+    assert "only one seed" in verdict([a, Group("d", [9.0])])
+    assert "makes no difference" in verdict([Group("e", [1.0, 1.0]), Group("f", [2.0, 2.0])])
 
 
-def test_values_that_look_alike_are_not_one_group(folder: Path) -> None:
+def test_values_with_same_short_form_are_separate_groups(folder: Path) -> None:
     typed = [[f"optim.lr={lr}", f"seed={seed}"] for lr in ("0.01000001", "0.01000002") for seed in (1, 2)]
     losses = (2.0, 2.1, 2.2, 2.3)
-    results = forged(folder, *({**DONE, "final": {"val/loss": loss}} for loss in losses), typed=typed)
+    results = fake_results(folder, *({**DONE, "final": {"val/loss": loss}} for loss in losses), typed=typed)
     groups = [line for line in results.text().splitlines() if line.startswith("optim.lr=0.0100000")]
     assert len({line.split()[0] for line in groups}) == 2
     assert "  4" not in "".join(line[-3:] for line in groups)
 
 
-def test_what_differs_gets_a_column_also_where_it_was_not_swept(swept: Callable[..., Ended], begun: Path) -> None:
+def test_differing_field_gets_column_even_if_not_swept(swept: Callable[..., Ended], existing_sweep: Path) -> None:
     ended = swept(*SHORT, "seed=1,2", "optim.lr=0.1", "data.batch_size=64")
-    rows = table(begun)
+    rows = table(existing_sweep)
     assert {(row["data.batch_size"], row["optim.lr"], row["seed"]) for row in rows} == {
         *(("32", "0.001", "1"), ("32", "0.001", "2"), ("64", "0.1", "1"), ("64", "0.1", "2"))
-    }, "of those that it was not typed for, what their config says"
+    }, "jobs without the override show the value of their config"
     assert "optim.lr=0.1 data.batch_size=64" in ended.out
     assert "data.batch_size=32" in ended.out
 
 
-def test_a_job_that_was_resumed_with_a_change_is_none_of_the_sweeps(
-    swept: Callable[..., Ended], cli: Cli, begun: Path, folder: Path
+def test_job_resumed_with_change_is_run_again(
+    swept: Callable[..., Ended], cli: Cli, existing_sweep: Path, folder: Path
 ) -> None:
-    assert cli(f"resume={begun / '0'}", "trainer.steps=30", run_dir=False).code == 0
+    assert cli(f"resume={existing_sweep / '0'}", "trainer.steps=30", run_dir=False).code == 0
     ended = swept(*SHORT, "seed=1,2")
     assert ended.code == 0, ended.err
     steps = {row["job"]: row["step"] for row in table(folder)}
     assert steps == {"0": "30", "1": "20", "2": "20"}
 
 
-def test_a_wide_table_leaves_out_what_is_least_needed(folder: Path) -> None:
+def test_wide_table_drops_least_important_columns(folder: Path) -> None:
     typed = [
         [f"optim.lr={lr}", f"data.batch_size={size}", f"optim.weight_decay={decay}"]
         for lr in ("1e-2", "1e-1")
@@ -155,7 +160,7 @@ def test_a_wide_table_leaves_out_what_is_least_needed(folder: Path) -> None:
         for decay in ("0.01", "0.02")
     ]
     summary = {**DONE, "tokens_per_second": 123456.7, "seconds": 1.2, "n_params": 4225}
-    results = forged(folder, *(summary for _ in typed), typed=typed)
+    results = fake_results(folder, *(summary for _ in typed), typed=typed)
     head, *_ = (line for line in results.text().splitlines() if "status" in line)
     assert len(head) <= 80
     assert "tok/s" not in head
@@ -163,8 +168,8 @@ def test_a_wide_table_leaves_out_what_is_least_needed(folder: Path) -> None:
     assert "tok/s" in results.markdown()
 
 
-def test_models_of_one_size_are_not_told_apart_by_it(two: Ended) -> None:
-    for text in (two.out, (two.folder / "results.md").read_text("utf-8")):
+def test_models_of_equal_size_have_no_size_column(two_jobs: Ended) -> None:
+    for text in (two_jobs.out, (two_jobs.folder / "results.md").read_text("utf-8")):
         assert "status" in text
         assert "params" not in text
         assert "sample" not in text
@@ -175,20 +180,20 @@ SAMPLES = {
         "ROMEO:\nBut soft, what light is this?\nIt is the east of something.\n",
         "But",
     ),
-    "else the longest": ("a\nabcdef\nabc\n", "abcdef"),
+    "else the longest line": ("a\nabcdef\nabc\n", "abcdef"),
     "of the last sample": (
         "of the first sample, a line\n---- step 9\nof the last one, another line\n",
         "of the last one",
     ),
-    "what no terminal may get": ("a line with \x1b[31m a colour in it\n", "a line with  [31m"),
+    "without control characters": ("a line with \x1b[31m a colour in it\n", "a line with  [31m"),
     "nothing": ("", ""),
 }
 
 
 @pytest.mark.parametrize(("text", "shown"), SAMPLES.values(), ids=SAMPLES)
-def test_a_line_of_sample(text: str, shown: str, folder: Path) -> None:
+def test_sample_column(text: str, shown: str, folder: Path) -> None:
     done = {"status": "completed", "final": {"val/loss": 3.0, "val/bpc": 4.328}, "seconds": 1.0}
-    results = forged(folder, {**done, "n_params": 10_000_000}, {**done, "n_params": 4225})
+    results = fake_results(folder, {**done, "n_params": 10_000_000}, {**done, "n_params": 4225})
     for name in ("0", "1"):
         (results.folder / name / "samples.txt").write_text(f"---- step 5\n{text}", "utf-8")
     lines = results.text().splitlines()
@@ -201,18 +206,18 @@ def test_a_line_of_sample(text: str, shown: str, folder: Path) -> None:
     assert "4.328" in results.markdown()
 
 
-def test_the_verdict_with_unequal_spreads_and_numbers() -> None:
-    """By hand: Welch's degrees of freedom are 2.0 here, where as many as all losses would give 5."""
+def test_verdict_with_unequal_spreads_and_group_sizes() -> None:
+    """Welch's degrees of freedom are 2.0 here; the pooled test would have 5."""
     a, b = Group("a", [1.0, 1.01, 1.02, 1.03]), Group("b", [1.2, 1.6, 2.0])
     errors = (a.std**2 / 4, b.std**2 / 3)
     freedom = sum(errors) ** 2 / (errors[0] ** 2 / 3 + errors[1] ** 2 / 2)
     assert freedom == pytest.approx(2.0, abs=0.05)
     needed = t_95(freedom) * math.sqrt(sum(errors)) / math.sqrt((a.std**2 + b.std**2) / 2)
-    assert f"where {needed:.1f} would tell at 95%: inside the noise" in verdict([a, b])
+    assert f"{needed:.1f} are significant at 95%): inside the noise" in verdict([a, b])
 
 
-def test_the_order_is_by_final_loss_then_by_the_best_so_far(folder: Path) -> None:
-    results = forged(
+def test_rows_are_sorted_by_final_then_best_loss(folder: Path) -> None:
+    results = fake_results(
         folder,
         {"status": "stopped", "best": {"val/loss": 1.0}, "error": "stopped by SIGINT"},
         {"status": "completed", "final": {"val/loss": 3.0}, "best": {"val/loss": 1.5}},
@@ -224,24 +229,27 @@ def test_the_order_is_by_final_loss_then_by_the_best_so_far(folder: Path) -> Non
     assert [row.name for row in results.rows] == ["3", "1", "4", "0", "5", "2"]
     assert results.best is not None
     assert results.best.name == "3"
-    assert "all  2.5000  0.7071      2" in results.text(), "of the completed ones"
+    assert "all  2.5000  0.7071      2" in results.text(), "only completed runs count"
     results.write()
     assert {row["job"]: row["error"] for row in table(folder) if row["error"]} == {"2": "early", "5": "late"}
 
 
 def seeded(folder: Path, *runs_: tuple[str, str, float, str]) -> RunTable:
-    """Completed runs, each with its learning rate, seed, final val loss and start."""
+    """Return a table of completed runs.
+
+    Each run is given by its learning rate, seed, final val loss and start.
+    """
     entries = []
-    for number, (lr, seed, loss, begun) in enumerate(runs_):
+    for number, (lr, seed, loss, start) in enumerate(runs_):
         path = folder / str(number)
         path.mkdir(parents=True)
-        done = {"status": "completed", "final": {"val/loss": loss}, "started": begun}
+        done = {"status": "completed", "final": {"val/loss": loss}, "started": start}
         (path / "summary.json").write_text(json.dumps(done))
         entries.append(RunSummary.read(path, str(number), {"optim.lr": lr, "seed": seed}))
     return RunTable(entries)
 
 
-def test_a_seed_that_was_run_several_times_counts_once_by_its_newest_run(folder: Path) -> None:
+def test_repeated_seed_counts_once_with_newest_run(folder: Path) -> None:
     outcomes = seeded(
         folder,
         *(("0.011", "1", 2.5, "2026-11-01"), ("0.011", "1", 2.7, "2026-11-03"), ("0.011", "1", 2.6, "2026-11-02")),
@@ -252,13 +260,13 @@ def test_a_seed_that_was_run_several_times_counts_once_by_its_newest_run(folder:
     assert [row.name for row in one.rows] == ["1"]
     assert math.isnan(one.std)
     notes = outcomes.notes()
-    assert "one of them has one seed only" in notes[0]
+    assert "one of them has only one seed" in notes[0]
     assert "optim.lr=0.011: 1 seed, run 3 times; the newest run counts." in notes
-    assert "optim.lr=0.02: 2 seeds, 3 runs; of each seed the newest run counts." in notes
+    assert "optim.lr=0.02: 2 seeds, 3 runs; the newest run of each seed counts." in notes
 
 
-def test_one_seed_run_several_times_is_told_where_no_other_was_run(folder: Path) -> None:
-    """Three runs of one learning rate and three of another, all with seed 1, are no six draws."""
+def test_repeated_seed_is_noted_without_swept_seed(folder: Path) -> None:
+    """Three runs each of two learning rates, all with seed 1, are not six samples."""
     outcomes = seeded(
         folder, *((lr, "1", loss, "") for lr, loss in (("0.011", 2.5), ("0.0108", 2.6)) for _ in range(3))
     )
@@ -266,17 +274,17 @@ def test_one_seed_run_several_times_is_told_where_no_other_was_run(folder: Path)
     notes = " ".join(outcomes.notes())
     assert "optim.lr=0.011: 1 seed, run 3 times" in notes
     assert "optim.lr=0.0108: 1 seed, run 3 times" in notes
-    assert "changes nothing" not in notes
+    assert "makes no difference" not in notes
 
 
-def test_each_seed_once_is_not_remarked_on(folder: Path) -> None:
+def test_seeds_that_run_once_are_not_noted(folder: Path) -> None:
     outcomes = seeded(folder, *((lr, seed, 2.5, "") for lr in ("0.1", "0.2") for seed in "12"))
     assert not any("run" in note and "seed," in note for note in outcomes.notes())
 
 
 def test_students_t() -> None:
     values = [t_95(n / 8) for n in range(8, 800)]
-    assert values == sorted(values, reverse=True), "no jump where the table ends"
+    assert values == sorted(values, reverse=True), "no jump at the end of the table"
     assert t_95(1) == 12.706
     assert t_95(1e9) == pytest.approx(1.960)
     assert t_95(3.95) == pytest.approx(2.790, abs=0.01), "between 3.182 and 2.776"
@@ -284,8 +292,8 @@ def test_students_t() -> None:
     assert t_95(120) == pytest.approx(1.980, abs=0.002)
 
 
-def test_a_long_table_shows_the_best_and_is_whole_on_the_page(folder: Path) -> None:
-    results = forged(
+def test_long_table_is_cut_on_terminal_only(folder: Path) -> None:
+    results = fake_results(
         folder,
         *(
             {"status": "completed", "final": {"val/loss": 2 + number / 1000}, "best": {"val/loss": 2.0}}
@@ -298,8 +306,8 @@ def test_a_long_table_shows_the_best_and_is_whole_on_the_page(folder: Path) -> N
     assert (folder / "results.md").read_text("utf-8").count("| completed |") == 100
 
 
-def test_results_of_a_sweep_that_is_not_ours(cli: Cli, tool: Callable[..., Ended], folder: Path) -> None:
-    """As another of Hydra's sweepers leaves it: folders, and no plan."""
+def test_results_of_sweep_without_plan(cli: Cli, tool: Callable[..., Ended], folder: Path) -> None:
+    """Other sweepers of Hydra's leave folders, but no plan."""
     for number, lr in enumerate(("0.1", "0.01")):
         cli(*SHORT, f"optim.lr={lr}", f"hydra.run.dir={folder / str(number)}", run_dir=False)
     ended = tool(runs_command.main, "results", str(folder))
@@ -308,8 +316,8 @@ def test_results_of_a_sweep_that_is_not_ours(cli: Cli, tool: Callable[..., Ended
     assert ended.out.splitlines()[2].split() == ["job", "optim.lr", "status", "val", "best", "step", "tok/s", "s"]
 
 
-def test_results_are_found_by_name(begun: Path, tool: Callable[..., Ended], folder: Path) -> None:
-    assert tool(runs_command.main, "results", str(folder)).code == 0, "with the paths of this copy"
+def test_results_command_takes_folder(existing_sweep: Path, tool: Callable[..., Ended], folder: Path) -> None:
+    assert tool(runs_command.main, "results", str(folder)).code == 0, "this writes the files with the paths of the copy"
     before = (folder / "results.csv").read_text()
     for name in ("results.csv", "results.md"):
         (folder / name).unlink()

@@ -1,4 +1,4 @@
-"""Searches by Optuna: spaces, studies that are gone on with, and trials that are given up early."""
+"""Tests of searches with Optuna: spaces, resumed studies and pruned trials."""
 
 import functools
 import itertools
@@ -22,7 +22,7 @@ from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
 from bigramlm.sweeps.search import space_of
 from tests.helpers import Cli, Ended, assert_refused, command, refuses, study, table, trials
-from tests.sweeps.helpers import dies_in
+from tests.sweeps.helpers import kill_this_process_at
 
 SEARCH = (
     *("hydra/sweeper=optuna", "data=bundled", "logger=none", "trainer.steps=20", "sample.max_new_tokens=20"),
@@ -33,7 +33,7 @@ SPACE = "optim.lr=tag(log, interval(1e-4, 1))"
 
 @pytest.fixture
 def searched(cli: Cli, folder: Path) -> Callable[..., Ended]:
-    """Make a function that runs a search with arguments in one folder."""
+    """Return a function that runs a search with these arguments in the test's folder."""
     return lambda *arguments: cli("-m", *SEARCH, *arguments, f"hydra.sweep.dir={folder}", run_dir=False)
 
 
@@ -54,12 +54,12 @@ def searched(cli: Cli, folder: Path) -> Callable[..., Ended]:
         ("logger=none,tensorboard", CategoricalDistribution(["none", "tensorboard"])),
     ],
 )
-def test_spaces_are_written_as_hydras_own_plugin_has_them(override: str, expected: Any) -> None:
+def test_space_syntax_is_that_of_hydras_plugin(override: str, expected: Any) -> None:
     name = override.partition("=")[0]
     assert space_of(OverridesParser.create().parse_overrides([override, "seed=3"])) == {name: expected}
 
 
-def test_a_range_is_what_hydras_grammar_makes_of_it() -> None:
+def test_range_has_same_numbers_as_in_hydra() -> None:
     for text in ("range(1, 9)", "range(2, 11, 3)", "range(7)"):
         (override,) = OverridesParser.create().parse_overrides([f"seed={text}"])
         space = space_of([override])["seed"]
@@ -68,12 +68,12 @@ def test_a_range_is_what_hydras_grammar_makes_of_it() -> None:
 
 
 @pytest.mark.parametrize("override", ["optim.lr=tag(log, interval(0, 1))", "optim.lr=interval(3, 1)"])
-def test_what_is_no_space_is_refused(override: str) -> None:
+def test_invalid_space_is_refused(override: str) -> None:
     with refuses(field="optim.lr="):
         space_of(OverridesParser.create().parse_overrides([override]))
 
 
-def test_a_search_leaves_its_trials_as_jobs(searched: Callable[..., Ended], folder: Path) -> None:
+def test_trials_are_jobs(searched: Callable[..., Ended], folder: Path) -> None:
     ended = searched(SPACE, "data.block_size=choice(4,8)", "hydra.sweeper.n_trials=3", "hydra.sweeper.pruner=none")
     assert ended.code == 0, ended.err
     rows = {row["job"]: row for row in table(folder)}
@@ -88,15 +88,15 @@ def test_a_search_leaves_its_trials_as_jobs(searched: Callable[..., Ended], fold
     assert study(folder).best_trial.user_attrs["job"] == int(table(folder)[0]["job"])
     assert "(3 of 3)" in ended.err
     assert "(1 of 3)" in ended.err
-    assert Sweep(folder).log_fields == ["optim.lr"], "which the report draws so"
+    assert Sweep(folder).log_fields == ["optim.lr"], "the report uses a logarithmic axis for it"
 
 
-def test_hopeless_trials_end_early_as_pruned(searched: Callable[..., Ended], folder: Path) -> None:
+def test_bad_trials_are_pruned(searched: Callable[..., Ended], folder: Path) -> None:
     ended = searched(
         *(SPACE, "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler=random"),
         *("hydra.sweeper.pruner=median", "hydra.sweeper.pruner_options={n_startup_trials: 2}"),
     )
-    assert ended.code == 0, "a pruned trial is none that failed"
+    assert ended.code == 0, "a pruned trial is not a failure"
     states = {str(t.user_attrs["job"]): t for t in trials(folder)}
     pruned = [row for row in table(folder) if row["status"] == "pruned"]
     assert pruned
@@ -110,9 +110,9 @@ def test_hopeless_trials_end_early_as_pruned(searched: Callable[..., Ended], fol
             assert trial.state.name == "PRUNED"
             assert summary["step"] < 20
             assert row["val/loss"] == ""
-            assert (folder / row["job"] / "checkpoints" / f"step_{summary['step']}").exists(), "it can be gone on with"
+            assert (folder / row["job"] / "checkpoints" / f"step_{summary['step']}").exists(), "it can be resumed"
             assert "pruned: other trials were better" in (folder / row["job"] / "train.log").read_text()
-            # By the rule itself: worse at its step than the median of those before it.
+            # The rule of the pruner: worse at this step than the median of the earlier trials.
             before = [t for t in trials(folder) if t.number < trial.number and t.state.name == "COMPLETE"]
             others = sorted(min(v for s, v in t.intermediate_values.items() if s <= summary["step"]) for t in before)
             assert min(losses[s] for s in losses if 0 < s <= summary["step"]) > others[(len(others) - 1) // 2]
@@ -121,25 +121,25 @@ def test_hopeless_trials_end_early_as_pruned(searched: Callable[..., Ended], fol
         assert trial.intermediate_values == {s: losses[s] for s in losses if 0 < s <= min(summary["step"], 15)}
 
 
-def test_a_search_in_two_goes_is_the_search_in_one(
+def test_resumed_search_equals_uninterrupted_search(
     searched: Callable[..., Ended], cli: Cli, folder: Path, tmp_path: Path
 ) -> None:
-    """The same seed searches the same, a study is gone on with, and what it was to have is not done again."""
+    """The same seed draws the same values, and existing trials are not repeated."""
     assert searched(SPACE, "hydra.sweeper.n_trials=2").code == 0
     before = {t.number: t.params for t in trials(folder)}
     assert searched(SPACE, "hydra.sweeper.n_trials=2").code == 0
-    assert len(trials(folder)) == 2, "it has what it is to have"
+    assert len(trials(folder)) == 2, "the study has n_trials already"
     ended = searched(SPACE, "hydra.sweeper.n_trials=4")
     assert ended.code == 0, ended.err
     after = {t.number: t.params for t in trials(folder)}
     assert {number: after[number] for number in before} == before
-    assert len({params["optim.lr"] for params in after.values()}) == 4, "and no value is tried once more"
+    assert len({params["optim.lr"] for params in after.values()}) == 4, "no value is tried twice"
     one = tmp_path / "one"
     cli("-m", *SEARCH, SPACE, "hydra.sweeper.n_trials=4", f"hydra.sweep.dir={one}", run_dir=False)
     assert [t.params for t in trials(one)] == [t.params for t in trials(folder)]
 
 
-def test_another_search_is_another_sweep(searched: Callable[..., Ended], folder: Path) -> None:
+def test_different_search_in_same_folder_is_refused(searched: Callable[..., Ended], folder: Path) -> None:
     searched(SPACE, "hydra.sweeper.n_trials=1")
     for change, field, value in (
         (["optim.lr=interval(0.1, 1)"], "space", "low=0.1"),
@@ -147,7 +147,7 @@ def test_another_search_is_another_sweep(searched: Callable[..., Ended], folder:
     ):
         ended = searched(*change, "hydra.sweeper.n_trials=2")
         assert_refused(ended, folder, field=field, value=value)
-        assert ended.err.count("\n") == 1, "and nothing else"
+        assert ended.err.count("\n") == 1, "no other output"
         assert len(trials(folder)) == 1
 
 
@@ -164,24 +164,27 @@ def test_another_search_is_another_sweep(searched: Callable[..., Ended], folder:
         ([SPACE, "hydra.sweeper.sampler_options={warm: 1}"], "sampler_options"),
     ],
 )
-def test_bad_options_are_one_line(
+def test_invalid_options_are_refused_in_one_line(
     searched: Callable[..., Ended], folder: Path, arguments: list[str], words: str
 ) -> None:
     ended = searched(*arguments)
     assert_refused(ended, words)
-    assert ended.err.count("\n") == 1, "and nothing else"
+    assert ended.err.count("\n") == 1, "no other output"
     assert not folder.exists()
 
 
-def sampled() -> list[Any]:
-    """Every sampler with every pruner; the long ones beside a few, in which each sampler and each pruner is once."""
+def sampler_pruner_pairs() -> list[Any]:
+    """Return all pairs of samplers and pruners.
+
+    The pairs that are not marked as slow contain each sampler and each pruner at least once.
+    """
     samplers, pruners = sorted(search.SAMPLERS), sorted(search.PRUNERS)
     few = {(samplers[n % len(samplers)], pruners[n % len(pruners)]) for n in range(max(len(samplers), len(pruners)))}
     pairs = itertools.product(samplers, pruners)
     return [pair if pair in few else pytest.param(*pair, marks=pytest.mark.slow) for pair in pairs]
 
 
-@pytest.mark.parametrize(("sampler", "pruner"), sampled())
+@pytest.mark.parametrize(("sampler", "pruner"), sampler_pruner_pairs())
 def test_every_sampler_with_every_pruner(
     searched: Callable[..., Ended], folder: Path, sampler: str, pruner: str
 ) -> None:
@@ -192,7 +195,7 @@ def test_every_sampler_with_every_pruner(
     assert "Warning" not in ended.err
 
 
-def test_a_trial_that_fails_is_named_and_the_search_goes_on(searched: Callable[..., Ended], folder: Path) -> None:
+def test_search_continues_after_failed_trial(searched: Callable[..., Ended], folder: Path) -> None:
     ended = searched("data.block_size=choice(8,1000000)", "hydra.sweeper.n_trials=4", "hydra.sweeper.sampler=random")
     found = {row["data.block_size"]: row["status"] for row in table(folder)}
     assert found == {"8": "completed", "1000000": "failed"}
@@ -201,7 +204,7 @@ def test_a_trial_that_fails_is_named_and_the_search_goes_on(searched: Callable[.
     assert len(trials(folder)) == 4
 
 
-def test_a_locked_study_is_no_end_of_a_run(searched: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_study_does_not_end_run(searched: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
     def locked(*_: Any) -> None:
         raise RuntimeError("database is locked")
 
@@ -211,19 +214,19 @@ def test_a_locked_study_is_no_end_of_a_run(searched: Callable[..., Ended], monke
     assert "database is locked" in ended.err
 
 
-def test_trials_run_at_the_same_time_with_joblib(searched: Callable[..., Ended], folder: Path) -> None:
+def test_trials_run_concurrently_with_joblib(searched: Callable[..., Ended], folder: Path) -> None:
     ended = searched(SPACE, "hydra.sweeper.n_trials=4", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert ended.code == 0, ended.err
     pids = {(read_summary(folder / row["job"]) or {})["pid"] for row in table(folder)}
     assert len(table(folder)) == 4
     assert os.getpid() not in pids
-    assert len(pids) == 2, "the same processes serve every batch"
+    assert len(pids) == 2, "the same processes run all batches"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
-def test_a_search_that_was_killed_goes_on_with_its_trials(searched: Callable[..., Ended], folder: Path) -> None:
+def test_killed_search_resumes_its_trials(searched: Callable[..., Ended], folder: Path) -> None:
     arguments = (SPACE, "trainer.checkpoint_every=5", "hydra.sweeper.pruner=none", "hydra.sweeper.n_trials=3")
-    setup = functools.partial(dies_in, 1, 13)
+    setup = functools.partial(kill_this_process_at, 1, 13)
     ended = command("-m", *SEARCH, *arguments, f"hydra.sweep.dir={folder}", setup=setup)
     assert ended.code == -signal.SIGKILL, ended.err
     values = {t.number: t.params for t in trials(folder)}
@@ -238,9 +241,9 @@ def test_a_search_that_was_killed_goes_on_with_its_trials(searched: Callable[...
     assert [row.status for row in Results(Sweep(folder)).rows] == ["completed"] * 3
 
 
-def test_values_that_cannot_be_fail_their_trials_only(searched: Callable[..., Ended], folder: Path) -> None:
+def test_invalid_values_fail_only_their_trials(searched: Callable[..., Ended], folder: Path) -> None:
     ended = searched("optim.lr=choice(0.1,-1)", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler=random")
-    if "error:" in ended.err:  # the very first trial drew it
+    if "error:" in ended.err:  # the very first trial drew -1
         ended = searched(
             "optim.lr=choice(0.1,-1)", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler=random", "seed=2"
         )
@@ -250,7 +253,7 @@ def test_values_that_cannot_be_fail_their_trials_only(searched: Callable[..., En
     assert len(trials(folder)) == 6
 
 
-def test_a_search_refuses_a_wrong_field_at_once(searched: Callable[..., Ended], folder: Path) -> None:
+def test_search_refuses_wrong_field_at_start(searched: Callable[..., Ended], folder: Path) -> None:
     ended = searched(SPACE, "optim.lrr=3")
     assert (ended.code, ended.out) == (1, ""), "Hydra's own refusal"
     assert "optim.lrr" in ended.err
@@ -258,7 +261,7 @@ def test_a_search_refuses_a_wrong_field_at_once(searched: Callable[..., Ended], 
     assert not folder.exists()
 
 
-def test_a_sweep_and_a_search_do_not_share_a_folder(searched: Callable[..., Ended], cli: Cli, folder: Path) -> None:
+def test_sweep_and_search_cannot_share_folder(searched: Callable[..., Ended], cli: Cli, folder: Path) -> None:
     plain = [word for word in SEARCH if not word.startswith("hydra/")]
     searched(SPACE, "hydra.sweeper.n_trials=1")
     ended = cli("-m", *plain, "seed=1,2", f"hydra.sweep.dir={folder}", run_dir=False)
@@ -270,7 +273,7 @@ def test_a_sweep_and_a_search_do_not_share_a_folder(searched: Callable[..., Ende
     assert not (other / "study.db").exists()
 
 
-def test_what_was_tried_already_is_not_trained_again(searched: Callable[..., Ended], folder: Path) -> None:
+def test_repeated_config_is_not_trained_again(searched: Callable[..., Ended], folder: Path) -> None:
     ended = searched("data.block_size=choice(4,8)", "hydra.sweeper.n_trials=7", "hydra.sweeper.pruner=none")
     assert ended.code == 0, ended.err
     assert len(table(folder)) == 2
@@ -279,8 +282,8 @@ def test_what_was_tried_already_is_not_trained_again(searched: Callable[..., End
     assert len(set(found)) == 2
 
 
-def test_what_a_killed_command_left_half_done(searched: Callable[..., Ended], folder: Path) -> None:
-    """A trial without a job, and a job without a trial."""
+def test_trial_without_job_and_job_without_trial_are_cleaned_up(searched: Callable[..., Ended], folder: Path) -> None:
+    """A killed command may leave either of them."""
     searched(SPACE, "hydra.sweeper.n_trials=1")
     study(folder).ask()
     plan = Sweep(folder)
@@ -291,20 +294,20 @@ def test_what_a_killed_command_left_half_done(searched: Callable[..., Ended], fo
     assert len(table(folder)) == 2
 
 
-def test_options_that_are_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, dict[str, Any]] = {}
+def test_default_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options_by_kind: dict[str, dict[str, Any]] = {}
 
-    def noting(kind: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def recording(kind: Callable[..., Any], name: str) -> Callable[..., Any]:
         def make(**options: Any) -> Any:
-            given[name] = options
+            options_by_kind[name] = options
             return kind(**options)
 
         return make
 
-    monkeypatch.setattr(optuna.pruners, "PercentilePruner", noting(optuna.pruners.PercentilePruner, "pruner"))
-    monkeypatch.setattr(optuna.samplers, "TPESampler", noting(optuna.samplers.TPESampler, "sampler"))
+    monkeypatch.setattr(optuna.pruners, "PercentilePruner", recording(optuna.pruners.PercentilePruner, "pruner"))
+    monkeypatch.setattr(optuna.samplers, "TPESampler", recording(optuna.samplers.TPESampler, "sampler"))
     options: dict[str, Any] = {"sampler_options": {}, "pruner": "percentile", "pruner_options": {}, "seed": 1}
-    made = search.Search(tmp_path, {"a": FloatDistribution(0, 1)}, Overrides(), sampler="tpe", at_once=2, **options)
-    made.ask()
-    assert given["pruner"] == {"percentile": 33.0}
-    assert given["sampler"]["constant_liar"]
+    study_ = search.Search(tmp_path, {"a": FloatDistribution(0, 1)}, Overrides(), sampler="tpe", at_once=2, **options)
+    study_.ask()
+    assert options_by_kind["pruner"] == {"percentile": 33.0}
+    assert options_by_kind["sampler"]["constant_liar"]

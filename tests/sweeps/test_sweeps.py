@@ -1,4 +1,4 @@
-"""Sweeps as a user runs them: what fails, what is killed, what is gone on with."""
+"""End-to-end tests of sweeps: failed, killed and continued."""
 
 import functools
 import gc
@@ -30,10 +30,10 @@ from bigramlm.sweeps import plan as sweep
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.results import Results
 from bigramlm.utils import paths
-from tests.helpers import Cli, Ended, assert_refused, came_to, command, refuses, table, wait_for
-from tests.sweeps.helpers import SHORT, dies_in, sweeping
+from tests.helpers import Cli, Ended, assert_refused, command, has_reached, refuses, table, wait_for
+from tests.sweeps.helpers import SHORT, kill_this_process_at, start_sweep
 
-# Some tenths of a second a job, with a checkpoint now and then.
+# A job takes some tenths of a second and saves several checkpoints.
 LONGER = (
     *("data=bundled", "logger=none", "trainer.steps=6000", "trainer.eval_every=500"),
     *("trainer.checkpoint_every=500", "trainer.log_every=500"),
@@ -43,11 +43,11 @@ TIMES = {"tokens_per_second", "seconds", "folder"}
 
 
 def state(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    """Every file below a folder, as it is."""
+    """Return the modification time and content of every file below a folder."""
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_each_job_is_a_complete_run_and_one_line(swept: Callable[..., Ended], folder: Path) -> None:
+def test_each_job_is_complete_run_and_logs_one_line(swept: Callable[..., Ended], folder: Path) -> None:
     ended = swept(*SHORT, "logger=tensorboard", "seed=1,2")
     for job in ("0", "1"):
         files = {path.name for path in (folder / job).iterdir()}
@@ -59,11 +59,11 @@ def test_each_job_is_a_complete_run_and_one_line(swept: Callable[..., Ended], fo
     assert lines[0].startswith("sweep: 2 jobs, in ")
     assert [line.split(",")[0] for line in lines[1:]] == ["job 0: completed", "job 1: completed"]
     assert lines[2].endswith("(2 of 2): seed=2")
-    assert "End of training" not in ended.out, "of one run; here there is a table"
+    assert "End of training" not in ended.out, "the final report of a single run; a sweep prints a table instead"
 
 
-def test_a_job_is_the_same_alone(swept: Callable[..., Ended], cli: Cli, folder: Path) -> None:
-    """Nothing of the jobs before it is left: seeds, threads, determinism."""
+def test_job_equals_single_run(swept: Callable[..., Ended], cli: Cli, folder: Path) -> None:
+    """Earlier jobs leave no traces: seeds, threads, determinism."""
     ended = swept(*SHORT, "device.threads=1,2", "device.deterministic=true,false", "seed=5")
     assert ended.code == 0, ended.err
     alone = cli(*SHORT, "device.threads=1", "seed=5")
@@ -74,14 +74,14 @@ def test_a_job_is_the_same_alone(swept: Callable[..., Ended], cli: Cli, folder: 
         assert [r.get("train/batch_loss") for r in one] == [r.get("train/batch_loss") for r in other], job
 
 
-def test_what_is_asked_for_twice_runs_once(swept: Callable[..., Ended], folder: Path) -> None:
+def test_job_listed_twice_runs_once(swept: Callable[..., Ended], folder: Path) -> None:
     ended = swept(*SHORT, "optim.lr=1e-2,0.01", "seed=1,1,2")
     assert ended.code == 0, ended.err
     assert sorted(row["seed"] for row in table(folder)) == ["1", "2"]
-    assert "asked for twice, and run once" in ended.err
+    assert "listed twice, but run only once" in ended.err
 
 
-def test_a_folder_of_somebody_elses_is_not_taken(swept: Callable[..., Ended], folder: Path) -> None:
+def test_foreign_job_folder_is_not_used(swept: Callable[..., Ended], folder: Path) -> None:
     (folder / "7").mkdir(parents=True)
     (folder / "7" / "mine.txt").write_text("mine")
     assert swept(*SHORT, "seed=1,2").code == 0
@@ -89,7 +89,7 @@ def test_a_folder_of_somebody_elses_is_not_taken(swept: Callable[..., Ended], fo
     assert [path.name for path in (folder / "7").iterdir()] == ["mine.txt"]
 
 
-def test_memory_is_given_back_when_nothing_holds_the_model(
+def test_models_are_garbage_before_memory_is_freed(
     swept: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models: list[weakref.ref[Bigram]] = []
@@ -104,12 +104,12 @@ def test_memory_is_given_back_when_nothing_holds_the_model(
         alive.append(any(model() is not None for model in models))
 
     monkeypatch.setattr(Bigram, "forward", forward)
-    monkeypatch.setattr(train, "give_back_memory", give_back)
+    monkeypatch.setattr(train, "release_memory", give_back)
     assert swept(*SHORT, "seed=1,2").code == 1
     assert alive == [False, False]
 
 
-def test_the_latest_sweep_is_the_one_worked_on_last(
+def test_latest_sweep_is_most_recently_used(
     cli: Cli, tool: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs, "outputs", lambda: tmp_path)
@@ -119,7 +119,7 @@ def test_the_latest_sweep_is_the_one_worked_on_last(
 
 
 @pytest.mark.parametrize("n", [8, pytest.param(40, marks=pytest.mark.slow)])
-def test_some_jobs_fail_each_in_its_way_and_the_rest_complete(
+def test_failures_of_all_kinds_do_not_affect_other_jobs(
     n: int, swept: Callable[..., Ended], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nan, late, broken, blocked = ({*fails} & {*range(n)} for fails in ([3, 13, 23], [4, 14], [5, 25], [6, 16, 36]))
@@ -154,8 +154,8 @@ def test_some_jobs_fail_each_in_its_way_and_the_rest_complete(
     failed = nan | late | broken | blocked
     assert {number for number, row in rows.items() if row["status"] == "failed"} == failed
     assert len(rows) == n
-    said = [(nan, "learning rate"), (late, "block_size"), (broken, "the model broke"), (blocked, "cannot be made")]
-    for numbers, words in said:
+    errors = [(nan, "learning rate"), (late, "block_size"), (broken, "the model broke"), (blocked, "cannot be created")]
+    for numbers, words in errors:
         for number in numbers:
             assert words in rows[number]["error"], number
             assert f"job {number} failed:" in ended.out
@@ -168,7 +168,7 @@ def test_some_jobs_fail_each_in_its_way_and_the_rest_complete(
         assert "Traceback" in (folder / str(number) / "train.log").read_text("utf-8")
     assert all((folder / str(number)).read_text() == "mine" for number in blocked)
 
-    # Mended, the same command completes it.
+    # Once the causes are fixed, the same command completes the sweep.
     monkeypatch.setattr(recipe, "run", run)
     for number in blocked:
         (folder / str(number)).unlink()
@@ -179,7 +179,7 @@ def test_some_jobs_fail_each_in_its_way_and_the_rest_complete(
     assert state(folder / "0") == done
 
 
-def test_a_config_that_cannot_be_is_refused_before_any_job_runs(swept: Callable[..., Ended], folder: Path) -> None:
+def test_invalid_config_is_refused_before_any_job_runs(swept: Callable[..., Ended], folder: Path) -> None:
     for arguments, field, value in (
         (["optim.lr=0.1,-1,0.2"], "optim.lr", "-1.0"),
         (["seed=1,2", "optim.lr=interval(0,1)"], "optim.lr", "interval(0,1)"),
@@ -187,7 +187,7 @@ def test_a_config_that_cannot_be_is_refused_before_any_job_runs(swept: Callable[
     ):
         ended = swept(*SHORT, *arguments)
         assert_refused(ended, field=field, value=value)
-        assert ended.err.count("\n") == 1, "and nothing else"
+        assert ended.err.count("\n") == 1, "no other output"
         assert not folder.exists()
     assert swept(*SHORT, "optim.lr=0.1,abc").code == 1, "Hydra's own refusal"
     assert not any(folder.glob("*/summary.json"))
@@ -206,7 +206,7 @@ def test_a_config_that_cannot_be_is_refused_before_any_job_runs(swept: Callable[
         (["-m", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs=0"),
     ],
 )
-def test_what_makes_no_sense_is_one_line(
+def test_contradictory_arguments_are_refused_in_one_line(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -214,7 +214,7 @@ def test_what_makes_no_sense_is_one_line(
     if any(argument.startswith("sweep=") for argument in arguments):
         ended = cli(*SHORT, *arguments, run_dir=False)
     assert_refused(ended, *words.split())
-    assert ended.err.count("\n") == 1, "and nothing else"
+    assert ended.err.count("\n") == 1, "no other output"
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_what_makes_no_sense_is_one_line(
         ("hydra/sweeper=optuna", "optuna"),
     ],
 )
-def test_an_extra_that_is_not_installed_is_named_with_its_command(
+def test_missing_extra_is_named_with_install_command(
     swept: Callable[..., Ended], folder: Path, monkeypatch: pytest.MonkeyPatch, choice: str, extra: str
 ) -> None:
     find = importlib.util.find_spec
@@ -236,7 +236,7 @@ def test_an_extra_that_is_not_installed_is_named_with_its_command(
     assert not folder.exists()
 
 
-def test_what_help_needs_imports_none_of_the_extras() -> None:
+def test_help_imports_no_extras() -> None:
     code = f"""
 import sys
 sys.argv = ["train.py", "--help"]
@@ -249,7 +249,7 @@ sys.exit(any(name in sys.modules for name in {("torch", "optuna", "joblib", "sub
     assert "joblib" in done.stdout
 
 
-def test_groups_experiments_and_free_text_are_swept_too(
+def test_groups_experiments_and_free_text_can_be_swept(
     swept: Callable[..., Ended], folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "experiment").mkdir()
@@ -269,16 +269,16 @@ def test_groups_experiments_and_free_text_are_swept_too(
         assert any((folder / job).glob("events.out*")) == (logger == "tensorboard")
 
 
-def test_one_text_with_a_comma_is_no_sweep(swept: Callable[..., Ended], folder: Path) -> None:
+def test_text_with_comma_is_not_swept(swept: Callable[..., Ended], folder: Path) -> None:
     assert swept(*SHORT, "seed=1,2", "sample.prompt=To be, or not").code == 0
     assert len(table(folder)) == 2
     assert "To be, or not" in (folder / "0" / "samples.txt").read_text("utf-8")
 
 
-def test_the_text_is_settled_once_for_the_whole_sweep(
+def test_text_is_chosen_once_for_whole_sweep(
     swept: Callable[..., Ended], cli: Cli, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network that comes back in the middle must not give the other jobs another text."""
+    """A network that recovers during the sweep must not change the text of later jobs."""
     tries = []
 
     def download(*_: Any) -> bytes:
@@ -300,47 +300,45 @@ def test_the_text_is_settled_once_for_the_whole_sweep(
         config = runs.read_run(folder / str(job))
         assert config is not None
         assert (config.get("data.name"), config.get("data.block_size")) == ("bundled", 4 if job in (0, 2) else 8)
-    # Gone on with, it stays at that.
+    # The continued sweep keeps the text.
     assert swept(*plain, "seed=1,2,3", "data.block_size=4,8", "data.timeout=1").code == 0
     assert len(tries) == 1
     assert len({row["status"] for row in table(folder)}) == 1
     assert len(table(folder)) == 6
 
 
-def test_going_on_runs_what_is_left_and_touches_nothing_else(
-    swept: Callable[..., Ended], cli: Cli, folder: Path
-) -> None:
+def test_continued_sweep_runs_only_missing_jobs(swept: Callable[..., Ended], cli: Cli, folder: Path) -> None:
     swept(*SHORT, "optim.lr=1e-3,1e-1", "seed=1,2")
     shutil.rmtree(folder / "2")  # optim.lr=1e-1 seed=1
     before = {job: state(folder / job) for job in ("0", "1", "3")}
     ended = cli("-m", *SHORT, "seed=3,2,1", "optim.lr=1e-3,1e-1", f"sweep={folder}", run_dir=False)
     assert ended.code == 0, ended.err
-    assert "3 done already, 0 begun, 3 to begin" in ended.err
-    assert {job: state(folder / job) for job in before} == before, "found by their config, whatever the order"
+    assert "3 done, 0 started, 3 not started" in ended.err
+    assert {job: state(folder / job) for job in before} == before, "jobs are found by their config, in any order"
     jobs = {row["job"]: (row["optim.lr"], row["seed"]) for row in table(folder)}
-    assert jobs["2"] == ("0.1", "1"), "in its old place"
+    assert jobs["2"] == ("0.1", "1"), "it keeps its number"
     assert {jobs["4"], jobs["5"]} == {("0.001", "3"), ("0.1", "3")}
     assert "sweep=" not in (folder / "sweep.json").read_text()
     assert "sweep=" not in (folder / "4" / "summary.json").read_text()
 
 
-def test_a_sweep_that_knows_none_of_the_jobs_says_so(swept: Callable[..., Ended], begun: Path) -> None:
-    assert "all are new in it" in swept(*SHORT, "seed=3").err
-    shutil.rmtree(begun / "0")
-    assert "all are new in it" not in swept(*SHORT, "seed=1").err, "it is in the plan, and has not begun"
+def test_sweep_warns_if_all_jobs_are_new(swept: Callable[..., Ended], existing_sweep: Path) -> None:
+    assert "all of them are new" in swept(*SHORT, "seed=3").err
+    shutil.rmtree(existing_sweep / "0")
+    assert "all of them are new" not in swept(*SHORT, "seed=1").err, "job 0 is in the plan, but has not started"
 
 
-def test_another_config_gets_a_folder_of_its_own(swept: Callable[..., Ended], begun: Path) -> None:
-    before = [state(begun / job) for job in ("0", "1")]
+def test_changed_config_gets_new_folder(swept: Callable[..., Ended], existing_sweep: Path) -> None:
+    before = [state(existing_sweep / job) for job in ("0", "1")]
     ended = swept(*SHORT, "trainer.steps=30", "seed=1,2")
     assert ended.code == 0, ended.err
-    assert [state(begun / job) for job in ("0", "1")] == before
-    assert sorted((row["job"], row["step"]) for row in table(begun)) == [
+    assert [state(existing_sweep / job) for job in ("0", "1")] == before
+    assert sorted((row["job"], row["step"]) for row in table(existing_sweep)) == [
         *(("0", "20"), ("1", "20"), ("2", "30"), ("3", "30")),
     ]
 
 
-def test_a_job_whose_text_has_changed_runs_anew(
+def test_job_with_changed_text_runs_again(
     swept: Callable[..., Ended], folder: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = (*SHORT, "data=text", f"data.path={text_file}", "seed=1,2")
@@ -356,9 +354,7 @@ def test_a_job_whose_text_has_changed_runs_anew(
     assert "2 different texts" in ended.out
 
 
-def test_a_job_that_another_process_trains_in_is_left_to_it(
-    swept: Callable[..., Ended], begun: Path, folder: Path
-) -> None:
+def test_job_of_another_process_is_skipped(swept: Callable[..., Ended], existing_sweep: Path, folder: Path) -> None:
     summary = json.loads((folder / "0" / "summary.json").read_text())
     (folder / "0" / "summary.json").write_text(json.dumps({**summary, "status": "running"}))
     before = state(folder / "0")
@@ -370,40 +366,40 @@ def test_a_job_that_another_process_trains_in_is_left_to_it(
     assert all(after[path] == before[path] for path in before if path.name != ".lock")
 
 
-def test_who_is_refused_a_folder_leaves_it_to_who_has_it(swept: Callable[..., Ended], folder: Path) -> None:
+def test_refused_command_keeps_folder_of_other_command(swept: Callable[..., Ended], folder: Path) -> None:
     folder.mkdir()
-    with FileLock(folder / LOCK):  # has just begun, and has written nothing yet
+    with FileLock(folder / LOCK):  # another command has just started, and has not written anything yet
         assert_refused(swept(*SHORT, "seed=1,2"))
         assert [path.name for path in folder.iterdir()] == [LOCK]
 
 
-def test_two_commands_at_once_in_one_sweep_are_refused(swept: Callable[..., Ended], folder: Path) -> None:
+def test_second_command_in_same_sweep_is_refused(swept: Callable[..., Ended], folder: Path) -> None:
     folder.mkdir()
     with RunFolder(folder).lock():
         ended = swept(*SHORT, "seed=1,2")
     assert_refused(ended, folder, os.getpid())
-    assert ended.err.count("\n") == 1, "and nothing else"
+    assert ended.err.count("\n") == 1, "no other output"
     assert not (folder / "0").exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
-def test_killed_three_times_and_gone_on_with_it_has_the_same_table(
+def test_sweep_killed_three_times_gives_same_table(
     swept: Callable[..., Ended], cli: Cli, folder: Path, tmp_path: Path
 ) -> None:
     arguments = (*SHORT, "trainer.checkpoint_every=5", "optim.lr=1e-2,1e-1", "seed=1,2")
     whole = tmp_path / "whole"
     for job, nth, at, done in ((0, 0, 7, 0), (1, 1, 12, 1), (3, 2, 18, 3)):
-        setup = functools.partial(dies_in, nth, at)
+        setup = functools.partial(kill_this_process_at, nth, at)
         ended = command("-m", *arguments, f"hydra.sweep.dir={folder}", setup=setup)
         assert ended.code == -signal.SIGKILL, ended.err
         left = {row.name: row.status for row in Results(Sweep(folder)).rows}
         assert list(left.values()).count("completed") == done
         assert left[str(job)] == "killed"
-        assert came_to(folder / str(job), at - 5)
-        assert not came_to(folder / str(job), at)
+        assert has_reached(folder / str(job), at - 5)
+        assert not has_reached(folder / str(job), at)
     ended = swept(*arguments)
     assert ended.code == 0, ended.err
-    assert "3 done already, 1 begun, 0 to begin" in ended.err
+    assert "3 done, 1 started, 0 not started" in ended.err
     assert "4 jobs: 4 completed" in ended.out
     for job, steps in enumerate(([5], [10], [], [15])):
         summary = read_summary(folder / str(job))
@@ -417,28 +413,28 @@ def test_killed_three_times_and_gone_on_with_it_has_the_same_table(
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_killed_at_any_moment_and_gone_on_with_it_has_the_same_table(tmp_path: Path, launcher: str) -> None:
+def test_sweep_killed_at_any_time_gives_same_table(tmp_path: Path, launcher: str) -> None:
     arguments = (*LONGER, "optim.lr=1e-2,1e-1", "seed=1,2", f"hydra/launcher={launcher}")
-    with sweeping(tmp_path / "whole", *arguments) as process:
+    with start_sweep(tmp_path / "whole", *arguments) as process:
         ended = process.end()
         assert ended.code == 0, ended.err
     folder = tmp_path / "killed"
     for job, step in ((0, 1000), (1, 2000), (2, 500)):
-        with sweeping(folder, *arguments) as process:
-            wait_for(lambda job=job, step=step: came_to(folder / str(job), step), of=process)  # type: ignore[misc]
+        with start_sweep(folder, *arguments) as process:
+            wait_for(lambda job=job, step=step: has_reached(folder / str(job), step), of=process)  # type: ignore[misc]
             process.kill()
         left = Results(Sweep(folder))
         assert any(row.status != "completed" for row in left.rows)
         wait_for(lambda: all(row.status != "running" for row in Results(Sweep(folder)).rows))
-    with sweeping(folder, *arguments) as process:
+    with start_sweep(folder, *arguments) as process:
         ended = process.end()
         assert ended.code == 0, ended.err
-    assert "begun" in ended.err
+    assert "started" in ended.err
     assert table(folder, but=TIMES) == table(tmp_path / "whole", but=TIMES)
     assert "4 jobs: 4 completed" in ended.out
 
 
-def test_a_plan_that_is_damaged_is_one_line(tool: Callable[..., Ended], folder: Path) -> None:
+def test_damaged_plan_is_refused_in_one_line(tool: Callable[..., Ended], folder: Path) -> None:
     folder.mkdir()
     for content in ("", "{", "[]", '{"fields": [], "settled": {}, "planned": 0, "jobs": [{"no": 1}]}', "\xff"):
         (folder / sweep.PLAN).write_text(content, "latin-1")

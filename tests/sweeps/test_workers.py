@@ -1,4 +1,4 @@
-"""Jobs in processes of joblib's: their shares, their signals and their deaths."""
+"""Tests of joblib's workers: shares of cores and GPUs, signals and kills."""
 
 import os
 import signal
@@ -11,10 +11,10 @@ from bigramlm.runs.folder import read_summary
 from bigramlm.sweeps import workers
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.results import Results
-from tests.helpers import Cli, came_to, wait_for
-from tests.sweeps.helpers import kill_when_it_came_to, sweeping
+from tests.helpers import Cli, has_reached, wait_for
+from tests.sweeps.helpers import kill_at_step, start_sweep
 
-# Some tenths of a second a job, with a checkpoint now and then.
+# A job takes some tenths of a second and saves several checkpoints.
 LONGER = (
     *("data=bundled", "logger=none", "trainer.steps=6000", "trainer.eval_every=500"),
     *("trainer.checkpoint_every=500", "trainer.log_every=500", "trainer.eval_batches=2", "sample.max_new_tokens=20"),
@@ -22,16 +22,16 @@ LONGER = (
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
-def test_a_worker_that_is_killed_costs_its_job_only(cli: Cli, tmp_path: Path) -> None:
+def test_killed_worker_ends_its_job_only(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     arguments = (*LONGER, "trainer.steps=8000", "seed=1,2,3")
-    with sweeping(folder, *arguments, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2") as process:
-        kill_when_it_came_to(folder / "0", 1000)
+    with start_sweep(folder, *arguments, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2") as process:
+        kill_at_step(folder / "0", 1000)
         ended = process.end()
         assert ended.code == 1
     assert "job 0: its process was killed" in ended.err
     assert "3 jobs: 2 completed, 1 killed" in ended.out
-    ended = cli("-m", *arguments, f"sweep={folder}", run_dir=False)  # with another launcher as well
+    ended = cli("-m", *arguments, f"sweep={folder}", run_dir=False)  # with the basic launcher
     assert ended.code == 0, ended.err
     assert "3 jobs: 3 completed" in ended.out
     resumed = read_summary(folder / "0")
@@ -41,11 +41,11 @@ def test_a_worker_that_is_killed_costs_its_job_only(cli: Cli, tmp_path: Path) ->
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_signal_stops_jobs_in_other_processes_with_a_save(tmp_path: Path, number: signal.Signals) -> None:
+def test_signal_saves_and_stops_jobs_of_workers(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "sweep"
     arguments = (*LONGER, "trainer.steps=1000000", "seed=1,2,3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    with sweeping(folder, *arguments) as process:
-        wait_for(lambda: all(came_to(folder / job, 500) for job in "01"), of=process)
+    with start_sweep(folder, *arguments) as process:
+        wait_for(lambda: all(has_reached(folder / job, 500) for job in "01"), of=process)
         process.send(number)
         ended = process.end()
     assert ended.code == 128 + number, ended.err
@@ -58,15 +58,15 @@ def test_a_signal_stops_jobs_in_other_processes_with_a_save(tmp_path: Path, numb
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL to send")
-def test_workers_share_the_cores_and_with_the_command_killed_none_trains_on(tmp_path: Path) -> None:
+def test_workers_share_cores_and_exit_with_killed_command(tmp_path: Path) -> None:
     from joblib.externals import loky
 
     folder = tmp_path / "sweep"
-    # Too large for one thread on auto, so each takes all that it is given.
+    # The batches are too large for one thread, so device.threads=auto takes all threads that a worker may use.
     large = ("data.batch_size=4096", "data.block_size=64", "trainer.checkpoint_every=1")
     arguments = (*LONGER, *large, "trainer.steps=1000000", "seed=1,2", "hydra/launcher=joblib")
-    with sweeping(folder, *arguments, "hydra.launcher.n_jobs=2") as process:
-        wait_for(lambda: all(came_to(folder / job, 1) for job in "01"), of=process)
+    with start_sweep(folder, *arguments, "hydra.launcher.n_jobs=2") as process:
+        wait_for(lambda: all(has_reached(folder / job, 1) for job in "01"), of=process)
         process.kill()
     wait_for(lambda: statuses_now(folder) == ["stopped", "stopped"])
     shares = workers.environments(2, cores=loky.cpu_count(), gpus=[])
@@ -80,16 +80,16 @@ def statuses_now(folder: Path) -> list[str]:
     return [row.status for row in Results(Sweep(folder)).rows]
 
 
-def test_each_worker_has_its_share_of_cores_and_gpus() -> None:
-    made = workers.environments(2, cores=8, gpus=["0", "3"])
-    assert [e["CUDA_VISIBLE_DEVICES"] for e in made] == ["0", "3"], "one GPU a job"
-    assert {e["OMP_NUM_THREADS"] for e in made} == {"4"}
+def test_workers_divide_cores_and_gpus() -> None:
+    variables = workers.environments(2, cores=8, gpus=["0", "3"])
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in variables] == ["0", "3"], "one GPU per job"
+    assert {e["OMP_NUM_THREADS"] for e in variables} == {"4"}
     assert [e["CUDA_VISIBLE_DEVICES"] for e in workers.environments(3, cores=2, gpus=["1"])] == ["1"] * 3
     assert {e["OMP_NUM_THREADS"] for e in workers.environments(3, cores=2, gpus=[])} == {"1"}
     assert "CUDA_VISIBLE_DEVICES" not in workers.environments(1, cores=2, gpus=[])[0]
 
 
-def test_gpus_are_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_visible_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
     assert workers.visible_gpus() == ["2", "5"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -1,4 +1,4 @@
-"""Tokenizers: there and back, what they say of what they lack, and their files."""
+"""Tests of tokenizers: round trips, missing characters, vocabularies and files."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bigramlm.cli.common import exit_codes
 from bigramlm.errors import UserError
-from bigramlm.tokenizer.base import END_OF_TEXT, Tokenizer, not_given_back, start_tokens
+from bigramlm.tokenizer.base import END_OF_TEXT, Tokenizer, round_trip_difference, start_tokens
 from bigramlm.tokenizer.byte import byte_characters
 from bigramlm.tokenizer.char import CharTokenizer
 from bigramlm.tokenizer.config import (
@@ -33,12 +33,13 @@ from bigramlm.utils import paths
 from tests.helpers import Ended, Hub, assert_refused, command, refuses, serving
 
 TEXT = paths.bundled_text().read_text("utf-8")
-# Any text but for halves of surrogate pairs, which UTF-8 cannot hold; white space and joints more often than by chance.
+# Any text without halves of surrogate pairs, which UTF-8 cannot encode. White space and word boundaries are drawn more
+# often than by chance.
 ANY = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \n\t\r\x1c\x85\u00a0'sat1.,!é")))
 
 
 def build(cfg: TokenizerConfig, text: str = TEXT, documents: int = 1) -> Tokenizer:
-    return cfg.build(characters="".join(sorted(set(text))), documents=documents, train=lambda most: iter([text]))
+    return cfg.build(characters="".join(sorted(set(text))), documents=documents, train=lambda limit: iter([text]))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def bpe() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """As the files of GPT-2 are: vocab.json and merges.txt, with the end of a text last."""
+    """Build a tokenizer from files such as GPT-2's, with END_OF_TEXT last."""
     folder = tmp_path_factory.mktemp("gpt2")
     write_gpt2(folder)
     return build(GPT2TokenizerConfig(path=str(folder)))
@@ -62,31 +63,31 @@ def write_gpt2(folder: Path) -> None:
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", "utf-8")
 
 
-class Noted:
-    """A tokenizer of the library that notes what it is given to encode."""
+class RecordingBackend:
+    """A tokenizer of the library that records the texts passed to it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
         self.library.encode_special_tokens = True
-        self.given: list[list[str]] = []
+        self.calls: list[list[str]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.library, name)
 
     def encode_batch_fast(self, texts: list[str], **how: Any) -> Any:
-        self.given.append(texts)
+        self.calls.append(texts)
         return self.library.encode_batch_fast(texts, **how)
 
 
-def noted(tokenizer: Tokenizer) -> tuple[SubwordTokenizer, list[list[str]]]:
-    """Return the same tokenizer, and what its library is given to encode from now on."""
-    library: Any = Noted(tokenizer)
-    again = SubwordTokenizer(library)
-    library.given.clear()
-    return again, library.given
+def recording(tokenizer: Tokenizer) -> tuple[SubwordTokenizer, list[list[str]]]:
+    """Return the same tokenizer, and the list of the texts that its library encodes."""
+    library: Any = RecordingBackend(tokenizer)
+    copy = SubwordTokenizer(library)
+    library.calls.clear()
+    return copy, library.calls
 
 
-# There and back
+# Round trips
 
 
 @pytest.mark.parametrize("text", ["hello", "naïve café\n", "日本語 and \U0001f40d", "\x00\ttabs\r\n", "a"])
@@ -100,7 +101,7 @@ def test_round_trip_of_characters(text: str) -> None:
 
 @given(ANY)
 @settings(max_examples=300)
-def test_bytes_give_back_any_text(text: str) -> None:
+def test_round_trip_of_bytes(text: str) -> None:
     tokenizer = build(ByteConfig())
     ids = tokenizer.encode(text)
     assert ids.tolist() == list(text.encode())
@@ -108,40 +109,41 @@ def test_bytes_give_back_any_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("which", ["bpe", "gpt2"])
-def test_byte_level_bpe_gives_back_any_text_and_cuts_words_as_the_library_does(
-    which: str, request: pytest.FixtureRequest
-) -> None:
-    """Also characters never seen in training; and words that are looked up one by one are cut as in the whole text."""
+def test_round_trip_of_byte_level_bpe(which: str, request: pytest.FixtureRequest) -> None:
+    """Encode any text, with characters that the training text lacks.
+
+    Words that are looked up one by one must have the tokens that the library gives them in the whole text.
+    """
     tokenizer: SubwordTokenizer = request.getfixturevalue(which)
-    again, given_words = noted(tokenizer)
-    again.encode("to be or not to be")
-    assert given_words == [["to", " be", " or", " not", " to"]], "or nothing is looked up"
+    copy, calls = recording(tokenizer)
+    copy.encode("to be or not to be")
+    assert calls == [["to", " be", " or", " not", " to"]], "otherwise the cache is not tested"
     library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     library.encode_special_tokens = True
 
     @given(ANY)
     @settings(max_examples=500)
-    def holds(text: str) -> None:
+    def check(text: str) -> None:
         ids = tokenizer.encode(text)
         assert ids.dtype == np.int32
         assert tokenizer.decode(ids.tolist()) == text
         assert ids.tolist() == library.encode(text, add_special_tokens=False).ids
 
-    holds()
+    check()
     assert tokenizer.lossless
 
 
 @pytest.mark.parametrize("cfg", [BPEConfig(vocab_size=300), WordPieceConfig(vocab_size=300)], ids=lambda cfg: cfg.name)
-def test_words_that_were_met_before_are_looked_up(cfg: TokenizerConfig) -> None:
-    tokenizer, given = noted(build(cfg))
+def test_words_are_cached(cfg: TokenizerConfig) -> None:
+    tokenizer, calls = recording(build(cfg))
     first = tokenizer.encode("to be or not to be").tolist()
-    assert given == [["to", " be", " or", " not", " to"]]
+    assert calls == [["to", " be", " or", " not", " to"]]
     assert tokenizer.encode("to be or not to be").tolist() == first
     tokenizer.encode("not to see")
-    assert given[1:] == [["not", " see"]]
+    assert calls[1:] == [["not", " see"]]
 
 
-def test_the_name_of_the_end_of_a_text_is_text(bpe: Tokenizer, gpt2: Tokenizer) -> None:
+def test_the_name_of_end_of_text_is_encoded_as_text(bpe: Tokenizer, gpt2: Tokenizer) -> None:
     for tokenizer in (bpe, gpt2, build(ByteConfig(), documents=2)):
         assert tokenizer.end_of_text is not None
         ids = tokenizer.encode(f"a{END_OF_TEXT}b").tolist()
@@ -150,31 +152,31 @@ def test_the_name_of_the_end_of_a_text_is_text(bpe: Tokenizer, gpt2: Tokenizer) 
         assert tokenizer.decode([*ids[:1], tokenizer.end_of_text]) == f"a{END_OF_TEXT}"
 
 
-def test_words_are_forgotten_before_they_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigramlm.tokenizer.subword.WORDS_KEPT", 50)
-    tokenizer, given = noted(build(BPEConfig(vocab_size=300)))
+def test_the_word_cache_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigramlm.tokenizer.subword.MAX_CACHED_WORDS", 50)
+    tokenizer, calls = recording(build(BPEConfig(vocab_size=300)))
     words = [f" word{number}" for number in range(500)]
     for word in words:
         tokenizer.encode(word)
     tokenizer.encode("".join(words))
-    assert 0 < len(words) - len(given[-1]) < 100
+    assert 0 < len(words) - len(calls[-1]) < 100
     for _ in range(2):
         tokenizer.encode("x" * 100_000)
-        assert given[-1] == ["x" * 100_000], "one so long is not kept"
-        given.append([])
+        assert calls[-1] == ["x" * 100_000], "a long word is not cached"
+        calls.append([])
 
 
 # Characters and bytes
 
 
-def test_ids_are_places_among_the_sorted_characters() -> None:
-    """The tutorial's own mapping, by dictionary."""
+def test_character_ids_are_indices_into_the_sorted_characters() -> None:
+    """Compare with the tutorial's mapping, which is a dictionary."""
     text = "The quick brown fox\njumps"
     chars = sorted(set(text))
     assert build(CharConfig(), text).encode(text).tolist() == [chars.index(c) for c in text]
 
 
-def test_empty_text_is_no_tokens(bpe: Tokenizer) -> None:
+def test_empty_text_has_no_tokens(bpe: Tokenizer) -> None:
     for tokenizer in (CharTokenizer("abc"), build(ByteConfig()), bpe):
         assert tokenizer.encode("").tolist() == []
         assert tokenizer.decode([]) == ""
@@ -184,7 +186,7 @@ def test_empty_text_is_no_tokens(bpe: Tokenizer) -> None:
     ("text", "named"),
     [("abz", "'z'"), ("日本", "'日', '本'"), ("a\u0000", r"'\x00'"), ("\U0010ffff", "10ffff"), ("a\udcff", r"\udcff")],
 )
-def test_what_is_lacking_is_named(text: str, named: str) -> None:
+def test_missing_characters_are_named(text: str, named: str) -> None:
     with refuses(named, "3 characters"):
         CharTokenizer("abc").encode(text)
     with pytest.raises(UserError) as error:
@@ -204,20 +206,20 @@ def test_half_of_a_surrogate_pair_is_refused(bpe: Tokenizer) -> None:
             tokenizer.encode("a\udcff")
 
 
-def test_several_documents_take_a_token_for_where_one_ends() -> None:
+def test_several_documents_add_an_end_of_text_token() -> None:
     for cfg, size in ((CharConfig(), len(set(TEXT))), (ByteConfig(), 256)):
-        one, more = build(cfg), build(cfg, documents=2)
-        assert (one.vocab_size, one.end_of_text) == (size, None)
-        assert (more.vocab_size, more.end_of_text) == (size + 1, size)
-        assert more.decode([size]) == END_OF_TEXT
-        again = cfg.restore(more.to_json())
-        assert (again.vocab_size, again.end_of_text) == (size + 1, size)
+        single, several = build(cfg), build(cfg, documents=2)
+        assert (single.vocab_size, single.end_of_text) == (size, None)
+        assert (several.vocab_size, several.end_of_text) == (size + 1, size)
+        assert several.decode([size]) == END_OF_TEXT
+        restored = cfg.restore(several.to_json())
+        assert (restored.vocab_size, restored.end_of_text) == (size + 1, size)
 
 
-def test_a_text_without_a_prompt_starts_from_a_newline(bpe: Tokenizer) -> None:
+def test_generation_without_a_prompt_starts_from_a_newline(bpe: Tokenizer) -> None:
     assert start_tokens(CharTokenizer("\nab"), "") == [0], "the tutorial's token 0"
     assert start_tokens(CharTokenizer("\t\nab"), "") == [1]
-    assert start_tokens(CharTokenizer("ab"), "") == [0], "for want of a newline"
+    assert start_tokens(CharTokenizer("ab"), "") == [0], "there is no newline"
     assert start_tokens(build(ByteConfig()), "") == [10]
     assert bpe.decode(start_tokens(bpe, "")) == "\n"
     assert start_tokens(CharTokenizer("ab"), "ba") == [1, 0]
@@ -228,50 +230,50 @@ def test_a_text_without_a_prompt_starts_from_a_newline(bpe: Tokenizer) -> None:
 # WordPiece
 
 
-def test_wordpiece_says_that_it_loses_text() -> None:
+def test_wordpiece_is_lossy() -> None:
     tokenizer = build(WordPieceConfig(vocab_size=500))
     assert not tokenizer.lossless
-    lost = not_given_back(tokenizer, "The king,\nand the queen")
-    assert lost is not None
-    at, was, back = lost
-    assert (at, was[0], back[0]) == (9, "\n", " ")
+    difference = round_trip_difference(tokenizer, "The king,\nand the queen")
+    assert difference is not None
+    at, original, result = difference
+    assert (at, original[0], result[0]) == (9, "\n", " ")
     assert tokenizer.decode(tokenizer.encode("The king, and the queen").tolist()) == "The king, and the queen"
     assert tokenizer.decode(tokenizer.encode("日").tolist()) == "[UNK]"
 
 
-def test_wordpiece_cuts_words_as_the_library_does() -> None:
+def test_wordpiece_encodes_as_the_library_does() -> None:
     tokenizer = build(WordPieceConfig(vocab_size=500))
     library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
 
     @given(ANY)
     @settings(max_examples=300)
-    def holds(text: str) -> None:
+    def check(text: str) -> None:
         assert tokenizer.encode(text).tolist() == library.encode(text, add_special_tokens=False).ids
 
-    holds()
+    check()
 
 
 # Vocabularies
 
 
 @pytest.mark.parametrize("kind", [BPEConfig, WordPieceConfig])
-def test_a_vocabulary_has_the_size_that_was_asked_for(kind: type[BPEConfig]) -> None:
+def test_a_vocabulary_has_the_configured_size(kind: type[BPEConfig]) -> None:
     assert build(kind(vocab_size=512)).vocab_size == 512
 
 
 @pytest.mark.parametrize("kind", [BPEConfig, WordPieceConfig])
-def test_a_vocabulary_larger_than_the_text_supports_is_refused(kind: type[BPEConfig]) -> None:
+def test_a_vocabulary_that_is_too_large_for_the_text_is_refused(kind: type[BPEConfig]) -> None:
     with pytest.raises(UserError) as error:
         build(kind(vocab_size=50_000))
     numbers = [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*\b", str(error.value))]
-    (most,) = {number for number in numbers if number not in (50_000, 2)}
-    assert build(kind(vocab_size=most)).vocab_size == most, "what is advised works"
-    for size in (50_000, most + 1):
-        with refuses(most, "tokenizer.min_frequency=2", field="tokenizer.vocab_size", value=size):
+    (advised,) = {number for number in numbers if number not in (50_000, 2)}
+    assert build(kind(vocab_size=advised)).vocab_size == advised, "the advised size works"
+    for size in (50_000, advised + 1):
+        with refuses(advised, "tokenizer.min_frequency=2", field="tokenizer.vocab_size", value=size):
             build(kind(vocab_size=size))
 
 
-def test_a_vocabulary_smaller_than_the_characters_is_refused() -> None:
+def test_a_vocabulary_that_is_too_small_for_the_characters_is_refused() -> None:
     with refuses("257", "tokenizer=byte", field="tokenizer.vocab_size", value=256):
         BPEConfig(vocab_size=256)
     with refuses("characters", field="tokenizer.vocab_size", value=20):
@@ -279,13 +281,13 @@ def test_a_vocabulary_smaller_than_the_characters_is_refused() -> None:
 
 
 def test_learning_is_deterministic() -> None:
-    """In other processes, with another number of threads, and whatever the hashes of strings."""
+    """Compare processes with different numbers of threads and string hashes."""
     code = (
         "from bigramlm.utils import paths\n"
         "from bigramlm.tokenizer.config import BPEConfig, WordPieceConfig\n"
         "text = paths.bundled_text().read_text('utf-8')\n"
         "for cfg in (BPEConfig(vocab_size=600), WordPieceConfig(vocab_size=400)):\n"
-        "    print(cfg.build(characters='', documents=1, train=lambda most: iter([text])).to_json())"
+        "    print(cfg.build(characters='', documents=1, train=lambda limit: iter([text])).to_json())"
     )
     found = {
         subprocess.run(
@@ -297,27 +299,27 @@ def test_learning_is_deterministic() -> None:
         ).stdout
         for n in ("1", "2")
     }
-    here = (build(cfg).to_json() for cfg in (BPEConfig(vocab_size=600), WordPieceConfig(vocab_size=400)))
-    assert found == {"".join(f"{saved}\n" for saved in here)}
+    expected = (build(cfg).to_json() for cfg in (BPEConfig(vocab_size=600), WordPieceConfig(vocab_size=400)))
+    assert found == {"".join(f"{saved}\n" for saved in expected)}
 
 
 # Files
 
 
 @pytest.mark.parametrize("cfg", [BPEConfig(vocab_size=400), WordPieceConfig(vocab_size=400), ByteConfig()])
-def test_what_is_saved_is_what_tokenizers_reads(cfg: TokenizerConfig) -> None:
+def test_the_library_reads_saved_files(cfg: TokenizerConfig) -> None:
     tokenizer = build(cfg, documents=2)
     library = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     text = "To be, or not to be: that's the question.\nYes? 日本"
     assert library.encode(text).ids == tokenizer.encode(text).tolist()
     assert library.token_to_id(END_OF_TEXT) == tokenizer.end_of_text
-    again = cfg.restore(tokenizer.to_json())
-    assert again.encode(text).tolist() == tokenizer.encode(text).tolist()
-    assert again.to_json() == tokenizer.to_json()
+    restored = cfg.restore(tokenizer.to_json())
+    assert restored.encode(text).tolist() == tokenizer.encode(text).tolist()
+    assert restored.to_json() == tokenizer.to_json()
 
 
-def test_each_kind_refuses_the_files_of_the_others() -> None:
-    kinds = {name: kind() for name, kind in TOKENIZERS.items() if name != "gpt2"}  # which takes any
+def test_each_kind_refuses_the_files_of_other_kinds() -> None:
+    kinds = {name: kind() for name, kind in TOKENIZERS.items() if name != "gpt2"}  # gpt2 accepts any file
     saved = {name: build(cfg).to_json() for name, cfg in kinds.items()}
     for name, cfg in kinds.items():
         for other, text in saved.items():
@@ -328,7 +330,7 @@ def test_each_kind_refuses_the_files_of_the_others() -> None:
                 cfg.restore(text)
 
 
-def test_a_gpt2_tokenizer_comes_from_a_folder_or_a_file(tmp_path: Path, gpt2: Tokenizer) -> None:
+def test_a_gpt2_tokenizer_is_read_from_a_folder_or_a_file(tmp_path: Path, gpt2: Tokenizer) -> None:
     assert gpt2.vocab_size == 400
     assert gpt2.end_of_text == 399
     write_gpt2(tmp_path)
@@ -358,7 +360,7 @@ def test_a_folder_without_a_tokenizer_is_refused(
         build(GPT2TokenizerConfig(path=str(tmp_path)))
 
 
-def test_a_path_that_is_not_there_is_refused() -> None:
+def test_a_missing_path_is_refused() -> None:
     with refuses("tokenizer.json", "vocab.json", field="tokenizer.path", value="./no/such/folder"):
         build(GPT2TokenizerConfig(path="./no/such/folder"))
 
@@ -370,26 +372,29 @@ def hub(gpt2: Tokenizer) -> Iterator[str]:
 
 
 def fetch() -> None:
-    """Print what the tokenizer of this name on the hub makes of a text."""
+    """Print the vocabulary size and a round trip of a tokenizer from the hub."""
     with exit_codes():
         found = build(GPT2TokenizerConfig(path=sys.argv[1]))
         print(found.vocab_size, found.decode(found.encode("To be").tolist()))
 
 
 def from_hub(name: str, endpoint: str, home: Path) -> Ended:
-    """Fetch in a process of its own: the hub's library reads its variables when it is imported."""
+    """Run `fetch` in a new process.
+
+    The hub's library reads its environment variables when it is imported.
+    """
     env = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
     return command(name, main=fetch, env={**env, "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"})
 
 
-def test_a_tokenizer_comes_from_the_hub_and_then_without_it(hub: str, tmp_path: Path) -> None:
+def test_a_tokenizer_comes_from_the_hub_and_later_from_the_cache(hub: str, tmp_path: Path) -> None:
     for endpoint in (hub, "http://127.0.0.1:9"):
         ended = from_hub("some/gpt2", endpoint, tmp_path)
         assert (ended.code, ended.out) == (0, "400 To be\n"), ended.err
 
 
 @pytest.mark.parametrize(("name", "reason"), [("some/other", "404"), ("some/gpt2", "refused")])
-def test_a_name_that_the_hub_does_not_have_or_no_network(name: str, reason: str, hub: str, tmp_path: Path) -> None:
+def test_an_unknown_name_on_the_hub_or_no_network_is_refused(name: str, reason: str, hub: str, tmp_path: Path) -> None:
     ended = from_hub(name, hub if reason == "404" else "http://127.0.0.1:9", tmp_path)
     assert_refused(ended, reason, "tokenizer.json", field="tokenizer.path", value=name)
     assert ended.err.count("\n") == 1

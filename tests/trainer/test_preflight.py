@@ -1,4 +1,4 @@
-"""Each check before training catches the mistake that it is for; here each mistake is put in."""
+"""The checks before training: each test makes the mistake that a check must find."""
 
 import copy
 import itertools
@@ -23,7 +23,7 @@ TEXT = "".join(chr(65 + int(i)) for i in torch.randint(30, (4000,), generator=to
 
 
 class Attention(LanguageModel):
-    """One head with a residual stream: as it should be, or with one of the mistakes that people make."""
+    """One attention head with a residual stream, correct or with a common mistake."""
 
     mask, scale, detach, summed, unused = True, 0.02, False, False, False
     zero_projection = False
@@ -54,11 +54,11 @@ class Attention(LanguageModel):
 
 def model(kind: type[LanguageModel] = Attention, **mistakes: Any) -> LanguageModel:
     torch.manual_seed(0)
-    return type("Mistaken", (kind,), mistakes)(vocab_size=30, block_size=8)  # type: ignore[no-any-return]
+    return type("Faulty", (kind,), mistakes)(vocab_size=30, block_size=8)  # type: ignore[no-any-return]
 
 
 def check(
-    of: LanguageModel,
+    checked: LanguageModel,
     *,
     tokenizer: Any = None,
     fresh: bool = True,
@@ -69,33 +69,34 @@ def check(
     ids = torch.from_numpy(tokenizer.encode(TEXT)).long()
     x = torch.stack([ids[i : i + 8] for i in range(0, 320, 10)])
     y = torch.stack([ids[i + shift : i + shift + 8] for i in range(0, 320, 10)])
-    preflight(of, tokenizer, texts or {"train": TEXT[:3600], "val": TEXT[3600:]}, (x, y), fresh=fresh)
+    preflight(checked, tokenizer, texts or {"train": TEXT[:3600], "val": TEXT[3600:]}, (x, y), fresh=fresh)
 
 
 @pytest.mark.parametrize("kind", [Bigram, Attention, Stub])
-def test_a_model_as_it_should_be_passes_and_is_not_changed(kind: type[LanguageModel]) -> None:
-    it = model(kind)
-    before, random = copy.deepcopy(it.state_dict()), torch.get_rng_state()
-    check(it, fresh=kind is not Stub)  # its tied embedding of N(0, 1) starts far from a guess
-    assert all(torch.equal(value, before[name]) for name, value in it.state_dict().items())
-    assert all(parameter.grad is None for parameter in it.parameters())
-    assert it.training
-    assert torch.equal(random, torch.get_rng_state())
+def test_a_correct_model_passes_and_is_not_changed(kind: type[LanguageModel]) -> None:
+    correct = model(kind)
+    state, random_state = copy.deepcopy(correct.state_dict()), torch.get_rng_state()
+    # Stub is not checked as fresh: its tied embedding of N(0, 1) has an initial loss far from a guess.
+    check(correct, fresh=kind is not Stub)
+    assert all(torch.equal(value, state[name]) for name, value in correct.state_dict().items())
+    assert all(parameter.grad is None for parameter in correct.parameters())
+    assert correct.training
+    assert torch.equal(random_state, torch.get_rng_state())
 
 
-def test_projections_that_start_at_zero_pass() -> None:
-    """Behind them every gradient is exactly zero at the first step, and a leak is not to be seen yet."""
-    it = model(zero_projection=True)
-    _, loss = it(torch.zeros(1, 8, dtype=torch.long), torch.ones(1, 8, dtype=torch.long))
+def test_projections_that_are_initialised_to_zero_pass() -> None:
+    """Accept zero gradients in the first step, but still find a leak."""
+    zero = model(zero_projection=True)
+    _, loss = zero(torch.zeros(1, 8, dtype=torch.long), torch.ones(1, 8, dtype=torch.long))
     loss.backward()
-    assert not it.get_parameter("qkv.weight").grad.any()  # type: ignore[union-attr]
+    assert not zero.get_parameter("qkv.weight").grad.any()  # type: ignore[union-attr]
     check(model(zero_projection=True))
     with refuses("position", "logits", field="preflight", value="preflight=false"):
         check(model(zero_projection=True, mask=False))
 
 
 class Peeks(Attention):
-    """Sees one token of the future, wherever it is."""
+    """A model that sees the token at one position of the block."""
 
     peeks_at = 0
 
@@ -106,8 +107,8 @@ class Peeks(Attention):
         return logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-class Knows(Bigram):
-    """A fresh model that is no fresh model."""
+class Memorised(Bigram):
+    """A model that knows the text although it should be untrained."""
 
     def __init__(self, *, vocab_size: int, block_size: int) -> None:
         super().__init__(vocab_size=vocab_size, block_size=block_size)
@@ -121,16 +122,16 @@ class Knows(Bigram):
         return super().forward(idx[:4], None if targets is None else targets[:4])
 
 
-class Middle(CharTokenizer):
-    """Goes wrong in the middle of a long text only."""
+class WrongInTheMiddle(CharTokenizer):
+    """A tokenizer that decodes only the middle of a long text wrongly."""
 
     def decode(self, ids: Iterable[int]) -> str:
         text = super().decode(ids)
         return text.replace(LONG[len(LONG) // 2 - 5 : len(LONG) // 2], "?")
 
 
-class TrainsOnly(Attention):
-    """A layer that is there in training alone gets its gradient all the same."""
+class TrainingOnly(Attention):
+    """A model with a layer that is used in training mode only."""
 
     def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
         logits, _ = super().forward(idx)
@@ -143,14 +144,14 @@ LONG = "".join(chr(65 + int(i)) for i in torch.randint(30, (20_000,), generator=
 
 
 class LowerCase(CharTokenizer):
-    """Loses what it should keep."""
+    """A tokenizer that decodes every character as lower case."""
 
     def decode(self, ids: Iterable[int]) -> str:
         return super().decode(ids).lower()
 
 
-class Late(CharTokenizer):
-    """Goes wrong at the end of a text only."""
+class WrongAtTheEnd(CharTokenizer):
+    """A tokenizer that encodes only the last character wrongly."""
 
     def encode(self, text: str) -> Any:
         ids = super().encode(text)
@@ -158,78 +159,87 @@ class Late(CharTokenizer):
 
 
 CHARS = "".join(sorted(set(TEXT)))
-# What each refusal names: a position, a loss, a part of the model, a place in the text.
+# The mistakes, with the facts that each message contains: a position, a loss, a parameter, a character of the text.
 MISTAKES: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
     "attention without its mask": (lambda: check(model(mask=False)), ("position", "logits")),
-    "labels shifted twice": (lambda: check(model(), shift=2), ("targets",)),
-    "labels not shifted": (lambda: check(model(), shift=0), ("targets",)),
-    "first weights too large": (lambda: check(model(scale=2.0)), ("loss", " 30 ", "3.401")),
-    "a loss that is summed": (lambda: check(model(summed=True)), ("loss", "summed", "3.401")),
+    "targets shifted twice": (lambda: check(model(), shift=2), ("targets",)),
+    "targets not shifted": (lambda: check(model(), shift=0), ("targets",)),
+    "initial weights too large": (lambda: check(model(scale=2.0)), ("loss", " 30 ", "3.401")),
+    "a summed loss": (lambda: check(model(summed=True)), ("loss", "summed", "3.401")),
     "a layer that is never used": (lambda: check(model(unused=True)), ("forgotten.weight",)),
     "everything frozen": (lambda: check(model().requires_grad_(False)), ("requires a gradient",)),
-    "a look at the last token": (lambda: check(model(Peeks, peeks_at=7)), ("position 7", "logits")),
-    "a look at the middle token": (lambda: check(model(Peeks, peeks_at=4)), ("position 4", "logits")),
-    "a fresh model that knows the text": (lambda: check(model(Knows)), ("loss", "3.401")),
-    "a tokenizer that goes wrong far in": (
-        lambda: check(model(), tokenizer=Middle(CHARS), texts={"train": LONG}),
+    "attention to the last token": (lambda: check(model(Peeks, peeks_at=7)), ("position 7", "logits")),
+    "attention to the middle token": (lambda: check(model(Peeks, peeks_at=4)), ("position 4", "logits")),
+    "an untrained model that knows the text": (lambda: check(model(Memorised)), ("loss", "3.401")),
+    "a tokenizer that is wrong in the middle": (
+        lambda: check(model(), tokenizer=WrongInTheMiddle(CHARS), texts={"train": LONG}),
         ("train", "9,99"),
     ),
-    "a tokenizer that loses capitals": (lambda: check(model(), tokenizer=LowerCase(CHARS)), ("train", "character 0")),
-    "a tokenizer that loses the end": (lambda: check(model(), tokenizer=Late(CHARS)), ("train", "3,599")),
+    "a tokenizer that loses capital letters": (
+        lambda: check(model(), tokenizer=LowerCase(CHARS)),
+        ("train", "character 0"),
+    ),
+    "a tokenizer that is wrong at the end": (
+        lambda: check(model(), tokenizer=WrongAtTheEnd(CHARS)),
+        ("train", "3,599"),
+    ),
 }
 
 
-@pytest.mark.parametrize(("mistaken", "named"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_caught(mistaken: Callable[[], None], named: tuple[str, ...]) -> None:
-    with refuses(*named, field="preflight", value="preflight=false"):
-        mistaken()
+@pytest.mark.parametrize(("mistake", "facts"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_found(mistake: Callable[[], None], facts: tuple[str, ...]) -> None:
+    with refuses(*facts, field="preflight", value="preflight=false"):
+        mistake()
 
 
-def test_a_value_that_is_cut_off_is_caught() -> None:
-    """With v detached, its third of qkv gets no gradient, but the rest does; wholly cut off it is named."""
+def test_detached_parameters_are_named() -> None:
+    """Detach the input of the head, so that no gradient reaches the other parameters.
 
-    class Cut(Attention):
+    Detaching v alone is not found, because the rest of qkv still gets a gradient.
+    """
+
+    class Detached(Attention):
         def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
             logits = self.head((self.token(idx) + self.position(torch.arange(idx.shape[1]))).detach())
             return logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     with refuses("gradient", "token.weight, position.weight, qkv.weight", field="preflight", value="preflight=false"):
-        check(model(Cut))
+        check(model(Detached))
 
 
-def test_a_layer_that_works_in_training_alone_is_used() -> None:
-    check(model(TrainsOnly, unused=True))
+def test_a_layer_that_is_used_in_training_only_passes() -> None:
+    check(model(TrainingOnly, unused=True))
 
 
-def test_a_model_that_is_not_fresh_may_know_something() -> None:
+def test_the_loss_of_a_trained_model_is_not_checked() -> None:
     check(model(scale=2.0), fresh=False)
 
 
-def test_the_loss_of_a_tiny_vocabulary_says_nothing() -> None:
+def test_the_loss_of_a_tiny_vocabulary_is_not_checked() -> None:
     torch.manual_seed(0)
-    it = Bigram(vocab_size=2, block_size=8)
+    tiny = Bigram(vocab_size=2, block_size=8)
     with torch.no_grad():
-        it.token_embedding_table.weight.copy_(torch.tensor([[5.0, 0.0], [0.0, 5.0]]))
+        tiny.token_embedding_table.weight.copy_(torch.tensor([[5.0, 0.0], [0.0, 5.0]]))
     ids = torch.tensor([[0, 1] * 4])
-    preflight(it, CharTokenizer("ab"), {"train": "abab"}, (ids, 1 - ids), fresh=True)
+    preflight(tiny, CharTokenizer("ab"), {"train": "abab"}, (ids, 1 - ids), fresh=True)
 
 
 def test_a_failed_check_stops_the_run_before_it_trains(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    take = Batches.__getitem__
+    original = Batches.__getitem__
 
     def shifted_twice(self: Batches, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        x, y = take(self, step)
+        x, y = original(self, step)
         return x, y.roll(-1, dims=1)
 
     monkeypatch.setattr(Batches, "__getitem__", shifted_twice)
-    ended = cli(*SHORT)
-    assert_refused(ended, "targets", field="preflight", value="preflight=false")
-    assert summary(ended.folder)["status"] == "failed"
-    assert not (ended.folder / "metrics.jsonl").exists()
+    failed = cli(*SHORT)
+    assert_refused(failed, "targets", field="preflight", value="preflight=false")
+    assert summary(failed.folder)["status"] == "failed"
+    assert not (failed.folder / "metrics.jsonl").exists()
     assert cli(*SHORT, "preflight=false").code == 0
 
 
-def test_the_checks_change_nothing_of_the_run_and_say_how_long_they_took(cli: Cli) -> None:
+def test_preflight_changes_no_bit_and_logs_its_duration(cli: Cli) -> None:
     one, two = cli(*SHORT), cli(*SHORT, "preflight=false")
     assert re.search(r"^preflight: passed, in \d+ ms$", one.err, re.MULTILINE)
     assert "preflight: passed" not in two.err

@@ -1,4 +1,4 @@
-"""Steps: what an update is made of, and that a compiled one is the same."""
+"""Updates of the weights, eager and compiled."""
 
 import json
 import shutil
@@ -14,11 +14,11 @@ from bigramlm.model.bigram import Bigram
 from bigramlm.model.config import GPTConfig
 from bigramlm.trainer.step import CompiledStep, SharedCalls, TrainStep
 from bigramlm.trainer.trainer import Trainer
-from tests.helpers import TOKENS, Stub, build, fit, fitted, kept_for_the_gradient, refuses, run_config
+from tests.helpers import TOKENS, Stub, build, count_saved_elements, fit, fitted, refuses, run_config
 
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-# A run in which one call takes one step, and another two.
-FEW = ("trainer.steps=6", "trainer.log_every=3", "trainer.eval_every=3")
+# A run with calls of one step and calls of two steps.
+SHORT_RUN = ("trainer.steps=6", "trainer.log_every=3", "trainer.eval_every=3")
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
@@ -26,7 +26,7 @@ def weights(trainer: Trainer) -> torch.Tensor:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """Return the records without what a clock decides."""
+    """Return the records without the metrics that depend on a clock."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "mfu")} for line in lines]
 
@@ -35,10 +35,10 @@ def is_compiled(trainer: Trainer) -> bool:
     return isinstance(trainer.train_step, CompiledStep) and trainer.train_step.is_compiled
 
 
-def most_per_call(trainer: Trainer) -> int:
+def max_steps_per_call(trainer: Trainer) -> int:
     assert isinstance(trainer.train_step, CompiledStep)
     assert isinstance(trainer.train_step.steps_per_call, SharedCalls)
-    return trainer.train_step.steps_per_call.most
+    return trainer.train_step.steps_per_call.max_steps
 
 
 def gpt(**fields: Any) -> Any:
@@ -46,7 +46,7 @@ def gpt(**fields: Any) -> Any:
     return lambda *, vocab_size, block_size: cfg.build(vocab_size=vocab_size, block_size=block_size)
 
 
-def test_accumulation_makes_the_update_of_the_whole_batch(tmp_path: Path) -> None:
+def test_accumulation_gives_the_update_of_the_whole_batch(tmp_path: Path) -> None:
     whole = fitted(tmp_path / "1", "data.batch_size=32")
     parts = fitted(tmp_path / "2", "data.batch_size=8", "trainer.grad_accumulation=4")
     torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-5, atol=1e-6)
@@ -62,12 +62,12 @@ def test_clipping_bounds_the_update(tmp_path: Path) -> None:
     result = trainer.update()
     assert result is not None
     assert result.grad_norm is not None
-    assert result.grad_norm > 1e-3, "the norm before clipping"
+    assert result.grad_norm > 1e-3, "grad_norm is the norm before clipping"
     clipped = torch.stack([p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]).norm()
     assert clipped.item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_bf16_is_what_matrix_products_are_computed_in(tmp_path: Path) -> None:
+def test_bf16_applies_to_matrix_products_only(tmp_path: Path) -> None:
     trainer = build(tmp_path, "device.precision=bf16", kind=Stub)
     trainer.update()
     assert isinstance(trainer.model, Stub)
@@ -77,8 +77,11 @@ def test_bf16_is_what_matrix_products_are_computed_in(tmp_path: Path) -> None:
     assert trainer.model.dtype == torch.bfloat16
 
 
-def test_fp16_scales_its_losses_and_unscales_its_gradients(tmp_path: Path) -> None:
-    """The path of an older GPU, on the CPU: the gradient that is left is that of the plain loss."""
+def test_fp16_scales_losses_and_unscales_gradients(tmp_path: Path) -> None:
+    """Take the fp16 path of an older GPU on the CPU.
+
+    The remaining gradients must be those of the unscaled loss.
+    """
     device = Device(torch.device("cpu"), "fp16", compile=False)
     trainer, plain = build(tmp_path / "1", device=device), build(tmp_path / "2")
     assert trainer.train_step.scaler.get_scale() > 1
@@ -91,14 +94,14 @@ def test_fp16_scales_its_losses_and_unscales_its_gradients(tmp_path: Path) -> No
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-2, atol=1e-4)
 
 
-def test_activation_checkpointing_keeps_less_and_changes_no_bit(tmp_path: Path) -> None:
-    """With dropout, whose draws have to be the same when they are made again."""
+def test_activation_checkpointing_saves_memory_and_changes_no_bit(tmp_path: Path) -> None:
+    """Use dropout, whose random draws must be the same when they are recomputed."""
     overrides = ("model=gpt", "data.block_size=16", "optim=muon", "optim.grad_clip=1")
     kept: list[int] = []
 
     def run(name: str, *more: str) -> Trainer:
         trainer = build(tmp_path / name, *overrides, *more, kind=gpt(dropout=0.3))
-        kept.append(kept_for_the_gradient(lambda: list(trainer.train_step.losses(trainer.batches[0]))))
+        kept.append(count_saved_elements(lambda: list(trainer.train_step.losses(trainer.batches[0]))))
         return fit(trainer)
 
     whole, again = run("1"), run("2", "trainer.activation_checkpointing=true")
@@ -108,55 +111,61 @@ def test_activation_checkpointing_keeps_less_and_changes_no_bit(tmp_path: Path) 
     assert kept[1] < kept[0] / 2
 
 
-def test_activation_checkpointing_needs_blocks() -> None:
+def test_activation_checkpointing_requires_blocks() -> None:
     with refuses("model=bigram", field="trainer.activation_checkpointing", value="true"):
         run_config("trainer.activation_checkpointing=true")
 
 
-def test_what_is_computed_again_is_not_compiled() -> None:
+def test_activation_checkpointing_is_not_compiled() -> None:
     with refuses("trainer.activation_checkpointing=true", field="device.compile", value="true"):
         run_config("model=gpt", "trainer.activation_checkpointing=true", "device.compile=true")
 
 
 @pytest.mark.parametrize(
-    ("kind", "chosen"), [(Bigram, ()), (gpt(n_layer=1), ("model=gpt", "optim=muon"))], ids=["bigram", "gpt"]
+    ("kind", "overrides"), [(Bigram, ()), (gpt(n_layer=1), ("model=gpt", "optim=muon"))], ids=["bigram", "gpt"]
 )
-def test_what_a_compiled_call_changes_stays_in_its_place(
+def test_tensors_that_a_compiled_call_changes_are_static(
     kind: Any,
-    chosen: tuple[str, ...],
+    overrides: tuple[str, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As a CUDA graph asks for: of all tensors only the batch and the rates come from elsewhere at each call."""
-    compile_, loose = torch.compile, []
+    """Count the graph inputs that are not static.
+
+    As a CUDA graph requires, they are only the inputs, the targets and the learning rates.
+    """
+    compile_, dynamic_inputs = torch.compile, []
 
     def graph(module: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-        known = [node.meta.get("tensor_dict", {}) for node in module.graph.nodes if node.op == "placeholder"]
-        loose.append(sum("_dynamo_static_input_type" not in of for of in known))
+        tensors = [node.meta.get("tensor_dict", {}) for node in module.graph.nodes if node.op == "placeholder"]
+        dynamic_inputs.append(sum("_dynamo_static_input_type" not in tensor for tensor in tensors))
         return module.forward
 
     monkeypatch.setattr(torch, "compile", lambda function, *, mode, **k: compile_(function, **k, backend=graph))
-    trainer = fitted(tmp_path, *chosen, *FEW, "device.compile=true", kind=kind)
-    assert most_per_call(trainer) == 2
+    trainer = fitted(tmp_path, *overrides, *SHORT_RUN, "device.compile=true", kind=kind)
+    assert max_steps_per_call(trainer) == 2
     assert is_compiled(trainer)
-    assert loose == [3, 3], "the graphs of a step and of two"
+    assert dynamic_inputs == [3, 3], "the graphs of one step and of two steps"
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("cuda", "reduce-overhead"), ("cpu", None)])
-def test_a_gpu_s_graph_is_captured(kind: str, mode: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(torch, "compile", lambda function, *, mode, **_: asked.append(mode))
+def test_cuda_graphs_are_captured_on_a_gpu_only(kind: str, mode: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda function, *, mode, **_: modes.append(mode))
     model = Bigram(vocab_size=5, block_size=4)
     optimizer = run_config().optim.build(model, compiled=True)
     CompiledStep(model, optimizer, Device(torch.device(kind), "fp32", compile=True))
-    assert asked == [mode]
+    assert modes == [mode]
 
 
 @pytest.mark.parametrize(("kind", "fails_at"), [("cpu", 1), ("cuda", 1), ("cuda", 2)])
-def test_a_graph_that_cannot_be_made_costs_no_step(
+def test_no_step_is_lost_if_compilation_fails(
     kind: str, fails_at: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Compiling fails at the first call, capturing at the second; from there on steps are taken as they stand."""
+    """Fail at the first call (compilation) or the second call (capture).
+
+    All later steps run in eager mode.
+    """
     torch.manual_seed(0)
     model = Bigram(vocab_size=11, block_size=8)
     optimizer = run_config("optim=sgd").optim.build(model, compiled=True)
@@ -173,77 +182,78 @@ def test_a_graph_that_cannot_be_made_costs_no_step(
 
     monkeypatch.setattr(torch, "compile", compiled)
     step = CompiledStep(model, optimizer, Device(torch.device(kind), "fp32", compile=True))
-    before = [model.token_embedding_table.weight.detach().clone()]
+    history = [model.token_embedding_table.weight.detach().clone()]
     batch = (TOKENS[:8].long()[None], TOKENS[1:9].long()[None])
     for _ in range(3):
         step(batch, 0.1)
-        before.append(model.token_embedding_table.weight.detach().clone())
+        history.append(model.token_embedding_table.weight.detach().clone())
     assert caplog.text.count("no graph") == 1
     assert not step.is_compiled
     assert len(calls) == fails_at
     other = Bigram(vocab_size=11, block_size=8)
-    other.token_embedding_table.weight.data.copy_(before[0])
+    other.token_embedding_table.weight.data.copy_(history[0])
     device = Device(torch.device("cpu"), "fp32", compile=False)
     plain = TrainStep(other, run_config("optim=sgd").optim.build(other, compiled=False), device)
-    for weights_ in before[1:]:
+    for expected in history[1:]:
         plain(batch, 0.1)
-        torch.testing.assert_close(weights_, other.token_embedding_table.weight.detach())
+        torch.testing.assert_close(expected, other.token_embedding_table.weight.detach())
 
 
 @pytest.fixture(params=["eager", pytest.param("inductor", marks=[pytest.mark.slow, COMPILER])])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Return what torch.compile makes of a step's graph: nothing (eager runs it as it was traced), or code."""
+    """Set the backend of torch.compile.
+
+    `eager` runs the traced graph without compiling it, `inductor` compiles it.
+    """
     compile_, chosen = torch.compile, request.param
     monkeypatch.setattr(torch, "compile", lambda function, *, mode, **k: compile_(function, **k, backend=chosen))
 
 
 @pytest.mark.usefixtures("backend")
-def test_a_compiled_step_is_the_same_step(tmp_path: Path) -> None:
-    """With all that an update can have: a learning rate that rises, clipping, accumulation."""
+def test_compiled_steps_equal_eager_steps(tmp_path: Path) -> None:
+    """Use every option of an update: warm-up, clipping and accumulation."""
     update = ("optim.warmup_steps=6", "optim.lr=0.05", "optim.grad_clip=0.05", "trainer.grad_accumulation=2")
     overrides = (*update, "trainer.log_every=4", "trainer.eval_every=4", "trainer.steps=12")
     eager = fitted(tmp_path / "1", *overrides)
     compiled = fitted(tmp_path / "2", *overrides, "device.compile=true")
     assert is_compiled(compiled)
-    assert most_per_call(compiled) == 3
+    assert max_steps_per_call(compiled) == 3
     assert compiled.progress.step == 12
     torch.testing.assert_close(weights(eager), weights(compiled), rtol=1e-4, atol=1e-5)
     assert [r["step"] for r in records(tmp_path / "2")] == [0, 4, 8, 12]
     for a, b in zip(records(tmp_path / "1"), records(tmp_path / "2"), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
     half = fitted(tmp_path / "3", *overrides, "device.compile=true", "trainer.steps=8")
-    going_on = build(tmp_path / "3", *overrides, "device.compile=true")
-    going_on.start(Checkpoint(half.checkpoints.path("last")))
-    fit(going_on)
-    assert torch.equal(weights(compiled), weights(going_on)), "a compiled run goes on compiled, to the bit"
+    resumed = build(tmp_path / "3", *overrides, "device.compile=true")
+    resumed.start(Checkpoint(half.checkpoints.path("last")))
+    fit(resumed)
+    assert torch.equal(weights(compiled), weights(resumed)), "a compiled run resumes bit by bit"
     saved = (compiled.checkpoints.path("last") / "model.safetensors").read_bytes()
     assert b"_orig_mod" not in saved
 
 
 @pytest.mark.usefixtures("backend")
-def test_a_compiled_step_with_muon_is_the_same_step(tmp_path: Path) -> None:
-    chosen = ("model=gpt", "optim=muon", *FEW, "trainer.steps=3")
+def test_compiled_steps_with_muon_equal_eager_steps(tmp_path: Path) -> None:
+    overrides = ("model=gpt", "optim=muon", *SHORT_RUN, "trainer.steps=3")
     kind = gpt(n_layer=1, zero_init=False)
     plain, compiled = (
-        fitted(tmp_path / name, *chosen, f"device.compile={name}", kind=kind) for name in ("false", "true")
+        fitted(tmp_path / name, *overrides, f"device.compile={name}", kind=kind) for name in ("false", "true")
     )
     assert is_compiled(compiled)
     for (name, a), (_, b) in zip(plain.model.named_parameters(), compiled.model.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize(("log_every", "together"), [(10, 9), (100, 11)])
-def test_steps_that_share_a_call_fill_the_gap_between_two_records(
-    log_every: int, together: int, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("log_every", "shared"), [(10, 9), (100, 11)])
+def test_shared_calls_cover_the_steps_between_two_records(log_every: int, shared: int, tmp_path: Path) -> None:
     trainer = build(tmp_path, f"trainer.log_every={log_every}", "device.compile=true")
-    assert most_per_call(trainer) == together
+    assert max_steps_per_call(trainer) == shared
 
 
 @COMPILER
-def test_code_that_is_compiled_takes_the_same_step() -> None:
-    """The one real compilation outside of long tests, of one small graph."""
-    device, after = Device(torch.device("cpu"), "fp32", compile=True), []
+def test_inductor_code_takes_the_same_step() -> None:
+    """Compile one small graph, the only real compilation outside of the slow tests."""
+    device, results = Device(torch.device("cpu"), "fp32", compile=True), []
     for kind in (TrainStep, CompiledStep):
         torch.manual_seed(0)
         model = Bigram(vocab_size=11, block_size=8)
@@ -252,11 +262,11 @@ def test_code_that_is_compiled_takes_the_same_step() -> None:
         for rate in (0.1, 0.2):
             step((TOKENS[:8].long()[None], TOKENS[1:9].long()[None]), rate)
         assert not isinstance(step, CompiledStep) or step.is_compiled
-        after.append(model.token_embedding_table.weight.detach())
-    torch.testing.assert_close(after[0], after[1])
+        results.append(model.token_embedding_table.weight.detach())
+    torch.testing.assert_close(results[0], results[1])
 
 
-def test_a_step_that_does_not_compile_is_taken_uncompiled(
+def test_training_continues_uncompiled_if_compilation_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(*_: object, **__: object) -> Any:

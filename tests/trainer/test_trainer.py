@@ -1,4 +1,4 @@
-"""The Trainer: same bits from the same config, and steps that are what they say."""
+"""The Trainer: reproducible bits, records, checkpoints and speed."""
 
 import json
 import math
@@ -22,23 +22,23 @@ from bigramlm.trainer.trainer import Trainer
 from tests.helpers import TOKENS, Stub, build, fit, fitted, refuses
 
 
-def take_a_second_a_step(trainer: Trainer, *, at: float) -> list[float]:
-    """Give the Trainer a clock that stands still but in training steps, one by one, which take a second each.
+def set_one_second_per_step(trainer: Trainer, *, start: float) -> list[float]:
+    """Give the Trainer a clock that advances by a second per training step only.
 
-    What is returned is the clock, whose only number may be set.
+    Returns the clock as a list of one number, which the caller may change.
     """
-    now, take = [at], trainer.train_step
+    now, original = [start], trainer.train_step
     trainer.speed.clock = lambda: now[0]
 
-    def second(*arguments: Any) -> Any:
+    def step(*arguments: Any) -> Any:
         now[0] += 1
-        return take(*arguments)
+        return original(*arguments)
 
     class Slow:
-        __call__ = staticmethod(second)
+        __call__ = staticmethod(step)
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(take, name)
+            return getattr(original, name)
 
     trainer.train_step = Slow()  # type: ignore[assignment]
     return now
@@ -49,7 +49,7 @@ def weights(trainer: Trainer) -> torch.Tensor:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """Return the records without what a clock decides."""
+    """Return the records without the metrics that depend on a clock."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "mfu")} for line in lines]
 
@@ -63,9 +63,9 @@ def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
     assert not torch.equal(one.batches[0][0], other.batches[0][0]), "the seed decides the batches too"
 
 
-def test_looking_does_not_change_the_run(tmp_path: Path) -> None:
+def test_evaluations_logs_and_saves_do_not_change_the_run(tmp_path: Path) -> None:
     plain = fitted(tmp_path / "1", "trainer.steps=12")
-    watched = fitted(
+    observed = fitted(
         tmp_path / "2",
         "trainer.steps=12",
         "trainer.eval_every=1",
@@ -73,11 +73,11 @@ def test_looking_does_not_change_the_run(tmp_path: Path) -> None:
         "trainer.checkpoint_every=2",
         "trainer.eval_batches=all",
     )
-    assert torch.equal(weights(plain), weights(watched))
+    assert torch.equal(weights(plain), weights(observed))
 
 
-def test_steps_are_the_tutorials_loop(tmp_path: Path) -> None:
-    """The same batches through PyTorch's own optimizer, written out, with a warm-up and clipping."""
+def test_training_equals_the_tutorials_loop(tmp_path: Path) -> None:
+    """Compare with a plain PyTorch loop with warm-up and clipping."""
     trainer = build(tmp_path, "optim.warmup_steps=20", "optim.grad_clip=0.05", "optim.lr=0.1")
     torch.manual_seed(1337)
     table = torch.nn.Embedding(11, 11)
@@ -97,7 +97,7 @@ def test_steps_are_the_tutorials_loop(tmp_path: Path) -> None:
     assert torch.equal(table.weight, weights(trainer))
 
 
-def test_a_record_is_of_the_state_it_is_numbered_by(tmp_path: Path) -> None:
+def test_a_record_describes_the_state_at_its_step(tmp_path: Path) -> None:
     trainer = fitted(tmp_path)
     found = records(tmp_path)
     assert [record["step"] for record in found] == [0, 10, 20, 30]
@@ -108,21 +108,20 @@ def test_a_record_is_of_the_state_it_is_numbered_by(tmp_path: Path) -> None:
     (gradient,) = torch.autograd.grad(loss, list(fresh.model.parameters()))
     assert found[0]["grad_norm"] == pytest.approx(gradient.norm().item())
     assert found[0]["lr"] == 1e-3
-    assert "train/batch_loss" not in found[-1], "after the last step there is no further batch"
-    # The losses by hand: 100 batches of 32 blocks are more than there are, so each split is covered whole.
+    assert "train/batch_loss" not in found[-1], "there is no batch after the last step"
+    # Each split has fewer blocks than 100 batches of 32, so the evaluation covers the whole split.
     splits = {"train": TOKENS[:1800].long(), "val": TOKENS[1800:].long()}
     for split, ids in splits.items():
-        by_hand = F.cross_entropy(weights(trainer)[ids[:-1]], ids[1:]).item()
-        assert found[-1][f"{split}/loss"] == pytest.approx(by_hand, rel=1e-5)
-    assert found[-1]["final/val/loss"] == pytest.approx(by_hand, rel=1e-5)
+        expected = F.cross_entropy(weights(trainer)[ids[:-1]], ids[1:]).item()
+        assert found[-1][f"{split}/loss"] == pytest.approx(expected, rel=1e-5)
+    assert found[-1]["final/val/loss"] == pytest.approx(expected, rel=1e-5)
     best = best_bigram_losses(splits["train"], splits["val"], 11)
     assert (found[0]["train/best_bigram"], found[0]["val/best_bigram"]) == best
 
 
-def test_speed_is_tokens_by_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that stands still but in training steps, which take a second each."""
+def test_speed_is_tokens_per_second_of_training_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = build(tmp_path, "trainer.eval_every=7")
-    now = take_a_second_a_step(trainer, at=0.0)
+    now = set_one_second_per_step(trainer, start=0.0)
 
     def slow(*_: Any) -> float:
         now[0] += 100
@@ -132,20 +131,20 @@ def test_speed_is_tokens_by_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     fit(trainer)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
-    assert speeds == pytest.approx([256.0] * 3), "evaluations don't count"
-    told = json.loads((tmp_path / "summary.json").read_text())
-    assert told["seconds"] == lines[-1]["seconds"]
-    assert told["tokens_per_second"] == pytest.approx(30 * 256 / told["seconds"], rel=0.01)
+    assert speeds == pytest.approx([256.0] * 3), "the time of evaluations is excluded"
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["seconds"] == lines[-1]["seconds"]
+    assert summary["tokens_per_second"] == pytest.approx(30 * 256 / summary["seconds"], rel=0.01)
 
 
-def test_no_steps_evaluate_and_save_the_fresh_model(tmp_path: Path) -> None:
+def test_zero_steps_evaluate_and_save_the_untrained_model(tmp_path: Path) -> None:
     trainer = fitted(tmp_path, "trainer.steps=0")
     assert [record["step"] for record in records(tmp_path)] == [0]
     assert (trainer.checkpoints.path("last") / "model.safetensors").exists()
     assert trainer.progress.best["step"] == 0
 
 
-def test_the_best_is_never_replaced_by_a_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worse_checkpoint_never_replaces_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([4.0, 4.0, 3.0, 3.0, 3.5, 3.5, 3.0, 3.0, 1.0, 1.0])  # train and val, at 0, 10, 20, 30; final
     monkeypatch.setattr("bigramlm.trainer.evaluate.mean_loss", lambda *_: next(losses))
     trainer = fitted(tmp_path)
@@ -153,19 +152,19 @@ def test_the_best_is_never_replaced_by_a_worse(tmp_path: Path, monkeypatch: pyte
     assert trainer.checkpoints.path("best").name == "step_10"
     assert trainer.checkpoints.path("last").name == "step_30"
     kept = sorted(path.name for path in trainer.checkpoints.folder.iterdir())
-    assert kept == ["best", "last", "step_10", "step_30"], "nothing half-written, nothing more than is to be kept"
+    assert kept == ["best", "last", "step_10", "step_30"], "no temporary files and no superfluous checkpoints"
 
 
-def test_a_run_that_is_to_stop_ends_after_its_step_and_a_save(tmp_path: Path) -> None:
+def test_a_requested_stop_ends_the_run_after_a_step_and_a_save(tmp_path: Path) -> None:
     trainer = build(tmp_path, should_stop=lambda: trainer.progress.step == 13)
     assert fit(trainer).result.status == "stopped"
     assert trainer.progress.step == 13
     assert trainer.checkpoints.path("last").name == "step_13"
-    assert [record["step"] for record in records(tmp_path)] == [0, 10], "no record that a run without a stop lacks"
+    assert [record["step"] for record in records(tmp_path)] == [0, 10], "the stop adds no record"
     assert json.loads((tmp_path / "summary.json").read_text())["step"] == 13
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+def test_a_nonfinite_loss_fails_the_run(tmp_path: Path) -> None:
     with refuses("step 10", "1e+38", "optim.lr=", field="train/batch_loss", value="nan"):
         fitted(tmp_path, "optim.lr=1e38", "trainer.eval_every=100")
     with refuses("step 5", "1e+38", "optim.lr=", field="val/loss", value="nan"):
@@ -173,27 +172,27 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [Bigram, Stub])
-def test_a_checkpoint_holds_all_that_it_takes_to_go_on(tmp_path: Path, kind: type[LanguageModel]) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path: Path, kind: type[LanguageModel]) -> None:
     whole = fitted(tmp_path / "whole", kind=kind)
     half = fitted(tmp_path / "half", "trainer.steps=14", kind=kind)
-    torch.randn(3)
-    going_on = build(tmp_path / "half", kind=kind)
-    going_on.start(Checkpoint(half.checkpoints.path("last")))
-    assert torch.equal(weights(going_on), weights(half))
-    assert 0 < going_on.progress.seconds <= half.progress.seconds
-    fit(going_on)
-    assert torch.equal(weights(going_on), weights(whole))
-    states = (trainer.train_step.optimizer.state for trainer in (going_on, whole))
+    torch.randn(3)  # changes the random state, which the resume must restore
+    resumed = build(tmp_path / "half", kind=kind)
+    resumed.start(Checkpoint(half.checkpoints.path("last")))
+    assert torch.equal(weights(resumed), weights(half))
+    assert 0 < resumed.progress.seconds <= half.progress.seconds
+    fit(resumed)
+    assert torch.equal(weights(resumed), weights(whole))
+    states = (trainer.train_step.optimizer.state for trainer in (resumed, whole))
     for a, b in zip(*(state.values() for state in states), strict=True):
         assert all(torch.equal(a[key], b[key]) for key in b)
     assert json.loads((half.checkpoints.path("last") / "tokenizer.json").read_text())["chars"] == "abcdefghijk"
 
 
-def test_what_overflows_is_told_from_what_only_sums_to_more(tmp_path: Path) -> None:
+def test_an_overflow_of_a_sum_of_finite_values_is_not_an_error(tmp_path: Path) -> None:
     trainer = fitted(tmp_path, "trainer.steps=3")
     (parameter,) = trainer.model.parameters()
     with torch.no_grad():
-        parameter[0, :2] = 3e38  # their sum is not finite, and each of them is
+        parameter[0, :2] = 3e38  # their sum is infinite, although both are finite
     trainer.progress.step = 4
     trainer.save()
     trainer.train_step.optimizer.state[parameter]["exp_avg_sq"][0, 0] = torch.inf
@@ -203,20 +202,20 @@ def test_what_overflows_is_told_from_what_only_sums_to_more(tmp_path: Path) -> N
     assert trainer.checkpoints.steps()[-1] == 4
 
 
-def test_the_speed_of_a_resumed_run_is_that_of_its_own_steps(tmp_path: Path) -> None:
+def test_the_speed_of_a_resumed_run_excludes_the_steps_before(tmp_path: Path) -> None:
     fitted(tmp_path, "trainer.steps=14")
-    going_on = build(tmp_path)
-    going_on.start(Checkpoint(going_on.checkpoints.path("last")))
-    take_a_second_a_step(going_on, at=100.0)
-    going_on.progress.seconds = before = 7.0
-    fit(going_on)
-    told = json.loads((tmp_path / "summary.json").read_text())
-    assert told["seconds"] == pytest.approx(before + 16)
-    assert told["tokens_per_second"] == pytest.approx(256)
+    resumed = build(tmp_path)
+    resumed.start(Checkpoint(resumed.checkpoints.path("last")))
+    set_one_second_per_step(resumed, start=100.0)
+    resumed.progress.seconds = seconds_before = 7.0
+    fit(resumed)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["seconds"] == pytest.approx(seconds_before + 16)
+    assert summary["tokens_per_second"] == pytest.approx(256)
 
 
 class Scaler:
-    """A scaler of losses that is enabled, as fp16's is on a GPU."""
+    """An enabled loss scaler, like that of fp16 on a GPU."""
 
     def __init__(self) -> None:
         self.loaded: dict[str, Any] = {}
@@ -228,38 +227,38 @@ class Scaler:
         self.loaded = state
 
 
-def test_fp16s_scale_is_resumed_and_its_skipped_steps_are_no_failure(tmp_path: Path) -> None:
+def test_the_fp16_scale_is_resumed_and_infinite_gradients_are_allowed(tmp_path: Path) -> None:
     trainer = fitted(tmp_path, "trainer.steps=3")
     path = trainer.checkpoints.path("last")
     state = json.loads((path / "state.json").read_text()) | {"scaler": {"scale": 2.0}}
     (path / "state.json").write_text(json.dumps(state))
     (path / "manifest.json").unlink()
     write_manifest(path, 3)
-    going_on = build(tmp_path)
-    going_on.train_step.scaler = scaler = Scaler()  # type: ignore[assignment]
-    going_on.checkpoints.contents = replace(going_on.checkpoints.contents, scaler=scaler)  # type: ignore[arg-type]
-    going_on.start(Checkpoint(path))
+    resumed = build(tmp_path)
+    resumed.train_step.scaler = scaler = Scaler()  # type: ignore[assignment]
+    resumed.checkpoints.contents = replace(resumed.checkpoints.contents, scaler=scaler)  # type: ignore[arg-type]
+    resumed.start(Checkpoint(path))
     assert scaler.loaded == {"scale": 2.0}
-    assert going_on.measure(StepResult(torch.tensor(1.0), torch.tensor(float("inf"))))["grad_norm"] == float("inf")
+    assert resumed.measure(StepResult(torch.tensor(1.0), torch.tensor(float("inf"))))["grad_norm"] == float("inf")
 
 
-def test_evaluations_that_wait_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the interval changes, and where a resumed run evaluates the step again that it goes on from."""
+def test_evaluations_without_improvement_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeat the evaluation of the resumed step, also with another interval."""
     monkeypatch.setattr("bigramlm.trainer.evaluate.mean_loss", lambda *_: 5.0)
-    often = ("trainer.eval_every=2", "trainer.early_stopping_patience=4")
-    whole = fitted(tmp_path / "whole", *often)
+    overrides = ("trainer.eval_every=2", "trainer.early_stopping_patience=4")
+    whole = fitted(tmp_path / "whole", *overrides)
     assert (whole.progress.step, whole.result.early_stopped) == (8, True)
-    fitted(tmp_path / "half", *often, "trainer.steps=6")
-    going_on = build(tmp_path / "half", *often)
-    going_on.start(Checkpoint(going_on.checkpoints.path("last")))
-    assert going_on.progress.waited == 3
-    assert fit(going_on).progress.step == 8
-    every = build(tmp_path / "half", "trainer.eval_every=1", "trainer.early_stopping_patience=6")
-    every.start(Checkpoint(tmp_path / "half" / "checkpoints" / "step_8"))
-    assert fit(every).progress.step == 10
+    fitted(tmp_path / "half", *overrides, "trainer.steps=6")
+    resumed = build(tmp_path / "half", *overrides)
+    resumed.start(Checkpoint(resumed.checkpoints.path("last")))
+    assert resumed.progress.waited == 3
+    assert fit(resumed).progress.step == 8
+    another = build(tmp_path / "half", "trainer.eval_every=1", "trainer.early_stopping_patience=6")
+    another.start(Checkpoint(tmp_path / "half" / "checkpoints" / "step_8"))
+    assert fit(another).progress.step == 10
 
 
-def test_final_losses_cover_val_whole_and_train_as_far(tmp_path: Path) -> None:
+def test_final_losses_cover_val_and_as_much_of_train(tmp_path: Path) -> None:
     trainer = build(tmp_path)
     final = trainer.evaluator.final()
     val = TOKENS[1800:].long()
@@ -267,16 +266,16 @@ def test_final_losses_cover_val_whole_and_train_as_far(tmp_path: Path) -> None:
     assert loss is not None
     assert final["val/loss"] == pytest.approx(loss.item(), rel=1e-6)
     assert final["val/bpc"] == pytest.approx(loss.item() / math.log(2), rel=1e-6)
-    starts = [i * (1800 - 9) // 24 for i in range(25)]  # 25 blocks of 8 are what val's 200 tokens make
+    starts = [i * (1800 - 9) // 24 for i in range(25)]  # the 200 tokens of val make 25 blocks of 8
     x = torch.stack([TOKENS[s : s + 8] for s in starts]).long()
     y = torch.stack([TOKENS[s + 1 : s + 9] for s in starts]).long()
     assert final["train/loss"] == pytest.approx(trainer.model(x, y)[1].item(), rel=1e-6)
 
 
-def test_final_losses_of_a_long_split_take_a_fixed_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_final_losses_of_a_long_split_cover_a_fixed_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = build(tmp_path)
     whole = trainer.evaluator.final()
-    monkeypatch.setattr("bigramlm.trainer.evaluate.WHOLE_SPLIT_UP_TO", 80)
+    monkeypatch.setattr("bigramlm.trainer.evaluate.MAX_FINAL_TOKENS", 80)
     part = trainer.evaluator.final()
     assert part == trainer.evaluator.final()
     assert part["val/loss"] != whole["val/loss"]
@@ -286,20 +285,17 @@ def gpt(*, vocab_size: int, block_size: int) -> LanguageModel:
     return GPTConfig(n_layer=2, n_head=2, n_embd=16).build(vocab_size=vocab_size, block_size=block_size)
 
 
-def test_mfu_is_the_share_of_the_peak_that_matrix_products_take(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a clock that counts a second for a step."""
+def test_mfu_is_the_share_of_the_peak_in_matrix_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bigramlm.trainer.speed.peak", lambda device: Peak(1e9, "made up"))
     trainer = build(tmp_path, "model=gpt", kind=gpt)  # type: ignore[arg-type]
-    take_a_second_a_step(trainer, at=0.0)
+    set_one_second_per_step(trainer, start=0.0)
     fit(trainer)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     expected = 256 * trainer.model.flops_per_token() / 1e9
     assert [line["mfu"] for line in lines if "mfu" in line] == pytest.approx([expected] * 3, abs=1e-4)
-    told = json.loads((tmp_path / "summary.json").read_text())
-    assert told["peak"] == {"flops": 1e9, "how": "made up"}
-    assert told["mfu"] == pytest.approx(expected, abs=1e-4)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["peak"] == {"flops": 1e9, "how": "made up"}
+    assert summary["mfu"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_model_without_matrix_products_has_no_mfu(tmp_path: Path) -> None:

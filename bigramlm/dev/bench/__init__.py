@@ -1,4 +1,5 @@
-"""Benchmarks that compare two things in one run, in alternating pairs: machines are noisy, ratios less so.
+"""Benchmarks that compare two variants in alternating pairs.
 
-What is printed is the median over the pairs, with the least and the greatest.
+Machines are noisy, but ratios within a pair are less so. The output is the median over the pairs, with the minimum and
+the maximum.
 """

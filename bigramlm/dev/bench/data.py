@@ -1,4 +1,4 @@
-"""The benchmark of long texts: how they are prepared, and how training on them starts and goes."""
+"""The benchmark of long texts: preparation, time to the first step, and step time."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ from bigramlm.utils import paths
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Steps that are timed together; of the default run as many as it takes from one draw of its batches.
+# Steps per measurement. For the default run, this is the number of batches that one draw covers.
 _SLICES = {"the default run": 1024, "experiment=gpt_cpu": 25}
 _TOKENIZER = "tokenizer=bpe"
 
 
-class Prepared:
-    """The cost of preparing a text."""
+class PreparationFigures:
+    """The time and memory that preparing a text takes."""
 
     def __init__(self, gigabytes: float, *, size: int, seconds: float, memory: int | None) -> None:
-        """size: the text's bytes; memory: the most that all processes held together, in bytes, where it is known."""
+        """Store the measurements.
+
+        size: of the text, in bytes. memory: the peak of all processes together, in bytes; None if unknown.
+        """
         self.gigabytes = gigabytes
         self.size = size
         self.seconds = seconds
@@ -41,40 +44,46 @@ class Prepared:
         return vars(self)
 
     def __str__(self) -> str:
-        memory = "unknown here" if self.memory is None else f"{self.memory / 1e6:,.0f} MB at the most"
+        memory = "unknown on this system" if self.memory is None else f"at most {self.memory / 1e6:,.0f} MB"
         return (
             f"{self.gigabytes:g} GB of text prepared with {_TOKENIZER}: {self.seconds:.1f} s, "
-            f"{self.size / 1e6 / self.seconds:.1f} MB a second\n  memory of all its processes: {memory}"
+            f"{self.size / 1e6 / self.seconds:.1f} MB per second\n  memory of all processes: {memory}"
         )
 
 
-def data(pairs: int, *, sizes: tuple[float, ...] = (0.25, 1, 2)) -> Iterator[Prepared | Comparison]:
-    """Texts of 0.25, 1 and 2 GB: preparing them, and how training on them starts and steps against a small text."""
+def data(pairs: int, *, sizes: tuple[float, ...] = (0.25, 1, 2)) -> Iterator[PreparationFigures | Comparison]:
+    """Measure the preparation of texts of 0.25, 1 and 2 GB, and training on them.
+
+    The seconds to the first step and the seconds per step are compared with those of a small text.
+    """
     source = paths.home() / "sources" / "shakespeare.txt"
-    require(source.is_file(), f"{source}: is not there; `python scripts/train.py` downloads it")
+    require(source.is_file(), f"{source}: does not exist; `python scripts/train.py` downloads it")
     small = (_TOKENIZER, "data=shakespeare")
     with tempfile.TemporaryDirectory(prefix="bigramlm-bench-") as folder:
         for gigabytes in sizes:
             text = Path(folder) / "long.txt"
-            size = write_long(source.read_text("utf-8"), text, int(gigabytes * 1e9))
+            size = write_long_text(source.read_text("utf-8"), text, int(gigabytes * 1e9))
             long = (_TOKENIZER, "data=text", f"data.path={text}")
             try:
                 yield _prepare(gigabytes, size, long)
-                starts = alternate(pairs, lambda long=long: _first_step(long), lambda: _first_step(small))  # type: ignore[misc]
-                title = f"seconds from the command to the first step: {gigabytes:g} GB / Shakespeare"
+                starts = alternate(pairs, lambda long=long: _startup(long), lambda: _startup(small))  # type: ignore[misc]
+                title = f"seconds from start to the first step: {gigabytes:g} GB / Shakespeare"
                 yield Comparison(title, *starts, "wall")
-                for what, overrides in {"the default run": (), "experiment=gpt_cpu": ("experiment=gpt_cpu",)}.items():
-                    n = 5 * pairs  # a slice takes a second
-                    ours, theirs = _steps(n, (*overrides, *long), (*overrides, *small), _SLICES[what])
-                    title = f"seconds a step, {what}: from {gigabytes:g} GB / from Shakespeare"
-                    yield Comparison(title, ours, theirs, "step")
+                for recipe, overrides in {"the default run": (), "experiment=gpt_cpu": ("experiment=gpt_cpu",)}.items():
+                    n = 5 * pairs  # a slice takes about a second
+                    long_steps, small_steps = _steps(n, (*overrides, *long), (*overrides, *small), _SLICES[recipe])
+                    title = f"seconds per step, {recipe}: {gigabytes:g} GB / Shakespeare"
+                    yield Comparison(title, long_steps, small_steps, "step")
             finally:
                 shutil.rmtree(TextConfig(path=str(text)).kept_in(), ignore_errors=True)
                 text.unlink()
 
 
-def write_long(text: str, path: Path, size: int) -> int:
-    """Write the text's lines again and again, each time in another order, until there are so many bytes; how many."""
+def write_long_text(text: str, path: Path, size: int) -> int:
+    """Write the lines of the text repeatedly, reshuffled each time.
+
+    Stops once the file has at least `size` bytes. Returns the size of the file in bytes.
+    """
     lines, rng, n = text.splitlines(keepends=True), random.Random(0), 0
     with path.open("w", encoding="utf-8", newline="") as file:
         while n < size:
@@ -84,7 +93,7 @@ def write_long(text: str, path: Path, size: int) -> int:
     return path.stat().st_size
 
 
-def _prepare(gigabytes: float, size: int, overrides: tuple[str, ...]) -> Prepared:
+def _prepare(gigabytes: float, size: int, overrides: tuple[str, ...]) -> PreparationFigures:
     command = [sys.executable, str(paths.home() / "scripts" / "prepare.py"), *overrides]
     started, memory = time.perf_counter(), 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -93,37 +102,39 @@ def _prepare(gigabytes: float, size: int, overrides: tuple[str, ...]) -> Prepare
             time.sleep(0.05)
         seconds = time.perf_counter() - started
         require(process.returncode == 0, f"bench data: prepare.py failed: {process.stderr and process.stderr.read()}")
-    return Prepared(gigabytes, size=size, seconds=seconds, memory=memory or None)
+    return PreparationFigures(gigabytes, size=size, seconds=seconds, memory=memory or None)
 
 
 def _resident(pid: int) -> int:
-    # What a process and its children hold in memory, in bytes; 0 where there is no /proc.
-    held = 0
+    # Returns the resident memory of a process and its children in bytes; 0 without /proc.
+    resident = 0
     try:
         status = Path(f"/proc/{pid}/status").read_text("ascii")
-        held = 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+        resident = 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
-    except (OSError, StopIteration):  # it has ended
-        return held
-    return held + sum(_resident(int(child)) for child in children)
+    except (OSError, StopIteration):  # the process has ended, or there is no /proc
+        return resident
+    return resident + sum(_resident(int(child)) for child in children)
 
 
-def _first_step(overrides: tuple[str, ...]) -> Figures:
-    from bigramlm.dev.bench.commands import first_step
+def _startup(overrides: tuple[str, ...]) -> Figures:
+    from bigramlm.dev.bench.commands import time_to_first_step
 
-    with tempfile.TemporaryDirectory(prefix="bigramlm-bench-") as place:
-        return first_step(Path(place), *overrides)
+    with tempfile.TemporaryDirectory(prefix="bigramlm-bench-") as folder:
+        return time_to_first_step(Path(folder), *overrides)
 
 
 def _steps(n: int, long: tuple[str, ...], small: tuple[str, ...], steps: int) -> tuple[list[Figures], list[Figures]]:
-    """Seconds a step of n slices of steps, each with batches of its own text; all else alike."""
+    """Measure seconds per step on a long and a small text, alternately.
+
+    Takes n measurements of `steps` steps for each text. Only the text differs.
+    """
     import torch
 
-    cfg, other = composed_config(*long, "device.name=cpu"), composed_config(*small, "device.name=cpu")
-    torch.manual_seed(cfg.seed)
-    takes = [_step(one, _train_split(one)) for one in (cfg, other)]
-    ours, theirs = alternate(n, lambda: takes[0](steps), lambda: takes[1](steps))
-    return ours, theirs
+    long_cfg, small_cfg = composed_config(*long, "device.name=cpu"), composed_config(*small, "device.name=cpu")
+    torch.manual_seed(long_cfg.seed)
+    measure_long, measure_small = (_step(cfg, _train_split(cfg)) for cfg in (long_cfg, small_cfg))
+    return alternate(n, lambda: measure_long(steps), lambda: measure_small(steps))
 
 
 def _train_split(cfg: RunConfig) -> tuple[int, Tensor]:
@@ -132,8 +143,8 @@ def _train_split(cfg: RunConfig) -> tuple[int, Tensor]:
     from bigramlm.data.batches import on_device
     from bigramlm.data.corpus import tokenized
 
-    found = tokenized(cfg.data.prepare().read(), cfg.tokenizer, None, cfg.data.kept_in())
-    return found.tokenizer.vocab_size, on_device(found.ids["train"], torch.device("cpu"))
+    corpus = tokenized(cfg.data.prepare().read(), cfg.tokenizer, None, cfg.data.kept_in())
+    return corpus.tokenizer.vocab_size, on_device(corpus.ids["train"], torch.device("cpu"))
 
 
 def _step(cfg: RunConfig, split: tuple[int, Tensor]) -> Callable[[int], Figures]:
@@ -146,16 +157,16 @@ def _step(cfg: RunConfig, split: tuple[int, Tensor]) -> Callable[[int], Figures]
     model = cfg.model.build(vocab_size=vocab_size, block_size=data.block_size)
     device = set_up(decide(cfg.device, n_params=model.n_params(), tokens=data.batch_size * data.block_size))
     optimizer = cfg.optim.build(model, compiled=False)
-    take = TrainStep(model, optimizer, device, grad_clip=cfg.optim.grad_clip)
+    train_step = TrainStep(model, optimizer, device, grad_clip=cfg.optim.grad_clip)
     batches = Batches(Stream(tokens, block_size=data.block_size), batch_size=data.batch_size, seed=cfg.seed)
-    at = 0
+    step = 0
 
-    def measured(steps: int) -> Figures:
-        nonlocal at
+    def measure(steps: int) -> Figures:
+        nonlocal step
         started = time.perf_counter()
-        for number in range(at, at + steps):
-            take(batches[number], 1e-4)
-        at += steps
+        for number in range(step, step + steps):
+            train_step(batches[number], 1e-4)
+        step += steps
         return {"step": (time.perf_counter() - started) / steps}
 
-    return measured
+    return measure

@@ -53,18 +53,20 @@ def main() -> None:
         description=f"{textwrap.fill(bench.__doc__ or '', 79)}\n\n{about}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=BENCHMARKS, metavar="NAME", help="what to compare")
-    about_overrides = "of step and profile: the run to measure, as for train.py; of versions and bits: OLD NEW"
+    parser.add_argument("name", choices=BENCHMARKS, metavar="NAME", help="the benchmark to run")
+    about_overrides = "step, profile: overrides of the run to measure, as for train.py; versions, bits: OLD NEW"
     parser.add_argument("overrides", nargs="*", help=about_overrides)
-    parser.add_argument("--pairs", type=int, default=7, help="how many pairs to measure (7)")
-    parser.add_argument("--json", action="store_true", help="print every figure as JSON, a line a comparison")
+    parser.add_argument("--pairs", type=int, default=7, help="the number of pairs to measure (7)")
+    parser.add_argument("--json", action="store_true", help="print every figure as JSON, one line per comparison")
     arguments = parser.parse_intermixed_args()
     benchmark, overrides = BENCHMARKS[arguments.name], arguments.overrides
-    require(arguments.pairs >= 1, f"--pairs={arguments.pairs}: must be 1 or more")
-    takes = inspect.Parameter.VAR_POSITIONAL in {p.kind for p in inspect.signature(benchmark).parameters.values()}
-    require(takes or not overrides, f"{' '.join(overrides)}: bench {arguments.name} takes no overrides")
-    same = True
-    for found in benchmark(arguments.pairs, *overrides):
-        show(json.dumps(found.to_dict()) if arguments.json else str(found))
-        same = same and getattr(found, "ok", True)
-    sys.exit(0 if same else 1)
+    require(arguments.pairs >= 1, f"--pairs={arguments.pairs}: must be at least 1")
+    takes_overrides = inspect.Parameter.VAR_POSITIONAL in {
+        p.kind for p in inspect.signature(benchmark).parameters.values()
+    }
+    require(takes_overrides or not overrides, f"{' '.join(overrides)}: bench {arguments.name} takes no overrides")
+    ok = True
+    for result in benchmark(arguments.pairs, *overrides):
+        show(json.dumps(result.to_dict()) if arguments.json else str(result))
+        ok = ok and getattr(result, "ok", True)
+    sys.exit(0 if ok else 1)

@@ -1,4 +1,4 @@
-"""Two things measured in alternating pairs, and the ratio within the pairs."""
+"""Measurements in alternating pairs, and the ratios within the pairs."""
 
 from __future__ import annotations
 
@@ -10,26 +10,31 @@ Figures = dict[str, float]
 
 
 class Report(Protocol):
-    """The findings of a benchmark, as text and for JSON."""
+    """The result of a benchmark, printable as text or JSON."""
 
     def to_dict(self) -> dict[str, object]: ...
 
 
 class Comparison:
-    """Two things measured in pairs, and the ratio of one figure of theirs, pair by pair."""
+    """One figure of two variants, measured in pairs, and the ratio of each pair."""
 
     def __init__(
-        self, title: str, a: list[Figures], b: list[Figures], figure: str, of_b: str = "", each: int | None = None
+        self,
+        title: str,
+        a: list[Figures],
+        b: list[Figures],
+        figure: str,
+        figure_b: str = "",
+        n_items: int | None = None,
     ) -> None:
-        """Compare a figure of two things, pair by pair.
+        """Compare `figure` of variants A and B, pair by pair.
 
-        of_b: the other one's figure, where it has another name; each: what the difference is shared among, where it is
-        to be told too.
+        figure_b: B's name for the figure, if it differs. n_items: if given, the difference per item is also reported.
         """
         self.title = title
-        self.each = each
+        self.n_items = n_items
         self.a = [figures[figure] for figures in a]
-        self.b = [figures[of_b or figure] for figures in b]
+        self.b = [figures[figure_b or figure] for figures in b]
         self.ratios = [a / b for a, b in zip(self.a, self.b, strict=True)]
 
     def to_dict(self) -> dict[str, object]:
@@ -44,20 +49,23 @@ class Comparison:
             f"{spread(self.a)} / {spread(self.b)}",
             f"ratio {spread(self.ratios)}, {len(self.a)} pairs",
         ]
-        if self.each:
-            lines.append(f"difference, for each of {self.each}: {spread(self.differences)}")
+        if self.n_items:
+            lines.append(f"difference per item, of {self.n_items}: {spread(self.differences)}")
         return "\n  ".join(lines)
 
     @property
     def differences(self) -> list[float]:
-        return [(a - b) / (self.each or 1) for a, b in zip(self.a, self.b, strict=True)]
+        return [(a - b) / (self.n_items or 1) for a, b in zip(self.a, self.b, strict=True)]
 
 
 class Profile:
-    """The phases of a step, and the least time that it could take."""
+    """The time of each phase of a step, and lower bounds on the time of the step."""
 
     def __init__(self, title: str, *, phases: dict[str, list[float]], floors: dict[str, float]) -> None:
-        """phases: the seconds of each, step by step; floors: the least seconds, by what they are for."""
+        """Store the timings of a step.
+
+        phases: the seconds of each phase, per step. floors: lower bounds in seconds, by the work that takes them.
+        """
         self.title = title
         self.phases = phases
         self.floors = floors
@@ -68,20 +76,23 @@ class Profile:
     def __str__(self) -> str:
         medians = {name: statistics.median(seconds) for name, seconds in self.phases.items()}
         total = sum(medians.values())
-        lines = [f"{self.title}: {1e3 * total:.3g} ms, medians of {len(next(iter(self.phases.values())))}"]
+        lines = [f"{self.title}: {1e3 * total:.3g} ms, medians of {len(next(iter(self.phases.values())))} steps"]
         lines += [f"{name:<10} {1e3 * median:7.3f} ms  {median / total:4.0%}" for name, median in medians.items()]
-        lines += [f"at least {1e3 * seconds:.3g} ms for {what}" for what, seconds in self.floors.items()]
+        lines += [f"at least {1e3 * seconds:.3g} ms for {work}" for work, seconds in self.floors.items()]
         return "\n  ".join(lines)
 
 
 def alternate(
-    pairs: int, a: Callable[[], Figures], b: Callable[[], Figures], *, warm: bool = True
+    pairs: int, a: Callable[[], Figures], b: Callable[[], Figures], *, warm_up: bool = True
 ) -> tuple[list[Figures], list[Figures]]:
-    """Measure A B, B A, A B, ...: what drifts hits both alike. warm: the first of each is not counted."""
-    if warm:
+    """Measure A and B in alternating order (A B, B A, A B, …).
+
+    The alternation spreads drift of the machine equally over A and B. warm_up: run each once before measuring.
+    """
+    if warm_up:
         a(), b()
     measured: tuple[list[Figures], list[Figures]] = ([], [])
     for pair in range(pairs):
-        for which in (0, 1) if pair % 2 == 0 else (1, 0):
-            measured[which].append((a, b)[which]())
+        for variant in (0, 1) if pair % 2 == 0 else (1, 0):
+            measured[variant].append((a, b)[variant]())
     return measured

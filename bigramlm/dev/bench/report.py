@@ -1,4 +1,4 @@
-"""The benchmark of the report: how long it takes to make, how large it is, and how fast it answers."""
+"""The benchmark of the report: time to write, size and response time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pathlib import Path
 
 from bigramlm.config.run_config import config_hash, to_yaml
 from bigramlm.dev.bench.steps import composed_config
-from bigramlm.dev.browser import browser, missing
+from bigramlm.dev.browser import browser, unavailable_reason
 from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.utils import paths
 
-# What is clicked, in turns. The page has answered when the next frame has been drawn, and is done when no chart in
-# sight is still to be drawn.
+# The elements to click, in rotation. The page has responded once the next frame is drawn, and has finished once every
+# chart on screen is redrawn.
 CLICKS = {
     "log": ("#bar [name=y][value=log]", "#bar [name=y][value=linear]"),
     "tokens": ("[name=x][value=tokens]", "[name=x][value=step]"),
@@ -37,22 +37,22 @@ _CLICK = """
   element.click();
   await new Promise(requestAnimationFrame);
   await new Promise((drawn) => setTimeout(drawn));
-  const answered = performance.now() - began;
+  const responded = performance.now() - began;
   while ([...stale].some((name) => onScreen.has(name))) await new Promise(requestAnimationFrame);
-  return [answered, performance.now() - began];
+  return [responded, performance.now() - began];
 """
 
 
 class ReportFigures:
-    """The cost of a report."""
+    """The time to write a report, its size and its response times."""
 
     def __init__(
         self, title: str, *, seconds: list[float], size: int, clicks: dict[str, list[tuple[float, float]]]
     ) -> None:
-        """Take what was measured.
+        """Store the measurements.
 
-        seconds: to make it, once a time; size: bytes; clicks: milliseconds to the answer and to all of it, by what is
-        clicked.
+        seconds: the time to write the report, per repetition. size: in bytes. clicks: per element, the milliseconds
+        from each click to the first response and to the final frame.
         """
         self.title = title
         self.seconds = seconds
@@ -63,22 +63,22 @@ class ReportFigures:
         return {"title": self.title, "seconds": self.seconds, "bytes": self.size, "clicks": self.clicks}
 
     def __str__(self) -> str:
-        lines = [self.title, f"made in {statistics.median(self.seconds):.2f} s, {self.size / 1e6:.2f} MB"]
-        for name, took in self.clicks.items():
-            answered, done = zip(*took, strict=True)
-            told = (f"{statistics.median(times):4.0f} ms (at most {max(times):.0f})" for times in (answered, done))
-            lines.append(f"click on {name:<7}{', all of it '.join(told)}")
+        lines = [self.title, f"written in {statistics.median(self.seconds):.2f} s, {self.size / 1e6:.2f} MB"]
+        for name, times in self.clicks.items():
+            responded, finished = zip(*times, strict=True)
+            figures = (f"{statistics.median(ms):4.0f} ms (at most {max(ms):.0f})" for ms in (responded, finished))
+            lines.append(f"click on {name:<7}{', finished after '.join(figures)}")
         return "\n  ".join(lines)
 
 
 def report(pairs: int) -> Iterator[ReportFigures]:
-    """Measure the page of a sweep of 200 jobs with 100 records each.
+    """Measure the report of a sweep of 200 jobs with 100 records each.
 
-    Seconds to make it as a command, its size, and, in a headless Chromium if there is one, milliseconds from a click to
-    the answer, and to all of it.
+    The figures are the seconds that the command takes, the size of the page and, if Chromium is available, the
+    milliseconds from a click to the first response and to the final frame.
     """
     with tempfile.TemporaryDirectory() as folder:
-        made_up_sweep(Path(folder))
+        write_synthetic_sweep(Path(folder))
         page, seconds = Path(folder) / "report.html", []
         for _ in range(pairs):
             began = time.perf_counter()
@@ -86,53 +86,56 @@ def report(pairs: int) -> Iterator[ReportFigures]:
             subprocess.run(command, check=True, capture_output=True)
             seconds.append(time.perf_counter() - began)
         clicks: dict[str, list[tuple[float, float]]] = {name: [] for name in CLICKS}
-        reason = missing()
+        reason = unavailable_reason()
         if reason is None:
             with browser() as window:
                 window.open(page)
                 for (name, selectors), n in itertools.product(CLICKS.items(), range(2 * pairs)):
                     clicks[name].append(tuple(window.run(_CLICK, selectors[n % len(selectors)])))
-        title = "a report of 200 runs with 100 records each" + (f"; not clicked: {reason}" if reason else "")
+        title = "a report of 200 runs with 100 records each" + (f"; no clicks: {reason}" if reason else "")
         yield ReportFigures(
-            title, seconds=seconds, size=page.stat().st_size, clicks={n: took for n, took in clicks.items() if took}
+            title,
+            seconds=seconds,
+            size=page.stat().st_size,
+            clicks={name: times for name, times in clicks.items() if times},
         )
 
 
-def made_up_sweep(folder: Path, *, records: int = 100, seeds: int = 5) -> None:
-    """Write a sweep of 40 jobs a seed that nobody trained: their curves are made up, and their files are as real ones.
+def write_synthetic_sweep(folder: Path, *, records: int = 100, seeds: int = 5) -> None:
+    """Write a sweep with synthetic curves and real file formats.
 
-    It is over ten learning rates and four block sizes; the highest rates fly off.
+    It has 40 jobs per seed: ten learning rates by four block sizes. The losses of the highest learning rates diverge.
     """
     rates = [f"{10 ** (-4 + 0.5 * n):.3g}" for n in range(10)]
     swept = {"optim.lr": rates, "data.block_size": ["8", "16", "32", "64"], "seed": [*map(str, range(1, 1 + seeds))]}
     sweep, rng = Sweep(folder), random.Random(0)
     sweep.fields = list(swept)
-    fresh = composed_config("data=bundled")
+    base = composed_config("data=bundled")
     for number, values in enumerate(itertools.product(*swept.values())):
         overrides = [f"{field}={value}" for field, value in zip(swept, values, strict=True)]
         rate, block_size, seed = float(values[0]), int(values[1]), int(values[2])
         cfg = replace(
-            fresh,
-            optim=replace(fresh.optim, lr=rate),
-            data=replace(fresh.data, block_size=block_size),
+            base,
+            optim=replace(base.optim, lr=rate),
+            data=replace(base.data, block_size=block_size),
             seed=seed,
-            trainer=replace(fresh.trainer, steps=100 * records),
+            trainer=replace(base.trainer, steps=100 * records),
         )
         sweep.jobs[number] = Job(number, overrides, config_hash(cfg))
         run = folder / str(number)
         run.mkdir()
         (run / "config.yaml").write_text(to_yaml(cfg), "utf-8")
         floor = 1.5 + 0.1 * abs(math.log10(rate) + 2) - 0.05 * math.log2(block_size / 8) + rng.gauss(0, 0.01)
-        flies_off = rate > 1
+        diverges = rate > 1
         lines = []
         for n in range(records):
-            loss = floor + (4.2 - floor) * math.exp(-n * min(rate, 0.1) * 20) + (n**1.5 if flies_off else 0)
-            noisy = {"train/loss": loss - 0.05, "val/loss": loss, "train/batch_loss": loss + rng.gauss(0, 0.1)}
+            loss = floor + (4.2 - floor) * math.exp(-n * min(rate, 0.1) * 20) + (n**1.5 if diverges else 0)
+            losses = {"train/loss": loss - 0.05, "val/loss": loss, "train/batch_loss": loss + rng.gauss(0, 0.1)}
             lines.append(
                 {
                     "step": 100 * n,
                     "seconds": round(0.1 * n, 4),
-                    **noisy,
+                    **losses,
                     "val/best_bigram": 2.48,
                     "lr": rate,
                     "grad_norm": 1.0,

@@ -1,4 +1,4 @@
-"""Two versions of bigramlm on this machine: whether their runs have the same bits, and which is faster."""
+"""Comparison of two versions of bigramlm: bit-equality of runs, and speed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bigramlm.dev.bench.measure import Comparison, Figures, alternate
 from bigramlm.errors import UserError, require
 from bigramlm.utils import paths
 
-# Runs that end soon, and evaluate, save and record on the way.
+# Overrides of short runs that still evaluate, save checkpoints and log records.
 _SHORT = ("data=bundled", "logger=none", "trainer.eval_batches=20", "sample.max_new_tokens=100")
 _STEPS = (*_SHORT, "trainer.steps=60", "trainer.eval_every=20", "trainer.checkpoint_every=20", "trainer.log_every=10")
 _SMALL = ("model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.dropout=0.1", "data.block_size=32")
@@ -29,13 +29,13 @@ _CUT = ("logger=none", "trainer.steps=60", "trainer.eval_every=30", "trainer.che
 
 @dataclass(frozen=True)
 class Case:
-    """A run, or a sweep, that both versions make."""
+    """A run or sweep that both versions execute."""
 
-    words: tuple[str, ...]
-    """The words to type. {runs} is the version's folder of runs, {pairs} a file of pairs."""
-    sweeps: bool = False
-    killed_at: int | None = None
-    """The step whose checkpoint is there when the run is killed, and resumed."""
+    overrides: tuple[str, ...]
+    """The command-line overrides. {runs} is replaced by the version's folder of runs, {pairs} by a file of pairs."""
+    is_sweep: bool = False
+    kill_at: int | None = None
+    """The step after whose checkpoint the run is killed and then resumed; None for a run that is not killed."""
 
 
 _BPE = ("model=gpt", "tokenizer=bpe", "tokenizer.vocab_size=300", *_SMALL, *_STEPS)
@@ -53,20 +53,20 @@ CASES: dict[str, Case] = {
     "lora": Case(("init_from={runs}/gpt", "adapter=lora", "adapter.r=4", *_STEPS)),
     "ngram": Case(("model=ngram", *_STEPS)),
     "compiled": Case(("device.compile=true", *_SHORT, "trainer.steps=400", "trainer.eval_every=150")),
-    "killed": Case(("model=gpt", *_SMALL, *_SHORT, *_LONGER), killed_at=200),
-    "sweep": Case(_GRID, sweeps=True),
-    "sweep_joblib": Case((*_GRID, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), sweeps=True),
-    "search": Case(_SEARCH, sweeps=True),
+    "killed": Case(("model=gpt", *_SMALL, *_SHORT, *_LONGER), kill_at=200),
+    "sweep": Case(_GRID, is_sweep=True),
+    "sweep_joblib": Case((*_GRID, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), is_sweep=True),
+    "search": Case(_SEARCH, is_sweep=True),
 }
-# Columns of results.csv that tell of the clock or the place.
-_APART = {"folder", "seconds", "tokens_per_second"}
+# Columns of results.csv that differ between equal runs, because they contain times and paths.
+_NOT_COMPARED = {"folder", "seconds", "tokens_per_second"}
 
 
-class Same:
-    """The first difference between two versions in the bits of a run or sweep, if there is one."""
+class BitComparison:
+    """The first bitwise difference between two versions of a run or sweep."""
 
     def __init__(self, title: str, difference: str | None) -> None:
-        """difference: the first one that was found."""
+        """Store the first difference, or None if the bits are equal."""
         self.title = title
         self.difference = difference
 
@@ -78,67 +78,74 @@ class Same:
         return {"title": self.title, "difference": self.difference}
 
     def __str__(self) -> str:
-        return f"{self.title}: {self.difference or 'the same bits'}"
+        return f"{self.title}: {self.difference or 'bit-equal'}"
 
 
 class Version:
-    """A version of bigramlm in a folder, whose commands are run there."""
+    """A version of bigramlm, as a source tree whose commands can be run."""
 
     def __init__(self, tree: Path, runs: Path) -> None:
-        """Take a folder for what its runs leave."""
+        """Store the source tree and the folder for its runs."""
         self.tree = tree
         self.runs = runs
         self.env = {**os.environ, "PYTHONPATH": str(tree)}
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        """Start its train.py with these overrides."""
-        command = [sys.executable, str(self.tree / "scripts" / "train.py"), *words]
-        # Its output goes to a file: a pipe that nobody reads would fill.
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start this version's train.py with these arguments."""
+        command = [sys.executable, str(self.tree / "scripts" / "train.py"), *arguments]
+        # The output goes to a file, because a pipe that is not read would fill up and block the process.
         with (self.runs / "output.txt").open("w") as output:
             return subprocess.Popen(command, cwd=self.runs, env=self.env, stdout=output, stderr=output, text=True)
 
-    def train(self, *words: str) -> float:
-        """Run its train.py with these overrides, and return the seconds. UserError where it fails."""
+    def train(self, *arguments: str) -> float:
+        """Run this version's train.py and return the seconds that it took.
+
+        Raises UserError if the command fails.
+        """
         began = time.perf_counter()
-        process = self.start(*words)
+        process = self.start(*arguments)
         code = process.wait()
-        said = (self.runs / "output.txt").read_text("utf-8", "replace")
-        require(code == 0, f"{self.tree}: train.py {' '.join(words)}: ended with exit code {code}: {said[-500:]}")
+        output = (self.runs / "output.txt").read_text("utf-8", "replace")
+        require(code == 0, f"{self.tree}: train.py {' '.join(arguments)} failed with exit code {code}: {output[-500:]}")
         return time.perf_counter() - began
 
-    def make(self, name: str, case: Case, pairs: Path) -> Path:
-        """Make a case, and return its folder. UserError where it fails, or is over before it could be killed."""
+    def run_case(self, name: str, case: Case, pairs: Path) -> Path:
+        """Run a case and return the folder of its run or sweep.
+
+        Raises UserError if the case fails, or if the run completes before it can be killed.
+        """
         folder = self.runs / name
-        words = [word.format(runs=self.runs, pairs=pairs) for word in case.words]
-        if case.sweeps:
-            self.train("-m", f"hydra.sweep.dir={folder}", *words)
-        elif case.killed_at is None:
-            self.train(f"hydra.run.dir={folder}", *words)
+        overrides = [override.format(runs=self.runs, pairs=pairs) for override in case.overrides]
+        if case.is_sweep:
+            self.train("-m", f"hydra.sweep.dir={folder}", *overrides)
+        elif case.kill_at is None:
+            self.train(f"hydra.run.dir={folder}", *overrides)
         else:
-            process = self.start(f"hydra.run.dir={folder}", *words)
-            while process.poll() is None and not (folder / "checkpoints" / f"step_{case.killed_at}").exists():
+            process = self.start(f"hydra.run.dir={folder}", *overrides)
+            while process.poll() is None and not (folder / "checkpoints" / f"step_{case.kill_at}").exists():
                 time.sleep(0.001)
             process.kill()
-            require(process.wait() != 0, f"{self.tree}: the run was complete before it could be killed")
+            require(process.wait() != 0, f"{self.tree}: the run completed before it could be killed")
             self.train(f"resume={folder}")
         return folder
 
 
-def bits(pairs: int, *versions: str) -> Iterator[Same]:  # noqa: ARG001 - once is enough
-    """OLD NEW: whether runs of two versions (commits, or checkouts) have the same bits.
+def bits(pairs: int, *versions: str) -> Iterator[BitComparison]:  # noqa: ARG001 - one comparison is enough
+    """Compare runs of two versions bit by bit.
 
-    Weights, optimizers, random states, records but for the clock, samples and tables, of runs of many kinds.
+    Requires two arguments OLD NEW: commits or folders of checkouts. Compares weights, optimizer states, random states,
+    records (except for times), samples and tables of many kinds of runs and sweeps.
     """
     from bigramlm.cli.verify_resume import compare
 
     with _both(versions) as (old, new):
-        examples = old.runs.parent.parent / "pairs.jsonl"
+        pairs_file = old.runs.parent.parent / "pairs.jsonl"
         texts = paths.bundled_text().read_text("utf-8").split("\n\n")[:200]
         lines = [json.dumps({"prompt": text[:12], "completion": text[12:60] or "-"}) + "\n" for text in texts]
-        examples.write_text("".join(lines), "utf-8")
+        pairs_file.write_text("".join(lines), "utf-8")
         for name, case in CASES.items():
-            a, b = (version.make(name, case, examples) for version in (old, new))
-            yield Same(name, _compare_sweeps(a, b) if case.sweeps else compare(a, b))
+            a, b = (version.run_case(name, case, pairs_file) for version in (old, new))
+            yield BitComparison(name, _compare_sweeps(a, b) if case.is_sweep else compare(a, b))
 
 
 def _compare_sweeps(old: Path, new: Path) -> str | None:
@@ -147,7 +154,12 @@ def _compare_sweeps(old: Path, new: Path) -> str | None:
     tables = []
     for folder in (old, new):
         with (folder / "results.csv").open(encoding="utf-8") as file:
-            tables.append([{n: value for n, value in row.items() if n not in _APART} for row in csv.DictReader(file)])
+            tables.append(
+                [
+                    {name: value for name, value in row.items() if name not in _NOT_COMPARED}
+                    for row in csv.DictReader(file)
+                ]
+            )
     if tables[0] != tables[1]:
         return "results.csv differs"
     for row in tables[0]:
@@ -157,19 +169,23 @@ def _compare_sweeps(old: Path, new: Path) -> str | None:
 
 
 def versions(pairs: int, *names: str) -> Iterator[Comparison]:
-    """OLD NEW: two versions (commits, or checkouts): seconds of the default run, a step, the start, a sweep."""
+    """Compare the speed of two versions.
+
+    Requires two arguments OLD NEW: commits or folders of checkouts. Measures the seconds of the default run, a step,
+    the start, --help, an error message and a sweep.
+    """
     with _both(names) as (old, new):
 
         def compared(measure: Callable[[Version], Figures], title: str, figure: str, n: int = pairs) -> Comparison:
-            of_new, of_old = alternate(n, partial(measure, new), partial(measure, old))
-            return Comparison(f"{title}: new / old", of_new, of_old, figure)
+            new_figures, old_figures = alternate(n, partial(measure, new), partial(measure, old))
+            return Comparison(f"{title}: new / old", new_figures, old_figures, figure)
 
         yield compared(_bigram, "seconds of training, the default run of 10,000 steps", "seconds")
-        yield compared(_step, "seconds for a step, experiment=gpt_cpu", "seconds")
-        yield compared(_started, "seconds from the command to the first step", "seconds", 3 * pairs)
+        yield compared(_step, "seconds per step, experiment=gpt_cpu", "seconds")
+        yield compared(_first_step, "seconds from start to the first step", "seconds", 3 * pairs)
         yield compared(partial(_printed, "--help"), "seconds for --help", "seconds", 3 * pairs)
-        yield compared(partial(_printed, "optim.lr=-1"), "seconds for a refusal", "seconds", 3 * pairs)
-        yield compared(_swept, "seconds from the command to its end, 32 jobs of 200 steps", "seconds")
+        yield compared(partial(_printed, "optim.lr=-1"), "seconds for an error message", "seconds", 3 * pairs)
+        yield compared(_sweep, "seconds from start to exit, 32 jobs of 200 steps", "seconds")
 
 
 def _bigram(version: Version) -> Figures:
@@ -189,28 +205,33 @@ def _step(version: Version) -> Figures:
     return {"seconds": 8 * 128 / max(rates)}
 
 
-def _started(version: Version) -> Figures:
+def _first_step(version: Version) -> Figures:
     folder = _folder(version)
     began = time.perf_counter()
     process = version.start(f"hydra.run.dir={folder}", "trainer.steps=1")
     metrics = folder / "metrics.jsonl"
     while not (metrics.exists() and metrics.stat().st_size):
-        require(process.poll() is None, f"{version.tree}: the run ended without a step")
+        require(process.poll() is None, f"{version.tree}: the run ended before its first step")
         time.sleep(0.002)
     seconds = time.perf_counter() - began
     process.wait()
     return {"seconds": seconds}
 
 
-def _printed(word: str, version: Version) -> Figures:
+def _printed(argument: str, version: Version) -> Figures:
     began = time.perf_counter()
-    version.start(word).wait()
+    version.start(argument).wait()
     return {"seconds": time.perf_counter() - began}
 
 
-def _swept(version: Version) -> Figures:
-    words = (f"hydra.sweep.dir={_folder(version)}", "trainer.steps=200", "trainer.eval_every=200", "seed=range(0,32)")
-    return {"seconds": version.train("-m", *words)}
+def _sweep(version: Version) -> Figures:
+    arguments = (
+        f"hydra.sweep.dir={_folder(version)}",
+        "trainer.steps=200",
+        "trainer.eval_every=200",
+        "seed=range(0,32)",
+    )
+    return {"seconds": version.train("-m", *arguments)}
 
 
 def _folder(version: Version) -> Path:
@@ -220,29 +241,32 @@ def _folder(version: Version) -> Path:
 @contextlib.contextmanager
 def _both(versions: Sequence[str]) -> Iterator[tuple[Version, Version]]:
     require(
-        len(versions) == 2, f"{' '.join(versions) or 'nothing'}: must be two versions, OLD NEW: commits, or folders"
+        len(versions) == 2,
+        f"{' '.join(versions) or 'no versions'}: must be two versions, OLD NEW: commits or folders of checkouts",
     )
     with tempfile.TemporaryDirectory(prefix="bigramlm-versions-") as folder:
-        made = []
+        both = []
         for name, side in zip(versions, ("old", "new"), strict=True):
-            place = Path(folder) / side
-            (place / "runs").mkdir(parents=True)
-            made.append(Version(_tree(name, place / "tree"), place / "runs"))
-        yield made[0], made[1]
+            version_folder = Path(folder) / side
+            (version_folder / "runs").mkdir(parents=True)
+            both.append(Version(_tree(name, version_folder / "tree"), version_folder / "runs"))
+        yield both[0], both[1]
 
 
 def _tree(version: str, to: Path) -> Path:
-    # The files of a commit, or of a folder as it stands, with the same text to train on.
-    given = Path(version)
-    if (given / "scripts" / "train.py").is_file():
-        kept_out = shutil.ignore_patterns(".*", "outputs", "tests", "__pycache__", "*.egg-info")
-        shutil.copytree(given, to, ignore=kept_out)
+    # Copies the files of a commit or folder, and the text that both versions train on.
+    folder = Path(version)
+    if (folder / "scripts" / "train.py").is_file():
+        ignore = shutil.ignore_patterns(".*", "outputs", "tests", "__pycache__", "*.egg-info")
+        shutil.copytree(folder, to, ignore=ignore)
     else:
         to.mkdir()
         git = ["git", "-C", str(paths.home()), "archive", version]
         archive = subprocess.run(git, capture_output=True, check=False)
         if archive.returncode != 0:
-            raise UserError(f"{version}: is no commit, and no folder of a checkout: {archive.stderr.decode().strip()}")
+            raise UserError(
+                f"{version}: is neither a commit nor the folder of a checkout: {archive.stderr.decode().strip()}"
+            )
         subprocess.run(["tar", "-x", "-C", str(to)], input=archive.stdout, check=True)
     text = paths.home() / "sources" / "shakespeare.txt"
     if text.is_file():
