@@ -197,7 +197,7 @@ def _read(paths: Sequence[Path], sizes: Sequence[int], name: str, field: str, tr
                     if kept is not None:
                         kept.append(blocks)
             read_files.append(File(str(path), status.st_size, status.st_mtime_ns, reader.sha256))
-    require(n > 0, f"{describe_files(paths)}: empty, so there is nothing to train on")
+    require(n > 0, f"{describe_files(paths)}: is empty, so there is nothing to train on")
     characters = np.flatnonzero(seen).astype(np.uint32).tobytes().decode("utf-32-le")
     return Text(name, tuple(read_files), field, n, characters, documents, _split(n, ends, train_fraction), kept)
 

@@ -80,9 +80,7 @@ def run(
         build.check(model, corpus, batches[0], fresh=init.is_fresh(cfg) and counting is None)
     # Up to here no file of a resumed run has changed; from here on nothing is refused.
     checkpoints.quarantine(after=init.resumed_at)
-    folder.begin_training(
-        checkpoints.contents.config, overrides.words, resumed_at=init.resumed_at, is_changed=init.is_changed
-    )
+    folder.begin_training(checkpoints.contents.config, overrides.words, init.resumed_at, is_changed=init.is_changed)
     folder.update_summary(**build.describe(cfg, model, corpus, splits, adapter))
     with Metrics(cfg.logger, origin(cfg, folder, init, job)) as metrics:
         with stop.deferred():

@@ -81,7 +81,7 @@ class RunFolder:
         )
 
     def begin_training(
-        self, config: str, overrides: list[str], *, resumed_at: int | None, is_changed: bool = False
+        self, config: str, overrides: list[str], resumed_at: int | None, *, is_changed: bool = False
     ) -> None:
         """Save the resolved config (as YAML) and record a resume in the summary.
 

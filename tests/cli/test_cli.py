@@ -191,7 +191,7 @@ def test_unusable_files_give_a_one_line_error(cli: Cli, tmp_path: Path) -> None:
     for name, named in {
         "none.txt": ["data.path="],
         ".": ["folder", f"data.path='{tmp_path / '*.txt'}'"],
-        "empty.txt": ["empty;"],
+        "empty.txt": ["is empty"],
         "latin1.txt": ["0xfc", "offset 1", "line 1", "iconv"],
         "short.txt": ["val", "data.block_size=8", "2", "9"],
     }.items():
