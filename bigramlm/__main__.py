@@ -11,19 +11,19 @@ from bigramlm.utils.console import show
 
 COMMANDS = {
     "train": ("bigramlm.cli.train", "train a model, resume a run, or run a sweep with -m"),
-    "sample": ("bigramlm.cli.sample", "write text with a trained model"),
+    "sample": ("bigramlm.cli.sample", "generate text with a trained model"),
     "prepare": ("bigramlm.cli.prepare", "encode a long text into token files"),
     "runs": ("bigramlm.cli.runs", "list and compare runs, show sweep results, write a report"),
     "checkpoint": ("bigramlm.cli.checkpoint", "inspect, verify, strip, merge or export a checkpoint"),
-    "verify_resume": ("bigramlm.cli.verify_resume", "check that killed and resumed runs are bit-equal"),
-    "bench": ("bigramlm.dev.bench.main", "benchmark two variants in alternating pairs"),
+    "verify_resume": ("bigramlm.cli.verify_resume", "check that a killed and resumed run gives the same bits"),
+    "bench": ("bigramlm.dev.bench.main", "benchmark two variants by measuring them alternately"),
 }
-"""The module and the description of each command."""
+"""The module and the description of each command, by command name."""
 
 
 @command
 def main() -> None:
-    """Run the command that the first argument names; without it, list the commands."""
+    """Run the command named by the first argument, or list all commands."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
         lines = [f"  {name:<14} {description}" for name, (_, description) in COMMANDS.items()]

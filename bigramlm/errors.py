@@ -4,17 +4,17 @@
 class UserError(Exception):
     """An error that the user can fix, described in one line.
 
-    The message contains the offending value, the reason and the way out. The command line prints it without a
+    The message contains the offending value, the reason and a fix. The command line prints the message without a
     traceback and exits with code 2.
     """
 
 
 def require(ok: bool, message: str) -> None:
-    """Raise UserError(message) unless ok."""
+    """Raise UserError(message) if ok is False."""
     if not ok:
         raise UserError(message)
 
 
 def require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise UserError with the list of choices unless value is one of them."""
+    """Raise UserError that lists the choices unless value is one of the choices."""
     require(value in choices, f"{field}={value}: unknown; choose one of {', '.join(choices)}")

@@ -12,9 +12,10 @@ from bigramlm.model.base import LanguageModel
 
 
 def generate(model: LanguageModel, idx: Tensor, max_new_tokens: int, **settings: Any) -> Tensor:
-    """Append max_new_tokens tokens to idx (B, T).
+    """Append up to max_new_tokens generated tokens to token ids idx (B, T).
 
-    settings: those of `stream`. Returns (B, T + max_new_tokens), or fewer if all rows end earlier.
+    settings: the keyword arguments of `stream`. Returns (B, T + max_new_tokens), or fewer columns if all rows end
+    earlier.
     """
     return torch.cat((idx, *stream(model, idx, max_new_tokens, **settings)), dim=1)
 
@@ -32,16 +33,19 @@ def stream(
     until: int | None = None,
     cached: bool = True,
 ) -> Iterator[Tensor]:
-    """Yield the tokens (B, 1) that follow idx (B, T), one at a time.
+    """Generate the tokens that follow token ids idx (B, T), and yield them one by one.
 
-    Each token is drawn from softmax(logits / temperature) at the last position, from the tokens that top_k and top_p
-    leave; a temperature of 0 takes the likeliest token. The draws use a separate generator, so that sampling during
-    training does not change the run. Dropout is off. Generation ends early once every row contains the token `until`;
-    the tokens after it in a row have no meaning.
+    Each yielded tensor (B, 1) contains the next token of each row. The token is sampled from softmax(logits /
+    temperature) at the last position, restricted to the tokens that top_k and top_p select. If temperature is 0, the
+    likeliest token is chosen. Sampling uses a separate random generator, so that sampling during training does not
+    change the run. Dropout is off.
 
-    The context grows up to block_size tokens, and then restarts from its last half. It is not shifted by one token,
-    because the cache would be invalid when every token has another position. cached=False uses no cache, and computes
-    the same tokens.
+    until: the token that ends a row. Generation stops early once every row has generated this token. The tokens after
+    it in the same row have no meaning.
+
+    The context grows up to block_size tokens, and is then shortened to its last half. The context is not shifted by one
+    token at every step, because the position of every token would change, which would invalidate the cache.
+    cached: if False, no cache is used; the generated tokens are the same.
     """
     was_training = model.training
     model.eval()
@@ -73,18 +77,18 @@ def stream(
 def truncate_at(ids: list[int], until: int | None) -> list[int]:
     """Return the ids before the first token `until`.
 
-    Returns all ids if `until` is None or not among them.
+    Returns all ids if `until` is None or does not occur.
     """
     return ids[: ids.index(until)] if until in ids else ids
 
 
 def draw(logits: Tensor, *, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> Tensor:
-    """Draw one token (B, 1) per row of logits (B, V).
+    """Sample one token (B, 1) per row of logits (B, V).
 
-    top_k: draw only from the k likeliest tokens (Fan et al. 2018, "Hierarchical Neural Story Generation"); 0 is all.
-    top_p: draw only from the likeliest tokens that together reach this probability at the given temperature, including
-    the token that reaches it (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1); 1 is
-    all.
+    temperature: as in `stream`. top_k: sample only from the k likeliest tokens (Fan et al. 2018, "Hierarchical Neural
+    Story Generation"); 0 means no restriction. top_p: sample only from the smallest set of likeliest tokens whose
+    total probability at the given temperature is at least top_p (Holtzman et al. 2020, "The Curious Case of Neural
+    Text Degeneration", section 3.1); 1 means no restriction.
     """
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)

@@ -1,7 +1,7 @@
 """Plugins for Hydra: the sweepers and launchers that conf/hydra/ refers to.
 
-Hydra only finds plugins in the namespace `hydra_plugins`, and imports all of its modules at every start, so this module
-imports nothing large at the top level.
+Hydra finds plugins only in the namespace `hydra_plugins`. Hydra imports all modules in this namespace at every start,
+so this module imports no large packages at the top level.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def _require_integer(field: str, value: Any, *, minimum: int = 1, or_null: bool 
     from bigramlm.errors import require
 
     is_valid = (isinstance(value, int) and value >= minimum) or (value is None and or_null)
-    null = ", or null" if or_null else ""
-    require(is_valid, f"hydra.sweeper.{field}={value}: must be a whole number, at least {minimum}{null}")
+    null = "null or " if or_null else ""
+    require(is_valid, f"hydra.sweeper.{field}={value}: must be {null}a whole number of at least {minimum}")
 
 
 def _plain(options: Any) -> Any:
@@ -43,7 +43,7 @@ def _plain(options: Any) -> Any:
 class GridSweeper(BasicSweeper):
     """A sweeper that runs every combination of the swept values.
 
-    The combinations are those of Hydra's basic sweeper, but finished jobs do not run again.
+    The combinations are the same as in Hydra's basic sweeper. Unlike there, finished jobs do not run again.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -66,7 +66,7 @@ class GridSweeper(BasicSweeper):
             for override in swept:
                 require(
                     override.is_discrete_sweep(),
-                    f"{override.input_line}: a search space, not a list of values; hydra/sweeper=optuna searches it",
+                    f"{override.input_line} is a search space, not a list; to search it, add hydra/sweeper=optuna",
                 )
             executor.add_swept_fields([override.get_key_element() for override in swept])
             executor.plan(self.split_arguments(overrides, None)[0])
@@ -123,7 +123,7 @@ class OptunaSweeper(Sweeper):
             for name in ("sampler_options", "pruner_options"):
                 require(
                     isinstance(self.options[name], dict),
-                    f"hydra.sweeper.{name}={self.options[name]}: must be {{NAME: VALUE}}",
+                    f"hydra.sweeper.{name}={self.options[name]}: must be a dictionary, {{NAME: VALUE}}",
                 )
             words = [*(f"{name}={value}" for name, value in self.params.items()), *arguments]
             typed = Overrides(words).without("sweep")
@@ -138,7 +138,7 @@ class OptunaSweeper(Sweeper):
 
 
 class _Launcher(Launcher):
-    """A base class with the setup that launchers share."""
+    """A base class of launchers, with the setup method that they share."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
@@ -147,7 +147,7 @@ class _Launcher(Launcher):
 
 
 class JoblibLauncher(_Launcher):
-    """A launcher of several jobs at a time on this machine, in joblib's processes."""
+    """A launcher that runs jobs in parallel on this machine, in worker processes."""
 
     def __init__(self, n_jobs: int = -1) -> None:
         self.n_jobs = n_jobs
@@ -155,7 +155,7 @@ class JoblibLauncher(_Launcher):
 
     @property
     def workers(self) -> Workers:
-        """The worker processes, reused by all launches because they start slowly."""
+        """The worker processes, which all launches reuse because they start slowly."""
         from bigramlm.sweeps.workers import Workers
 
         if self._workers is None:
@@ -177,12 +177,12 @@ class JoblibLauncher(_Launcher):
     def check(self) -> None:
         """Check n_jobs before the first launch.
 
-        Raises UserError if it is invalid.
+        Raises UserError if n_jobs is invalid.
         """
         from bigramlm.errors import require
 
         is_valid = isinstance(self.n_jobs, int) and (self.n_jobs >= 1 or self.n_jobs == -1)
-        require(is_valid, f"hydra.launcher.n_jobs={self.n_jobs}: must be a whole number, at least 1, or -1")
+        require(is_valid, f"hydra.launcher.n_jobs={self.n_jobs}: must be a whole number of at least 1, or -1")
 
     def close(self) -> None:
         """Shut down the worker processes."""
@@ -194,7 +194,7 @@ with contextlib.suppress(ImportError):
     from hydra_plugins.hydra_submitit_launcher import submitit_launcher as _submitit
 
     def _errors_as_results() -> contextlib.AbstractContextManager[Any]:
-        # submitit raises an exception at the first killed job, and would then not wait for the others.
+        # submitit raises an exception for the first killed job, and would not wait for the other jobs.
         from unittest import mock
 
         import submitit
@@ -219,7 +219,7 @@ with contextlib.suppress(ImportError):
                 return super().launch(job_overrides, initial_job_idx)  # type: ignore[no-any-return]
 
     class SlurmLauncher(_submitit.SlurmLauncher):
-        """A launcher that runs all jobs as one Slurm array, through submitit."""
+        """A launcher that runs all jobs as one Slurm job array, through submitit."""
 
         def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
             with _errors_as_results():

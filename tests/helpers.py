@@ -43,6 +43,7 @@ from bigramlm.logger.metrics import Metrics
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram
 from bigramlm.model.config import GPTConfig
+from bigramlm.optim.base import Schedule
 from bigramlm.runs.folder import RunFolder
 from bigramlm.runs.summary import RunSummary
 from bigramlm.tokenizer.char import CharTokenizer
@@ -316,11 +317,6 @@ def table(folder: Path, *, but: set[str] = frozenset()) -> list[dict[str, str]]:
         return [{name: value for name, value in row.items() if name not in but} for row in csv.DictReader(file)]
 
 
-def has_reached(job: Path, step: int) -> bool:
-    """Check if a job has a checkpoint of a step or of a later step."""
-    return any(int(path.name[5:]) >= step for path in job.glob("checkpoints/step_*"))
-
-
 FILES = {"config": "config.yaml", "metrics": "metrics.jsonl", "summary": "summary.json", "samples": "samples.txt"}
 
 
@@ -409,7 +405,7 @@ def build(
         parts.batches(cfg, splits["train"], device),
         parts.evaluator(cfg, model, splits, corpus, device),
         parts.checkpoints(cfg, step, corpus, None, RunFolder(folder)),
-        parts.schedule(cfg),
+        Schedule(cfg.optim, cfg.trainer.steps),
         Hooks(RunFolder(folder).update_summary, should_stop),
     )
 

@@ -407,7 +407,7 @@ def test_one_command_runs_the_ladder(rungs: str, cli: Cli, tmp_path: Path) -> No
         assert cells["s"] == f"{float(row['seconds']):.1f}"
     usual = ended.out.replace(str(tmp_path / "sweep"), "outputs/sweeps/2026-11-24_14-15-02-334871")
     # The line with the page's path may be longer.
-    assert max(len(line) for line in usual.splitlines() if not line.startswith("A page: ")) <= 80
+    assert max(len(line) for line in usual.splitlines() if not line.startswith("HTML report: ")) <= 80
     page = (tmp_path / "sweep" / "results.md").read_text("utf-8")
     assert re.search(r"\| model \| status \| params \| val \| bpc \| .* \| sample \|", page)
 

@@ -14,7 +14,7 @@ from bigramlm.checkpoint.manager import Checkpoints
 from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import differences, flat
 from bigramlm.data.batches import blocks
-from bigramlm.trainer.step import MAX_STEPS_PER_CALL, SharedCalls
+from bigramlm.trainer.compiled import MAX_STEPS_PER_CALL, SharedCalls
 from bigramlm.utils.paths import step_of
 
 # Special characters of Hydra's grammar and of OmegaConf's references, which are rare in random text.

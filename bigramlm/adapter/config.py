@@ -1,4 +1,4 @@
-"""The configs of the adapters."""
+"""The adapter configs."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ ALL_LINEAR = "all-linear"
 
 @dataclass
 class AdapterConfig:
-    """The fields that all adapters have."""
+    """The base class of the adapter configs, with their common fields."""
 
     name: str = MISSING
     """The name of the adapter, set by `adapter=NAME`."""
 
-    adapts: ClassVar[bool] = True  # False if the model's own weights are trained instead
+    adapts: ClassVar[bool] = True  # False if the model's own weights are trained instead of an adapter
 
     def require_installed(self) -> None:
-        """Raise UserError if the adapter requires an extra that is not installed."""
+        """Raise UserError if a package that the adapter requires is not installed."""
 
     def attach(self, model: Adaptable) -> LoRA | None:
-        """Attach the adapter to the model's layers, and freeze the layers.
+        """Freeze the model's weights and attach the adapter to the model.
 
-        Returns None if there is no adapter. Raises UserError if it cannot be attached.
+        Returns the adapter. `adapter=none` returns None and freezes nothing. Raises UserError if the adapter cannot be
+        attached.
         """
         raise NotImplementedError
 
 
 @dataclass
 class NoAdapterConfig(AdapterConfig):
-    """No adapter: all of the model's own weights are trained."""
+    """No adapter: all weights of the model are trained."""
 
     name: str = "none"
 
@@ -52,27 +53,29 @@ class NoAdapterConfig(AdapterConfig):
 
 @dataclass
 class LoRAConfig(AdapterConfig):
-    """LoRA, with Hugging Face's peft: low-rank matrices beside frozen weights.
+    """LoRA with Hugging Face's peft: low-rank matrices beside frozen weights.
 
-    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". Each frozen matrix gets the product of two
-    narrow matrices, and only these are trained. LoRA requires trained weights, loaded with `init_from=`.
+    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models". The product of two low-rank matrices is added
+    to each adapted weight matrix, and only the low-rank matrices are trained. LoRA requires trained weights, loaded
+    with `init_from=`.
     """
 
     name: str = "lora"
     r: int = 8
-    """The rank: the width of the two narrow matrices."""
+    """The rank: the number of columns of one low-rank matrix, and of rows of the other."""
     alpha: float = 16.0
-    """The scale of the product of the two matrices is alpha divided by the rank."""
+    """The scaling constant: the product of the two low-rank matrices is multiplied by alpha / r."""
     dropout: float = 0.0
-    """The fraction of a layer's inputs that is set to zero for the adapter in training, drawn anew at every step."""
+    """The dropout probability of the adapter's inputs. Dropout is applied in training only."""
     targets: list[str] = field(default_factory=lambda: [ALL_LINEAR])
-    """The layers to adapt, by their names or the ends of names, such as [c_attn], [attn.c_proj,c_fc] or
-    [h.0.mlp.c_fc]; all-linear is every linear layer between the embedding and the head."""
+    """The layers to adapt, as layer names or their last components, such as [c_attn], [attn.c_proj,c_fc] or
+    [h.0.mlp.c_fc]. all-linear selects every linear layer between the embedding and the head."""
     use_dora: bool = False
-    """DoRA (Liu et al. 2024): the direction and the length of each matrix's rows are adapted separately."""
+    """If true, use DoRA (Liu et al. 2024), which adapts the direction and the length of each weight matrix row
+    separately."""
     use_rslora: bool = False
-    """rsLoRA (Kalajdzievski 2023): alpha is divided by the square root of the rank, so that large ranks learn as fast
-    as small ones."""
+    """If true, use rsLoRA (Kalajdzievski 2023), which scales by alpha / sqrt(r) instead of alpha / r, so that large
+    ranks learn as fast as small ones."""
 
     def __post_init__(self) -> None:
         require(self.r >= 1, f"adapter.r={self.r}: must be at least 1")
@@ -87,14 +90,14 @@ class LoRAConfig(AdapterConfig):
 
     @property
     def scale(self) -> float:
-        """The factor by which the product of the two matrices is scaled."""
+        """The factor that multiplies the product of the two low-rank matrices."""
         return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def require_installed(self) -> None:
         how = '-c constraints.txt -e ".[lora]"' if paths.IN_CHECKOUT else '"bigramlm[lora]"'
         require(
             importlib.util.find_spec("peft") is not None,
-            f"adapter={self.name}: needs an extra that is not installed: pip install {how}",
+            f"adapter={self.name}: requires a package that is not installed; install it with pip install {how}",
         )
 
     def attach(self, model: Adaptable) -> LoRA | None:

@@ -1,4 +1,4 @@
-"""LoRA with Hugging Face's peft, beside frozen layers and in peft's files."""
+"""LoRA with Hugging Face's peft: attach, save, load and merge an adapter."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 class Adaptable(Protocol):
-    """A model that lists the matrices between its embedding and its head."""
+    """The interface of a model to which an adapter can be attached."""
 
     def hidden_matrices(self) -> dict[nn.Parameter, int]: ...
 
 
 class LoRA:
-    """The adapter of a model: trained matrices beside its frozen layers."""
+    """A LoRA adapter that is attached to a model with frozen weights."""
 
     def __init__(self, cfg: LoRAConfig, model: Any) -> None:
-        """Attach the adapter to the model, without changing its output yet.
+        """Freeze the model's weights and insert the adapter's layers in place.
 
+        The model's output does not change before training, because one of the two low-rank matrices is zero at first.
         model: an Adaptable. Raises UserError if the adapter cannot be attached.
         """
         import peft  # imported here because it takes seconds
@@ -55,13 +56,13 @@ class LoRA:
 
     @property
     def n_trained(self) -> int:
-        """The number of parameters that are trained."""
+        """The number of trainable parameters."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def audit(self) -> list[str]:
-        """Describe the adapted, frozen and tied layers and the trained share, for the log.
+        """List the adapted, frozen and tied layers and the share of trained parameters.
 
-        Returns the lines of the description.
+        Returns the lines to log.
         """
         holders = {name.rpartition(".")[0] for name, _ in self.model.named_parameters(remove_duplicate=False)}
         # The parameters of an adapted layer are in its submodules.
@@ -78,17 +79,18 @@ class LoRA:
         return [line for text in entries for line in textwrap.wrap(text, 90, subsequent_indent="  ")]
 
     def save(self, folder: Path, *, base: str) -> None:
-        """Write the adapter in peft's format into a folder.
+        """Write the adapter to a folder in peft's format.
 
-        base: the location of the weights that the adapter belongs to.
+        base: the location of the base weights, which is saved in adapter_config.json.
         """
         self._write(folder, self._tensors(), base=base, fan_in_fan_out=False)
 
     def export(self, folder: Path, *, base: str) -> None:
-        """Write the adapter for the model in transformers' layout into a folder.
+        """Write the adapter to a folder for use with transformers' GPT-2.
 
-        Names are those of transformers, and matrices are transposed. Only layers inside blocks can be exported, because
-        those outside may have more rows in transformers. base: as in `save`.
+        The tensors get the names of transformers' layers. adapter_config.json sets fan_in_fan_out, because
+        transformers stores the weight matrices of GPT-2 transposed. Only adapters of layers inside blocks can be
+        exported, because layers outside blocks may have more rows in transformers. base: as in `save`.
         """
         tensors = {
             name.replace("base_model.model.h.", "base_model.model.transformer.h.", 1): tensor
@@ -97,9 +99,9 @@ class LoRA:
         self._write(folder, tensors, base=base, fan_in_fan_out=True)
 
     def load(self, folder: Path) -> None:
-        """Load the adapter from a folder.
+        """Load the adapter's tensors from a folder.
 
-        Raises ValueError if its tensors have other names or shapes.
+        Raises ValueError if the names or shapes of the saved tensors differ from those of this adapter.
         """
         from peft import set_peft_model_state_dict
 
@@ -107,17 +109,17 @@ class LoRA:
         differing = sorted(tensors.keys() ^ expected.keys())
         if differing:
             is_missing = differing[0] in expected
-            raise ValueError(f"{differing[0]} {'is missing' if is_missing else 'belongs to no layer that is adapted'}")
+            raise ValueError(f"{differing[0]} {'is missing' if is_missing else 'belongs to no adapted layer'}")
         for name, tensor in tensors.items():
             shape, expected_shape = tuple(tensor.shape), tuple(expected[name].shape)
             if shape != expected_shape:
-                raise ValueError(f"{name} has the shape {shape}, but the config implies {expected_shape}")
+                raise ValueError(f"{name} has shape {shape}, but the adapter config requires {expected_shape}")
         set_peft_model_state_dict(self._peft_model, tensors)
 
     def merge(self) -> None:
-        """Merge the adapter into the model's weights and remove it.
+        """Merge the adapter into the model's weights and remove the adapter's layers.
 
-        All weights of the model are trainable again.
+        Afterwards, all weights of the model are trainable again.
         """
         merged = self._peft_model.merge_and_unload(safe_merge=True)
         assert merged is self.model
@@ -128,14 +130,15 @@ class LoRA:
             other = self._tied.get(name) or next((tied for tied, first in self._tied.items() if first == name), None)
             require(
                 other is None,
-                f"adapter.targets: {name} and {other} are one matrix (model.tie_weights=true), so merging an adapter "
-                f"into one would change the other; leave {name} out, for example with adapter.targets=[{ALL_LINEAR}]",
+                f"adapter.targets: {name} and {other} share one matrix (model.tie_weights=true), so merging an adapter "
+                f"into {name} would also change {other}; remove {name} from the targets, for example with "
+                f"adapter.targets=[{ALL_LINEAR}]",
             )
             rows, columns = _weight_of(self._layers[name]).shape
             require(
                 self.cfg.r <= min(rows, columns),
-                f"adapter.r={self.cfg.r}: exceeds the highest possible rank of {name}, a matrix of {rows} x {columns}; "
-                f"choose at most {min(rows, columns)}, and far less for a small adapter",
+                f"adapter.r={self.cfg.r}: exceeds the maximum rank of {name}, which is a {rows} x {columns} matrix; "
+                f"choose at most {min(rows, columns)}, or much less for a small adapter",
             )
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -151,7 +154,7 @@ class LoRA:
         config.fan_in_fan_out = fan_in_fan_out
         config.inference_mode = True
         config.auto_mapping = None
-        config.target_modules = list(self.targets)  # in order, whereas peft keeps a set
+        config.target_modules = list(self.targets)  # in the model's order, because peft stores an unordered set
         if fan_in_fan_out:
             config.task_type = "CAUSAL_LM"
         config.save_pretrained(str(folder))
@@ -174,7 +177,7 @@ def _find_tied(layers: dict[str, nn.Module]) -> dict[str, str]:
 
 
 def _match_targets(targets: list[str], layers: dict[str, nn.Module], model: Any) -> list[str]:
-    """Return the names of the layers that the targets match, in the model's order.
+    """Return the names of the layers that match the targets, in the model's order.
 
     Raises UserError if a target matches no layer.
     """
@@ -197,6 +200,6 @@ def _match_targets(targets: list[str], layers: dict[str, nn.Module], model: Any)
 
 
 def _summarise_names(names: Iterable[str]) -> str:
-    # For example "h.*.attn.c_attn (4)" for the layers of four blocks.
+    # Abbreviates layers that occur in every block: "h.*.attn.c_attn (4)" stands for four layers.
     counts = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in names)
     return ", ".join(name if n == 1 and "*" not in name else f"{name} ({n})" for name, n in counts.items()) or "none"

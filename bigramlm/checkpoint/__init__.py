@@ -1,7 +1,10 @@
 """Checkpoints: the saved states of a run, each complete or absent.
 
-`last` and `best` are small files that contain a folder's name. They are not links, because Windows does not let every
-user create links. Resuming does not depend on `last`: it uses the newest complete folder. The optimizer state is saved
-by parameter name and not by index. A checkpoint records the last evaluation that was counted, so that a resumed run,
-which repeats this evaluation, does not count it twice.
+`last` and `best` are small files that contain the name of a checkpoint folder. They are not links, because Windows does
+not let every user create links. Resuming does not depend on `last`: it uses the newest complete checkpoint.
+
+The optimizer state is saved by parameter name and not by parameter index.
+
+A checkpoint records the step of the last evaluation. A resumed run repeats this evaluation, and the record prevents
+early stopping from counting it twice.
 """

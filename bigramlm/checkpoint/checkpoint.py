@@ -1,4 +1,7 @@
-"""Checkpoint folders, which are complete or absent and contain no executable code."""
+"""A checkpoint folder: verify, load, strip and merge it.
+
+Reading a checkpoint executes no code from it, because its files are safetensors, JSON and YAML.
+"""
 
 from __future__ import annotations
 
@@ -44,47 +47,51 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BaseWeights:
-    """The base weights of an adapter."""
+    """The location and the SHA-256 of an adapter's base weights."""
 
     location: str
-    """The location of the weights: a folder, or a model name on the Hugging Face Hub."""
+    """A folder, or a model name on the Hugging Face Hub."""
     sha256: str
 
     def to_dict(self) -> dict[str, str]:
-        """Return the location and the hash under the keys of the saved files."""
+        """Return the location and the hash under their keys in the saved JSON files."""
         return {"place": self.location, "sha256": self.sha256}
 
 
 @dataclass
 class Progress:
-    """The progress of a run, as a checkpoint records it."""
+    """The progress of a run, as recorded in a checkpoint."""
 
     step: int = 0
-    """The number of updates so far."""
+    """The number of parameter updates so far."""
     seconds: float = 0.0
-    """Seconds of training so far, including evaluations and saves."""
+    """The training time so far in seconds, including evaluations and saves."""
     best: dict[str, float] = field(default_factory=dict)
-    """The lowest val loss so far and its step: {"step": 10, "val/loss": 2.5}; empty before the first evaluation."""
+    """The lowest val loss so far and its step, such as {"step": 10, "val/loss": 2.5}. Empty before the first
+    evaluation."""
     waited: int = 0
-    """The number of evaluations since the best one."""
+    """The number of evaluations since the best one, for early stopping."""
     evaluated: int = -1
-    """The step of the last evaluation."""
+    """The step of the last evaluation; -1 before the first evaluation."""
 
 
 class Checkpoint:
-    """A checkpoint that is complete: every file has the SHA-256 of the manifest."""
+    """A complete checkpoint, in which every file matches its SHA-256 in the manifest."""
 
     def __init__(self, path: Path) -> None:
-        """Verify every file; raise UserError for the first that is missing or damaged."""
+        """Verify every file against the manifest and read the progress.
+
+        Raises UserError for the first file that is missing or damaged.
+        """
         self.path = path
         self.manifest = read_manifest(path)
         for name, entry in self.manifest["files"].items():
             try:
                 found = manifest_entry(path / name)
             except OSError as error:
-                raise UserError(f"{path / name}: cannot be read: {error.strerror}") from None
+                raise UserError(f"{path / name}: the file cannot be read: {error.strerror}") from None
             if found != entry:
-                raise UserError(f"{path / name}: damaged: its SHA-256 is not the one in {MANIFEST}")
+                raise UserError(f"{path / name}: the file is damaged: its SHA-256 differs from that in {MANIFEST}")
         with self.reading(STATE):
             self.state: dict[str, Any] = json.loads((path / STATE).read_text("utf-8"))
             best = {name: float(value) for name, value in self.state["best"].items()}
@@ -96,32 +103,39 @@ class Checkpoint:
                 evaluated=int(self.state.get("evaluated", -1)),
             )
             if self.step != self.manifest["step"]:
-                raise ValueError(f"its step is {self.step}, but {MANIFEST} has step {self.manifest['step']}")
+                raise ValueError(f"its step is {self.step}, but the step in {MANIFEST} is {self.manifest['step']}")
         if paths.step_of(path.name) not in (None, self.step):
-            raise UserError(f"{path}: damaged: its content was saved as step_{self.step}")
+            raise UserError(f"{path}: the folder has the wrong name: its content was saved as step_{self.step}")
 
     @property
     def step(self) -> int:
-        """The number of updates of the weights."""
+        """The number of parameter updates before the save."""
         return self.progress.step
 
     @property
     def best(self) -> dict[str, float]:
-        """The lowest val loss until the save, with its step."""
+        """The lowest val loss before the save, and its step."""
         return self.progress.best
 
     @property
     def stripped(self) -> bool:
-        """True if the training state, which only resuming requires, was removed."""
+        """True if the training state was removed, so that no run can resume from it.
+
+        The training state consists of the optimizer state and the random state.
+        """
         return TRAINING not in self.manifest["files"]
 
     @property
     def is_adapter(self) -> bool:
-        """True if the checkpoint contains an adapter instead of all weights."""
+        """True if the checkpoint contains an adapter instead of all model weights."""
         return ADAPTER in self.manifest["files"]
 
     def base(self) -> BaseWeights:
-        """Return the weights that the adapter was trained on."""
+        """Return the location and the SHA-256 of the adapter's base weights.
+
+        The location may differ from the saved one: if the saved location no longer exists, but the base is still at the
+        same relative path from this checkpoint, the base's current path is returned.
+        """
         with self.reading(BASE):
             content = json.loads((self.path / BASE).read_text("utf-8"))
             # The base may have moved together with this checkpoint.
@@ -131,41 +145,57 @@ class Checkpoint:
 
     @property
     def location(self) -> str:
-        """The checkpoint's folder."""
+        """The path of the checkpoint folder."""
         return str(self.path)
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of the weights; for an adapter, that of the adapter and its base."""
+        """The SHA-256 of the weights.
+
+        For an adapter, this is a hash of the adapter's files and the SHA-256 of the base weights.
+        """
         hashes = {name: entry["sha256"] for name, entry in self.manifest["files"].items()}
         if not self.is_adapter:
             return str(hashes[MODEL])
         return files.sha256_of("".join([hashes[ADAPTER], hashes[ADAPTER_CONFIG], self.base().sha256]))
 
     def pin(self, reason: str) -> None:
-        """Mark the checkpoint so that its run never removes it."""
+        """Write a marker file that prevents a run from deleting this checkpoint.
+
+        The marker is `step_<n>.kept` beside the checkpoint folder. reason: the content of the marker. A folder that is
+        not named `step_<n>` needs no marker, because no run deletes it.
+        """
         if paths.step_of(self.path.name) is not None:
             try:
                 files.write(pin_path(self.path), [reason.encode()])
             except OSError as error:
                 log.warning(
-                    "%s: cannot be protected from removal: %s; do not resume its run", self.path, error.strerror
+                    "%s: could not be marked as in use (%s), so resuming the run that saved it may delete it",
+                    self.path,
+                    error.strerror,
                 )
 
     def load_adapter(self, adapter: LoRA) -> None:
-        """Load the saved adapter; raise UserError if it does not fit the model."""
+        """Load the saved tensors into an adapter that is attached to a model.
+
+        Raises UserError if the tensors do not match the adapter.
+        """
         with self.reading(ADAPTER):
             adapter.load(self.path)
 
     def tokenizer(self, cfg: TokenizerConfig) -> Tokenizer:
-        """Load the saved tokenizer; cfg: its config."""
+        """Load the saved tokenizer.
+
+        cfg: the tokenizer config of the run.
+        """
         with self.reading(TOKENIZER):
             return cfg.restore((self.path / TOKENIZER).read_text("utf-8"))
 
     def load_weights(self, model: nn.Module, *, counted: bool = True) -> None:
-        """Load the weights into the model; raise UserError if they do not fit.
+        """Load the weights into a model.
 
-        counted: whether to load count tables, which are not trained, too.
+        counted: if True, also load n-gram count tables, which are counted on the text and not trained. Raises UserError
+        if the names or shapes of the tensors do not match the model.
         """
         with self.reading(MODEL):
             tensors = load_file(self.path / MODEL)
@@ -173,7 +203,8 @@ class Checkpoint:
             saved_tables, model_tables = (set(filter(is_count_table, names)) for names in (tensors, model.state_dict()))
             if saved_tables != model_tables:
                 log.warning(
-                    "%s: its weights were trained with other n-gram tables than the model has; check model.ngram_order",
+                    "%s: the weights were trained with different n-gram tables than those of this model; "
+                    "check model.ngram_order",
                     self.path,
                 )
             tensors = {name: tensor for name, tensor in tensors.items() if name not in saved_tables}
@@ -184,8 +215,8 @@ class Checkpoint:
             saved_shape, shape = tuple(tensors[name].shape), tuple(expected[name].shape)
             require(
                 saved_shape == shape,
-                f"{self.path}: its weights don't fit the model: {name} has shape {saved_shape} in the checkpoint and "
-                f"{shape} in the model; use the model config of the checkpoint",
+                f"{self.path}: the weights do not match the model: {name} has shape {saved_shape} in the checkpoint "
+                f"and {shape} in the model; use the model config of the checkpoint",
             )
         with self.reading(MODEL):
             missing, unexpected = model.load_state_dict(tensors, strict=False)
@@ -194,19 +225,26 @@ class Checkpoint:
         loaded = {expected[name].data_ptr() for name in tensors.keys() & expected.keys()}
         missing = [name for name in missing if expected[name].data_ptr() not in loaded]
         for problem, names in (("the checkpoint lacks", missing), ("the model lacks", unexpected)):
-            require(not names, f"{self.path}: its weights don't fit the model: {problem} {', '.join(names[:3])}")
+            require(
+                not names,
+                f"{self.path}: the weights do not match the model: {problem} {', '.join(names[:3])}; use the model "
+                "config of the checkpoint",
+            )
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, adapter: LoRA | None = None) -> None:
         """Load the weights, the optimizer state and the random state.
 
-        Training then continues as if it had never been interrupted. adapter: the model's adapter, whose base weights
-        must be loaded already. Count tables are not loaded, because the run has already counted its training text. The
-        optimizer's parameter groups (learning rate, weight decay etc.) keep the values of the config. Raises UserError
-        if the checkpoint is stripped or does not fit the model.
+        Training then continues as if it had never been interrupted. n-gram count tables are not loaded, because the run
+        has already counted its training text. The optimizer's parameter groups (learning rate, weight decay etc.) keep
+        the values of the config.
+
+        adapter: the adapter attached to the model, if any; its base weights must already be loaded. Raises UserError if
+        the checkpoint is stripped or does not match the model.
         """
         require(
             not self.stripped,
-            f"{self.path}: is stripped and cannot be resumed; init_from={self.path} starts a new run from its weights",
+            f"{self.path}: no run can resume from this checkpoint, because its training state was removed "
+            f"(stripped); init_from={self.path} starts a new run from its weights",
         )
         if adapter is not None:
             self.load_adapter(adapter)
@@ -235,10 +273,10 @@ class Checkpoint:
                 torch.mps.set_rng_state(random["rng/mps"])
 
     def strip(self, output: Path) -> None:
-        """Write the checkpoint without its training state to a folder.
+        """Write a copy of the checkpoint without the training state.
 
-        output: the folder to write; the checkpoint's own folder is stripped in place. Raises UserError if it cannot be
-        written.
+        output: the folder to write. If it is the checkpoint's own folder, the training state is deleted in place.
+        Raises UserError if the folder cannot be written.
         """
         try:
             if output == self.path:
@@ -248,17 +286,18 @@ class Checkpoint:
                 (output / TRAINING).unlink()
                 return
         except OSError as error:
-            raise UserError(f"{output}: cannot be written: {error.strerror}") from error
+            raise UserError(f"{output}: the folder cannot be written: {error.strerror}") from error
         with files.atomic_folder(output) as folder:
             for name in self.manifest["files"].keys() - {TRAINING}:
                 shutil.copyfile(self.path / name, folder / name)
             write_manifest(folder, self.step)
 
     def write_merged(self, output: Path, model: nn.Module, config: str) -> None:
-        """Write an adapter's checkpoint as a stripped checkpoint of the merged model.
+        """Write this adapter checkpoint as a checkpoint of the merged model.
 
-        model: the model with the adapter merged into its weights; config: the config to save, as YAML. Raises UserError
-        if the folder cannot be written.
+        The new checkpoint contains all weights but no training state, so no run can resume from it. model: the model
+        after the adapter was merged into its weights. config: the config to save, as YAML. Raises UserError if the
+        folder cannot be written.
         """
         with files.atomic_folder(output) as folder:
             save_model(model, str(folder / MODEL))
@@ -269,13 +308,18 @@ class Checkpoint:
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Turn errors from reading a malformed file into a UserError with its name."""
+        """Convert errors from reading a malformed file in the block to UserError.
+
+        name: the name of the file in the checkpoint folder.
+        """
         try:
             yield
         except torch.OutOfMemoryError:
             raise
         except UNREADABLE as error:
-            raise UserError(f"{self.path / name}: is not a file that bigramlm saved: {first_line(error)}") from error
+            raise UserError(
+                f"{self.path / name}: the file was not saved by bigramlm, or is damaged: {first_line(error)}"
+            ) from error
 
 
 def pin_path(path: Path) -> Path:

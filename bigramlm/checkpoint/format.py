@@ -1,4 +1,4 @@
-"""The files of a checkpoint and the manifest with their sizes and SHA-256."""
+"""The files of a checkpoint, and the manifest with their sizes and SHA-256 hashes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ MODEL, TRAINING, STATE, TOKENIZER, CONFIG, MANIFEST = (
 )
 BASE = "base.json"
 
-# The files of a checkpoint except the manifest: the weights, or an adapter in peft's format and its base. A stripped
-# checkpoint has no TRAINING and cannot be resumed.
+# The files of a checkpoint except the manifest. A checkpoint contains either the weights, or an adapter in peft's
+# format and the location of its base weights. A stripped checkpoint does not contain TRAINING, so no run can resume
+# from it.
 _WEIGHTS = ({MODEL}, {ADAPTER, ADAPTER_CONFIG, BASE})
 _FILES = {TRAINING, STATE, TOKENIZER, CONFIG}
 _FORMAT = 1
@@ -37,7 +38,7 @@ UNREADABLE = (
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    require(path.is_dir(), f"{path}: no such checkpoint; a checkpoint is a folder with a {MANIFEST}")
+    require(path.is_dir(), f"{path}: there is no such checkpoint; a checkpoint is a folder that contains a {MANIFEST}")
     try:
         raw = (path / MANIFEST).read_text("utf-8")
         manifest: dict[str, Any] = json.loads(raw)
@@ -46,22 +47,24 @@ def read_manifest(path: Path) -> dict[str, Any]:
         is_intact = raw == manifest_text(manifest["step"], listed, written)
     except UNREADABLE as error:
         raise UserError(
-            f"{path}: is not a complete checkpoint: its {MANIFEST} cannot be read ({first_line(error)})"
+            f"{path}: the checkpoint is not complete: its {MANIFEST} cannot be read ({first_line(error)})"
         ) from None
-    require(is_intact, f"{path / MANIFEST}: damaged: its SHA-256 does not match its content")
+    require(is_intact, f"{path / MANIFEST}: the file is damaged: the SHA-256 in it does not match its content")
     require(
         written == _FORMAT,
-        f"{path}: has format {written}, but this version reads format {_FORMAT}; use another checkpoint",
+        f"{path}: the checkpoint has format {written}, but this version of bigramlm reads only format {_FORMAT}; use a "
+        "different checkpoint",
     )
     require(
         any(set(listed) in (weights | _FILES, weights | _FILES - {TRAINING}) for weights in _WEIGHTS),
-        f"{path}: is not a complete checkpoint: its {MANIFEST} lists {', '.join(map(repr, sorted(listed)[:8]))}",
+        f"{path}: the checkpoint does not contain the expected files: its {MANIFEST} lists "
+        f"{', '.join(map(repr, sorted(listed)[:8]))}",
     )
     return manifest
 
 
 def write_manifest(folder: Path, step: int) -> None:
-    """Write the manifest of every file in the folder."""
+    """Write a manifest that lists every file in the folder."""
     text = manifest_text(step, {path.name: manifest_entry(path) for path in sorted(folder.iterdir())})
     (folder / MANIFEST).write_text(text, "utf-8", newline="\n")
 

@@ -1,4 +1,4 @@
-"""Saving, finding, restoring and removing the checkpoints of a run."""
+"""Classes that find, save, restore and delete the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AdapterState:
-    """The adapter of a model and the base weights that it is trained on."""
+    """The adapter of a model, and the base weights on which it is trained."""
 
     adapter: LoRA
     base: BaseWeights
@@ -46,7 +46,7 @@ class AdapterState:
 
 @dataclass(frozen=True)
 class Contents:
-    """The objects that every checkpoint of a run is saved from."""
+    """The objects whose state every checkpoint of a run contains."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -56,52 +56,65 @@ class Contents:
     config: str
     """The run's config as YAML."""
     adapter: AdapterState | None = None
-    """The adapter, which is saved instead of the weights; None if there is none."""
+    """The adapter, which is saved instead of the model weights; None for a run without an adapter."""
 
 
 class Checkpoints:
     """The checkpoints of a run: folders `step_<n>` and files `last` and `best`.
 
-    `last` and `best` contain the name of a folder. A folder contains the weights, the optimizer and random state, the
-    progress of the run, the tokenizer, the run's config, and a manifest with every file's size and SHA-256.
+    `last` and `best` each contain the name of a checkpoint folder. A checkpoint folder contains the weights, the
+    optimizer and random state, the progress of the run, the tokenizer, the run's config, and a manifest with the size
+    and SHA-256 of every file.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, name: str) -> Path:
-        """Return the folder that `last` or `best` names; raise UserError if none."""
+        """Return the checkpoint folder that the file `last` or `best` names.
+
+        name: the name of the file. Raises UserError if the file cannot be read or contains no folder name.
+        """
         try:
             step = (self.folder / name).read_text("utf-8").strip()
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder / name}: names no checkpoint: it cannot be read ({error})") from None
-        require(paths.step_of(step) is not None, f"{self.folder / name}: names no checkpoint: {step[:60]!r}")
+            raise UserError(
+                f"{self.folder / name}: the file, which names a checkpoint, cannot be read ({error})"
+            ) from None
+        require(
+            paths.step_of(step) is not None,
+            f"{self.folder / name}: the file must contain the name of a checkpoint, but contains {step[:60]!r}",
+        )
         return self.folder / step
 
     def steps(self) -> list[int]:
-        """List the steps that have a checkpoint, complete or not, in ascending order."""
+        """List the steps that have a checkpoint folder, in ascending order.
+
+        The list includes steps whose checkpoint is not complete.
+        """
         steps = (paths.step_of(path.name) for path in self.folder.glob("step_*"))
         return sorted(step for step in steps if step is not None)
 
     def newest(self) -> Checkpoint | None:
         """Return the newest complete checkpoint, or None if there are no checkpoints.
 
-        Logs a warning with the reason for every checkpoint that is skipped. Raises UserError if none of the checkpoints
-        is complete.
+        Every checkpoint that is not complete is skipped with a warning that gives the reason. Raises UserError if there
+        are checkpoints and none of them is complete.
         """
         steps = self.steps()
         for step in reversed(steps):
             try:
                 return Checkpoint(self.folder / f"step_{step}")
             except UserError as error:
-                log.warning("skipped: %s", error)
-        require(not steps, f"{self.folder}: none of the {len(steps)} checkpoints is complete")
+                log.warning("checkpoint skipped: %s", error)
+        require(not steps, f"{self.folder}: none of the {len(steps)} checkpoints in this folder is complete")
         return None
 
     def quarantine(self, *, after: int | None) -> None:
         """Rename the checkpoints after a step to `damaged_step_<n>.<random>`.
 
-        They are not complete and were skipped on resuming. after: the step, None to rename none.
+        These checkpoints are not complete and were skipped on resuming. after: the step from which the run resumes; if
+        None, no checkpoint is renamed.
         """
         for step in self.steps():
             if after is not None and step > after:
@@ -109,23 +122,24 @@ class Checkpoints:
                 path.rename(self.folder / f"damaged_{path.name}.{uuid.uuid4().hex[:6]}")
 
     def best_at(self, resumed: Checkpoint) -> dict[str, float]:
-        """Return the best evaluation of the run that resumes from a checkpoint.
+        """Return the best evaluation so far of a run that resumes from a checkpoint.
 
-        Returns an empty dict if the best checkpoint is lost, so that the next evaluation becomes the best one.
+        resumed: the checkpoint. Returns an empty dict if the best checkpoint is missing or damaged. The next evaluation
+        then becomes the best one.
         """
         if resumed.best and resumed.best["step"] != resumed.step:
             try:
                 Checkpoint(self.folder / f"step_{resumed.best['step']}")
             except UserError as error:
-                log.warning("the best checkpoint is lost (%s); the next evaluation becomes the best one", error)
+                log.warning("the best checkpoint is unusable (%s), so the next evaluation becomes the best one", error)
                 return {}
         return resumed.best
 
     def clean_up(self) -> None:
-        """Restore or remove the temporary files and folders that a crash left.
+        """Restore or delete the temporary files and folders that a crash left behind.
 
-        A complete temporary folder is renamed to its step if this step has no folder. The caller must hold the run's
-        lock.
+        A temporary folder with a complete checkpoint is renamed to `step_<n>`, unless that folder exists. All other
+        temporary files and folders are deleted. The caller must hold the run's lock.
         """
         for path in self.folder.glob(".*"):
             if path.is_dir():
@@ -141,12 +155,12 @@ class Checkpoints:
 
 
 class CheckpointManager(Checkpoints):
-    """The checkpoints of a training run, which saves, restores and removes them."""
+    """The checkpoints of a training run, with methods to save and restore them."""
 
     def __init__(self, folder: Path, contents: Contents, *, keep: int = 1) -> None:
-        """Store the sources; keep: the number of newest checkpoints to keep.
+        """Store the folder, the objects to save and the number of checkpoints to keep.
 
-        The best checkpoint is kept in addition to them.
+        keep: the number of newest checkpoints to keep. The best checkpoint is kept in addition to them.
         """
         super().__init__(folder)
         self.contents = contents
@@ -154,18 +168,19 @@ class CheckpointManager(Checkpoints):
         self._restored: Checkpoint | None = None
 
     def has(self, progress: Progress) -> bool:
-        """Check whether the run was restored from exactly this state.
+        """Return True if the run was restored from a checkpoint with exactly this state.
 
-        The state differs if another step has become the best one since.
+        The state differs if a different step has become the best one since the run was restored.
         """
         restored = self._restored
         return restored is not None and (restored.step, restored.best) == (progress.step, progress.best)
 
     def save(self, progress: Progress) -> None:
-        """Save the state and make it `last`.
+        """Save a checkpoint, and update `last` and `best`.
 
-        The folder is written under a temporary name, synced to disk and renamed: after a crash at any moment it is
-        complete or absent. Raises UserError if it cannot be written.
+        The folder is written under a temporary name, synced to disk and renamed, so that the checkpoint is complete or
+        absent after a crash at any moment. No checkpoint is written if the run was restored from exactly this state.
+        Raises UserError if the checkpoint cannot be written.
         """
         if not self.has(progress):
             self.folder.mkdir(exist_ok=True)
@@ -208,10 +223,10 @@ class CheckpointManager(Checkpoints):
         write_manifest(folder, progress.step)
 
     def restore(self, checkpoint: Checkpoint) -> Progress:
-        """Restore the state of a checkpoint and return its progress.
+        """Restore the run's state from a checkpoint, and return the progress.
 
-        The progress has no best evaluation if the best checkpoint is lost. Raises UserError if the checkpoint cannot be
-        restored.
+        The progress contains no best evaluation if the best checkpoint is missing or damaged. Raises UserError if the
+        state cannot be restored.
         """
         contents = self.contents
         checkpoint.restore(contents.model, contents.optimizer, contents.adapter.adapter if contents.adapter else None)
@@ -222,9 +237,9 @@ class CheckpointManager(Checkpoints):
         return replace(checkpoint.progress, best=self.best_at(checkpoint))
 
     def update_pointers(self, step: int, *, best: int | None) -> None:
-        """Write the names of `last` and `best` and remove old checkpoints.
+        """Update the files `last` and `best`, and delete old checkpoints.
 
-        step: the step that was saved last; best: the best step, None if there is none.
+        step: the step that was saved last. best: the step of the best evaluation; if None, `best` is not written.
         """
         for name, target in (("last", step), ("best", best)):
             if target is not None:
@@ -240,12 +255,12 @@ class CheckpointManager(Checkpoints):
                 continue
             try:
                 shutil.rmtree(path.rename(files.temporary_path(path)))
-            except OSError as error:  # another process may be reading it; the next save tries again
-                log.warning("%s: cannot be removed: %s", path, error.strerror)
+            except OSError as error:  # another process may be reading the checkpoint; the next save tries again
+                log.warning("%s: this old checkpoint could not be deleted: %s", path, error.strerror)
 
 
 def _relative_location(location: str, checkpoint: Path) -> str | None:
-    # Returns the relative path from a checkpoint to its base, which finds the base if both are moved together.
+    # Returns the relative path from a checkpoint to its base, so that the base is found if both are moved together.
     if not Path(location).is_absolute():
         return None
     with contextlib.suppress(ValueError):  # the two are on different drives
@@ -254,7 +269,8 @@ def _relative_location(location: str, checkpoint: Path) -> str | None:
 
 
 def _replace(temporary: Path, final: Path) -> None:
-    # Replaces an existing checkpoint of the same step: the step may have become the best one since the run resumed.
+    # Replaces an existing checkpoint of the same step, because the step may have become the best one since the run
+    # resumed.
     replaced = final.rename(files.temporary_path(final)) if final.exists() else None
     temporary.rename(final)
     files.sync(final.parent)

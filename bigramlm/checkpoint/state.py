@@ -14,7 +14,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def allocate_count_tables(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    # The length of a count table depends on the text, so the tables of a model that has not counted are empty.
+    # The length of a count table depends on the text, so the tables are empty until a model has counted a text.
     for name, buffer in list(model.named_buffers()):
         if buffer.numel() == 0 and name in tensors:
             module, _, attribute = name.rpartition(".")
@@ -59,6 +59,6 @@ def by_index(
         for key, value in values.items():
             if isinstance(value, Tensor) and value.shape not in ((), named[name].shape):
                 raise ValueError(
-                    f"{key} of {name} has shape {tuple(value.shape)}, the parameter {tuple(named[name].shape)}"
+                    f"{key} of {name} has shape {tuple(value.shape)}, but the parameter has {tuple(named[name].shape)}"
                 )
     return dict(sorted((position[id(named[name])], values) for name, values in per_param.items()))

@@ -28,26 +28,26 @@ from bigramlm.utils.files import require_new
 def main() -> None:
     """Run the command line: python scripts/checkpoint.py COMMAND PATH.
 
-    Exit code 2 reports a damaged checkpoint or another error that the user can fix.
+    The exit code is 2 for a damaged checkpoint or any other error that the user can fix.
     """
     parser = argparse.ArgumentParser("checkpoint.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, description in {
-        "inspect": "print the contents of a checkpoint, or of the newest one of a run",
+        "inspect": "print the contents of a checkpoint, or of the newest checkpoint of a run",
         "verify": "compare every file with its checksum, in a checkpoint or in all checkpoints of a run",
-        "strip": "delete the optimizer state, which only training needs, before sharing a checkpoint",
-        "merge": "merge an adapter into its base and write a checkpoint that needs no peft",
-        "export": "write a folder that transformers can load, including the tokenizer",
+        "strip": "delete the training state (optimizer and random state), which is not needed for sampling",
+        "merge": "merge an adapter into its base weights, and write a checkpoint that can be loaded without peft",
+        "export": "write a folder with weights and tokenizer that Hugging Face's transformers can load",
     }.items():
         command = commands.add_parser(name, help=description, description=description)
-        command.add_argument("path", help="the folder of a checkpoint or a run, or latest")
+        command.add_argument("path", help="a checkpoint folder, a run folder, or latest")
         if name == "strip":
             command.add_argument("--output", type=Path, help="the folder to write to (default: strip in place)")
         if name in ("merge", "export"):
             command.add_argument("folder", type=Path, help="the new folder to write to")
-            command.add_argument("--base", help="the location of an adapter's base, if it has moved since training")
+            command.add_argument("--base", help="the current location of an adapter's base weights, if moved")
         if name == "export":
-            about = "write an adapter alone, for peft on its base in transformers, instead of merging it"
+            about = "write only the adapter, for use with peft and its base in transformers, instead of merging it"
             command.add_argument("--adapter", action="store_true", help=about)
     arguments = parser.parse_args()
     if arguments.command == "inspect":
@@ -79,7 +79,7 @@ def inspect(where: str) -> None:
         "block size": cfg.data.block_size,
         "trained on": cfg.data.name,
         "seed": cfg.seed,
-        "resume": "no, it is stripped; init_from= starts a new run from its weights" if checkpoint.stripped else "yes",
+        "resume": "no, it is stripped; start a new run from it with init_from=" if checkpoint.stripped else "yes",
     }
     width = max(map(len, facts)) + 2
     show("\n".join(f"{name:<{width}}{value}" for name, value in facts.items()) + "\n")
@@ -94,7 +94,7 @@ def inspect(where: str) -> None:
             (name, str(tuple(part.get_shape())), part.get_dtype(), f"{math.prod(part.get_shape()):,}")
             for name, part in tensors
         ]
-    show(table(("tensor", "shape", "type", "numbers"), rows))
+    show(table(("tensor", "shape", "type", "elements"), rows))
 
 
 def _adapter_facts(checkpoint: Checkpoint, cfg: RunConfig) -> dict[str, str]:
@@ -109,7 +109,7 @@ def _adapter_facts(checkpoint: Checkpoint, cfg: RunConfig) -> dict[str, str]:
 
 
 def verify(where: str) -> None:
-    """Print the state of a checkpoint, or of each checkpoint of a run.
+    """Print whether a checkpoint, or each checkpoint of a run, is intact.
 
     Exits with code 2 if a file is missing or damaged.
     """
@@ -128,16 +128,18 @@ def verify(where: str) -> None:
 
 
 def strip(where: str, output: Path | None) -> None:
-    """Strip a checkpoint in place or into another folder.
+    """Delete the training state from a checkpoint, or write a copy without it.
 
-    For a run, all checkpoints are stripped in place, or the newest intact one into another folder. Raises UserError for
-    a run that is not completed, because stripped checkpoints could not resume it.
+    where: a checkpoint or a run. output: the folder for the copy; if None, the checkpoint is stripped in place. For a
+    run, either all checkpoints are stripped in place, or the newest intact checkpoint is copied. Raises UserError if
+    the checkpoints of a run that is not completed would be stripped in place, because the run could not be resumed.
     """
     found = [Checkpoint(path) for path in _paths(where)]
     status = (read_summary(runs.find(where)) or {}).get("status", "completed")
     require(
         output is not None or status == "completed",
-        f"{where}: is {status}, and could no longer be resumed; give --output FOLDER, or the folder of one checkpoint",
+        f"{where}: the run is {status}, and without the training state it could not be resumed; write a stripped copy "
+        "with --output FOLDER, or give the folder of a single checkpoint",
     )
     if output is not None:
         if len(found) > 1:
@@ -148,7 +150,7 @@ def strip(where: str, output: Path | None) -> None:
         return
     for checkpoint in found:
         if checkpoint.stripped:
-            show(f"{relative(checkpoint.path)}: is already stripped")
+            show(f"{relative(checkpoint.path)} is already stripped")
             continue
         old_size, run = _size(checkpoint.path), checkpoint.path.parent.parent
         if (run / "summary.json").exists():
@@ -168,7 +170,7 @@ def _paths(where: str) -> list[Path]:
     checkpoints = Checkpoints(folder / "checkpoints")
     steps = checkpoints.steps()
     if (folder / "summary.json").exists() and not steps:
-        raise UserError(f"{where}: contains no checkpoint")
+        raise UserError(f"{where}: the run contains no checkpoint")
     return [checkpoints.folder / f"step_{step}" for step in steps] or [folder]
 
 

@@ -1,4 +1,4 @@
-"""Shared parts of the commands: overrides, one-line errors, exit codes, version."""
+"""Code that all commands share: field parsing, one-line errors and exit codes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ T = TypeVar("T")
 def compose_config(config_name: str, overrides: Sequence[str], free_text: Sequence[str]) -> DictConfig:
     """Compose conf/<config_name>.yaml with overrides.
 
-    free_text: the fields whose values are taken literally. Raises Hydra's exceptions for a wrong field or value.
+    free_text: the fields whose values are taken literally, not as Hydra's grammar. Raises Hydra's exceptions for a
+    wrong field or value.
     """
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
         return compose(config_name, Overrides.typed(overrides, free_text).words)
@@ -37,13 +38,13 @@ def compose_config(config_name: str, overrides: Sequence[str], free_text: Sequen
 def parse_fields(config_name: str, schema: type[T], help_text: str, free_text: Sequence[str]) -> T | None:
     """Parse the command line of a command that does not train.
 
-    The fields come from conf/<config_name>.yaml and the overrides. --help prints help_text, with {fields} replaced by
-    the fields, and returns None. Raises UserError for an unknown flag or a missing value, and Hydra's exceptions for a
-    wrong field or value.
+    Returns an instance of schema, whose values come from conf/<config_name>.yaml and the overrides. If --help is given,
+    prints help_text, in which {fields} is replaced by the fields and their values, and returns None. Raises UserError
+    for an unknown flag or a missing value, and Hydra's exceptions for a wrong field or value.
     """
     flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
     unknown = [flag for flag in flags if flag not in ("--help", "-h")]
-    require(not unknown, f"{unknown and unknown[0]}: unknown flag; set fields with NAME=VALUE (see --help)")
+    require(not unknown, f"{unknown and unknown[0]}: unknown flag; set fields with FIELD=VALUE (see --help)")
     cfg = compose_config(config_name, [argument for argument in sys.argv[1:] if argument not in flags], free_text)
     if flags:
         text = help_text.format(fields="".join(f"  {line}\n" for line in OmegaConf.to_yaml(cfg).splitlines()))
@@ -51,7 +52,7 @@ def parse_fields(config_name: str, schema: type[T], help_text: str, free_text: S
         show(text if paths.IN_CHECKOUT else text.replace(script, f"bigramlm-{config_name}"))
         return None
     missing = sorted(OmegaConf.missing_keys(cfg))
-    require(not missing, f"{', '.join(missing)}: has no value; set {missing and missing[0]}=VALUE")
+    require(not missing, f"{', '.join(missing)}: a value is required; set {missing and missing[0]}=VALUE")
     command = OmegaConf.to_object(cfg)
     assert isinstance(command, schema)
     return command
@@ -60,7 +61,7 @@ def parse_fields(config_name: str, schema: type[T], help_text: str, free_text: S
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Turn a function into a command that maps its errors to exit codes.
 
-    --version prints the version of bigramlm instead of running the function.
+    If --version is given, the command prints the version of bigramlm and does not call the function.
     """
 
     @functools.wraps(main)
@@ -76,11 +77,11 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
-    """End the process with the exit code of the error that is raised in the block.
+    """Convert an error in the block to a message and an exit code.
 
-    The code is 2, with one line on standard error, for an error that the user can fix; 1, with Hydra's message, for an
-    error from Hydra or OmegaConf; 130 for Ctrl-C. Any other error propagates. If HYDRA_FULL_ERROR is set, the errors
-    that the user can fix propagate too.
+    An error that the user can fix is printed as one line on standard error, and the exit code is 2. For an error from
+    Hydra or OmegaConf, Hydra's message is printed, and the exit code is 1. For Ctrl-C, the exit code is 130. Any other
+    error propagates. If HYDRA_FULL_ERROR is set, errors that the user can fix propagate too.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # for terminals that cannot encode every character

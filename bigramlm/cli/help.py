@@ -1,7 +1,7 @@
 """The text of --help.
 
-Hydra's own --help copies all configs for every group of every plugin, which becomes slow as their number grows. This
-module only composes the config.
+This text replaces Hydra's own --help, which copies all configs for every group of every plugin. That is slow if there
+are many configs, whereas this module composes the config only once.
 """
 
 import textwrap
@@ -37,16 +37,16 @@ Sweeps (docs/sweeps.md):
   python scripts/train.py -m optim.lr=1e-4,1e-3,1e-2 seed=1,2,3
   python scripts/train.py -m experiment=ladder      from a bigram to a GPT
   python scripts/train.py -m seed=1,2,3,4 hydra/launcher=joblib   in parallel
-  python scripts/train.py -m ... sweep=latest                     continue it
+  python scripts/train.py -m ... sweep=latest           continue the last sweep
   launchers: {launchers}; sweepers: {sweepers}
 
 View the metrics:        tensorboard --logdir outputs
-Complete with TAB:       eval "$(python scripts/train.py -sc install=bash)"
+Enable tab completion:   eval "$(python scripts/train.py -sc install=bash)"
 Hydra's own flags:       python scripts/train.py --hydra-help"""
 
 
 def help_text(overrides: list[str]) -> str:
-    """Return the help text with the field values that these overrides give.
+    """Return the help text, with the field values that result from the overrides.
 
     Raises Hydra's exceptions for a wrong override.
     """
@@ -69,7 +69,7 @@ def _group_choices() -> str:
 def choices_of_groups() -> dict[str, list[str]]:
     """List the presets of each config group.
 
-    Presets that are named after a kind come first, in the order of the kinds; the others follow alphabetically.
+    Presets that are named after a config class come first, in the order of `KINDS`. The others follow alphabetically.
     """
     order = {group: list(kinds) for group, kinds in KINDS.items()}
     return {

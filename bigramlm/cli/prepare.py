@@ -46,7 +46,7 @@ class PrepareCommand:
     data: DataConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
     output: str | None = None
-    """The folder for the token files; null is a folder in outputs/prepared, where training finds them."""
+    """The folder for the token files. If null, a folder in outputs/prepared is used, where training finds the files."""
 
 
 @command
@@ -63,7 +63,7 @@ def main() -> None:
         with stop_signals():
             prepare(command)
     except Stopped as stopped:
-        print(f"{stopped}; finished work is kept, and the same command continues it", file=sys.stderr)
+        print(f"{stopped}; finished work is kept: run the same command again to continue", file=sys.stderr)
         sys.exit(128 + stopped.signal)
 
 
@@ -75,18 +75,18 @@ def register() -> None:
 
 
 def prepare(cfg: PrepareCommand) -> None:
-    """Write the token files, unless they exist already, and print their contents.
+    """Write the token files, unless they exist already, and print a description.
 
-    Raises UserError if the data is not a text, the output folder is unusable, or a file is damaged.
+    Raises UserError if the data is not a text, if the output folder cannot be used, or if a token file is damaged.
     """
     require(
         not isinstance(cfg.data, TokensConfig),
-        "data=tokens: is encoded already; give a text with data=text data.path=FILE",
+        "data=tokens: this data is already encoded; choose a text to encode with data=text data.path=FILE",
     )
     require(
         not isinstance(cfg.data, PairsConfig),
         "data=pairs: token files cannot store which tokens belong to a prompt and which to a completion; train on the "
-        "pairs directly, which are kept in memory",
+        "pairs directly, because training encodes them in memory",
     )
     from bigramlm.data import corpus
     from bigramlm.data.text import Text
@@ -99,7 +99,8 @@ def prepare(cfg: PrepareCommand) -> None:
     else:
         folder = Path(cfg.output).expanduser().absolute()
         require(
-            not folder.exists() or folder.is_dir(), f"output={cfg.output}: is a file; name a folder for the token files"
+            not folder.exists() or folder.is_dir(),
+            f"output={cfg.output}: this is a file; choose a folder for the token files",
         )
         token_files = corpus.prepare(text, cfg.tokenizer, None, folder)
     token_files.verify()
@@ -115,11 +116,11 @@ def prepare(cfg: PrepareCommand) -> None:
         size = (token_files.folder / f"{split}.bin").stat().st_size
         each = counts.characters / max(1, counts.tokens)
         lines.append(
-            f"{split.capitalize()}: {counts.tokens:,} tokens, {each:.2f} characters each, {size / 1e6:,.1f} MB"
+            f"{split.capitalize()}: {counts.tokens:,} tokens, {each:.2f} characters per token, {size / 1e6:,.1f} MB"
         )
     where = str(relative(token_files.folder))
     lines += [
         f"Files: {where}",
-        f"Train on them: python scripts/train.py data=tokens {shlex.quote(f'data.path={where}')}",
+        f"Train on these files: python scripts/train.py data=tokens {shlex.quote(f'data.path={where}')}",
     ]
     show("\n".join(lines))

@@ -48,7 +48,7 @@ def main() -> None:
     )
     command.add_argument("--sort", default="when", help=f"the sort key: {', '.join(_COLUMNS)}, or a config field")
     command.add_argument("--reverse", action="store_true", help="reverse the order")
-    command.add_argument("--json", action="store_true", help="print a JSON object per line, with full times and paths")
+    command.add_argument("--json", action="store_true", help="print one JSON object per run, with full times and paths")
     command = commands.add_parser(
         "diff",
         help="show the differences between two runs",
@@ -62,21 +62,21 @@ def main() -> None:
         description="Lists the jobs of a sweep, best first, and writes results.csv and results.md in its folder.",
     )
     command.add_argument("sweep", help="a sweep folder, or latest")
-    command.add_argument("--csv", action="store_true", help="print the content of results.csv, with every digit")
+    command.add_argument("--csv", action="store_true", help="print the content of results.csv, with unrounded numbers")
     command = commands.add_parser(
         "report",
         help="write an HTML page with curves, tables and samples",
-        description="Writes an HTML page about runs that needs no network: loss curves, final losses against the swept "
-        "fields, results, samples and differences.",
+        description="Writes an HTML page about runs, with loss curves, final losses against the swept fields, results, "
+        "samples and differences. The page can be viewed without a network.",
     )
     command.add_argument(
         "paths",
         nargs="+",
         metavar="PATH",
-        help="a run folder, a sweep folder, or a folder with runs below; latest: the newest run, with its whole sweep",
+        help="a run folder, a sweep folder, a folder with runs in it, or latest (the newest run, with its whole sweep)",
     )
     command.add_argument(
-        "-o", "--output", type=Path, help="the file (default: report.html in PATH or, for several, in outputs/)"
+        "-o", "--output", type=Path, help="the file (default: report.html in PATH; for several paths, in outputs/)"
     )
     arguments = parser.parse_args()
     if arguments.command == "report":
@@ -102,9 +102,12 @@ _COLUMNS: dict[str, Callable[[RunSummary], Any]] = {
 
 
 def print_list(filters: list[str], sort: str, *, reverse: bool, as_json: bool) -> None:
-    """Print the runs that match the filters, one per line."""
+    """Print the runs that match the filters, one per line.
+
+    sort: a column or a config field. as_json: if True, print JSON objects instead of a table.
+    """
     found = [run for folder in folders(outputs()) if (run := read_run(folder)) is not None]
-    require(bool(found), f"{outputs()}: contains no run yet; start one with python scripts/train.py")
+    require(bool(found), f"{outputs()} contains no run yet; start one with python scripts/train.py")
     fields = {*_COLUMNS, *(name for run in found for name in flat(run.config))}
     for text in (*filters, f"{sort}="):
         field = text.partition("=")[0]
@@ -128,12 +131,15 @@ def print_list(filters: list[str], sort: str, *, reverse: bool, as_json: bool) -
 
 
 def print_results(folder: Path, *, as_csv: bool) -> None:
-    """Print the results of a sweep and write results.csv and results.md."""
+    """Print the results of a sweep, and write results.csv and results.md.
+
+    as_csv: if True, print the content of results.csv instead of a table.
+    """
     results = Results(Sweep(folder))
     try:
         results.write()
     except OSError as error:  # another user's folder
-        log.warning("%s: results.csv and results.md cannot be written: %s", relative(folder), error.strerror)
+        log.warning("results.csv and results.md cannot be written to %s: %s", relative(folder), error.strerror)
     if as_csv:
         show(results.csv(), end="")
     else:
@@ -146,7 +152,7 @@ def print_report(targets: list[str], output: Path | None) -> None:
 
     folders = [_run_or_sweep(target) for target in targets]
     entries = {entry.folder.resolve(): entry for folder in folders for entry in _entries(folder)}
-    require(bool(entries), f"{' '.join(targets)}: contains no run; list the runs with python scripts/runs.py list")
+    require(bool(entries), f"no run was found in {' '.join(targets)}; list all runs with python scripts/runs.py list")
     parents = sorted({entry.folder.parent for entry in entries.values()})
     sweeps = [Sweep(folder) for folder in parents if (folder / PLAN).exists()]
     outcomes: RunTable
@@ -172,11 +178,14 @@ def _names_below_common_parent(folders: list[Path]) -> list[str]:
 
 
 def _run_or_sweep(where: str) -> Path:
-    """Find a folder; `latest` is the newest run, or its sweep if the run is a job."""
+    """Find a run or sweep folder.
+
+    If where is `latest`, returns the newest run or, if that run is a job of a sweep, its sweep.
+    """
     folder = find(where)
     if where == "latest" and (folder.parent / PLAN).exists():
         return folder.parent
-    require(folder.is_dir(), f"{where}: is not a folder")
+    require(folder.is_dir(), f"{where} is not a folder")
     return folder
 
 
@@ -214,7 +223,7 @@ def print_diff(a: RunSummary, b: RunSummary) -> None:
     identical = [name for name, different in parts.items() if not different]
     show(f"\nidentical: {', '.join(identical) or 'nothing'}")
     if any((run.summary.get("git") or {}).get("dirty") for run in (a, b)):
-        show("code: includes uncommitted changes, which are not recorded")
+        show("code: there were uncommitted changes, which are not recorded, so other differences are possible")
     show(compare_losses(a.folder, b.folder))
 
 
@@ -230,7 +239,7 @@ def _shortened(value: Any) -> str:
 def _run_in(where: str) -> RunSummary:
     run = read_run(find(where))
     if run is None:
-        raise UserError(f"{where}: contains no run: there is no summary.json")
+        raise UserError(f"{where} contains no run: there is no summary.json")
     return run
 
 
@@ -254,7 +263,7 @@ def _matches(value: Any, filter_text: str) -> bool:
 
 
 def _order(value: Any) -> tuple[int, float, str]:
-    """Return a sort key: numbers by size, then texts, then missing values."""
+    """Return a sort key that puts numbers first, then texts, then missing values."""
     if isinstance(value, (int, float)):
         return (0, float(value), "")
     return (2, 0.0, "") if value is None else (1, 0.0, str(value))
@@ -271,7 +280,7 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _when(started: str) -> str:
-    """Format a start time: the time for today, the date for other days."""
+    """Format a start time as HH:MM if it is today, else as MM-DD."""
     try:
         start = datetime.fromisoformat(started).astimezone()
     except ValueError:

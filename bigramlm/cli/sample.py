@@ -1,4 +1,4 @@
-"""The command `sample`: text from the model in a run folder or a checkpoint."""
+"""The command `sample`: generates text with the model of a run or a checkpoint."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ class SampleCommand(SampleConfig):
     """The fields of `python scripts/sample.py`."""
 
     run: str = "latest"
-    """The folder of a run or of a checkpoint; `latest` is the run that was started last."""
+    """A run folder or a checkpoint folder; `latest` is the most recently started run."""
     checkpoint: str = "last"
-    """The checkpoint of the run: `last` (the newest intact one), `best` (lowest val loss) or a step."""
+    """The checkpoint of the run: `last` (the newest intact checkpoint), `best` (the lowest val loss) or a step."""
     base: str | None = None
-    """The location of the weights that an adapter was trained on, if they have moved since then."""
+    """The current location of an adapter's base weights, if they have moved since training."""
     num_samples: int = 1
     """The number of texts per prompt."""
     prompts_file: str | None = None
-    """The file of the prompts to continue, one per line; in a *.jsonl file, one object with a `prompt` per line; - is
-    standard input. The output has one JSON object with `prompt` and `completion` per line."""
+    """A file with prompts to continue, one per line. A *.jsonl file has one JSON object with a `prompt` per line. For
+    standard input, give -. The output has one JSON object with `prompt` and `completion` per line."""
     seed: int = 1337
-    """The seed of the random draws."""
+    """The random seed for sampling."""
     device: DeviceConfig = field(default_factory=DeviceConfig)
 
     prefix: ClassVar[str] = ""
@@ -79,11 +79,11 @@ class SampleCommand(SampleConfig):
         require(0 <= self.seed < 2**62, f"seed={self.seed}: must be 0 or more and below 2**62")
         require(
             self.prompts_file is None or self.prompt == "",
-            f"prompt={self.prompt} prompts_file={self.prompts_file}: cannot be combined; leave one out",
+            f"prompt={self.prompt} prompts_file={self.prompts_file}: cannot be combined; omit prompt= or prompts_file=",
         )
         require(
             not self.device.compile,
-            "device.compile=true: applies to training steps only, and sampling has none; leave it out",
+            "device.compile=true: only training steps can be compiled; omit device.compile",
         )
 
 
@@ -136,14 +136,15 @@ def sample(cfg: SampleCommand) -> None:
 
 
 def print_stream(tokenizer: Tokenizer, prompt: list[int], new: Iterable[Tensor | int], end: int | None) -> None:
-    """Print a prompt and the tokens that continue it, up to the token `end`.
+    """Print a prompt and its continuation, while the tokens are sampled.
 
-    On a terminal each token is printed immediately; otherwise text is printed at most ten times per second.
+    new: the sampled tokens. end: the token at which printing stops; if None, all tokens are printed. On a terminal,
+    each token is printed immediately. Otherwise, text is printed at most ten times per second.
     """
     interval = 0.0 if sys.stdout.isatty() else 0.1
     text, last_print = tokenizer.decode(prompt), 0.0
-    # A token cannot be decoded alone: the tokens before it decide about a space between them, and may contain the first
-    # bytes of its character.
+    # A token cannot be decoded alone: the preceding tokens determine whether a space comes before the token, and may
+    # contain the first bytes of the token's character.
     context, pending = prompt[-_CONTEXT:], []
     for token in new:
         if token == end:
@@ -162,16 +163,16 @@ def print_stream(tokenizer: Tokenizer, prompt: list[int], new: Iterable[Tensor |
 
 
 def _new_part(text: str, old: str) -> str:
-    """Return the text after the prefix that it shares with the old text."""
+    """Return the text without the prefix that the text shares with the old text."""
     return text[len(os.path.commonprefix([text, old])) :]  # noqa: RUF071 - the arguments are not paths
 
 
 def _completions(
     cfg: SampleCommand, model: LanguageModel, tokenizer: Tokenizer, prompts: list[list[int]], device: Device
 ) -> Iterator[tuple[int, str]]:
-    """Yield the index and a completion of each prompt in order, num_samples times.
+    """Yield pairs of a prompt's index and a completion, in the order of the prompts.
 
-    Prompts of the same length are sampled in one batch.
+    There are num_samples pairs per prompt. Prompts with the same number of tokens share a batch.
     """
     import torch
 
@@ -197,14 +198,17 @@ def _completions(
 
 
 def _end(cfg: SampleCommand, tokenizer: Tokenizer) -> int | None:
-    """Return the token that ends a text, None if sampling continues after it."""
+    """Return the token at which sampling stops, or None if there is no such token."""
     return tokenizer.end_of_text if cfg.stop_at_end else None
 
 
 def _stream(
     cfg: SampleCommand, model: LanguageModel, prompts: list[list[int]], device: Device, seed: int, end: int | None
 ) -> Iterator[Tensor]:
-    """Yield the sampled tokens of prompts of the same length, each (B, 1)."""
+    """Sample tokens for B prompts of the same length.
+
+    Yields one tensor (B, 1) per step, which contains the next token of each prompt.
+    """
     import torch
 
     from bigramlm.generate import stream
@@ -223,9 +227,10 @@ def _stream(
 
 
 def _encode(tokenizer: Tokenizer, prompt: str, cfg: SampleCommand, line: int) -> list[int]:
-    """Return the tokens of a prompt.
+    """Encode a prompt as token ids.
 
-    Raises UserError, naming the prompt or its line, if the tokenizer cannot encode the prompt.
+    Raises UserError if the tokenizer cannot encode the prompt. The message contains the prompt, or the number of its
+    line in prompts_file.
     """
     from bigramlm.tokenizer.base import start_tokens
 
@@ -239,14 +244,14 @@ def _encode(tokenizer: Tokenizer, prompt: str, cfg: SampleCommand, line: int) ->
 def _read_prompts(path: Path) -> list[str]:
     """Read the prompts in a text file or a *.jsonl file.
 
-    Raises UserError if the file is empty, or cannot be read or parsed.
+    path: the file, or - for standard input. Raises UserError if the file is empty, or cannot be read or parsed.
     """
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts_file={path}: cannot be read as UTF-8 text: {error}") from None
     lines = text.split("\n")[: -1 if text.endswith("\n") else None]
-    require(text != "", f"prompts_file={path}: is empty; write one prompt per line")
+    require(text != "", f"prompts_file={path}: the file is empty; write one prompt per line")
     if path.suffix != ".jsonl":
         return lines
     prompts = []
@@ -259,7 +264,7 @@ def _read_prompts(path: Path) -> list[str]:
                 raise TypeError
         except (ValueError, KeyError, TypeError):
             raise UserError(
-                f'prompts_file={path}: line {number} is no JSON object like {{"prompt": "To be"}}'
+                f'prompts_file={path}: line {number} is not a JSON object such as {{"prompt": "To be"}}'
             ) from None
         prompts.append(prompt)
     return prompts

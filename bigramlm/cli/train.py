@@ -57,7 +57,8 @@ EXTRAS = {
 def main() -> None:
     """Run the command line: python scripts/train.py [overrides].
 
-    Exit codes: 0 completed, 1 failed, 2 an error that the user can fix, 130 and 143 stopped.
+    The exit code is 0 if the run completed, 1 if it failed, 2 for an error that the user can fix, and 130 or 143 if it
+    was stopped by Ctrl-C or SIGTERM.
     """
     set_up_hydra()
     if {"--help", "-h"} & set(sys.argv[1:]):
@@ -87,23 +88,28 @@ def command_line(arguments: list[str]) -> list[str]:
 
 
 def _sweep_folder(overrides: Overrides, *, sweeps: bool) -> Overrides:
-    """Translate `sweep=` into an override of Hydra's sweep folder.
+    """Translate `sweep=` into an override of `hydra.sweep.dir`, Hydra's sweep folder.
 
-    Raises UserError if it names no sweep, or cannot be combined with the other overrides.
+    Raises UserError if `sweep=` does not name a sweep, or cannot be combined with the other overrides.
     """
     subdir, sweep = overrides.get("hydra.sweep.subdir"), overrides.get("sweep", "null")
     if subdir is not None and sweeps:
         raise UserError(
-            f"hydra.sweep.subdir={subdir}: cannot be set: a sweep can only be continued if its job folders are numbered"
+            f"hydra.sweep.subdir={subdir}: cannot be set, because a sweep can only be continued if its job folders are "
+            "numbered; omit hydra.sweep.subdir"
         )
     if sweep in (None, "null"):
         return Overrides()
-    require(sweeps, f"sweep={sweep}: continues a sweep; add -m and the swept fields")
     require(
-        not overrides.has("hydra.sweep.dir"), f"sweep={sweep}: cannot be combined with hydra.sweep.dir; leave one out"
+        sweeps,
+        f"sweep={sweep}: only a command with -m can continue a sweep; add -m and the swept fields",
+    )
+    require(
+        not overrides.has("hydra.sweep.dir"),
+        f"sweep={sweep}: cannot be combined with hydra.sweep.dir, because both set the sweep folder; omit one of them",
     )
     folder = runs.find_sweep(str(sweep))
-    require((folder / PLAN).exists(), f"sweep={sweep}: contains no sweep of bigramlm: there is no {PLAN}")
+    require((folder / PLAN).exists(), f"sweep={sweep}: the folder contains no sweep of bigramlm: there is no {PLAN}")
     return Overrides([f"hydra.sweep.dir={quoted(str(folder))}"])
 
 
@@ -116,7 +122,7 @@ def set_up_hydra() -> None:
 def job(composed: DictConfig) -> float | None:
     """Train a single run or a job of a sweep; Hydra calls this function.
 
-    Returns the loss of a job for the sweeper, None for a single run.
+    For a job, returns the loss that the sweeper compares. For a single run, returns None.
     """
     hydra_cfg = HydraConfig.get()
     folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
@@ -140,7 +146,10 @@ _hydra_main = hydra.main(version_base="1.3", config_path=str(paths.conf_dir()), 
 
 
 def _context(folder: Path) -> JobContext:
-    """Return the context of the sweep job in this folder, empty if it is not a job."""
+    """Return the context of the job in this folder.
+
+    The context is empty if the folder does not belong to a job of a sweep.
+    """
     with contextlib.suppress(Exception):  # a damaged plan must not stop a run
         sweep = Sweep(folder.parent)
         job = sweep.jobs.get(int(folder.name)) if folder.name.isdecimal() else None
@@ -152,8 +161,8 @@ def _context(folder: Path) -> JobContext:
 def _sweep_job(composed: DictConfig, folder: RunFolder, overrides: Overrides) -> float | None:
     """Train a job, log how it ended, and update the results of the sweep.
 
-    Returns the final loss or else the best; None if the job has no comparable loss. Raises RuntimeError if the job
-    failed.
+    Returns the final loss or, if there is none, the best loss. Returns None if the job has no loss that can be compared
+    with other jobs. Raises RuntimeError if the job failed.
     """
     from bigramlm.sweeps.search import pruner_of
 
@@ -187,7 +196,7 @@ def _sweep_job(composed: DictConfig, folder: RunFolder, overrides: Overrides) ->
 def release_memory() -> None:
     """Release the GPU memory that PyTorch has cached.
 
-    The next job on the GPU may run in another process.
+    The next job may run in a different process, which could not use this memory otherwise.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
@@ -201,9 +210,10 @@ def release_memory() -> None:
 
 
 class StartCallback(Callback):
-    """Checks before a run or a sweep that fail with one line instead of a traceback.
+    """A callback that checks the requirements of a run or a sweep before it starts.
 
-    The output folder must be writable, and the extra of the launcher or sweeper must be installed.
+    The output folder must be writable, and the packages of the launcher and the sweeper must be installed. Otherwise,
+    the process exits with a one-line error instead of a traceback.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
@@ -215,7 +225,7 @@ class StartCallback(Callback):
             if not _is_installed(module):
                 package = f'-c constraints.txt -e ".[{extra}]"' if paths.IN_CHECKOUT else f'"bigramlm[{extra}]"'
                 print(
-                    f"error: {override}: needs an extra that is not installed: pip install {package}", file=sys.stderr
+                    f"error: {override} needs a package that is not installed: pip install {package}", file=sys.stderr
                 )
                 sys.exit(2)
         _check_folder("hydra.sweep.dir", Path(config.hydra.sweep.dir))
@@ -234,7 +244,7 @@ def _check_folder(field: str, folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        print(f"error: {field}={folder}: cannot be created or written to: {error.strerror}", file=sys.stderr)
+        print(f"error: {field}={folder}: the folder cannot be created or written to: {error.strerror}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -243,9 +253,12 @@ def train(
 ) -> RunResult | BaseException | None:
     """Train a run, and record its outcome in the log and the summary.
 
-    continues: if the folder contains a run with this config, resume it, or skip it if it is finished, as for a job of a
-    sweep. Returns the end of a completed run, None for a run that was pruned or finished before, or the exception that
-    ended the run: UserError for an error that the user can fix, Stopped after a signal, or any other.
+    continues: if True and the folder already contains a run with this config, that run is resumed, or skipped if it is
+    finished. The jobs of a sweep use this flag.
+
+    Returns the result of a completed run. Returns None if the run was pruned, or was already finished. If an exception
+    ended the run, returns the exception: UserError for an error that the user can fix, Stopped after a signal, or any
+    other exception.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -280,7 +293,7 @@ def _run(
 ) -> RunResult | None:
     from bigramlm.engine import run as recipe
 
-    if continuing:  # with the device, threads and text that were resolved when the run began
+    if continuing:  # the saved config contains the device, threads and text that were resolved when the run began
         cfg = replace(load(folder.path / "config.yaml"), resume=str(folder.path), base=composed.base)
     elif composed.resume is not None:
         cfg = to_run_config(composed)
@@ -292,9 +305,10 @@ def _run(
 
 
 def _report_failure(raised: BaseException, composed: DictConfig, folder: RunFolder, *, quiet: bool) -> BaseException:
-    """Return the exception that ended a run, as a UserError or Stopped where possible.
+    """Log the exception that ended a run, and return it.
 
-    The exception is written to the log, and to the summary if the run had begun.
+    The returned exception is converted to UserError or Stopped where possible. If the run had begun, the summary
+    records the exception too. quiet: if True, a stop is logged as information instead of a warning.
     """
     end = Stopped(signal.SIGINT) if isinstance(raised, KeyboardInterrupt) else as_user_error(raised, folder.path)
     path = folder.path / "config.yaml"
@@ -304,7 +318,7 @@ def _report_failure(raised: BaseException, composed: DictConfig, folder: RunFold
     if isinstance(end, Stopped):
         hint = "training had not begun; the same command starts the run again and reuses the prepared data"
         if path.exists():
-            hint = shlex.quote(f"resume={relative(folder.path)}") + " resumes it"
+            hint = shlex.quote(f"resume={relative(folder.path)}") + " resumes the run"
         log.log(logging.INFO if quiet else logging.WARNING, "%s; %s", end, hint)
     elif isinstance(end, UserError):
         log.error("error: %s", end, exc_info=raised if os.environ.get("HYDRA_FULL_ERROR") else None)
@@ -318,9 +332,10 @@ def _report_failure(raised: BaseException, composed: DictConfig, folder: RunFold
 
 
 def print_end(end: RunResult, folder: RunFolder) -> None:
-    """Print the losses, the sample, the counting references and the folder of a run.
+    """Print the losses, the sample and the folder of a completed run.
 
-    If the tokens are not single characters, the loss in bits per character is printed too.
+    For comparison, prints the losses of n-gram models that are fitted by counting, if these losses were computed. If
+    the tokens are not single characters, prints the loss in bits per character too.
     """
     final, references = end.final, end.references
     lines = ["----", f"End of training. Loss: {final['train/loss']:.4f} (val {final['val/loss']:.4f})", end.sample, ""]
@@ -332,13 +347,15 @@ def print_end(end: RunResult, folder: RunFolder) -> None:
         split, _, model = name.partition("/best_")
         if split == "train":
             val_loss = references[f"val/best_{model}"] + 0.0  # turns -0.0 into 0.0
-            lines.append(f"By counting: {loss + 0.0:.4f} on the whole training text, the minimum for any {model}")
-            lines.append(f"(the loss above covers a part as long as val); {val_loss:.4f} on val.")
+            lines.append(f"By counting: {loss + 0.0:.4f} on the whole training text, the minimum for any {model},")
+            lines.append(f"and {val_loss:.4f} on val. The loss above covers a part of that text as long as val.")
     if ngrams := [loss for name, loss in references.items() if name.startswith("val/ngram_")]:
-        lines.append(f"By counting, on val, orders 1 to {len(ngrams)}: {' '.join(f'{loss:.3f}' for loss in ngrams)}")
+        lines.append(
+            f"By counting n-grams, on val, orders 1 to {len(ngrams)}: {' '.join(f'{loss:.3f}' for loss in ngrams)}"
+        )
     lines.append(f"Run: {relative(folder.path)}")
     if "tensorboard" in end.cfg.logger.use:
         outputs = paths.home() / "outputs"
         where = relative(outputs if outputs in folder.path.parents else folder.path)
-        lines.append(f"Look at it: tensorboard --logdir {shlex.quote(str(where))}")
+        lines.append(f"Metrics: tensorboard --logdir {shlex.quote(str(where))}")
     show("\n".join(lines))

@@ -1,4 +1,4 @@
-"""The command `verify_resume`: compares resumed runs with an uninterrupted one."""
+"""The command `verify_resume`: compares resumed runs with an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -44,26 +44,30 @@ _TIMINGS = ("seconds", "tokens_per_second", "mfu")
 def main() -> None:
     """Run the command line: python scripts/verify_resume.py [overrides].
 
-    Exit code 1 reports a difference between the runs.
+    The exit code is 1 if a resumed run differs from the uninterrupted run.
     """
     parser = argparse.ArgumentParser(
         "verify_resume.py",
-        description="Trains 2N steps without interruption, and again with a kill after N steps and a resume. Reports "
-        "whether both are bit-equal, or the first difference in weights, optimizer, random state, records and sample.",
-        epilog="Defaults, unless overridden (2N is 40, and every step is saved and recorded): "
+        description="Trains a run of 2N steps without interruption. Trains the same run again, kills it after N steps, "
+        "and resumes it. Reports whether both runs are bit-equal, or else the first difference in weights, optimizer, "
+        "random state, records or sample.",
+        epilog="Default overrides, so that 2N is 40 and every step is saved and recorded: "
         + " ".join(f"{name}={value}" for name, value in _DEFAULTS.items()),
     )
     parser.add_argument(
         "overrides", nargs="*", help="the config, as for train.py, such as model=bigram trainer.steps=200"
     )
     parser.add_argument(
-        "--kills", type=int, default=0, help="kill this many runs at random moments (default: one, after N steps)"
+        "--kills",
+        type=int,
+        default=0,
+        help="the number of runs to kill at random moments (default: one run, after N steps)",
     )
     parser.add_argument("--seed", type=int, default=0, help="the seed of the random moments (default: 0)")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the temporary folder is deleted
     wrong = Overrides(arguments.overrides).only("resume").words
-    require(not wrong, f"{wrong and wrong[0]}: this command starts and resumes its own runs; leave it out")
+    require(not wrong, f"{wrong and wrong[0]}: this command starts and resumes its own runs; omit resume=")
     require(arguments.kills >= 0, f"--kills={arguments.kills}: must be 0 or more")
     with tempfile.TemporaryDirectory(prefix="bigramlm-resume-") as folder:
         differences = verify(arguments.overrides, Path(folder), kills=arguments.kills, seed=arguments.seed)
@@ -73,9 +77,9 @@ def main() -> None:
 def verify(overrides: list[str], folder: Path, *, kills: int, seed: int = 0) -> list[str]:
     """Kill and resume runs, and compare each with an uninterrupted run.
 
-    folder: an empty folder for the runs; kills: the number of runs that are killed at random moments, or 0 to kill a
-    single run after half of its steps; seed: the seed of the moments. Returns one line per run that differs, so an
-    empty list means that all runs are bit-equal. Raises UserError if a run cannot be interrupted, or fails.
+    folder: an empty folder for the runs. kills: the number of runs that are killed at random moments; if 0, a single
+    run is killed after half of its steps. seed: the seed of the random moments. Returns one line per run that differs,
+    so an empty list means that all runs are bit-equal. Raises UserError if a run cannot be interrupted, or if it fails.
     """
     given = Overrides(overrides)
     config = [*overrides, *(f"{name}={value}" for name, value in _DEFAULTS.items() if not given.has(name))]
@@ -85,7 +89,7 @@ def verify(overrides: list[str], folder: Path, *, kills: int, seed: int = 0) -> 
     cfg = load(reference / "config.yaml")
     require(
         cfg.model.trains,
-        f"model={cfg.model.name}: is fitted by counting, without steps to interrupt; choose another",
+        f"model={cfg.model.name}: a model fitted by counting has no steps to interrupt; choose a different model",
     )
     steps = cfg.trainer.steps
     require(steps >= 2, f"trainer.steps={steps}: must be 2 or more, so that the run can be killed halfway")
@@ -105,16 +109,16 @@ def verify(overrides: list[str], folder: Path, *, kills: int, seed: int = 0) -> 
             show(differences[-1])
     if kills:
         n_equal = kills - len(differences)
-        show(f"{n_equal} of {kills} bit-equal; {killed_in_save} of them were killed in the middle of a save")
+        show(f"{n_equal} of {kills} runs bit-equal; {killed_in_save} runs were killed in the middle of a save")
     elif not differences:
-        show(f"bit-equal: {steps} steps, and {step}, a kill, and {steps - step} more")
+        show(f"bit-equal: a run of {steps} steps, and the same run killed at step {step} and resumed")
     return differences
 
 
 def compare(reference: Path, resumed: Path) -> str | None:
     """Find the first difference between an uninterrupted and a resumed run.
 
-    Returns the step and the differing part, None if the runs are bit-equal.
+    Returns a description with the step and the part that differs, or None if the runs are bit-equal.
     """
     from bigramlm.checkpoint.checkpoint import Checkpoint
     from bigramlm.checkpoint.manager import Checkpoints
@@ -149,10 +153,11 @@ def compare(reference: Path, resumed: Path) -> str | None:
 
 
 def _killed(run: Path, arguments: list[str], *, after: float = 0.0, at_step: int | None = None) -> int:
-    """Run a training process and kill it after a step or some seconds.
+    """Run a training process, and kill it at a step or after some seconds.
 
-    The seconds count from the moment when the run has a config.yaml: before that there is nothing to resume. Returns
-    the step of the kill if it is given; otherwise the newest saved step, or -1 if there is none.
+    after: the number of seconds after the run has written config.yaml, because before that there is nothing to resume.
+    at_step: the step at which to kill the process; if given, `after` is ignored. Returns at_step if given; otherwise
+    the newest saved step, or -1 if no step was saved.
     """
     since = None
     with _running(run, arguments, at_step) as process:
@@ -174,7 +179,7 @@ def _killed(run: Path, arguments: list[str], *, after: float = 0.0, at_step: int
 def _complete(run: Path, arguments: list[str]) -> float:
     """Run a training process to its end.
 
-    Returns the seconds between the moment when config.yaml was written and the end.
+    Returns the number of seconds between the writing of config.yaml and the end of the process.
     """
     since = None
     with _running(run, arguments) as process:
@@ -192,7 +197,8 @@ def _complete(run: Path, arguments: list[str]) -> float:
 def _running(run: Path, arguments: list[str], killed_at: int | None = None) -> Iterator[Any]:
     """Start a training process, and kill it when the block ends.
 
-    On Linux the process is forked, because importing torch takes 1.5 s, which many short runs would have to repeat.
+    killed_at: the step at which the process kills itself; if None, the process trains to the end. On Linux, the process
+    is forked, so that many short runs do not each spend 1.5 s on importing torch.
     """
     import filelock  # noqa: F401 - imported before the fork, as the modules below
 
@@ -245,7 +251,7 @@ def _first_tensor(a: Path, b: Path) -> str:
 
 
 def _same_adapter(a: Path, b: Path) -> bool:
-    """Check that two configs of an adapter differ at most in the location of the base."""
+    """Return True if two adapter configs differ at most in the location of the base."""
     if a.name != "adapter_config.json":
         return False
     one, other = (json.loads(path.read_text("utf-8")) for path in (a, b))

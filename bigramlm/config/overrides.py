@@ -1,4 +1,4 @@
-"""Overrides of a config, parsed once by Hydra's own parser."""
+"""Overrides of a config, parsed by Hydra's parser."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hydra.errors import HydraException
 from bigramlm.config.run_config import escape_references
 
 FREE_TEXT = ("sample.prompt", "data.path", "tokenizer.path", "resume", "init_from", "base", "sweep")
-"""The fields of `train` that contain free text: their values are taken literally, not as Hydra's grammar."""
+"""The free-text fields of `train`. Their values are taken literally instead of being parsed by Hydra's grammar."""
 
 # For these, null means no value, not a folder named "null".
 _NULLABLE = ("resume", "init_from", "base", "sweep")
 
-# A list of quoted texts sweeps over them: 'sample.prompt="To be","Or not"'. Any other value is one text.
+# A list of quoted texts is a sweep over these texts: 'sample.prompt="To be","Or not"'. Any other value is one text.
 _LIST = re.compile(r"""("[^"]*"|'[^']*')(,\s*("[^"]*"|'[^']*'))+""")
 
 
@@ -30,29 +30,32 @@ class Word(NamedTuple):
     text: str
     """The whole override, in Hydra's grammar."""
     field: str
-    """The overridden field or group, without a leading +; empty if no value is assigned, as in ~FIELD."""
+    """The overridden field or group, without a leading +. It is empty if no value is assigned, as in ~FIELD."""
     value: str
-    """The value behind the equals sign, without quotes around it."""
+    """The value after the equals sign, without surrounding quotes."""
 
 
 class Overrides:
-    """A list of overrides, FIELD=VALUE or GROUP=CHOICE; the last one of a field wins."""
+    """A list of overrides, FIELD=VALUE or GROUP=CHOICE.
+
+    If a field or group is overridden several times, the last override takes effect.
+    """
 
     def __init__(self, words: Iterable[str] = ()) -> None:
-        """Store the overrides; words: in Hydra's grammar."""
+        """Store the overrides, which are words in Hydra's grammar."""
         self.words = list(words)
 
     @classmethod
     def typed(cls, words: Iterable[str], free_text: Sequence[str] = FREE_TEXT, *, sweeps: bool = False) -> Overrides:
-        """Parse command-line arguments, quoting the values of free-text fields.
+        """Convert command-line arguments, quoting the values of free-text fields.
 
-        sweeps: whether a list of quoted texts stands for several values.
+        sweeps: if True, a list of quoted texts is a sweep over these texts, and is not quoted as a whole.
         """
         return cls(_quoted(word, free_text, sweeps=sweeps) for word in words)
 
     @classmethod
     def from_arguments(cls, arguments: Iterable[str]) -> Overrides:
-        """Select the overrides among the arguments of a command, without its flags."""
+        """Select the overrides from command-line arguments; flags are dropped."""
         return cls(word for word in arguments if word.startswith("~") or (not word.startswith("-") and "=" in word))
 
     def __iter__(self) -> Iterator[Word]:
@@ -70,19 +73,19 @@ class Overrides:
         return f"Overrides({self.words})"
 
     def has(self, *names: str) -> bool:
-        """Return whether one of these fields or groups is overridden."""
+        """Check whether any of these fields or groups is overridden."""
         return any(word.field in names for word in self)
 
     def touches(self, group: str) -> bool:
-        """Return whether this group, or a field in it, is overridden."""
+        """Check whether this group or any of its fields is overridden."""
         return any(word.field.split(".")[0] == group for word in self)
 
     def get(self, name: str, default: str | None = None) -> str | None:
-        """Return the last value given for a field or group."""
+        """Return the value of a field or group, or the default if it is not overridden."""
         return self.values().get(name, default)
 
     def values(self) -> dict[str, str]:
-        """Return the values by field or group, e.g. {"optim.lr": "0.01"}."""
+        """Map every overridden field or group to its value, e.g. {"optim.lr": "0.01"}."""
         return {word.field: word.value for word in self if word.field}
 
     def only(self, *names: str) -> Overrides:
@@ -94,21 +97,22 @@ class Overrides:
         return self._filter(lambda word: word.field not in names)
 
     def without_choice(self, choice: str) -> Overrides:
-        """Return all overrides except those that choose this preset in a group."""
+        """Return all overrides except those that select this preset for a group."""
         return self._filter(lambda word: word.value != choice or "." in word.field)
 
     def split_after(self, *names: str) -> tuple[Overrides, Overrides]:
-        """Split the list after the last override of these fields and groups.
+        """Split the list after the last override of any of these fields and groups.
 
-        If there is none, split after the first override.
+        If none of them is overridden, the list is split after the first override.
         """
         last = max((at for at, word in enumerate(self) if word.field in names), default=0)
         return Overrides(self.words[: last + 1]), Overrides(self.words[last + 1 :])
 
     def parsed(self, loader: ConfigLoader | None = None) -> list[Override]:
-        """Return the overrides as Hydra's own objects.
+        """Parse the overrides into Hydra's objects.
 
-        loader: provides the presets of a group, for glob(*). Raises HydraException for a malformed override.
+        loader: lists the presets of a group, which is necessary for glob(*). Raises HydraException for a malformed
+        override.
         """
         return OverridesParser.create(config_loader=loader).parse_overrides(self.words)
 
@@ -117,7 +121,7 @@ class Overrides:
 
 
 def quoted(text: str) -> str:
-    """Quote a text in Hydra's grammar, so that it is passed through unchanged."""
+    """Quote a text so that Hydra's parser returns it unchanged."""
     # Hydra halves the backslashes before a quote and before the end of the text, so they are doubled here.
     text = re.sub(
         r'(\\*)("|$(?![\s\S]))', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), escape_references(text)
@@ -126,7 +130,7 @@ def quoted(text: str) -> str:
 
 
 def sets_a_field(override: Override) -> bool:
-    """Return whether an override sets an existing field and selects no preset."""
+    """Check whether an override sets an existing field, and does not select a preset."""
     is_field = "." in override.key_or_group or override.key_or_group == "seed"
     return is_field and not (override.is_add() or override.is_force_add() or override.is_delete())
 

@@ -1,4 +1,4 @@
-"""The run config with all of its parts, as schemas for Hydra and as YAML."""
+"""The config of a run: dataclasses, which are also schemas for Hydra, and YAML."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ from bigramlm.utils import paths
 GROUPS = ("model", "adapter", "tokenizer", "data", "optim", "device", "trainer", "logger", "experiment")
 """The config groups; each is a folder of presets in conf/."""
 
-# Groups with several classes, which differ in their fields: the class by its `name`.
+# The groups whose presets have different fields: for each group, the config classes by `name`.
 KINDS: dict[str, dict[str, type[Any]]] = {
     "model": MODELS,
     "adapter": ADAPTERS,
@@ -45,19 +45,19 @@ class SampleConfig:
     max_new_tokens: int = 300
     """The number of tokens to generate."""
     prompt: str = ""
-    """The text to continue, taken literally. If empty, the sample starts from token 0, as in the tutorial, or, with
-    `data=pairs`, from the first val prompt."""
+    """The text to continue, taken literally. If it is empty, the sample starts from token 0, as in the tutorial. With
+    `data=pairs`, an empty prompt means the first val prompt."""
     temperature: float = 1.0
-    """The divisor of the logits: values below 1 favour likely tokens, values above 1 favour unlikely ones, and 0 always
-    picks the likeliest token (which soon repeats itself)."""
+    """The divisor of the logits. Values below 1 favour likely tokens, values above 1 favour unlikely tokens. With 0 the
+    likeliest token is always chosen, which soon leads to repetition."""
     top_k: int = 0
-    """The number of likeliest tokens to sample from; 0 means all."""
+    """The number of tokens to sample from, starting with the likeliest; 0 means all tokens."""
     top_p: float = 1.0
-    """The total probability of the likeliest tokens to sample from; 1 means all."""
+    """Samples are restricted to the likeliest tokens whose total probability reaches this value; 1 means all tokens."""
     stop_at_end: bool = True
-    """True to stop at the end-of-text token, if the tokenizer has one; false to continue after it."""
+    """If true, the sample ends at the end-of-text token, if the tokenizer has such a token. If false, it continues."""
 
-    prefix: ClassVar[str] = "sample."  # of the fields on the command line
+    prefix: ClassVar[str] = "sample."  # precedes the field names in messages
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "top_k"):
@@ -71,7 +71,7 @@ class SampleConfig:
 
 @dataclass
 class RunConfig:
-    """The whole config of a run."""
+    """The config of a run."""
 
     model: ModelConfig = MISSING
     adapter: AdapterConfig = MISSING
@@ -85,22 +85,23 @@ class RunConfig:
     seed: int = 1337
     """The random seed of the initial weights, the batches and the sample."""
     preflight: bool = True
-    """True to check the model, its tokenizer and its batches for common mistakes before training."""
+    """If true, the model, the tokenizer and the first batch are checked for common mistakes before training."""
     resume: str | None = None
-    """The folder of a run to resume, or `latest`. The run continues in its folder with its config, except for
-    overridden fields. The saved config contains null."""
+    """The run folder to resume, or `latest`. The run continues in this folder with its saved config, in which single
+    fields can be overridden. In a saved config this field is always null."""
     init_from: str | None = None
-    """The trained weights to start a new run from: the folder of a run (its newest checkpoint) or a checkpoint, or
-    GPT-2's folder in Hugging Face's layout or name on its hub. Model, tokenizer and block size come from the weights
-    unless they are overridden."""
+    """The trained weights to start a new run from: a run folder (which means its newest checkpoint), a checkpoint
+    folder, a folder with GPT-2 weights in Hugging Face's layout, or the name of a GPT-2 on the Hugging Face hub. Model,
+    tokenizer and block size are those of the weights unless they are overridden."""
     from_scratch: bool = False
-    """True to take everything but the weights from `init_from` and draw fresh weights, as a baseline."""
+    """If true, the run uses the model's config, the tokenizer and the block size of `init_from`, but fresh weights.
+    Such a run is a baseline that shows the benefit of the trained weights."""
     base: str | None = None
-    """The new location of the weights that an adapter was trained on, if they have moved, given as for `init_from`. The
-    saved config contains null."""
+    """The new location of the base weights that an adapter was trained on, if they have moved; the same values as for
+    `init_from` are possible. Once training has begun, this field is null in the saved config."""
     sweep: str | None = None
-    """The folder of a sweep to continue with -m, or `latest`. Jobs that are completed with the same config and text are
-    skipped, interrupted jobs resume, and the others run. The saved config contains null."""
+    """The sweep folder to continue with -m, or `latest`. Jobs that are completed with the same config and text are
+    skipped, interrupted jobs resume, and all other jobs start. In a saved config this field is always null."""
 
     def __post_init__(self) -> None:
         require(
@@ -110,65 +111,67 @@ class RunConfig:
         )
         require(
             self.model.has_blocks or not self.trainer.activation_checkpointing,
-            f"trainer.activation_checkpointing=true: model={self.model.name} has no blocks to recompute; leave it out",
+            f"trainer.activation_checkpointing=true: model={self.model.name} has no blocks whose "
+            "activations could be recomputed; omit trainer.activation_checkpointing=",
         )
         require(
             not (self.device.compile and self.trainer.activation_checkpointing),
-            "device.compile=true with trainer.activation_checkpointing=true: PyTorch cannot compile recomputed "
-            "activations; leave one out",
+            "device.compile=true with trainer.activation_checkpointing=true: PyTorch cannot compile the recomputation "
+            "of activations; set one of the two fields to false",
         )
         order = getattr(self.model, "ngram_order", 0)
-        reason = "from_scratch=true draws fresh ones" if self.from_scratch else "without init_from they are random"
+        reason = "from_scratch=true discards them" if self.from_scratch else "init_from= is not given"
         require(
             not self.adapter.adapts or (self.init_from is not None and not self.from_scratch),
-            f"adapter={self.adapter.name}: an adapter needs trained weights, and {reason}; use init_from=RUN, or "
-            "GPT-2's folder or name, without from_scratch",
+            f"adapter={self.adapter.name}: an adapter needs trained weights, but {reason}; use init_from=RUN, or "
+            "init_from= with the folder or name of a GPT-2, without from_scratch=true",
         )
         require(
             not self.from_scratch or self.init_from is not None,
-            "from_scratch=true: takes model, tokenizer and block size from init_from, which is not given; set "
-            "init_from, or leave from_scratch out",
+            "from_scratch=true: model, tokenizer and block size would be those of init_from=, which is not given; add "
+            "init_from=, or omit from_scratch=",
         )
         require(
             not self.adapter.adapts or order == 0,
-            f"adapter={self.adapter.name} with model.ngram_order={order}: an adapter's checkpoint cannot contain the "
-            "n-gram counts of the text; adapt a model with model.ngram_order=0",
+            f"adapter={self.adapter.name} with model.ngram_order={order}: an adapter's checkpoint cannot store "
+            "the n-gram counts of the text; use a model with model.ngram_order=0",
         )
         counts = f"model.ngram_order={order}" if order else ""
         counts = counts if self.model.trains else f"model={self.model.name}"
         require(
             not (counts and isinstance(self.data, PairsConfig)),
-            f"data=pairs {counts}: n-grams are counted in running text, which pairs are not; leave one out",
+            f"data=pairs {counts}: n-grams can be counted in running text only, not in pairs; omit data=pairs or "
+            f"{counts}",
         )
         require(0 <= self.seed < 2**63, f"seed={self.seed}: must be at least 0 and below 2**63")
         for group, kinds in KINDS.items():
             part = getattr(self, group)
             require(
                 kinds.get(part.name) is type(part),
-                f"{group}.name={part.name}: cannot be set alone; use {group}=NAME, which also sets the other fields, "
-                f"with one of {', '.join(kinds)}",
+                f"{group}.name={part.name}: this field cannot be set directly; use {group}=NAME, which also sets the "
+                f"other fields of the group; NAME is one of {', '.join(kinds)}",
             )
 
 
 @functools.cache
 def register_schemas() -> None:
-    """Register the dataclasses with Hydra, to check presets and overrides."""
+    """Register the config classes with Hydra, so that it checks presets and overrides."""
     store = ConfigStore.instance()
     store.store("run_schema", RunConfig)
     for group, kinds in KINDS.items():
         for name, kind in kinds.items():
-            # In a separate group: next to the presets they would appear as choices.
+            # In a separate group, because in the group itself the schemas would be listed as presets.
             store.store(name, kind, group=f"schema/{group}")
     OmegaConf.register_new_resolver("gpt2_size", gpt2_size, replace=True)
     prefer_our_presets()
 
 
 def prefer_our_presets() -> None:
-    """Replace the sweep presets of Hydra's plugins by those in conf/hydra.
+    """Remove the presets of Hydra's plugins that conf/hydra replaces.
 
-    If two presets have the same name, Hydra would merge them and warn at every job.
+    Hydra would merge two presets with the same name, and warn at every job.
     """
-    Plugins.instance()  # stores the presets of the plugins
+    Plugins.instance()  # registers the presets of the plugins
     for preset in (paths.conf_dir() / "hydra").glob("*/*.yaml"):
         ConfigStore.instance().repo["hydra"].get(preset.parent.name, {}).pop(preset.name, None)
 
@@ -179,18 +182,18 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
     Raises UserError for an invalid, missing or unknown value.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
-    require(not missing, f"{', '.join(missing)}: needs a value, e.g. {missing and missing[0]}=VALUE")
+    require(not missing, f"{', '.join(missing)}: a value is required; add e.g. {missing and missing[0]}=VALUE")
     run = OmegaConf.to_object(cfg)
     if not isinstance(run, RunConfig):
         raise UserError("this config is not based on conf/train.yaml; see --help")
-    # Hydra's `+key=value` can add fields that no dataclass has, which nothing would read.
+    # Hydra's `+key=value` can add fields that no config class has; they would have no effect.
     _refuse_unknown("", OmegaConf.to_container(cfg), to_dict(run))
     return run
 
 
 def _refuse_unknown(group: str, composed: Any, known: dict[str, Any]) -> None:
     for name, value in composed.items():
-        require(name in known, f"{group}{name}: there is no such field; the fields are {', '.join(known)}")
+        require(name in known, f"{group}{name}: this field does not exist; the fields are {', '.join(known)}")
         if isinstance(value, dict):
             _refuse_unknown(f"{group}{name}.", value, known[name])
 
@@ -201,36 +204,41 @@ def to_dict(cfg: RunConfig) -> dict[str, Any]:
 
 
 def tokenizer_config(fields: dict[str, Any]) -> TokenizerConfig:
-    """Build a tokenizer's config from its fields.
+    """Build the config of a tokenizer from a dictionary of its fields.
 
     Raises UserError for an unknown tokenizer or field.
     """
     try:
         return TOKENIZERS[fields["name"]](**fields)
     except (KeyError, TypeError) as error:
-        raise UserError(f"tokenizer {fields}: is not the config of a tokenizer: {error}") from None
+        raise UserError(f"tokenizer {fields}: these fields do not describe a known tokenizer: {error}") from None
 
 
 # Fields that describe how a run was started, not the run itself.
 _NOT_HASHED = ("resume", "sweep", "base")
 
 ADDED: frozenset[str] = frozenset()
-"""The full names of the fields that are newer than `config_hash`; older hashes, of all fields, lack them."""
+"""The full names of the fields that were added after `config_hash` was introduced.
+
+Hashes from before that time cover all fields that existed then, so these fields are left out of them.
+"""
 
 
 def config_hash(cfg: RunConfig) -> str:
-    """Return a hash of the fields that differ from their defaults.
+    """Hash the fields of an unresolved config that differ from their defaults.
 
-    It identifies a config before it is resolved. A new field with a default leaves every hash unchanged. A changed
-    default would give old hashes another meaning; tests/old/defaults.json contains the defaults to compare with.
+    A sweep recognises its jobs by this hash. Adding a field with a default does not change the hashes of existing
+    configs. Changing a default would give existing hashes a different meaning, so a test compares the defaults with
+    those in tests/old/defaults.json.
     """
     return _hash({name: part for name, part in _not_default(cfg).items() if name not in _NOT_HASHED})
 
 
 def config_hashes(cfg: RunConfig) -> tuple[str, ...]:
-    """Return the config's hash, followed by its hashes in earlier versions.
+    """Return the hash of a config, followed by its hash in earlier versions.
 
-    A sweep may know the config by any of them.
+    A sweep that an earlier version started identifies the config by the second hash. There is none if the config uses
+    a field in ADDED.
     """
     if ADDED & flat(_not_default(cfg)).keys():
         return (config_hash(cfg),)
@@ -246,7 +254,7 @@ def _hash(fields: dict[str, Any]) -> str:
 
 
 def _not_default(part: Any) -> dict[str, Any]:
-    # The fields of a dataclass that differ from their defaults, and its `name`.
+    # Return the fields of a dataclass that differ from their defaults, and the field `name`.
     changed: dict[str, Any] = {}
     for of in fields(part):
         value = getattr(part, of.name)
@@ -279,17 +287,17 @@ def escape_references(text: str) -> str:
 
 
 def load(path: Path) -> RunConfig:
-    """Read the config that a run saved.
+    """Read the saved config of a run.
 
-    Raises UserError if the file is not a run's config.
+    Raises UserError if the file is not the config of a run.
     """
     return to_run_config(load_composed(path))
 
 
 def load_composed(path: Path) -> DictConfig:
-    """Read a saved config in the form that Hydra composes with.
+    """Read the saved config of a run as an OmegaConf object.
 
-    Raises UserError if the file is not a run's config.
+    Its schema is that of RunConfig. Raises UserError if the file is not the config of a run.
     """
     try:
         plain = OmegaConf.load(path)
@@ -301,12 +309,12 @@ def load_composed(path: Path) -> DictConfig:
         merged = OmegaConf.merge(schema, plain)
         assert isinstance(merged, DictConfig)
     except Exception as error:  # YAML, OmegaConf and the schemas each raise their own types
-        raise UserError(f"{path}: is not the config of a run: {(str(error) or 'empty').splitlines()[0]}") from error
+        raise UserError(f"{path} is not the config of a run: {(str(error) or 'empty').splitlines()[0]}") from error
     return merged
 
 
 def flat(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten a config to values by full name, e.g. {"optim.lr": 0.001}."""
+    """Flatten nested dictionaries to values by full name, e.g. {"optim.lr": 0.001}."""
     result: dict[str, Any] = {}
     for name, value in cfg.items():
         result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -314,7 +322,7 @@ def flat(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """List the fields in which two configs differ: (name, value in a, value in b)."""
+    """List the fields that differ between two configs: (name, value in a, value in b)."""
     flat_a, flat_b = flat(a), flat(b)
     names = [*flat_a, *(name for name in flat_b if name not in flat_a)]
     return [(name, flat_a.get(name), flat_b.get(name)) for name in names if flat_a.get(name) != flat_b.get(name)]

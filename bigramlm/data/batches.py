@@ -1,4 +1,4 @@
-"""Training batches, and the blocks in which evaluation covers a split."""
+"""The training batches and the evaluation blocks of a split."""
 
 import warnings
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch import Tensor
 from bigramlm.data.pairs import Bounds, crop_bounds
 
 IGNORED = -100
-"""The target without a loss: the default `ignore_index` of `torch.nn.functional.cross_entropy`."""
+"""The value of a target without a loss: the default `ignore_index` of `torch.nn.functional.cross_entropy`."""
 
 # The number of steps whose rows are drawn in one call. A different number gives different batches for the same seed.
 _STEPS_PER_DRAW = 1024
@@ -21,17 +21,20 @@ TOKENS_PER_GATHER = 1 << 16
 
 
 class Stream:
-    """A split as one stream of tokens, whose rows are random stretches of it.
+    """A split as one stream of tokens, with rows at random positions.
 
-    A row has T + 1 tokens: the first T are the inputs, the last T the targets. Rows may overlap and repeat; there are
-    no epochs.
+    A row consists of T + 1 consecutive tokens: the first T are the inputs, the last T are the targets. Rows may overlap
+    and repeat. There are no epochs.
     """
 
     masked = False
-    """True if some targets have no loss (IGNORED)."""
+    """True if some targets are IGNORED, so that they have no loss."""
 
     def __init__(self, tokens: Tensor, *, block_size: int) -> None:
-        """Wrap the token ids of a split, (N,) with N > block_size."""
+        """Store the token ids of a split.
+
+        tokens: the ids, (N,) with N > block_size. block_size: the number of tokens in a row (T).
+        """
         self.tokens = tokens
         self.block_size = block_size
 
@@ -42,38 +45,46 @@ class Stream:
 
     @property
     def n_rows(self) -> int:
-        """The number of rows needed to cover the split."""
+        """The number of consecutive blocks that cover the split, including a shorter rest."""
         return -(-(len(self.tokens) - 1) // self.block_size)
 
     def draw(self, seed: int, number: int, shape: tuple[int, int]) -> NDArray[np.int64]:
-        """Return the start positions of the rows of draw `number`, an array of `shape`."""
+        """Sample the start positions of rows, which depend only on (seed, number).
+
+        number: the index of the call. shape: the shape of the result, (steps, batch size).
+        """
         rng = np.random.default_rng((seed, number))
         return rng.integers(0, len(self.tokens) - self.block_size, size=shape)
 
     def rows(self, at: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the inputs and targets of the rows at these start positions.
+        """Return the inputs and targets of the rows at the given start positions.
 
-        The shape of the positions is (...); inputs and targets are int64, (..., T) each.
+        at: the start positions, of any shape (...). Inputs and targets are int64, (..., T) each.
         """
         windows = to_device(self.tokens.unfold(0, self.block_size + 1, 1)[at], device).long()  # (..., T + 1)
         return windows[..., :-1].contiguous(), windows[..., 1:].contiguous()
 
     def blocks(self, *, limit: int | None) -> list[tuple[Tensor, Tensor]]:
-        """Return the blocks that evaluation uses; see the function `blocks`."""
+        """Return the evaluation blocks of the split; see the function `blocks`."""
         return blocks(self.tokens, block_size=self.block_size, limit=limit)
 
 
 class Examples:
-    """A split of examples (prompt and completion), one per row, padded to T tokens.
+    """A split of examples, with one example per row, padded to T tokens.
 
-    Each example starts at position 0. Targets in the prompt and in the padding are IGNORED. Training uses each example
-    once per epoch, in an order that is a pure function of (seed, epoch).
+    An example is a prompt and its completion, and starts at position 0 of its row. Targets in the prompt and in the
+    padding are IGNORED. Training uses each example once per epoch, in an order that depends only on (seed, epoch).
     """
 
     masked = True
 
     def __init__(self, tokens: Tensor, bounds: Bounds, *, block_size: int) -> None:
-        """Wrap the token ids of all examples, (N,), and their bounds in them, (M, 3)."""
+        """Store the token ids of all examples, and crop the examples to the block size.
+
+        tokens: the ids of all examples, concatenated, (N,). bounds: for each of the M examples, the indices in `tokens`
+        of its first token, its first target and its end (exclusive), (M, 3). block_size: the number of tokens in a row
+        (T).
+        """
         self.tokens = tokens
         self.block_size = block_size
         # Includes targets that are cut off, because the character counts of the corpus include their characters.
@@ -82,16 +93,20 @@ class Examples:
         self._bounds = torch.from_numpy(crop_bounds(bounds, block_size)).to(tokens.device)
 
     def draw(self, seed: int, number: int, shape: tuple[int, int]) -> NDArray[np.int64]:
-        """Return the indices of the examples of draw `number`, an array of `shape`."""
+        """Return the indices of the next examples in the shuffled epochs.
+
+        number: the index of the call; each call continues where the previous one ends. shape: the shape of the result,
+        (steps, batch size).
+        """
         n = self.n_rows
         first, last = number * shape[0] * shape[1], (number + 1) * shape[0] * shape[1]
         epochs = [np.random.default_rng((seed, epoch)).permutation(n) for epoch in range(first // n, -(-last // n))]
         return np.concatenate(epochs)[first % n :][: last - first].reshape(shape)
 
     def rows(self, at: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the inputs and targets of the examples at these indices.
+        """Return the inputs and targets of the examples at the given indices.
 
-        The shape of the indices is (...); inputs and targets are int64, (..., T) each.
+        at: the indices, of any shape (...). Inputs and targets are int64, (..., T) each.
         """
         begin, first, end = self._bounds[at][..., None, :].unbind(-1)  # (..., 1) each
         position = begin + torch.arange(self.block_size + 1, device=at.device)  # (..., T + 1)
@@ -101,9 +116,10 @@ class Examples:
         return to_device(x, device), to_device(y, device)
 
     def blocks(self, *, limit: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the inputs and targets of the examples in order, (M, T) each.
+        """Yield the inputs and targets of the examples in order, in groups of (M, T) each.
 
-        With a limit, yield at most that many examples, evenly spaced and always the same.
+        limit: the maximum number of examples. If the split has more examples, they are chosen at even distances, so the
+        choice is always the same.
         """
         n = self.n_rows
         at = torch.arange(n if limit is None else min(limit, n), device=self.tokens.device)
@@ -119,12 +135,16 @@ Split = Stream | Examples
 class Batches:
     """The training batches of a split, indexed by step.
 
-    Batch n is a pure function of (seed, n), regardless of the order of access. For speed, the rows of many batches are
-    drawn in one call, and a group of batches is gathered in one call.
+    The batch at step n depends only on (seed, n), regardless of the order of access. For speed, the rows of many
+    batches are sampled in one call, and the tokens of a group of batches are gathered in one call.
     """
 
     def __init__(self, split: Split, *, batch_size: int, seed: int, device: torch.device | None = None) -> None:
-        """Draw batches from a split, for a device (default: the device of the tokens)."""
+        """Prepare to sample batches from a split.
+
+        batch_size: the number of rows in a batch (B). device: the device of the batches; by default, the device of the
+        split's tokens.
+        """
         self._split = split
         self._device = device or split.tokens.device
         self._batch_size = batch_size
@@ -144,11 +164,11 @@ class Batches:
 
     @property
     def tokens_per_batch(self) -> int:
-        """The number of tokens computed per batch (B * T), padding included."""
+        """The number of tokens in a batch (B * T), including padding."""
         return self._batch_size * self._split.block_size
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return the inputs and targets of a step, (B, T) each."""
+        """Return the inputs and targets at a step, (B, T) each."""
         if not 0 <= step - self._first < len(self._x):
             self._gather(step)
         return self._x[step - self._first], self._y[step - self._first]
@@ -166,7 +186,10 @@ class Batches:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a tensor to a device, unless it is already there."""
+    """Move a tensor to a device, unless it is already there.
+
+    A moved uint16 tensor becomes int32.
+    """
     if tensor.device.type == device.type:
         return tensor
     if tensor.dtype == torch.uint16:  # not every PyTorch operation supports unsigned types wider than a byte
@@ -179,7 +202,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def on_device(ids: NDArray[Any], device: torch.device) -> Tensor:
     """Convert token ids (N,) to a tensor on a device.
 
-    Ids that are memory-mapped from a file stay on the CPU, so that the file is not loaded whole.
+    Ids that are memory-mapped from a file stay on the CPU, so that the whole file is not loaded into memory.
     """
     if isinstance(ids, np.memmap):
         with warnings.catch_warnings():
@@ -189,12 +212,18 @@ def on_device(ids: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def blocks(tokens: Tensor, *, block_size: int, limit: int | None = None) -> list[tuple[Tensor, Tensor]]:
-    """Cut a split, (N,), into non-overlapping blocks of (inputs, targets).
+    """Cut a split into non-overlapping blocks of inputs and targets.
 
-    The list contains inputs and targets of all whole blocks, (M, T) each, and those of the shorter rest, (1, R) each,
-    if there is one. They keep the dtype of the tokens and are views where possible, because a split may not fit into
-    memory. With a limit below M, the list contains only that many whole blocks, spread evenly over the split, always
-    the same.
+    tokens: the token ids of the split, (N,). block_size: the length of a block (T).
+
+    The result is a list of (inputs, targets). Its first element contains the M whole blocks, (M, T) each. If R tokens
+    remain after the whole blocks, a second element contains them, (1, R) each.
+
+    limit: the maximum number of blocks. If there are more whole blocks, the list contains only `limit` whole blocks,
+    spread evenly over the split, so the choice is always the same.
+
+    Blocks keep the dtype of the tokens. Without a limit they are views of the tokens, because a copy of the split may
+    not fit into memory.
     """
     n = (len(tokens) - 1) // block_size
     if limit is not None and limit < n:

@@ -1,4 +1,4 @@
-"""Bytes of text files, hashed as they are read and decompressed if necessary."""
+"""The reading of plain and compressed files, with a hash of the bytes read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _JSONL = {".jsonl", ".ndjson"}
 
 
 class HashedFile(io.RawIOBase):
-    """A file whose bytes are hashed as they are read."""
+    """A file that computes the SHA-256 of its bytes as they are read."""
 
     def __init__(self, file: BinaryIO, bar: tqdm[Any] | None) -> None:
         self._file = file
@@ -40,7 +40,7 @@ class HashedFile(io.RawIOBase):
 
 
 def decompress(raw: io.BufferedReader, path: Path) -> io.BufferedIOBase:
-    """Return a file's decompressed content, according to the suffix of its name."""
+    """Return a reader that decompresses a file according to the suffix of its name."""
     if path.suffix == ".gz":
         return gzip.GzipFile(fileobj=raw)
     if path.suffix == ".zst":
@@ -49,5 +49,8 @@ def decompress(raw: io.BufferedReader, path: Path) -> io.BufferedIOBase:
 
 
 def is_jsonl(path: Path) -> bool:
-    """Return True if the name of a file says JSONL (one object per line)."""
+    """Return True if a file name ends in .jsonl or .ndjson, compressed or not.
+
+    JSONL files contain one JSON object per line. An additional suffix .gz or .zst is ignored.
+    """
     return (path.with_suffix("") if path.suffix in _COMPRESSED else path).suffix in _JSONL

@@ -23,38 +23,38 @@ if TYPE_CHECKING:
 
 @dataclass
 class DataConfig:
-    """The fields of every text: its split, and the shape of a batch."""
+    """The fields common to all texts: batch shape and train/val split."""
 
     name: str = MISSING
-    """The name of the text; set by `data=NAME`."""
+    """The name of the text, set by `data=NAME`."""
     block_size: int = 8
-    """Tokens per sequence (T): the longest context of a prediction."""
+    """The number of tokens per sequence (T): the maximum context length of a prediction."""
     batch_size: int = 32
-    """Sequences per batch (B)."""
+    """The number of sequences per batch (B)."""
     train_fraction: float = 0.9
-    """The fraction of the text, from the start, that is used for training; the rest is used for validation. If a
-    document ends at most a hundredth of the text later, the split moves to its end."""
+    """The fraction of the text used for training, from its start; the rest is used for validation. If a document ends
+    shortly after this split point (at most a hundredth of the text later), the split point moves to this end."""
 
     def __post_init__(self) -> None:
         for name in ("block_size", "batch_size"):
             require(getattr(self, name) >= 1, f"data.{name}={getattr(self, name)}: must be 1 or more")
         require(
             0 < self.train_fraction < 1,
-            f"data.train_fraction={self.train_fraction}: must be above 0 and below 1, so that both splits have text",
+            f"data.train_fraction={self.train_fraction}: must be above 0 and below 1, so that neither split is empty",
         )
 
     def prepare(self, *, require_same: bool = False) -> DataConfig:  # noqa: ARG002
-        """Make sure that the text is on disk, and return the config of the text used.
+        """Ensure that the text is on disk, and return the config of the text to use.
 
-        require_same: refuse to replace the text by the bundled one, because a run is resumed with it. Raises UserError
-        if the text cannot be obtained.
+        require_same: if True, the bundled text must not replace a text that cannot be downloaded, because a resumed run
+        needs the same text. Raises UserError if the text cannot be obtained.
         """
         return self
 
     def read(self) -> Text | TokenFiles | Pairs:
-        """Read the text from disk; a long text is not kept in memory.
+        """Read the text from disk.
 
-        Raises UserError if the files cannot be used.
+        A long text is not kept in memory. Raises UserError if the files cannot be used.
         """
         from bigramlm.data.text import read_text
 
@@ -67,7 +67,7 @@ class DataConfig:
         )
 
     def file(self) -> Path:
-        """Return the path of the text, or the glob that matches its files."""
+        """Return the path of the text: a file, a folder, or a glob that matches files."""
         raise NotImplementedError
 
     def files(self) -> list[Path]:
@@ -75,11 +75,11 @@ class DataConfig:
         return [self.file()]
 
     def field(self) -> str:
-        """Return the field of a JSONL line that contains the text."""
+        """Return the name of the JSONL field that contains the text."""
         return "text"
 
     def kept_in(self) -> Path:
-        """Return the folder that caches the description and token files of a long text."""
+        """Return the cache folder for the description and token files of a long text."""
         about = [str(self.file()), self.field(), self.train_fraction]
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
         name = re.sub(r"[^\w.-]+", "_", self.file().name)[:60].strip("._") or "text"
@@ -88,11 +88,11 @@ class DataConfig:
 
 @dataclass
 class FilesConfig(DataConfig):
-    """The fields of texts in the user's own files."""
+    """The fields common to texts in the user's files."""
 
     path: str = MISSING
-    """The file, or a glob such as `texts/**/*.txt`, relative to the working folder or absolute. Files may also be
-    *.jsonl, and either kind may be compressed (*.gz or *.zst)."""
+    """The text file, or a glob such as `texts/**/*.txt` that matches several files, relative to the working folder or
+    absolute. Files are plain text or JSONL (*.jsonl), and may be compressed (*.gz or *.zst)."""
 
     def prepare(self, *, require_same: bool = False) -> DataConfig:  # noqa: ARG002
         return replace(self, path=str(self.file()))  # the saved config works from any folder
@@ -106,20 +106,20 @@ class FilesConfig(DataConfig):
             return [self.file()]
         matches = map(Path, glob.iglob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
         found = sorted(path for path in matches if path.is_file())
-        require(bool(found), f"data.path={self.path}: matches no file; give an existing file or a matching glob")
+        require(bool(found), f"data.path={self.path} matches no file; give an existing file or a different glob")
         return found
 
 
 @dataclass
 class TextConfig(FilesConfig):
-    """Any UTF-8 text, in one file or many: `data=text data.path=FILE`.
+    """A UTF-8 text in one or more files: `data=text data.path=FILE`.
 
-    Each plain file is a document, and each line of a JSONL file is a document.
+    A plain text file is one document. In a JSONL file, each line is one document.
     """
 
     name: str = "text"
     text_field: str = "text"
-    """The field of a JSONL line that contains the text."""
+    """The name of the JSONL field that contains the text."""
 
     def field(self) -> str:
         return self.text_field
@@ -127,23 +127,23 @@ class TextConfig(FilesConfig):
 
 @dataclass
 class PairsConfig(FilesConfig):
-    """Pairs of prompt and completion: `data=pairs data.path=FILE.jsonl`.
+    """Examples of a prompt and its completion: `data=pairs data.path=FILE.jsonl`.
 
-    The loss covers the completions alone. Each line of a JSONL file is an example; `data.train_fraction` is the
-    fraction of the examples, from the first, that are used for training.
+    Each line of a JSONL file is one example. The loss is computed on the completions only. `data.train_fraction` is the
+    fraction of the examples used for training, from the first; the rest is used for validation.
     """
 
     name: str = "pairs"
     path: str = MISSING
-    """The file, or a glob such as `pairs/**/*.jsonl`, relative to the working folder or absolute. Files may be
-    compressed (*.gz or *.zst)."""
+    """The JSONL file, or a glob such as `pairs/**/*.jsonl` that matches several files, relative to the working folder
+    or absolute. Files may be compressed (*.gz or *.zst)."""
     prompt_field: str = "prompt"
-    """The field of a line that contains the prompt, which may be empty."""
+    """The name of the JSONL field that contains the prompt. A prompt may be empty."""
     completion_field: str = "completion"
-    """The field of a line that contains the completion, which must not be empty."""
+    """The name of the JSONL field that contains the completion. A completion must not be empty."""
     block_size: int = 256
-    """The maximum number of tokens per row (T): rows are as long as the longest example if that is shorter. A longer
-    example loses the beginning of its prompt and, if necessary, the end of its completion."""
+    """The maximum number of tokens per row (T). If all examples are shorter, rows are as long as the longest example.
+    If an example is longer, its prompt is truncated from the left and, if necessary, its completion from the right."""
 
     def read(self) -> Pairs:
         from bigramlm.data.pairs import read_pairs
@@ -159,15 +159,15 @@ class PairsConfig(FilesConfig):
 
 @dataclass
 class TokensConfig(DataConfig):
-    """Token files that `prepare.py` made: `data=tokens data.path=FOLDER`.
+    """Token files made by `prepare.py`: `data=tokens data.path=FOLDER`.
 
-    They include their tokenizer. The text itself is not needed, and `data.train_fraction` is the one that the files
-    were made with.
+    The folder includes the tokenizer, and the text is not needed. The split was fixed when the files were made, so
+    `data.train_fraction` cannot be changed.
     """
 
     name: str = "tokens"
     path: str = MISSING
-    """The folder, relative to the working folder or absolute."""
+    """The folder of the token files, relative to the working folder or absolute."""
 
     def prepare(self, *, require_same: bool = False) -> DataConfig:  # noqa: ARG002
         return replace(self, path=str(self.file()))
@@ -183,7 +183,7 @@ class TokensConfig(DataConfig):
 
 @dataclass
 class BundledConfig(DataConfig):
-    """The play in verse that comes with bigramlm, available without a network."""
+    """The verse play that is included in bigramlm and needs no download."""
 
     name: str = "bundled"
 
@@ -199,9 +199,9 @@ class ShakespeareConfig(DataConfig):
     url: str = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
     """The URL of the text; the downloaded file must be byte-identical to the tutorial's text."""
     timeout: float = 5.0
-    """Seconds without a response after which the download fails."""
+    """The number of seconds without a response after which the download fails."""
     fallback: bool = True
-    """If the download fails, true uses the bundled text instead, and false is an error."""
+    """The reaction to a failed download: true uses the bundled text instead, false stops with an error."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

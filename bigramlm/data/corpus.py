@@ -1,6 +1,6 @@
-"""A text as token ids, split into train and val.
+"""A text encoded as token ids, split into train and val.
 
-The ids are in memory or, for a long text, in token files that are kept for later runs.
+The ids are in memory or, for a long text, in token files that later runs reuse.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _RESTORE_ERRORS = (ValueError, KeyError, TypeError, AttributeError)
 
 @dataclass(frozen=True)
 class Corpus:
-    """The token ids of a text, with their tokenizer."""
+    """A tokenized text and its tokenizer."""
 
     name: str
     sha256: str
@@ -65,11 +65,11 @@ class Corpus:
     ids: dict[str, Ids]
     """The token ids of the splits train and val, (N,) each."""
     characters: dict[str, int]
-    """The number of characters in each split; for pairs, in its completions."""
+    """The number of characters in each split; for pairs, only the characters of the completions."""
     texts: dict[str, str]
-    """The text of each split; empty if the text is not in memory."""
+    """The text of each split. The dict is empty if the text is not in memory."""
     bounds: dict[str, Bounds] = field(default_factory=dict)
-    """For pairs, the bounds of the examples in the ids of each split, (M, 3); otherwise empty."""
+    """For pairs, the bounds of the M examples in the ids of each split, (M, 3). For other texts, the dict is empty."""
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -78,18 +78,20 @@ class Corpus:
 
 
 def tokenized(text: Text | TokenFiles | Pairs, cfg: TokenizerConfig, given: Tokenizer | None, kept_in: Path) -> Corpus:
-    """Encode a text as token ids, with a given tokenizer or the one that cfg selects.
+    """Encode a text as token ids.
 
     The token ids of a long text are read from its token files, which are made first if they are missing.
-    kept_in: the folder of the text's token files. Raises UserError if the text and the tokenizer do not match.
+    given: the tokenizer; if None, cfg determines the tokenizer. kept_in: the cache folder for the text's token files.
+    Raises UserError if the text and the tokenizer do not match.
     """
     if isinstance(text, TokenFiles):
         if given is not None:
             require(
                 sha256_of(given.to_json()) == text.about.tokenizer_sha256,
-                f"{text.folder}: these token files were made with another tokenizer ({text.about.tokenizer['name']}, "
-                f"{text.about.vocab_size:,} tokens) than the weights ({given.vocab_size:,} tokens); use init_from= "
-                "with data=text, which encodes the text with the tokenizer of the weights",
+                f"{text.folder}: the tokenizer of these token files ({text.about.tokenizer['name']}, "
+                f"{text.about.vocab_size:,} tokens) differs from the tokenizer of the weights ({given.vocab_size:,} "
+                "tokens); to use init_from=, replace data=tokens by data=text, so that the text is encoded with the "
+                "tokenizer of the weights",
             )
         return _corpus_from_files(text, cfg, given)
     if isinstance(text, Pairs):
@@ -123,7 +125,9 @@ def _corpus_from_files(token_files: TokenFiles, cfg: TokenizerConfig, given: Tok
         try:
             tokenizer = cfg.restore(token_files.tokenizer())
         except _RESTORE_ERRORS as error:
-            raise UserError(f"{token_files.folder / TOKENIZER}: unusable with tokenizer={cfg.name}: {error}") from None
+            raise UserError(
+                f"{token_files.folder / TOKENIZER} cannot be loaded as tokenizer={cfg.name}: {error}"
+            ) from None
     return Corpus(
         name=about.name,
         sha256=about.sha256,
@@ -156,7 +160,10 @@ def _corpus_from_pairs(pairs: Pairs, cfg: TokenizerConfig, given: Tokenizer | No
                 parts.append(np.array([*tokenizer.encode(example.completion), *ends], dtype=dtype))
             except UserError as error:  # a tokenizer from a run on other pairs may lack characters of these
                 raise UserError(f"{example.where}: {error}") from None
-            require(len(parts[-1]) > 0, f"{example.where}: tokenizer={cfg.name} has no tokens for the completion")
+            require(
+                len(parts[-1]) > 0,
+                f"{example.where}: tokenizer={cfg.name} encodes the completion as no tokens; change or remove the line",
+            )
         at = np.cumsum([0, *map(len, parts)])
         bounds[split] = np.stack([at[:-1:2], at[1::2], at[2::2]], axis=1)
         ids[split] = np.concatenate(parts)
@@ -174,7 +181,10 @@ def _corpus_from_pairs(pairs: Pairs, cfg: TokenizerConfig, given: Tokenizer | No
 
 
 def build(text: Text | Pairs, cfg: TokenizerConfig) -> Tokenizer:
-    """Build the tokenizer for a text; raise UserError if the text is too small for it."""
+    """Build the tokenizer for a text.
+
+    Raises UserError if the text is too small for the vocabulary.
+    """
 
     def training_text(limit: int) -> Iterator[str]:
         share, due = min(1.0, limit / max(1, text.split)), 0.0
@@ -190,7 +200,7 @@ def build(text: Text | Pairs, cfg: TokenizerConfig) -> Tokenizer:
 
     started = time.perf_counter()
     if isinstance(cfg, LearnedConfig) and text.kept is None:
-        log.info("tokenizer: learning %s tokens from the training split", f"{cfg.vocab_size:,}")
+        log.info("tokenizer: learning a vocabulary of %s tokens from the training split", f"{cfg.vocab_size:,}")
     tokenizer = cfg.build(characters=text.characters, documents=text.documents, train=training_text)
     if isinstance(cfg, LearnedConfig):
         log.info("tokenizer: %s, learned in %.1f s", cfg.name, time.perf_counter() - started)
@@ -202,14 +212,14 @@ def _bar(desc: str, *, total: int, done: int = 0, hidden: bool = False) -> tqdm[
 
 
 def check(text: Text, tokenizer: Tokenizer, name: str) -> None:
-    """Check that a tokenizer can encode a text; log a warning if it loses part of it.
+    """Check that a tokenizer can encode a text, and warn if the tokenizer is lossy.
 
     Raises UserError if the text has several documents and the tokenizer has no end-of-text token.
     """
     require(
         text.documents == 1 or tokenizer.end_of_text is not None,
-        f"the text has {text.documents:,} documents, but this tokenizer ({name}) has no end-of-text token; use a text "
-        "of one document, or a tokenizer with <|endoftext|>",
+        f"the text has {text.documents:,} documents, but the tokenizer ({name}) has no end-of-text token to separate "
+        "them; use a text of one document, or a tokenizer with the token <|endoftext|>",
     )
     _warn_if_lossy(text, tokenizer, name)
 
@@ -218,9 +228,10 @@ def _warn_if_lossy(text: Text | Pairs, tokenizer: Tokenizer, name: str) -> None:
     if not tokenizer.lossless:
         excerpt = next(text.pieces()).text[:4096]
         lost = round_trip_difference(tokenizer, excerpt)
-        example = f": {lost[1]!r} comes back as {lost[2]!r}" if lost else ""
+        example = f": {lost[1]!r} is decoded as {lost[2]!r}" if lost else ""
         log.warning(
-            "tokenizer: %s loses part of the text%s. val/bpc covers only the rest, so it is too low to compare",
+            "tokenizer: %s loses part of the text%s. val/bpc covers only the remaining text, so val/bpc is too low to "
+            "be compared with other tokenizers",
             *(name, example),
         )
 
@@ -228,8 +239,8 @@ def _warn_if_lossy(text: Text | Pairs, tokenizer: Tokenizer, name: str) -> None:
 def prepare_cached(text: Text, cfg: TokenizerConfig, given: Tokenizer | None, kept_in: Path) -> TokenFiles:
     """Return the cached token files of a long text, and make them if they are missing.
 
-    An interrupted preparation is continued. kept_in: the folder of the text, with a subfolder of token files per
-    tokenizer. Raises UserError if the token files cannot be made.
+    An interrupted preparation is continued. kept_in: the cache folder of the text, which contains a subfolder of token
+    files for each tokenizer. Raises UserError if the token files cannot be made.
     """
 
     def folder(key: str) -> Path:
@@ -249,24 +260,28 @@ def prepare(
 ) -> TokenFiles:
     """Return the token files of a text in a folder, and make them if they are missing.
 
-    An interrupted preparation is continued. With replace, token files of another text or tokenizer are deleted;
-    without it, they raise UserError, as does any failure.
+    An interrupted preparation is continued. replace: if True, token files of a different text or tokenizer in the
+    folder are deleted; if False, they raise UserError. Also raises UserError if the token files cannot be made.
     """
     given = given or _build_unlearned(text, cfg)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         foreign = read_about(folder) is None and any(not path.name.startswith(".") for path in folder.iterdir())
-        require(not foreign, f"{folder}: contains other files; choose another folder, or delete it")
+        require(
+            not foreign,
+            f"{folder} contains other files than token files; choose a different folder, or delete it",
+        )
         with _folder_lock(folder):
             about = read_about(folder)
             same = about is not None and _matches(about, text, cfg, given)
             require(
                 same or replace or about is None,
-                f"{folder}: contains token files of another text or tokenizer; choose another folder, or delete it",
+                f"{folder} contains the token files of a different text or tokenizer; choose a different folder, or "
+                "delete it",
             )
             if same and (folder / MANIFEST).exists():
                 token_files = open_tokens(folder)
-                log.info("tokens: %s", relative(folder))
+                log.info("tokens: using the token files in %s", relative(folder))
                 return token_files
             if given is None and same:  # already learned before an interruption
                 given = _restore_learned(folder, cfg)
@@ -278,13 +293,13 @@ def prepare(
         raise
     except OSError as error:
         raise UserError(
-            f"{folder}: preparing the text failed: {error.strerror or error}; finished work is kept: fix the cause "
-            "(e.g. free disk space) and run the same command again to continue"
+            f"{folder}: the token files could not be written: {error.strerror or error}; the tokens written so far are "
+            "kept, so fix the cause (e.g. free disk space) and run the same command again to continue"
         ) from error
     except BrokenProcessPool:
         raise UserError(
-            f"{folder}: an encoding worker ended unexpectedly, perhaps because it ran out of memory; finished work is "
-            "kept: run the same command again to continue"
+            f"{folder}: a worker process that encodes the text ended unexpectedly, perhaps because memory ran out; the "
+            "tokens written so far are kept, so run the same command again to continue"
         ) from None
 
 
@@ -310,7 +325,11 @@ def _write(text: Text, cfg: TokenizerConfig, tokenizer: Tokenizer, folder: Path)
     with TokenWriter(folder, about, tokenizer.to_json()) as writer:
         resumed_at = sum(counts.characters for counts in writer.counts.values())
         if resumed_at:
-            log.info("tokens: continuing after %s characters, in %s", f"{resumed_at:,}", relative(folder))
+            log.info(
+                "tokens: continuing after %s characters, which are already encoded in %s",
+                f"{resumed_at:,}",
+                relative(folder),
+            )
         kept, done = resumed_at, resumed_at
         with _bar("encoding", total=text.n_characters, done=resumed_at) as progress:
             for encoded in encode_on_all_cores(text, cfg, encoder, skip=writer.pieces):
@@ -351,7 +370,10 @@ def _folder_lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0.5)
     except Timeout:
-        log.info("tokens: another process is preparing them in %s; waiting for it to finish", relative(folder))
+        log.info(
+            "tokens: another process is preparing the token files in %s; waiting until they are complete",
+            relative(folder),
+        )
         lock.acquire(timeout=-1)
     try:
         yield

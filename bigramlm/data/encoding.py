@@ -1,4 +1,4 @@
-"""Encoding of a long text on all cores, with results in the order of the text."""
+"""The encoding of a long text in parallel, with results in text order."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ _MAX_WORKERS = 8
 
 
 def encode_piece(tokenizer: Tokenizer, piece: Piece, where: str, *, ends: bool) -> Ids:
-    """Encode a piece, (N,); with ends, append the end-of-text token after a document.
+    """Encode a piece of a text as token ids (N,).
 
-    Raises UserError, with `where` in front, if the tokenizer lacks a character of the piece.
+    ends: if True, the end-of-text token is appended to the last piece of a document. where: the files of the text, for
+    the error message. Raises UserError if the tokenizer lacks a character of the piece.
     """
     try:
         ids = tokenizer.encode(piece.text)
@@ -45,18 +46,21 @@ def encode_piece(tokenizer: Tokenizer, piece: Piece, where: str, *, ends: bool) 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The token ids of some pieces of a text, by split, as bytes for the token files."""
+    """The token ids of consecutive pieces of a text, ready for the token files."""
 
     ids: dict[str, bytes]
+    """The token ids in each split, as bytes of the dtype of the token files."""
     characters: dict[str, int]
+    """The number of characters in each split."""
     pieces: int
+    """The number of pieces."""
 
 
 @dataclass(frozen=True)
 class Encoder:
     """A callable that encodes pieces of a text as token ids.
 
-    where: the files of the text, for error messages. ends: if True, the end-of-text token follows each document.
+    where: the files of the text, for error messages. ends: if True, the end-of-text token is appended to each document.
     """
 
     tokenizer: Tokenizer
@@ -64,7 +68,7 @@ class Encoder:
     ends: bool
 
     def __call__(self, unit: Sequence[Piece]) -> Encoded:
-        """Encode pieces; raise UserError if the tokenizer lacks a character of the text."""
+        """Encode pieces; raise UserError if the tokenizer lacks a character of a piece."""
         dtype = narrowest_dtype(self.tokenizer.vocab_size)
         ids: dict[str, list[Ids]] = {split: [] for split in SPLITS}
         for piece in unit:
@@ -79,7 +83,7 @@ class Encoder:
 def units(pieces: Iterable[Piece], *, skip: int) -> Iterator[list[Piece]]:
     """Group the pieces of a text into lists of at least UNIT characters.
 
-    The first `skip` pieces are left out, and the last list may be shorter.
+    skip: the number of pieces to skip at the start. The last list may have fewer than UNIT characters.
     """
     unit: list[Piece] = []
     size = 0
@@ -98,7 +102,8 @@ def units(pieces: Iterable[Piece], *, skip: int) -> Iterator[list[Piece]]:
 def encode_on_all_cores(text: Text, cfg: TokenizerConfig, encoder: Encoder, *, skip: int) -> Iterator[Encoded]:
     """Encode a text in worker processes, and yield the results in text order.
 
-    The first `skip` pieces are left out. The workers run a few units ahead of the caller.
+    There is one worker per core, but at most 8. The workers encode a few results ahead of the caller. skip: the number
+    of pieces to skip at the start.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(_MAX_WORKERS, cores)

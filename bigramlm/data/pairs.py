@@ -1,4 +1,4 @@
-"""Examples of prompt and completion: their files, and their bounds in the tokens."""
+"""Examples of a prompt and its completion, and their bounds in the tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from bigramlm.errors import require
 log = logging.getLogger(__name__)
 
 Bounds = NDArray[np.int64]
-"""The bounds of M examples, (M, 3): the index of the first token, of the first target, and of the end (exclusive)."""
+"""The bounds of M examples, (M, 3). The columns are the index of the example's first token, the index of its first
+target, which is the first token of the completion, and the index of its end (exclusive)."""
 
 
 class Example(NamedTuple):
@@ -32,22 +33,22 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Pairs:
-    """Examples in memory, with their files and the point of the train/val split."""
+    """Examples in memory, with their files and their split point."""
 
     name: str
     files: tuple[File, ...]
     train: int
-    """The number of training examples: the first ones; the others are for validation."""
+    """The number of training examples, which come first. The other examples are for validation."""
     kept: tuple[Example, ...] = field(repr=False)
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of the file, or of the hashes of several files."""
+        """The SHA-256 of the file or, for several files, of their hashes."""
         return sha256_of(self.files)
 
     @property
     def documents(self) -> int:
-        """The number of examples: each is a document."""
+        """The number of documents, because each example is one document."""
         return len(self.kept)
 
     @property
@@ -82,14 +83,14 @@ def read_pairs(
 ) -> Pairs:
     """Read examples from JSONL files.
 
-    Raises UserError, with the file and line, if the files cannot be used.
+    Raises UserError if the files cannot be used. The message contains the file and, for a bad line, the line number.
     """
     files, kept = [], []
     for path in paths:
         require(
             is_jsonl(path),
-            f'{path}: pairs must be in *.jsonl, one object per line, such as {{"{prompt_field}": "2 + 3 =", '
-            f'"{completion_field}": " 5"}}; use data=text for plain text',
+            f'{path} is not a *.jsonl file: data=pairs requires one JSON object per line, such as {{"{prompt_field}": '
+            f'"2 + 3 =", "{completion_field}": " 5"}}; for plain text, use data=text',
         )
         file_size(path)  # raises UserError if the file cannot be read
         status = path.stat()
@@ -99,27 +100,30 @@ def read_pairs(
             completion = get_text(value, completion_field, where, setting="completion_field")
             require(
                 completion != "",
-                f"{where}: the field {completion_field!r} is empty, so there is nothing to learn; remove the line",
+                f"{where}: the field {completion_field!r} is empty, so there is nothing to predict; remove the line",
             )
             kept.append(Example(prompt, completion, where))
         files.append(File(str(path), status.st_size, status.st_mtime_ns, reader.sha256))
     require(
         len(kept) > 1,
-        f"{describe_files(paths)}: contains {'one example' if kept else 'no examples'}; at least two are required, one "
-        "to train on and one to validate on",
+        f"{describe_files(paths)}: found {'only one example' if kept else 'no examples'}; at least two are required, "
+        "one for training and one for validation",
     )
     train = min(int(train_fraction * len(kept)), len(kept) - 1)
     require(
         train > 0,
-        f"data.train_fraction={train_fraction}: leaves none of the {len(kept):,} examples for training; increase it",
+        f"data.train_fraction={train_fraction} leaves none of the {len(kept):,} examples for training; choose a larger "
+        "fraction",
     )
     return Pairs(name, tuple(files), train, tuple(kept))
 
 
 def crop_bounds(bounds: Bounds, block_size: int) -> Bounds:
-    """Crop examples, (M, 3), to at most block_size inputs and at least one target.
+    """Crop examples to at most block_size inputs and at least one target.
 
-    A prompt loses its beginning, up to its last token; if that is not enough, the completion loses its end.
+    bounds: the bounds of M examples, (M, 3); the result has the same shape. The prompt of a longer example is truncated
+    from the left, but at least its last token is kept. If the example is still too long, its completion is truncated
+    from the right.
     """
     begin, first, end = bounds.T
     prompt = np.maximum(1, block_size + 1 - (end - first))  # the number of its tokens that fit
@@ -128,17 +132,18 @@ def crop_bounds(bounds: Bounds, block_size: int) -> Bounds:
 
 
 def row_length(bounds: Mapping[str, Bounds], block_size: int) -> int:
-    """Return the row length (T) of all splits.
+    """Return the row length (T) for all splits.
 
-    The row length is block_size, or less if every example is shorter. Warns about examples that are longer.
+    The row length is block_size or, if all examples are shorter, the length of the longest example. If examples are
+    longer than block_size, a warning is logged.
     """
     begin, first, end = np.concatenate([*bounds.values()]).T
     inputs, targets = end - begin - 1, end - first
     long, cut = int((inputs > block_size).sum()), int((targets > block_size).sum())
     if long:
         log.warning(
-            "%s of %s examples are longer than data.block_size=%d: their prompts are cut at the beginning%s",
+            "%s of %s examples are longer than data.block_size=%d: their prompts are truncated from the left%s",
             *(f"{long:,}", f"{len(inputs):,}", block_size),
-            f", and {cut:,} of their completions at the end" if cut else "",
+            f", and {cut:,} of their completions from the right" if cut else "",
         )
     return int(min(block_size, inputs.max()))

@@ -25,13 +25,18 @@ _MAX_TIMEOUTS = 12
 def fetch(cfg: ShakespeareConfig, *, fallback: bool) -> bool:
     """Download sources/shakespeare.txt unless the file exists.
 
-    Returns False if the download fails and the bundled text must be used instead; without fallback, raises UserError.
-    An existing file is used as it is; if it is not the tutorial's text, a warning says so.
+    Returns True if the file exists or was downloaded. fallback: if True, a failed download returns False, so that the
+    caller uses the bundled text; if False, a failed download raises UserError. An existing file is never changed. If an
+    existing file is not the tutorial's text, a warning is logged.
     """
     path = cfg.file()
     if path.exists():
         if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != SHA256:
-            log.warning("%s is not the tutorial's text (its SHA-256 differs); training uses it unchanged", path)
+            log.warning(
+                "%s is not the tutorial's text, because its SHA-256 differs; the run uses this file anyway. To "
+                "download the tutorial's text, delete the file",
+                path,
+            )
         return True
     try:
         content = download(cfg.url, cfg.timeout)
@@ -52,8 +57,8 @@ def fetch(cfg: ShakespeareConfig, *, fallback: bool) -> bool:
 def download(url: str, timeout: float) -> bytes:
     """Download the tutorial's text, and verify its size and SHA-256.
 
-    Raises OSError (which includes time-outs and urllib's errors), http.client.HTTPException, or ValueError if the
-    content is not the tutorial's text.
+    Raises OSError (including time-outs and urllib's errors) or http.client.HTTPException if the download fails. Raises
+    ValueError if the content is not the tutorial's text.
     """
     log.info("downloading %s", url)
     deadline = time.monotonic() + _MAX_TIMEOUTS * timeout
@@ -72,7 +77,7 @@ def download(url: str, timeout: float) -> bytes:
                 raise TimeoutError(f"the download took more than {_MAX_TIMEOUTS * timeout:.0f} seconds")
     if len(content) != SIZE:
         more = "more than " if len(content) > SIZE else ""
-        raise ValueError(f"received {more}{min(len(content), SIZE):,} bytes, but the text has {SIZE:,}")
+        raise ValueError(f"received {more}{min(len(content), SIZE):,} bytes instead of the {SIZE:,} bytes of the text")
     digest = hashlib.sha256(content).hexdigest()
     if digest != SHA256:
         raise ValueError(f"the download is not the tutorial's text: its SHA-256 is {digest}, not {SHA256}")
@@ -83,11 +88,13 @@ _NOT_SHAKESPEARE = """
 ************************************************************************
 *  NOT SHAKESPEARE: this run trains on the bundled text instead.       *
 ************************************************************************
-   The download failed: {reason}
-   from {url}
-   Losses on the bundled text cannot be compared with Shakespeare's.
+   The download from {url}
+   failed: {reason}
+   Losses on the bundled text cannot be compared with losses on
+   Shakespeare.
    To train on Shakespeare, put the file at
    {path}
    or run again with a network connection. data=bundled selects the
-   bundled text explicitly; data.fallback=false makes this an error.
+   bundled text explicitly. With data.fallback=false, a failed download
+   stops the run with an error.
 ************************************************************************"""

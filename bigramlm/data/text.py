@@ -1,4 +1,4 @@
-"""Texts from plain, compressed or JSONL files, in memory or as a stream."""
+"""Texts read from plain or JSONL files, in memory or streamed."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ READ_SIZE = 1 << 20  # bytes per read
 MAX_ENDS = 200_000  # the most document ends that are remembered to find the split
 
 Blocks = Iterable[str]
-"""The consecutive parts of a document."""
+"""A document as consecutive strings."""
 
 
 class Piece(NamedTuple):
-    """A part of a document, small enough to process at once, within one split."""
+    """A short part of a document that belongs to a single split."""
 
     split: str
     text: str
     ends: bool
-    """True if the document ends here."""
+    """True if this is the last piece of its document."""
 
 
 class TextChanged(UserError):
-    """An error because a text changed while it was read, so its tokens are invalid."""
+    """The error raised when a text file changes while it is being read."""
 
 
 @dataclass(frozen=True)
@@ -66,26 +66,26 @@ class File:
 
 @dataclass(frozen=True)
 class Text:
-    """A text of one document or many, with its files and the point of its split."""
+    """A text of one or more documents, with its files and its split point."""
 
     name: str
     files: tuple[File, ...]
     jsonl_field: str
-    """The field of a JSONL line that contains the text."""
+    """The name of the JSONL field that contains the text."""
     n_characters: int
     characters: str
     """The distinct characters of the text, sorted."""
     documents: int
     split: int
-    """The number of training characters, from the start; the others are for validation."""
+    """The number of training characters, from the start of the text. The other characters are for validation."""
     kept: list[list[str]] | None = field(default=None, repr=False, compare=False)
-    """The documents, each a list of blocks, if they are kept in memory; otherwise None."""
+    """The documents, each a list of strings; None if the text is not kept in memory."""
     kept_at: Path | None = field(default=None, repr=False, compare=False)
     """The file that caches the description of a long text."""
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of the file, or of the hashes of several files."""
+        """The SHA-256 of the file or, for several files, of their hashes."""
         return sha256_of(self.files)
 
     @property
@@ -94,7 +94,7 @@ class Text:
         return describe_files([file.path for file in self.files])
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the whole text in order; raise TextChanged if a file has changed."""
+        """Yield the pieces of the text in order; raise TextChanged if a file changed."""
         try:
             yield from self._pieces()
         except UserError:  # the files were valid when they were first read, so a change is the likely cause
@@ -116,7 +116,7 @@ class Text:
                 at += len(text)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a description for `from_dict`, without the documents in memory."""
+        """Return a description of the text for `from_dict`, without the documents."""
         fields = {name: value for name, value in vars(self).items() if not name.startswith("kept")}
         return {**fields, "files": [asdict(file) for file in self.files]}
 
@@ -130,11 +130,11 @@ class Text:
     def _text_changed(self, file: File) -> TextChanged:
         if self.kept_at is not None:  # the cached description is no longer true
             self.kept_at.unlink(missing_ok=True)
-        return TextChanged(f"{file.path}: changed while it was being read; run the command again")
+        return TextChanged(f"{file.path} changed while it was being read; run the command again")
 
 
 def sha256_of(files: Sequence[File]) -> str:
-    """Return the SHA-256 of the file, or of the hashes of several files."""
+    """Return the SHA-256 of the file or, for several files, of their hashes."""
     if len(files) == 1:
         return files[0].sha256
     return hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
@@ -149,15 +149,15 @@ def _is_unchanged(file: File) -> bool:
 
 
 def from_dict(about: dict[str, Any]) -> Text:
-    """Create the text that `to_dict` described."""
+    """Create a text from a description that `to_dict` returned."""
     return Text(**{**about, "files": tuple(File(**file) for file in about["files"])})
 
 
 def read_text(paths: Sequence[Path], *, name: str, field: str, train_fraction: float, kept_at: Path) -> Text:
     """Read a text from its files.
 
-    kept_at: the file that caches the description of a long text, so that the text is not read again the next time.
-    Raises UserError, with the file and line or offset, if the files cannot be used.
+    kept_at: the file that caches the description of a long text, so that the next run need not read the whole text.
+    Raises UserError if the files cannot be used. The message contains the file and, for bad content, the line.
     """
     sizes = [file_size(path) for path in paths]
     cached = _load_description(paths, name, kept_at)
@@ -197,7 +197,7 @@ def _read(paths: Sequence[Path], sizes: Sequence[int], name: str, field: str, tr
                     if kept is not None:
                         kept.append(blocks)
             read_files.append(File(str(path), status.st_size, status.st_mtime_ns, reader.sha256))
-    require(n > 0, f"{describe_files(paths)}: is empty, so there is nothing to train on")
+    require(n > 0, f"{describe_files(paths)}: the text is empty, so there is nothing to train on")
     characters = np.flatnonzero(seen).astype(np.uint32).tobytes().decode("utf-32-le")
     return Text(name, tuple(read_files), field, n, characters, documents, _split(n, ends, train_fraction), kept)
 
@@ -210,7 +210,7 @@ def _split(n: int, ends: Sequence[int], train_fraction: float) -> int:
 
 
 def describe_files(paths: Sequence[Path] | Sequence[str]) -> str:
-    """Name the first file and the number of the others, for messages."""
+    """Return the first path and the number of others, such as 'a.txt and 2 more'."""
     return str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
@@ -224,14 +224,14 @@ def file_size(path: Path) -> int:
     """Return the size of a file in bytes; raise UserError if it cannot be read."""
     require(
         not path.is_dir(),
-        f"{path}: is a folder; give a text file, or a glob of several files (data.path='{path}/*.txt')",
+        f"{path} is a folder; give a text file, or a glob that matches text files (data.path='{path}/*.txt')",
     )
     try:
         return path.stat().st_size
     except FileNotFoundError:
-        raise UserError(f"{path}: the file does not exist; give one that does (data.path=FILE)") from None
+        raise UserError(f"{path} does not exist; give the path of an existing file (data.path=FILE)") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _load_description(paths: Sequence[Path], name: str, kept_at: Path) -> Text | None:
@@ -262,22 +262,22 @@ def _save_description(text: Text, kept_at: Path) -> None:
 
 
 class Reader:
-    """A reader of the documents of a file, which also computes the file's SHA-256.
+    """A reader of the documents in a file that also computes the file's SHA-256.
 
-    A plain text file is one document; in a JSONL file, the field of each line is one. Either may be compressed by gzip
-    or zstd.
+    A plain text file is one document. In a JSONL file, the text in `field` of each line is one document. Both kinds of
+    file may be compressed with gzip or zstd.
     """
 
     def __init__(self, path: Path, field: str, bar: tqdm[Any] | None = None) -> None:
-        """Read a file; field: the JSONL field of the text; bar: shows the bytes read."""
+        """Store the path, the name of the JSONL field, and a progress bar in bytes."""
         self.path = path
         self.field = field
         self.bar = bar
         self.sha256 = ""
-        """The SHA-256 of the file's bytes, available after all documents are read."""
+        """The SHA-256 of the file's bytes, set after all documents or objects are read."""
 
     def documents(self) -> Iterator[Blocks]:
-        """Yield the documents; each must be read to its end before the next."""
+        """Yield the documents; read each document to its end before the next one."""
         if is_jsonl(self.path):
             for where, value in self.objects():
                 yield (get_text(value, self.field, where, setting="text_field"),)
@@ -286,7 +286,7 @@ class Reader:
             yield self._blocks(content)
 
     def objects(self) -> Iterator[tuple[str, Any]]:
-        """Yield the file and line number of each JSONL line, and the line's value."""
+        """Yield the location (file and line number) and the value of each JSONL line."""
         with self._open() as content:
             yield from self._lines(content)
 
@@ -305,10 +305,10 @@ class Reader:
             yield
         except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:
             cut = isinstance(error, EOFError)
-            reason = "the archive is cut short" if cut else f"not a whole archive: {error}"
-            raise UserError(f"{self.path}: {reason}; download it again, or give the decompressed text") from None
+            reason = "the compressed file is truncated" if cut else f"not a valid compressed file: {error}"
+            raise UserError(f"{self.path}: {reason}; download it again, or give the decompressed file") from None
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be read: {error.strerror or error}") from None
+            raise UserError(f"{self.path} cannot be read: {error.strerror or error}") from None
 
     def _blocks(self, content: io.BufferedIOBase) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")()
@@ -323,7 +323,7 @@ class Reader:
                 raw = pending + block
                 line = lines + raw.count(b"\n", 0, error.start) + 1
                 raise UserError(
-                    f"{self.path}: not UTF-8: byte 0x{raw[error.start]:02x} at offset "
+                    f"{self.path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset "
                     f"{offset - len(pending) + error.start:,} (line {line:,}); "
                     "convert the file to UTF-8 first, e.g. with iconv -f latin1 -t utf-8"
                 ) from None
@@ -345,34 +345,36 @@ class Reader:
                 raise UserError(f"{where}: not UTF-8: byte 0x{line[error.start]:02x}; convert the file first") from None
             except (ValueError, RecursionError) as error:
                 reason = f"{error.msg} (column {error.colno:,})" if isinstance(error, json.JSONDecodeError) else error
-                raise UserError(f"{where}: not valid JSON: {reason}; fix or remove the line") from None
+                raise UserError(f"{where}: the line is not valid JSON: {reason}; fix or remove the line") from None
             yield where, value
 
 
 def get_text(value: Any, field: str, where: str, *, setting: str) -> str:
     """Return the text in a field of a JSONL line.
 
-    setting: the field of `data` that names `field`, for the message. Raises UserError if the line has no such text.
+    where: the file and line, for messages. setting: the config field under `data` that selects `field`, for messages.
+    Raises UserError if `value` is not an object or its `field` is missing or contains no valid text.
     """
-    require(isinstance(value, dict), f'{where}: not an object such as {{"{field}": "To be"}}')
+    require(isinstance(value, dict), f'{where}: the line is not a JSON object such as {{"{field}": "To be"}}')
     if field not in value:
         names = ", ".join(list(value)[:10]) or "none"
-        raise UserError(f"{where}: there is no field {field!r}; the fields are: {names}; set data.{setting}=NAME")
+        reason = f"the field {field!r} is missing; the fields are: {names}"
+        raise UserError(f"{where}: {reason}; select one of them with data.{setting}=NAME")
     text = value[field]
     if not isinstance(text, str):
         raise UserError(f"{where}: the field {field!r} is not a string; fix or remove the line")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where}: contains half of a surrogate pair, not a character; fix the line") from None
+        raise UserError(f"{where}: field {field!r} contains half of a surrogate pair; fix or remove the line") from None
     return text
 
 
 def split_into_pieces(document: Blocks) -> Iterator[tuple[str, bool]]:
     """Cut a document into pieces of about `PIECE` characters.
 
-    Yields each piece, and True if it is the last of the document. A cut is between two words if possible, and depends
-    on the document alone, not on its blocks. An empty document has no pieces.
+    Yields each piece, with True if it is the last piece of the document. Cuts are between two words if possible. They
+    depend on the document alone, not on how its text is divided into blocks. An empty document has no pieces.
     """
     buffer, at = "", 0
     for block in document:

@@ -1,6 +1,6 @@
 """Token files: the splits of a text as token ids on disk.
 
-The files are memory-mapped and never loaded whole.
+The files are memory-mapped, so that they are never loaded into memory as a whole.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Ids = NDArray[Any]
 
 
 def narrowest_dtype(vocab_size: int) -> type[np.generic]:
-    """Return the narrowest dtype for the ids of a vocabulary of this size."""
+    """Return the narrowest dtype that can store the ids of a vocabulary of this size."""
     return next(dtype for dtype in _DTYPES if vocab_size - 1 <= np.iinfo(dtype).max)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """The size of a split, and the hash of its file."""
+    """The size of a split, and the hash of its token file."""
 
     tokens: int = 0
     characters: int = 0
@@ -48,7 +48,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class About:
-    """The text and the tokenizer that token files were made from."""
+    """The description of the text and the tokenizer of token files."""
 
     name: str
     """The name of the text."""
@@ -57,7 +57,7 @@ class About:
     n_characters: int
     documents: int
     split: int
-    """The number of training characters of the text, from its start."""
+    """The number of training characters, from the start of the text."""
     tokenizer: dict[str, Any]
     """The config of the tokenizer."""
     tokenizer_sha256: str
@@ -68,9 +68,9 @@ class About:
 
 @dataclass(frozen=True)
 class TokenFiles:
-    """A complete folder of token files.
+    """The complete token files in a folder.
 
-    The folder contains train.bin, val.bin, the tokenizer and the manifest.
+    The folder contains train.bin, val.bin, tokenizer.json and manifest.json.
     """
 
     folder: Path
@@ -83,7 +83,7 @@ class TokenFiles:
         return self.about.sha256
 
     def ids(self, split: str) -> Ids:
-        """Map the ids of a split, (N,), into memory."""
+        """Return the token ids of a split as a memory-mapped array (N,)."""
         if self.splits[split].tokens == 0:
             return np.empty(0, dtype=self.about.dtype)
         # Read-only: for a writable mapping, the system would have to reserve as much memory.
@@ -92,15 +92,15 @@ class TokenFiles:
     def tokenizer(self) -> str:
         """Return the JSON of the tokenizer that the token files were made with.
 
-        Raises UserError if tokenizer.json cannot be read or is a different one.
+        Raises UserError if tokenizer.json cannot be read, or if its SHA-256 differs from the one in the manifest.
         """
         try:
             content = (self.folder / TOKENIZER).read_text("utf-8")
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder / TOKENIZER}: cannot be read: {error}") from None
+            raise UserError(f"{self.folder / TOKENIZER} cannot be read: {error}") from None
         require(
             files.sha256_of(content) == self.about.tokenizer_sha256,
-            f"{self.folder / TOKENIZER}: not the tokenizer of these token files (its SHA-256 differs from the one in "
+            f"{self.folder / TOKENIZER} is not the tokenizer of these token files (its SHA-256 differs from the one in "
             f"{MANIFEST}); restore the original file, or prepare the text again",
         )
         return content
@@ -114,7 +114,7 @@ class TokenFiles:
             path = self.folder / f"{split}.bin"
             require(
                 files.sha256(path) == counts.sha256,
-                f"{path}: damaged: its SHA-256 differs from the one in {MANIFEST}; {_prepare_again(path)}",
+                f"{path} is damaged: its SHA-256 differs from the one in {MANIFEST}; {_prepare_again(path)}",
             )
 
 
@@ -135,28 +135,28 @@ def open_tokens(folder: Path) -> TokenFiles:
         width = np.dtype(tokens.about.dtype).itemsize
     except FileNotFoundError:
         unfinished = (folder / PROGRESS).exists()
-        reason = "their preparation is not finished; run the same command again to continue"
-        advice = reason if unfinished else "make them with prepare.py"
-        raise UserError(f"{folder}: contains no complete token files (there is no {MANIFEST}); {advice}") from None
+        reason = "their preparation is not finished; to continue it, run the command that started it again"
+        advice = reason if unfinished else "make token files with prepare.py"
+        raise UserError(f"{folder} contains no complete token files (there is no {MANIFEST}); {advice}") from None
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / MANIFEST}: not a manifest written by prepare.py: {error}") from None
+        raise UserError(f"{folder / MANIFEST} is not a manifest written by prepare.py: {error}") from None
     for split, counts in tokens.splits.items():
         path = folder / f"{split}.bin"
         size = path.stat().st_size if path.exists() else 0
         require(
             size == counts.tokens * width,
-            f"{path}: has {size:,} bytes instead of {counts.tokens * width:,}: it is "
-            f"{'cut short' if size < counts.tokens * width else 'another file'}; {_prepare_again(path)}",
+            f"{path} has {size:,} bytes instead of {counts.tokens * width:,}, so it is "
+            f"{'truncated' if size < counts.tokens * width else 'a different file'}; {_prepare_again(path)}",
         )
     return tokens
 
 
 def read_about(folder: Path) -> About | None:
-    """Read the description of the token files in a folder, complete or not.
+    """Read the description of the token files in a folder.
 
-    Returns None if there are no token files.
+    The token files may be incomplete. Returns None if there are no token files.
     """
     for name in (MANIFEST, PROGRESS):
         try:
@@ -173,11 +173,11 @@ def delete_token_files(folder: Path) -> None:
 
 
 class TokenWriter:
-    """A writer of token files, which continues after an interruption.
+    """A writer of token files that can continue after an interruption.
 
-    The caller must hold the lock of the folder. Tokens count as written once `keep` has recorded them, at the latest
-    when the `with` block ends, with or without an error. Tokens that were not recorded because of a crash or a full
-    disk are cut off when the writing continues.
+    The caller must have locked the folder. Tokens count as written once `keep` has recorded them. `keep` is also called
+    when the `with` block ends, with or without an error. A crash or a full disk can prevent the record: the next writer
+    truncates the files to the recorded tokens.
     """
 
     def __init__(self, folder: Path, about: About, tokenizer: str) -> None:
@@ -198,7 +198,7 @@ class TokenWriter:
 
     @property
     def counts(self) -> dict[str, Counts]:
-        """The counts of the tokens and characters written so far, by split."""
+        """The number of tokens and characters written so far, for each split."""
         return self._done[0]
 
     @property
@@ -228,9 +228,10 @@ class TokenWriter:
         self._open.__exit__(*raised)
 
     def write(self, ids: Mapping[str, bytes], characters: Mapping[str, int], pieces: int) -> None:
-        """Append the token ids of some pieces.
+        """Append the token ids of the next pieces of the text.
 
-        ids: by split, as bytes of the dtype of the files. characters: their number, by split. pieces: their number.
+        ids: the token ids in each split, as bytes of the dtype of the files. characters: the number of characters in
+        each split. pieces: the number of pieces.
         """
         counts = dict(self.counts)
         for split, raw in ids.items():

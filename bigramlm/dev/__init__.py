@@ -1,1 +1,1 @@
-"""Benchmarks, and generators of parts of the docs."""
+"""Benchmarks, and generators of parts of the documentation."""

@@ -29,7 +29,7 @@ _FLAGS = (
 
 
 def unavailable_reason() -> str | None:
-    """Return the reason why no browser can be started, or None if one can."""
+    """Return the reason why a browser cannot be started, or None if it can."""
     if _chromium() is None:
         return "there is no Chromium or Chrome (Debian: apt install chromium chromium-driver)"
     if shutil.which("chromedriver") is None:
@@ -85,9 +85,9 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
     def screenshot(self, path: Path, *, height: int | None = None) -> None:
-        """Write a PNG screenshot of the top `height` pixels of the page.
+        """Write a PNG screenshot of the page.
 
-        height: None for the whole page.
+        height: the height in pixels, measured from the top of the page; None for the whole page.
         """
         width, page_height = self.run("return [innerWidth, document.documentElement.scrollHeight]")
         clip = {"x": 0, "y": 0, "width": width, "height": height or page_height, "scale": 1}

@@ -38,7 +38,7 @@ FLOWS: dict[str, tuple[str, ...]] = {
         *("trainer/trainer", "trainer/step", "optim/base"),
     ),
 }
-"""Two flows through the package, each as the list of modules that it passes."""
+"""Two paths through the code, each as the list of modules in the order in which they are used."""
 
 _COLORS = ("#c2410c", "#1d4ed8")
 _WIDTH, _MARGIN, _GAP = 1080, 20, 10
@@ -55,9 +55,9 @@ _STYLE = """
 
 
 def modules(package: str) -> list[str]:
-    """Return the modules of a subpackage, and its subpackages with a slash.
+    """Return the names of the modules and nested subpackages in a subpackage.
 
-    The list is empty for a top-level module.
+    Names of nested subpackages end with a slash. For a top-level module, the list is empty.
     """
     folder = Path(__file__).parent.parent / package
     names = [path.stem for path in folder.glob("*.py") if path.stem != "__init__"]

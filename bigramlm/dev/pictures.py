@@ -1,4 +1,7 @@
-"""The screenshots in the docs: TensorBoard and the report of two small sweeps."""
+"""The generator of the screenshots in the docs.
+
+They show two small sweeps in TensorBoard, and the report page of one of the sweeps.
+"""
 
 from __future__ import annotations
 

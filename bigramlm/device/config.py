@@ -12,21 +12,22 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 @dataclass
 class DeviceConfig:
-    """The device, its precision, its CPU threads and its compilation.
+    """The device, the precision, the CPU threads and compilation.
 
-    Fields with the value `auto` are resolved once, from the device and the size of the work.
+    The value `auto` is resolved when a run starts, based on the machine and on the size of the model and the batch.
     """
 
     name: str = "auto"
-    """The device: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps."""
+    """The device: cpu, cuda, cuda:N, mps or auto (cuda if available, else mps if available, else cpu)."""
     precision: str = "auto"
     """The precision of matrix products: auto, fp32, bf16 or fp16. Weights are always stored in fp32."""
     threads: str = "auto"
-    """The number of CPU threads for one operation, or auto."""
+    """The number of CPU threads that an operation uses, or auto."""
     compile: bool = False
-    """If true, torch.compile compiles the whole training step, which starts slowly but runs fast."""
+    """If true, torch.compile compiles the whole training step. The first step is slow, and later steps are faster."""
     deterministic: bool = False
-    """If true, nondeterministic operations are refused. On a CPU, the models of bigramlm use no such operations."""
+    """If true, PyTorch uses deterministic algorithms and raises an error for operations that have none. On a CPU, the
+    models of bigramlm use no such operations."""
 
     def __post_init__(self) -> None:
         require(
@@ -36,9 +37,9 @@ class DeviceConfig:
         require_choice("device.precision", self.precision, PRECISIONS)
         require(
             self.threads == "auto" or (self.threads.isdecimal() and 1 <= int(self.threads) <= 1024),
-            f"device.threads={self.threads}: must be auto or a whole number, 1 to 1024",
+            f"device.threads={self.threads}: must be auto or a whole number from 1 to 1024",
         )
         require(
             not (self.compile and self.precision == "fp16"),
-            "device.compile=true with device.precision=fp16: the loss scaling of fp16 cannot be compiled; use bf16",
+            "device.compile=true does not work with device.precision=fp16: loss scaling cannot be compiled; use bf16",
         )

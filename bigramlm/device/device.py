@@ -18,14 +18,14 @@ ALL_THREADS = torch.get_num_threads()
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Below this number of floating point operations per step, calls cost more time than the computation. More threads gain
-# little there. If another process uses a core, threads wait for each other at every operation, which costs far more.
-# `python scripts/bench.py threads` measures both.
+# Below this number of floating-point operations per step, the overhead of calls exceeds the time of the computation, so
+# more threads gain little. If another process uses a core, several threads lose much more, because they wait for each
+# other at every operation. `python scripts/bench.py threads` measures both cases.
 SMALL_STEP_FLOPS = 2e8
 
-# From this number of parameters, the hardware for bf16 matrix products is busy enough to gain from bf16: the tensor
-# cores of a GPU, or the AMX of a CPU, where 3 million parameters were 4.7 times as fast as in fp32, and small models
-# half as fast.
+# The number of parameters from which bf16 is used. Smaller models do not keep the hardware for bf16 matrix products
+# busy: the tensor cores of a GPU or the AMX unit of a CPU. On a CPU with AMX, a model with 3 million parameters was 4.7
+# times as fast in bf16 as in fp32, and small models were half as fast.
 BF16_MIN_PARAMS = {"cuda": 1_000_000, "cpu": 3_000_000}
 
 
@@ -38,13 +38,13 @@ class Device:
     compile: bool
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return the context manager for forward passes."""
+        """Return a context manager that applies the precision to forward passes."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.torch.type, dtype=DTYPES[self.precision])
 
     def synchronize(self) -> None:
-        """Wait until the device has finished all its work, e.g. to read a clock."""
+        """Wait until the device has finished all queued work, e.g. to measure time."""
         if self.torch.type == "cuda":
             torch.cuda.synchronize(self.torch)
         elif self.torch.type == "mps":
@@ -52,9 +52,9 @@ class Device:
 
 
 def is_small(*, n_params: int, tokens: int) -> bool:
-    """Check whether a step is too small to gain from several threads.
+    """Check whether a step is too small to benefit from several threads.
 
-    tokens: the number of tokens in the step. A parameter costs about 6 operations per token: a multiplication and an
+    tokens: the number of tokens in the step. A parameter takes about 6 operations per token: a multiplication and an
     addition in the forward pass, and twice as many in the backward pass (Kaplan et al. 2020, "Scaling Laws for Neural
     Language Models", section 2.1).
     """
@@ -64,8 +64,9 @@ def is_small(*, n_params: int, tokens: int) -> bool:
 def decide(cfg: DeviceConfig, *, n_params: int, tokens: int) -> DeviceConfig:
     """Return the config with every `auto` resolved and log the reasons.
 
-    The choice depends only on the device and the size of the work, never on the current load, so that the same config
-    gives the same bits. Raises UserError if the machine lacks the device or the precision in the config.
+    n_params: the number of parameters. tokens: the number of tokens in a step. The choice depends only on the machine
+    and these two numbers, never on the current load, so that the same config gives bit-equal results. Raises UserError
+    if the machine does not support the device or the precision in the config.
     """
     name, reason = _decide_name(cfg.name)
     precision, precision_reason = _decide_precision(cfg.precision, name, n_params)
@@ -78,7 +79,7 @@ def decide(cfg: DeviceConfig, *, n_params: int, tokens: int) -> DeviceConfig:
 def set_up(cfg: DeviceConfig) -> Device:
     """Apply a resolved config to the process and return its device.
 
-    The number of threads and determinism are settings of the whole process.
+    The number of threads and determinism are process-wide settings.
     """
     torch.set_num_threads(int(cfg.threads))
     if cfg.deterministic:
@@ -102,7 +103,7 @@ def _decide_name(name: str) -> tuple[str, str]:
         return chosen, why[chosen]
     names = ", ".join(kind for kind, is_available in available.items() if is_available)
     kind, _, index = name.partition(":")
-    require(available[kind], f"device.name={name}: PyTorch finds no such device here; choose one of: {names}")
+    require(available[kind], f"device.name={name}: PyTorch does not find this device; choose one of: {names}")
     if index:
         count = torch.cuda.device_count()
         require(int(index) < count, f"device.name={name}: this machine has {count} CUDA GPUs, numbered from 0")
@@ -114,26 +115,26 @@ def _decide_precision(precision: str, name: str, n_params: int) -> tuple[str, st
     if precision == "auto":
         if kind == "mps":
             return "fp32", "auto: the gain of bf16 on MPS has not been measured"
-        reason = {"cuda": "this GPU has no bf16", "cpu": "this CPU has no AMX for bf16"}[kind]
+        reason = {"cuda": "this GPU does not support bf16", "cpu": "this CPU has no AMX unit to compute in bf16"}[kind]
         if not has_fast_bf16(kind):
             return "fp32", f"auto: {reason}"
         enough = n_params >= BF16_MIN_PARAMS[kind]
         size = f"{n_params:,} parameters are {'enough' if enough else 'too few'} to gain from bf16"
         return ("bf16" if enough else "fp32"), f"auto: {size}"
     if precision == "fp16" and kind == "cpu":
-        raise UserError("device.precision=fp16: fp16 is not faster on a CPU and has less range; use fp32 or bf16")
+        raise UserError("device.precision=fp16: on a CPU, fp16 is not faster and has a smaller range; use fp32 or bf16")
     if precision == "bf16" and kind == "cuda" and not has_fast_bf16(kind):
-        raise UserError("device.precision=bf16: this GPU has no bf16; use fp32 or fp16")
+        raise UserError("device.precision=bf16: this GPU does not support bf16; use fp32 or fp16")
     if precision == "bf16" and kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
         raise UserError("device.precision=bf16: bf16 on MPS requires macOS 14 or later; use fp32 or fp16")
     slow = precision == "bf16" and kind == "cpu" and not has_fast_bf16(kind)
-    return precision, "from the config" + "; without AMX it may be slower than fp32" * slow
+    return precision, "from the config" + "; bf16 may be slower than fp32 without AMX" * slow
 
 
 def has_fast_bf16(kind: str) -> bool:
-    """Check whether a kind of device computes in bf16 in hardware.
+    """Check whether the GPU or the CPU computes in bf16 in hardware.
 
-    Other devices emulate bf16 by conversion, which is slow. kind: cuda or cpu.
+    kind: cuda or cpu. Other hardware emulates bf16 by conversion to fp32, so bf16 is slow there.
     """
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

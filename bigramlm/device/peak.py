@@ -1,4 +1,4 @@
-"""The peak FLOP/s of a device, the base of the model FLOPs utilisation (MFU)."""
+"""The peak FLOP/s of a device, used for the model FLOPs utilisation (MFU)."""
 
 import functools
 import re
@@ -38,17 +38,18 @@ _TIMES = 30
 
 @dataclass(frozen=True)
 class Peak:
-    """The peak in floating point operations per second."""
+    """The peak of a device in floating-point operations per second."""
 
     flops: float
     how: str
-    """The source of the figure."""
+    """The source of the figure: a data sheet or a measurement."""
 
 
 def peak(device: Device) -> Peak:
-    """Return the device's peak in its precision.
+    """Return the peak FLOP/s of a device in the precision of the run.
 
-    The peak is the manufacturer's figure for a GPU in the table, otherwise a measurement.
+    The peak is the manufacturer's figure if `TENSOR_CORE_TFLOPS` lists the GPU and the precision is not fp32. Otherwise
+    the peak is measured.
     """
     if device.torch.type == "cuda" and device.precision != "fp32":
         name = torch.cuda.get_device_name(device.torch)
@@ -64,9 +65,9 @@ def _measure_once(device: Device, threads: int) -> Peak:  # noqa: ARG001 - the p
 
 
 def measure_peak(device: Device, clock: Callable[[], float] = time.perf_counter) -> Peak:
-    """Measure the device's peak with the fastest of several matrix products.
+    """Measure the device's peak FLOP/s as the fastest of several matrix products.
 
-    clock: a function that returns seconds from an arbitrary origin.
+    clock: a function that returns the current time in seconds.
     """
     n = _SIZE[device.torch.type]
     a = torch.ones(n, n, dtype=DTYPES[device.precision], device=device.torch)

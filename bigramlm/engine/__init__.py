@@ -1,1 +1,1 @@
-"""The engine of a run: from its config to its sample."""
+"""Execution of runs, and loading and export of the models that they train."""

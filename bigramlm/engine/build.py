@@ -1,4 +1,7 @@
-"""Factories for the parts of a run, built from its resolved config."""
+"""Functions that build the objects of a run, e.g. its model and training step.
+
+They read the resolved config.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +26,19 @@ from bigramlm.model.huggingface import Pretrained, check_vocabulary
 from bigramlm.optim.base import Schedule
 from bigramlm.runs.folder import RunFolder, git_state, versions
 from bigramlm.tokenizer.base import Tokenizer
+from bigramlm.trainer.compiled import CompiledStep, SharedCalls
 from bigramlm.trainer.evaluate import Evaluator
 from bigramlm.trainer.preflight import preflight
-from bigramlm.trainer.step import CompiledStep, SharedCalls, TrainStep
+from bigramlm.trainer.step import TrainStep
 from bigramlm.trainer.trainer import Hooks, Trainer
 
-__all__ = ["Hooks", "Trainer", "set_up"]  # re-exported: run.py must not import torch
+__all__ = ["Hooks", "Schedule", "Trainer", "set_up"]  # run.py takes these from here, because they import torch
 
 log = logging.getLogger(__name__)
 
 
 def fresh_model(cfg: RunConfig, corpus: Corpus) -> LanguageModel:
-    """Build the model on the CPU, with weights initialised from the seed."""
+    """Build the model on the CPU, with initial weights drawn from the seed."""
     torch.manual_seed(cfg.seed)
     model = cfg.model.build(vocab_size=corpus.tokenizer.vocab_size, block_size=cfg.data.block_size)
     if cfg.trainer.activation_checkpointing:
@@ -45,10 +49,11 @@ def fresh_model(cfg: RunConfig, corpus: Corpus) -> LanguageModel:
 def put_init_weights(
     cfg: RunConfig, model: LanguageModel, init: InitState, folder: RunFolder, device: Device
 ) -> AdapterState | None:
-    """Load trained weights into a fresh model and attach an adapter, if configured.
+    """Load the initial weights, if any, and attach the adapter, if configured.
 
-    Moves the model to the device. The adapter's base checkpoint is marked to be kept for the run in `folder`. Returns
-    the adapter with its base weights, or None if there is no adapter. Raises UserError if the weights do not fit.
+    With `from_scratch` the model keeps its fresh weights. Moves the model to the device. The checkpoint that an adapter
+    is trained on is marked, so that it is not deleted while the run in `folder` needs it. Returns the adapter with its
+    base weights, or None without an adapter. Raises UserError if the weights do not match the model.
     """
     weights = init.init_weights
     if isinstance(weights, Pretrained):
@@ -69,7 +74,8 @@ def put_init_weights(
 def splits(corpus: Corpus, row_length: int, device: Device) -> dict[str, Split]:
     """Move the tokens of both splits to the device and log their sizes.
 
-    Batches are drawn from the returned splits as rows of `row_length` tokens.
+    Tokens that are memory-mapped from files stay on the CPU. row_length: the number of tokens in a row of a batch (T).
+    Returns the splits, from which rows are sampled.
     """
     kind = "examples" if corpus.bounds else "documents"
     documents = f" in {corpus.documents:,} {kind}" if corpus.documents > 1 else ""
@@ -98,27 +104,30 @@ def splits(corpus: Corpus, row_length: int, device: Device) -> dict[str, Split]:
 
 
 def characters_per_token(corpus: Corpus, splits: dict[str, Split]) -> dict[str, float]:
-    """Return the mean characters per token of each split (for pairs: completions)."""
+    """Return the mean number of characters per token in each split.
+
+    For pairs, only the completions are counted.
+    """
     return {name: corpus.characters[name] / split.n_tokens for name, split in splits.items()}
 
 
 def fit_counts(model: LanguageModel, train: Split, device: Device) -> float | None:
-    """Fit a model's n-gram counts to the training text.
+    """Count the n-grams of the training text, if the model uses n-gram counts.
 
-    Counts are taken even if the weights come from another run, because they belong to the current text. Returns the
-    seconds taken, or None for a model without counts.
+    The current text is counted even if the weights come from a different run. Returns the duration in seconds, or None
+    if the model uses no counts.
     """
     began = time.perf_counter()
     if not model.fit_counts(train.tokens):
         return None
     seconds = time.perf_counter() - began
-    log.info("counts: the n-grams of the training text were counted in %.1f s", seconds)
-    model.to(device.torch)  # a text that is mapped from files is counted on the CPU
+    log.info("counts: counted the n-grams of the training text in %.1f s", seconds)
+    model.to(device.torch)  # the counts of memory-mapped tokens are on the CPU
     return seconds
 
 
 def train_step(cfg: RunConfig, model: LanguageModel, train: Split, device: Device) -> TrainStep:
-    """Build the training step, with its optimizer."""
+    """Build the training step and its optimizer."""
     optimizer = cfg.optim.build(model, compiled=device.compile)
     options: dict[str, Any] = {
         "grad_accumulation": cfg.trainer.grad_accumulation,
@@ -129,20 +138,15 @@ def train_step(cfg: RunConfig, model: LanguageModel, train: Split, device: Devic
         return TrainStep(model, optimizer, device, **options)
     n_params, trainer = sum(p.numel() for p in model.parameters()), cfg.trainer
     if is_small(n_params=n_params, tokens=cfg.data.batch_size * train.block_size):
-        looks = (trainer.eval_every, trainer.checkpoint_every, trainer.steps)
-        options["steps_per_call"] = SharedCalls(log_every=trainer.log_every, intervals=looks)
+        intervals = (trainer.eval_every, trainer.checkpoint_every, trainer.steps)
+        options["steps_per_call"] = SharedCalls(log_every=trainer.log_every, intervals=intervals)
     return CompiledStep(model, optimizer, device, **options)
 
 
-def schedule(cfg: RunConfig) -> Schedule:
-    """Build the learning-rate schedule."""
-    return Schedule(cfg.optim, cfg.trainer.steps)
-
-
 def batches(cfg: RunConfig, train: Split, device: Device) -> Batches:
-    """Build the training batches, each with the rows of one whole update.
+    """Build the training batches; each contains all rows of one update.
 
-    The rows of an update do not depend on how `trainer.grad_accumulation` splits them.
+    A batch has `data.batch_size * trainer.grad_accumulation` rows, which the training step splits into micro-batches.
     """
     rows = cfg.data.batch_size * cfg.trainer.grad_accumulation
     return Batches(train, batch_size=rows, seed=cfg.seed, device=device.torch)
@@ -151,7 +155,7 @@ def batches(cfg: RunConfig, train: Split, device: Device) -> Batches:
 def evaluator(
     cfg: RunConfig, model: LanguageModel, splits: dict[str, Split], corpus: Corpus, device: Device
 ) -> Evaluator:
-    """Build the evaluator of the model's losses during and after training."""
+    """Build the evaluator, which measures losses during and after training."""
     batches = cfg.trainer.eval_batches
     rows = None if batches == "all" else int(batches) * cfg.data.batch_size
     lossless = corpus.tokenizer.lossless
@@ -161,16 +165,16 @@ def evaluator(
 def checkpoints(
     cfg: RunConfig, step: TrainStep, corpus: Corpus, adapter: AdapterState | None, folder: RunFolder
 ) -> CheckpointManager:
-    """Build the manager of the checkpoints in the run folder."""
+    """Build the object that saves and restores the checkpoints in the run folder."""
     tokenizer, config = corpus.tokenizer.to_json(), to_yaml(cfg)
     contents = Contents(step.model, step.optimizer, step.scaler, tokenizer, config, adapter)
     return CheckpointManager(folder.path / "checkpoints", contents, keep=cfg.trainer.keep_checkpoints)
 
 
 def check(model: LanguageModel, corpus: Corpus, batch: tuple[Tensor, Tensor], *, fresh: bool) -> None:
-    """Check a model, its tokenizer and its first batch for common mistakes.
+    """Check the model, its tokenizer and the first batch for common mistakes.
 
-    batch: inputs and targets, both (B, T); fresh: whether the model is untrained. Raises UserError for the first
+    batch: inputs and targets, both (B, T). fresh: if True, the model is untrained. Raises UserError for the first
     mistake found.
     """
     began = time.perf_counter()
@@ -181,7 +185,7 @@ def check(model: LanguageModel, corpus: Corpus, batch: tuple[Tensor, Tensor], *,
 def describe(
     cfg: RunConfig, model: LanguageModel, corpus: Corpus, splits: dict[str, Split], adapter: AdapterState | None
 ) -> dict[str, Any]:
-    """Return the summary's facts about model, data, tokenizer, versions and commit."""
+    """Collect the facts about the run's model, data and software for summary.json."""
     adapter_facts = (
         {} if adapter is None else {"n_params_total": adapter.adapter.n_total, "base": adapter.base.to_dict()}
     )
@@ -203,7 +207,10 @@ def describe(
 
 
 def write_sample(cfg: RunConfig, model: LanguageModel, tokenizer: Tokenizer, prompt: list[int], device: Device) -> str:
-    """Return the sample as text: the prompt (token ids) and its continuation."""
+    """Generate the sample and return it as text, starting with the prompt.
+
+    prompt: token ids. If `sample.stop_at_end` is true, the text ends before the first generated end-of-text token.
+    """
     end = tokenizer.end_of_text if cfg.sample.stop_at_end else None
     ids = generate(
         model,

@@ -1,4 +1,4 @@
-"""Exports of a checkpoint: merged weights, transformers folders, peft adapters."""
+"""Export of checkpoints as merged weights, transformers folders or peft adapters."""
 
 from __future__ import annotations
 
@@ -20,19 +20,24 @@ from bigramlm.tokenizer.huggingface import write_tokenizer
 from bigramlm.utils.console import relative
 from bigramlm.utils.files import atomic_folder, require_new
 
-# Logits are compared on a batch of this shape, and may differ by rounding: this share of the largest logit.
+# The shape of the batch on which the logits before and after a conversion are compared.
 _ROWS, _TOKENS = 4, 128
+# The largest difference that rounding explains, relative to the largest logit.
 _TOLERANCE = 1e-4
 
 
 def merge(where: str, folder: Path, base: str | None) -> str:
-    """Merge an adapter into its base's weights and write a checkpoint of them.
+    """Merge an adapter into its base weights and write the result as a checkpoint.
 
-    The checkpoint is written only if the logits stay the same. base: the location of the base, if it has moved.
-    Returns the message to print. Raises UserError if merging is impossible.
+    The checkpoint is written only if the logits stay the same, except for rounding. where: the run or checkpoint.
+    folder: the new folder for the result. base: the location of the base weights, if they have moved. Returns the
+    message to print. Raises UserError if merging is impossible.
     """
     checkpoint = open_checkpoint(where)
-    require(checkpoint.is_adapter, f"{where}: contains all weights and no adapter, so there is nothing to merge")
+    require(
+        checkpoint.is_adapter,
+        f"{where} contains the weights of a full model and no adapter, so there is nothing to merge",
+    )
     require_new(folder)
     model, _, cfg = build(checkpoint)
     adapter = put_adapter(checkpoint, model, base=base)
@@ -47,12 +52,13 @@ def merge(where: str, folder: Path, base: str | None) -> str:
 def export(where: str, folder: Path, base: str | None) -> str:
     """Write a checkpoint as a folder that transformers loads; an adapter is merged.
 
-    The folder is written only if the exported model has the same logits. Arguments and errors as in `merge`.
+    The folder is written only if the exported model has the same logits, except for rounding. The arguments, the result
+    and the errors are those of `merge`.
     """
     checkpoint = open_checkpoint(where)
     require(
         base is None or checkpoint.is_adapter,
-        f"--base {base}: applies to adapters only, and {where} contains none; leave it out",
+        f"--base {base}: gives the location of an adapter's base, but {where} contains no adapter; omit --base",
     )
     require_new(folder)
     model, tokenizer, cfg = build(checkpoint)
@@ -70,12 +76,12 @@ def export(where: str, folder: Path, base: str | None) -> str:
 
 
 def export_adapter(where: str, folder: Path, base: str | None) -> str:
-    """Write an adapter alone, in the format that peft loads with transformers.
+    """Write an adapter without its base, in the format that peft loads.
 
-    Arguments and errors as in `merge`.
+    The arguments, the result and the errors are those of `merge`.
     """
     checkpoint = open_checkpoint(where)
-    require(checkpoint.is_adapter, f"--adapter: {where} contains all weights and no adapter; leave it out")
+    require(checkpoint.is_adapter, f"--adapter: {where} contains a full model and no adapter; omit --adapter")
     require_new(folder)
     model, _, cfg = build(checkpoint)
     _exportable(where, cfg)
@@ -83,21 +89,21 @@ def export_adapter(where: str, folder: Path, base: str | None) -> str:
     outside = [name for name in adapter.targets if not name.startswith("h.")]
     require(
         not outside,
-        f"--adapter: {where}: the adapter also changes {', '.join(outside)}, whose shape may differ in the base; leave "
-        "--adapter out to export adapter and base merged",
+        f"--adapter: the adapter in {where} also changes {', '.join(outside)}, whose shape may be different in "
+        "transformers; omit --adapter to export the adapter merged into its base",
     )
     location = open_base(checkpoint, base)[0].location
     with atomic_folder(folder) as aside:
         adapter.export(aside, base=location)
     is_run = Path(location).is_absolute() and not is_pretrained(Path(location))
-    hint = ", which must be exported too" if is_run else ""
+    hint = "; export the base too, because transformers cannot load it from there" if is_run else ""
     return _report("exported the adapter of", checkpoint, folder, f"its base is {location}{hint}")
 
 
 def logits_of(model: LanguageModel) -> Tensor:
-    """Return a CPU model's logits (4, T, V) for a fixed batch of random tokens.
+    """Return the logits of a model on the CPU for a fixed batch of random tokens.
 
-    T is 128, or the block size if that is shorter.
+    Their shape is (4, T, V) for a vocabulary of V tokens. T is 128, or the block size if that is shorter.
     """
     rows = torch.Generator().manual_seed(0)
     idx = torch.randint(model.vocab_size, (_ROWS, min(model.block_size, _TOKENS)), generator=rows)
@@ -108,12 +114,12 @@ def logits_of(model: LanguageModel) -> Tensor:
 
 def _exportable(where: str, cfg: RunConfig) -> GPTConfig:
     model = cfg.model
-    require(isinstance(model, GPTConfig), f"{where}: cannot be exported: model={model.name} is not a transformer")
+    require(isinstance(model, GPTConfig), f"{where} cannot be exported: model={model.name} is not a transformer")
     assert isinstance(model, GPTConfig)
     unsupported = not_exportable(model)
     require(
         not unsupported,
-        f"{where}: cannot be exported: transformers loads these models in GPT-2's layout, which does not support "
+        f"{where} cannot be exported, because transformers would load the model as a GPT-2, which does not support "
         f"{' '.join(unsupported)}; model=nanogpt and model=gpt2 can be exported",
     )
     return model
@@ -125,10 +131,10 @@ def _compare_logits(before: Tensor, after: Tensor, checkpoint: Checkpoint) -> st
     tokens = before.shape[0] * before.shape[1]
     require(
         difference <= _TOLERANCE,
-        f"{checkpoint.path}: the logits of the converted model differ by {difference:.1e} of the largest, over "
-        f"{tokens} tokens, and rounding explains at most {_TOLERANCE:.0e}; nothing was written",
+        f"{checkpoint.path}: the conversion changes the logits by up to {difference:.1e} times the largest logit, "
+        f"measured on {tokens} tokens, but rounding explains at most {_TOLERANCE:.0e}; nothing was written",
     )
-    return f"logits differ by at most {difference:.1e} of the largest, over {tokens} tokens"
+    return f"the logits differ by at most {difference:.1e} times the largest logit, measured on {tokens} tokens"
 
 
 def _report(action: str, checkpoint: Checkpoint, folder: Path, details: str) -> str:

@@ -22,24 +22,28 @@ Weights = Checkpoint | Pretrained
 def open_weights(where: str) -> Weights:
     """Open the weights of a run, a checkpoint or a pretrained GPT-2.
 
-    where: the folder of a run or a checkpoint, a folder in Hugging Face's layout, or a name on its hub. Raises
-    UserError if there are no such weights.
+    where: a run folder, a checkpoint folder, a folder in Hugging Face's layout, or the name of a model on the Hugging
+    Face hub. A run stands for its newest checkpoint. Raises UserError if there are no such weights.
     """
     return runs.find_pretrained(where) or open_checkpoint(where)
 
 
 def open_checkpoint(where: str, which: str = "last") -> Checkpoint:
-    """Open a checkpoint, given its own folder or the folder of its run.
+    """Open a checkpoint, given its own folder or its run folder.
 
-    where: the folder, or `latest`; which: `last` (the newest intact one), `best` or a step, for the folder of a run.
-    Raises UserError if there is no such checkpoint or it is damaged.
+    where: a path as for `find` in runs/find.py, or `latest` for the run that was started last. which: the checkpoint to
+    open if `where` is a run folder: `last` (the newest intact checkpoint), `best` or a step. Raises UserError if there
+    is no such checkpoint, or if the checkpoint is damaged.
     """
     folder = runs.find(where, containing="checkpoints")
     if (folder / MANIFEST).exists() or paths.step_of(folder.name) is not None:
         return Checkpoint(folder)
     checkpoints = Checkpoints(folder if folder.name == "checkpoints" else folder / "checkpoints")
     steps = checkpoints.steps()
-    require(bool(steps), f"{where}: is not a checkpoint and contains none; a run saves its first checkpoint at step 0")
+    require(
+        bool(steps),
+        f"{where} is not a checkpoint and contains none; a run saves its first checkpoint at step 0",
+    )
     if which == "last":
         newest = checkpoints.newest()
         assert newest is not None
@@ -57,18 +61,20 @@ def open_checkpoint(where: str, which: str = "last") -> Checkpoint:
 def open_base(checkpoint: Checkpoint, moved_to: str | None = None) -> tuple[Weights, str | None]:
     """Open the base weights that a checkpoint's adapter was trained on.
 
-    moved_to: the new location of the base, if it has moved. If the base is itself an adapter that is still in its
-    place, `moved_to` may instead be the location of the base's own base; it is then returned as the second value, which
-    is None otherwise. Raises UserError if the weights are missing or have another SHA-256.
+    moved_to: the new location of the base weights, if they have moved. The base may itself be an adapter with a base of
+    its own. If only that inner base has moved, `moved_to` is the new location of the inner base. Returns the weights
+    and the new location of the inner base, which is None if the inner base has not moved. Raises UserError if the
+    weights are missing or have a different SHA-256 than during training.
     """
     base = checkpoint.base()
     location = moved_to or base.location
-    hint = "give the location of the base (base=PLACE, or --base PLACE of checkpoint.py)"
+    hint = "pass the location of the base with base=PLACE (in checkpoint.py with --base PLACE)"
     try:
         weights = open_weights(location)
     except UserError as error:
         raise UserError(
-            f"{checkpoint.path}: contains only an adapter, and its base is not at {location} ({error}); {hint}"
+            f"{checkpoint.path} contains only an adapter, and the base of this adapter cannot be opened at {location} "
+            f"({error}); {hint}"
         ) from None
     if weights.sha256 == base.sha256:
         return weights, None
@@ -78,21 +84,25 @@ def open_base(checkpoint: Checkpoint, moved_to: str | None = None) -> tuple[Weig
             if isinstance(inner, Checkpoint) and inner.is_adapter and inner.sha256 == base.sha256:
                 return inner, moved_to
     raise UserError(
-        f"{location}: is not the base that the adapter in {checkpoint.path} was trained on: the SHA-256 of its weights "
-        f"is {weights.sha256[:12]} instead of {base.sha256[:12]}; {hint}"
+        f"{location} is not the base that the adapter in {checkpoint.path} was trained on: the SHA-256 of the weights "
+        f"in {location} is {weights.sha256[:12]} instead of {base.sha256[:12]}; {hint}"
     )
 
 
 def keep_base(weights: Weights, adapter: Path) -> None:
-    """Mark the base checkpoint of an adapter to be kept, even if its run continues."""
+    """Mark an adapter's base checkpoint, so that its run does not delete it.
+
+    adapter: the run folder of the adapter.
+    """
     if isinstance(weights, Checkpoint):
-        weights.pin(f"The base of the adapter in {adapter}; delete this file when that adapter is gone.\n")
+        weights.pin(f"The adapter in {adapter} needs this checkpoint. Delete this file when that adapter is deleted.\n")
 
 
 def put_weights(weights: Weights, model: LanguageModel, *, counted: bool = True, base: str | None = None) -> None:
-    """Load weights into a model; an adapter is merged into its base.
+    """Load weights into a model; an adapter is merged into its base weights.
 
-    counted: as for `Checkpoint.load_weights`; base: the location of an adapter's base, if it has moved.
+    counted: if True, tables of n-gram counts are loaded too. base: the location of an adapter's base weights, if they
+    have moved. Raises UserError if the weights do not match the model.
     """
     if isinstance(weights, Checkpoint) and weights.is_adapter:
         adapter = put_adapter(weights, model, counted=counted, base=base)
@@ -104,7 +114,7 @@ def put_weights(weights: Weights, model: LanguageModel, *, counted: bool = True,
 def put_adapter(checkpoint: Checkpoint, model: LanguageModel, *, counted: bool = True, base: str | None = None) -> LoRA:
     """Load an adapter's base weights into a model and attach the adapter.
 
-    Arguments as for `put_weights`.
+    The arguments and the errors are those of `put_weights`.
     """
     weights, inner_base = open_base(checkpoint, base)
     put_weights(weights, model, counted=counted, base=inner_base)
@@ -115,16 +125,17 @@ def put_adapter(checkpoint: Checkpoint, model: LanguageModel, *, counted: bool =
 
 
 def build(checkpoint: Checkpoint) -> tuple[LanguageModel, Tokenizer, RunConfig]:
-    """Build a checkpoint's model with fresh weights, its tokenizer and run config."""
+    """Build the model (with fresh weights), tokenizer and config of a checkpoint."""
     cfg = load(checkpoint.path / CONFIG)
     tokenizer = checkpoint.tokenizer(cfg.tokenizer)
     return cfg.model.build(vocab_size=tokenizer.vocab_size, block_size=cfg.data.block_size), tokenizer, cfg
 
 
 def load_model(checkpoint: Checkpoint, base: str | None = None) -> tuple[LanguageModel, Tokenizer, RunConfig]:
-    """Load a checkpoint's model on the CPU, its tokenizer and run config.
+    """Load the model of a checkpoint on the CPU, its tokenizer and its config.
 
-    An adapter stays separate from the base weights, as it was trained; base: their location, if they have moved.
+    An adapter is attached but not merged into its base weights. base: the location of these base weights, if they have
+    moved.
     """
     model, tokenizer, cfg = build(checkpoint)
     if checkpoint.is_adapter:
@@ -132,7 +143,8 @@ def load_model(checkpoint: Checkpoint, base: str | None = None) -> tuple[Languag
     else:
         require(
             base is None,
-            f"base={base}: applies to adapters only, and {checkpoint.path} contains all weights; leave it out",
+            f"base={base}: gives the location of an adapter's base, but {checkpoint.path} contains no adapter; omit "
+            "base=",
         )
         checkpoint.load_weights(model)
     return model, tokenizer, cfg

@@ -1,7 +1,7 @@
-"""Resolving of a config: every open field gets its final value here, once.
+"""Resolution of a run's config: undetermined fields get their final values here.
 
-Values that are found on the disk or determined by weights are filled in. The result is a new config, which is saved and
-never modified afterwards. Every decision is logged.
+These values come from files on the disk, from the initial weights and from the machine. The result is a new config,
+which is saved and never modified afterwards. Every decision is logged.
 """
 
 from __future__ import annotations
@@ -34,16 +34,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InitState:
-    """The state that a run starts from; empty for a new run with fresh weights."""
+    """The state that a run starts from.
+
+    A new run without `init_from` has no such state.
+    """
 
     resume_from: Checkpoint | None = None
-    """The run's own checkpoint, from which the run resumes."""
+    """The checkpoint from which the run resumes; None for a new run, and for a run without checkpoints."""
     init_weights: Weights | None = None
-    """The weights for a fresh model; for an adapter, the weights of its base."""
+    """The weights to load into the fresh model. For a run with an adapter, they are the adapter's base weights."""
     resumed_at: int | None = None
-    """The step from which a run resumes; None for a new run."""
+    """The step from which the run resumes; None for a new run."""
     base: str | None = None
-    """The location of the base of the adapter in `init_weights`, if it has moved."""
+    """If `init_weights` are an adapter whose base has moved: the new location of that base."""
     is_changed: bool = False
     """True if the config of a resumed run has changed."""
 
@@ -54,8 +57,8 @@ class InitState:
     def tokenizer(self, cfg: TokenizerConfig) -> Tokenizer | None:
         """Return the tokenizer that the weights were trained with.
 
-        Returns None if there are no weights, or if they come with no tokenizer. Raises UserError if `cfg` is the config
-        of another tokenizer.
+        Returns None if there are no weights, or if the weights come without a tokenizer. Raises UserError if `cfg` is
+        the config of a different tokenizer.
         """
         weights = self.resume_from or self.init_weights
         if weights is None:
@@ -73,8 +76,8 @@ class InitState:
         require(
             trained_with == cfg,
             f"{_as_overrides(cfg)}: the weights in {relative(weights.path)} were trained with "
-            f"{_as_overrides(trained_with)} and are meaningless with another tokenizer; leave tokenizer out to use "
-            "theirs, or train a new run",
+            f"{_as_overrides(trained_with)} and are meaningless with a different tokenizer; omit tokenizer= to use the "
+            "tokenizer of the weights, or train a new run without these weights",
         )
         if isinstance(weights, Pretrained):
             return cfg.build(characters="", documents=1, train=lambda _: iter(()))
@@ -88,11 +91,11 @@ def _as_overrides(cfg: TokenizerConfig) -> str:
 def resolve(
     requested: RunConfig, overrides: Overrides, folder: RunFolder
 ) -> tuple[RunConfig, Text | TokenFiles | Pairs, InitState]:
-    """Resolve the fields that need no model.
+    """Resolve the fields that do not depend on the built model.
 
-    These are the text and the fields that its tokens or trained weights determine. Fields in `overrides` are checked
-    and never replaced. Returns the config, the text, and the state that the run starts from. Raises UserError if text,
-    weights or overrides are unusable or contradictory.
+    They are determined by the text, by its token files or by the initial weights. A field in `overrides` is never
+    replaced, but must not contradict the files. Returns the config, the text, and the state that the run starts from.
+    Raises UserError if the text, the weights or the overrides are unusable or contradictory.
     """
     from bigramlm.data.tokens import TokenFiles
 
@@ -114,8 +117,8 @@ def resolve(
         init = InitState(base=requested.base)
     require(
         init.base is None or getattr(init.init_weights, "is_adapter", False),
-        f"base={init.base}: gives the new location of an adapter's base, but this run starts from no adapter; leave "
-        "it out",
+        f"base={init.base}: gives the new location of an adapter's base, but this run does not start from an adapter; "
+        "omit base=",
     )
     return cfg, text, init
 
@@ -123,45 +126,47 @@ def resolve(
 def resolve_for_model(cfg: RunConfig, model: LanguageModel, row_length: int) -> RunConfig:
     """Resolve the fields that depend on the model: device, precision, threads, steps.
 
-    A model that is fitted by counting gets trainer.steps=0. row_length: the number of tokens in a row (T). Raises
-    UserError if the machine lacks a requested feature.
+    A model that is fitted by counting gets trainer.steps=0. row_length: the number of tokens in a row of a batch (T).
+    Raises UserError if the machine does not support a requested feature.
     """
     from bigramlm.device.device import decide
 
     if not cfg.model.trains and cfg.trainer.steps:
-        log.info("steps: none, because model=%s is fitted by counting and not trained", cfg.model.name)
+        log.info("steps: none are taken, because model=%s is fitted by counting instead of training", cfg.model.name)
         cfg = replace(cfg, trainer=replace(cfg.trainer, steps=0))
     cfg = replace(cfg, device=decide(cfg.device, n_params=model.n_params(), tokens=cfg.data.batch_size * row_length))
     require(
         cfg.device.name != "mps"
         or not (cfg.trainer.activation_checkpointing and getattr(cfg.model, "dropout", 0.0) > 0),
-        "trainer.activation_checkpointing=true with model.dropout: on MPS, PyTorch recomputes activations with another "
-        "dropout mask; leave one out",
+        "trainer.activation_checkpointing=true with model.dropout above 0: on MPS, PyTorch recomputes the activations "
+        "with a different dropout mask, which makes the gradients wrong; set trainer.activation_checkpointing=false or "
+        "model.dropout=0",
     )
     return cfg
 
 
 def _resolve_tokens(cfg: RunConfig, tokens: TokenFiles, overrides: Overrides, *, has_weights: bool) -> RunConfig:
     # Take the tokenizer and the train fraction from the token files. Raises UserError if an override contradicts them.
-    # has_weights: the tokenizer comes from weights; tokenizing checks that it matches the token files.
+    # has_weights: if True, the run uses the tokenizer of its weights, and tokenizing checks that it matches the files.
     made_with = tokenizer_config(tokens.about.tokenizer)
     if overrides.touches("tokenizer") and not has_weights and cfg.tokenizer != made_with:
         raise UserError(
             f"{_as_overrides(cfg.tokenizer)}: the token files in {relative(tokens.folder)} were made with "
-            f"{_as_overrides(made_with)}; leave tokenizer out, or prepare the text again with this tokenizer"
+            f"{_as_overrides(made_with)}; omit tokenizer=, or prepare the text again with the new tokenizer"
         )
     fraction = tokens.about.split / tokens.about.n_characters
     is_different = abs(fraction - cfg.data.train_fraction) > 0.01
     if overrides.has("data.train_fraction") and is_different:
         raise UserError(
-            f"data.train_fraction={cfg.data.train_fraction}: the token files in {relative(tokens.folder)} are split at "
-            f"{fraction:.2g}; leave it out, or prepare the text again with this fraction"
+            f"data.train_fraction={cfg.data.train_fraction}: the token files in {relative(tokens.folder)} were made "
+            f"with data.train_fraction={fraction:.2g}; omit data.train_fraction=, or prepare the text again with the "
+            "new value"
         )
     if not has_weights:
-        log.info("tokenizer: %s, from the token files", made_with.name)
+        log.info("tokenizer: %s, which the token files were made with", made_with.name)
         cfg = replace(cfg, tokenizer=made_with)
     if is_different:
-        log.info("data.train_fraction: %.2g, from the token files", fraction)
+        log.info("data.train_fraction: %.2g, which the token files were made with", fraction)
         cfg = replace(cfg, data=replace(cfg.data, train_fraction=fraction))
     return cfg
 
@@ -169,8 +174,8 @@ def _resolve_tokens(cfg: RunConfig, tokens: TokenFiles, overrides: Overrides, *,
 def _find_checkpoint(
     cfg: RunConfig, folder: RunFolder, text: Text | TokenFiles | Pairs, overrides: Overrides
 ) -> Checkpoint | None:
-    # Return the checkpoint to resume from, None if the run ended before its first. Raises UserError if the run is
-    # finished, its text has changed, or no checkpoint is intact.
+    # Return the checkpoint to resume from, or None if the run ended before its first checkpoint. Raises UserError if
+    # the run is finished, if its text has changed, or if all of its checkpoints are damaged.
     from bigramlm.checkpoint.manager import Checkpoints
 
     checkpoints = Checkpoints(folder.path / "checkpoints")
@@ -181,13 +186,13 @@ def _find_checkpoint(
     old_sha256 = folder.summary.get("data", {}).get("sha256")
     if old_sha256 not in (None, text.sha256) and not overrides.has("data.path"):
         raise UserError(
-            f"{cfg.data.file()}: is not the text that the run was trained on (its SHA-256 is {text.sha256[:12]} "
-            f"instead of {old_sha256[:12]}); restore the old file, or, with data=text or data=pairs, give another "
-            "text with data.path="
+            f"{cfg.data.file()} is not the text that the run was trained on: its SHA-256 is {text.sha256[:12]} instead "
+            f"of {old_sha256[:12]}; restore the old text, or, with data=text or data=pairs, add data.path=FILE to "
+            "continue on a different text"
         )
-    log.info("resume: %s from step %d", relative(folder.path), step)
+    log.info("resume: continuing %s from step %d", relative(folder.path), step)
     if old_sha256 not in (None, text.sha256):
-        log.warning("changed: the SHA-256 of the text is %s, it was %s", text.sha256[:12], old_sha256[:12])
+        log.warning("changed: the SHA-256 of the text is now %s, it was %s", text.sha256[:12], old_sha256[:12])
     return newest
 
 
@@ -195,29 +200,30 @@ def _require_unfinished(cfg: RunConfig, folder: RunFolder, step: int) -> None:
     # Raise UserError if the run has nothing left to do.
     saved = load(folder.path / "config.yaml")
     completed = folder.summary.get("status") == "completed"
-    completed = completed and folder.summary.get("step") == step  # otherwise the last checkpoint was lost
+    completed = completed and folder.summary.get("step") == step  # otherwise the final checkpoint was lost
     patience, old_patience = cfg.trainer.early_stopping_patience, saved.trainer.early_stopping_patience
     if completed and folder.summary.get("early_stopped") and 0 < patience <= old_patience:
         raise UserError(
-            f"resume={relative(folder.path)}: early stopping ended the run at step {step}; to continue, set "
-            f"trainer.early_stopping_patience=0 or above {old_patience}"
+            f"resume={relative(folder.path)}: early stopping ended the run at step {step}; to continue the run, set "
+            f"trainer.early_stopping_patience=0 or a value above {old_patience}"
         )
     require(
         cfg.model.trains or not completed,
-        f"resume={relative(folder.path)}: the run is complete, because model={cfg.model.name} is fitted by counting "
-        "and takes no steps",
+        f"resume={relative(folder.path)}: the run is completed, and no steps can be added, because "
+        f"model={cfg.model.name} is fitted by counting",
     )
     if cfg.trainer.steps < step or (completed and cfg.trainer.steps == step):
         raise UserError(
             f"resume={relative(folder.path)} trainer.steps={cfg.trainer.steps}: the run is already at step {step}; "
-            f"set e.g. trainer.steps={2 * max(step, 1)}, or start a new run from its weights with init_from="
+            f"continue the run with e.g. trainer.steps={2 * max(step, 1)}, or start a new run from the weights of this "
+            "run with init_from="
         )
 
 
 def _resolve_resumed(
     cfg: RunConfig, checkpoint: Checkpoint | None, folder: RunFolder, *, moved_to: str | None
 ) -> tuple[RunConfig, InitState]:
-    # moved_to: the new location of the adapter's base, if it has moved.
+    # moved_to: as for `open_base`.
     changes = differences(to_dict(load(folder.path / "config.yaml")), to_dict(cfg))
     for name, old, new in changes:
         log.info("changed: %s=%s, it was %s", name, new, old)
@@ -230,7 +236,7 @@ def _resolve_resumed(
             cfg = replace(cfg, init_from=weights.location)
         moved_to = inner_base
     elif checkpoint is None and cfg.init_from is not None:
-        # A run that ended before its first checkpoint starts again from its initial weights.
+        # The run ended before its first checkpoint, so it starts again from its initial weights.
         cfg, weights = _resolve_weights(cfg, None)
     init = InitState(checkpoint, weights, checkpoint.step if checkpoint else 0, moved_to, is_changed=bool(changes))
     return cfg, init
@@ -242,50 +248,53 @@ def _resolve_weights(cfg: RunConfig, overrides: Overrides | None) -> tuple[RunCo
     from bigramlm.engine.load import open_weights
 
     weights = open_weights(str(cfg.init_from))
-    label = "all but the weights" if cfg.from_scratch else "weights"
+    label = "weights: initialised from"
+    if cfg.from_scratch:
+        label = "weights: fresh, because from_scratch=true; the model's config and the tokenizer come from"
     is_block_size_fixed = overrides is None or overrides.has("data.block_size")
     cfg = replace(cfg, init_from=weights.location)
     if isinstance(weights, Pretrained):
         _check_shape(cfg, weights, overrides or Overrides())
         cfg = _resolve_block_size(cfg, weights, is_fixed=is_block_size_fixed)
-        log.info("%s: GPT-2 (%s), from %s", label, weights.model_config().size, relative(weights.path))
+        log.info("%s GPT-2 (%s) in %s", label, weights.model_config().size, relative(weights.path))
         return cfg, weights
     trained_with = load(weights.path / CONFIG).data.block_size
     if not is_block_size_fixed and cfg.data.block_size != trained_with:
-        log.info("block size: %d, from the training of the weights", trained_with)
+        log.info("block size: %d, as the weights were trained with", trained_with)
         cfg = replace(cfg, data=replace(cfg.data, block_size=trained_with))
     require(
         cfg.data.block_size <= trained_with or getattr(cfg.model, "position", "") != "learned",
-        f"data.block_size={cfg.data.block_size}: the weights in {relative(weights.path)} have only {trained_with:,} "
-        f"learned positions; choose at most {trained_with}",
+        f"data.block_size={cfg.data.block_size}: the weights in {relative(weights.path)} have position embeddings for "
+        f"only {trained_with:,} tokens; choose at most {trained_with}",
     )
-    log.info("%s: step %d, from %s", label, weights.step, relative(weights.path))
+    log.info("%s the checkpoint %s (step %d)", label, relative(weights.path), weights.step)
     return cfg, weights
 
 
 def _check_shape(cfg: RunConfig, pretrained: Pretrained, overrides: Overrides) -> None:
-    # Fields of the model in a recipe or an override must match the weights; tensor shapes do not reveal all of them.
+    # The model's fields in a recipe or in overrides must match the weights. They are compared here, because a wrong
+    # value of some fields would not change the shape of any tensor.
     expected = pretrained.model_config()
     fields = [(name, value) for name, value in vars(cfg.model).items() if name not in FREE]
     fields += [("size", size) for size in ("small", "medium", "large", "xl") if overrides.get("model.size") == size]
     for name, value in fields:
         require(
             value == getattr(expected, name),
-            f"model.{name}={as_typed(value)}: the weights in {pretrained.location} have model.{name}="
-            f"{as_typed(getattr(expected, name))} (see their config.json); leave it out, or choose other weights",
+            f"model.{name}={as_typed(value)}: the weights in {pretrained.location} require model.{name}="
+            f"{as_typed(getattr(expected, name))} (see config.json); use that value, or choose different weights",
         )
 
 
 def _resolve_block_size(cfg: RunConfig, pretrained: Pretrained, *, is_fixed: bool) -> RunConfig:
     configured = size = cfg.data.block_size
     positions = pretrained.block_size
-    if not is_fixed:  # a recipe's block size is cut; the default grows to all positions
+    if not is_fixed:  # a recipe's block size is reduced if necessary; the default is replaced by all positions
         is_default = configured == type(cfg.data).block_size and not isinstance(cfg.data, PairsConfig)
         size = positions if is_default else min(configured, positions)
     require(
         size <= positions,
-        f"data.block_size={configured}: the weights in {pretrained.location} have only {positions:,} positions; choose "
-        f"at most {positions}",
+        f"data.block_size={configured}: the weights in {pretrained.location} have position embeddings for only "
+        f"{positions:,} tokens; choose at most {positions}",
     )
-    log.info("block size: %d of %d positions", size, positions)
+    log.info("block size: %d (the weights have %d positions)", size, positions)
     return replace(cfg, data=replace(cfg.data, block_size=size))

@@ -1,7 +1,7 @@
 """Translation of `resume=` and `init_from=` into overrides for Hydra.
 
-The groups of a saved config are registered with Hydra as presets named `_saved`. Hydra then composes the other
-overrides on top of them and checks them, as for a new run.
+Each group of the saved config is registered with Hydra as a preset named `_saved`. Hydra then applies the user's
+overrides to these presets and checks them, as for a new run.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from bigramlm.utils import paths
 log = logging.getLogger(__name__)
 
 SAVED = "_saved"
-"""The name of the preset that holds a saved group."""
-# A run with another model, tokenizer, text or optimizer would be another run.
+"""The name of the presets that contain the groups of a saved config."""
+# The groups that a resumed run cannot change: with a different model or text, it would be a different run.
 _FIXED = ("model", "adapter", "tokenizer", "data", "optim", "experiment")
 
 
 def saved_presets(overrides: Overrides, *, sweeps: bool = False) -> Overrides:
     """Return the overrides that implement `resume=` or `init_from=`, if given.
 
-    sweeps: whether -m is given. Raises UserError if they name nothing that a run can start from, or contradict the
-    other overrides.
+    sweeps: if True, the command line contains -m. Raises UserError if a run cannot start from the given folder, or if
+    `resume=` or `init_from=` contradicts the other overrides.
     """
     values = overrides.values()
     if values.get("resume", "null") != "null":
@@ -47,36 +47,36 @@ def saved_presets(overrides: Overrides, *, sweeps: bool = False) -> Overrides:
     folder = runs.find(where, containing="checkpoints")
     saved = load_composed(runs.saved_config(folder))
     groups = [_register(group, saved[group]) for group in ("model", "tokenizer") if group not in values]
-    # `latest` is resolved here, once: a job of a sweep must not start from the previous job.
+    # `latest` is resolved here, once: the jobs of a sweep must not start from the job before them.
     return Overrides([*groups, f"init_from={quoted(str(folder))}"])
 
 
 def _pretrained_presets(pretrained: Pretrained, values: dict[str, str]) -> list[str]:
-    # Pretrained weights require the shape in their config, and the tokenizer that they were trained with.
+    # Pretrained weights require the model shape in their config.json, and the tokenizer that they were trained with.
     location = pretrained.location
     require(
         values.get("model", "gpt2") == "gpt2",
-        f"model={values.get('model')}: the weights in {location} are GPT-2's; use model=gpt2, or leave it out",
+        f"model={values.get('model')}: the weights in {location} are those of a GPT-2; use model=gpt2, or omit model=",
     )
     presets = [_register("model", OmegaConf.structured(pretrained.model_config()))]
     tokenizer = pretrained.tokenizer_path()
     if "tokenizer" not in values:
         require(
             tokenizer is not None,
-            f"init_from={location}: contains no tokenizer (tokenizer.json, or vocab.json and merges.txt); add the "
-            "tokenizer of these weights to the folder, or use tokenizer=gpt2 tokenizer.path=PATH",
+            f"init_from={location}: there is no tokenizer beside the weights (tokenizer.json, or vocab.json and "
+            "merges.txt); add the tokenizer files to the folder, or use tokenizer=gpt2 tokenizer.path=PATH",
         )
         presets.append(_register("tokenizer", OmegaConf.structured(GPT2TokenizerConfig(path=str(tokenizer)))))
     return presets
 
 
 def _init_from_of_experiments(names: str) -> str | None:
-    # Return the init_from that all of these recipes set, themselves or in a recipe that they build on.
+    # Return the value of init_from that these recipes share. A recipe may inherit it from a recipe in its defaults.
     found = {_init_from_of_experiment(name) for name in names.split(",")}
     values = ", ".join(sorted(str(where or "none") for where in found))
     require(
         len(found) == 1,
-        f"experiment={names}: the recipes start from different weights ({values}); choose one with init_from=",
+        f"experiment={names}: the recipes start from different weights ({values}); choose the weights with init_from=",
     )
     return found.pop()
 
@@ -94,28 +94,31 @@ def _init_from_of_experiment(name: str) -> str | None:
 
 def _resume(values: dict[str, str], *, sweeps: bool) -> list[str]:
     where = values["resume"]
-    require(not sweeps, f"resume={where}: resumes a single run; leave -m out, or continue a sweep with sweep=")
+    require(not sweeps, f"resume={where}: resumes a single run; omit -m, or continue a sweep with sweep=")
     folder = runs.find(where, containing="config.yaml")
     for name in _FIXED:
         require(
             name not in values,
-            f"resume={where} {name}={values.get(name)}: a resumed run keeps its {name}, and only single fields can "
-            f"change; init_from={where} starts a new run from its weights",
+            f"resume={where} {name}={values.get(name)}: a resumed run keeps its {name}; override single "
+            f"fields only, or start a new run from the weights of this run with init_from={where}",
         )
     shape = [name for name in values if name.startswith("adapter.") and name != "adapter.dropout"]
     require(
         not shape,
-        f"resume={where} {shape and shape[0]}={shape and values[shape[0]]}: the adapter of a resumed run keeps its "
-        f"shape; init_from={where} starts a new run from its weights, with another adapter",
+        f"resume={where} {shape and shape[0]}={shape and values[shape[0]]}: a resumed run keeps its adapter; override "
+        f"only adapter.dropout, or start a new run with a different adapter with init_from={where}",
     )
     for name in ("init_from", "from_scratch", "hydra.run.dir"):
         require(
-            name not in values, f"resume={where} {name}={values.get(name)}: these contradict each other; leave one out"
+            name not in values,
+            f"resume={where} {name}={values.get(name)}: resume= cannot be combined with {name}=; omit one of them",
         )
-    if not (folder / "config.yaml").is_file() or (folder / "manifest.json").exists():
+    is_checkpoint = (folder / "manifest.json").exists()
+    if not (folder / "config.yaml").is_file() or is_checkpoint:
+        reason = "is a checkpoint" if is_checkpoint else "contains no config.yaml, so no run has started there"
         raise UserError(
-            f"resume={where}: is not the folder of a run that has started, which contains a config.yaml; to start from "
-            "a checkpoint's folder, use init_from="
+            f"resume={where}: only a run folder can be resumed, but this folder {reason}; to start a new run from a "
+            "checkpoint, use init_from="
         )
     saved = load_composed(folder / "config.yaml")
     presets = [_register(group, saved[group]) for group in GROUPS if group != "experiment" and group not in values]

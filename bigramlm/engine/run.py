@@ -1,4 +1,4 @@
-"""The sequence of a whole run: from its config to its sample."""
+"""The sequence of steps in a run: from resolving its config to writing its sample."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JobContext:
-    """The facts about a sweep that are passed to one of its jobs."""
+    """The facts about a sweep that one of its jobs needs; empty outside a sweep."""
 
     swept: tuple[str, ...] | None = None
-    """The swept fields; None for a run outside a sweep."""
+    """The names of the swept fields; None for a run outside a sweep."""
     typed: dict[str, str] = field(default_factory=dict)
-    """The overrides of the job, as values by field."""
+    """The values of the job's overrides, by field."""
     should_prune: Callable[[int, Mapping[str, float]], bool] | None = None
-    """A callback that gets the step and metrics of every evaluation, and returns whether to prune the run."""
+    """A function that decides whether to prune the run; called after every evaluation with the step and the metrics."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,20 @@ class RunResult:
     final: dict[str, float]
     """The final losses, by metric name."""
     references: dict[str, float]
-    """The reference losses of n-gram counts, by metric name."""
+    """The losses of n-gram models fitted by counting, to compare with, by metric name."""
     sample: str
 
 
-def run(
-    cfg: RunConfig, overrides: Overrides, folder: RunFolder, stop: StopSignals, job: JobContext
-) -> RunResult | None:
-    """Train a run from its config to its sample; return None if it was pruned.
+def run(cfg: RunConfig, typed: Overrides, folder: RunFolder, stop: StopSignals, job: JobContext) -> RunResult | None:
+    """Resolve the config, train the model and write a sample; return None if pruned.
 
-    Raises UserError for invalid input before any file of a resumed run changes, and Stopped after a signal.
+    Raises UserError for invalid input before any file of a resumed run changes, and Stopped after a stop signal.
     """
-    cfg, text, init = resolve(cfg, overrides, folder)
+    cfg, text, init = resolve(cfg, typed, folder)
     corpus = tokenize(cfg, text, init, folder)
     row_length, prompt = find_row_length(cfg, corpus), find_prompt(cfg, corpus, text)
     if init.resumed_at is None:
-        folder.save_config(to_yaml(replace(cfg, base=init.base)), overrides.words)  # makes a killed run resumable
+        folder.save_config(to_yaml(replace(cfg, base=init.base)), typed.words)  # makes a killed run resumable
     from bigramlm.engine import build  # slow: imports torch
 
     model = build.fresh_model(cfg, corpus)
@@ -68,19 +66,20 @@ def run(
     device = build.set_up(cfg.device)
     adapter = build.put_init_weights(cfg, model, init, folder, device)
     splits = build.splits(corpus, row_length, device)
-    counting = build.fit_counts(model, splits["train"], device)
+    counting_seconds = build.fit_counts(model, splits["train"], device)
     step = build.train_step(cfg, model, splits["train"], device)
     batches = build.batches(cfg, splits["train"], device)
     evaluator = build.evaluator(cfg, model, splits, corpus, device)
     checkpoints = build.checkpoints(cfg, step, corpus, adapter, folder)
+    schedule = build.Schedule(cfg.optim, cfg.trainer.steps)
     hooks = build.Hooks(folder.update_summary, stop.requested, job.should_prune)
-    trainer = build.Trainer(cfg.trainer, step, batches, evaluator, checkpoints, build.schedule(cfg), hooks)
-    trainer.start(init.resume_from, seconds=counting or 0.0)
+    trainer = build.Trainer(cfg.trainer, step, batches, evaluator, checkpoints, schedule, hooks)
+    trainer.start(init.resume_from, seconds=counting_seconds or 0.0)
     if init.resume_from is None and cfg.preflight:
-        build.check(model, corpus, batches[0], fresh=init.is_fresh(cfg) and counting is None)
-    # Up to here no file of a resumed run has changed; from here on nothing is refused.
+        build.check(model, corpus, batches[0], fresh=init.is_fresh(cfg) and counting_seconds is None)
+    # All input is valid from here on, so the files of a resumed run may change.
     checkpoints.quarantine(after=init.resumed_at)
-    folder.begin_training(checkpoints.contents.config, overrides.words, init.resumed_at, is_changed=init.is_changed)
+    folder.begin_training(checkpoints.contents.config, typed.words, init.resumed_at, is_changed=init.is_changed)
     folder.update_summary(**build.describe(cfg, model, corpus, splits, adapter))
     with Metrics(cfg.logger, origin(cfg, folder, init, job)) as metrics:
         with stop.deferred():
@@ -97,9 +96,10 @@ def run(
 
 
 def tokenize(cfg: RunConfig, text: Text | TokenFiles | Pairs, init: InitState, folder: RunFolder) -> Corpus:
-    """Tokenize the text, with the tokenizer of the initial weights if there are any.
+    """Tokenize the text with the tokenizer of the initial weights, if any.
 
-    The vocabulary size is stored in the summary, where the out-of-memory message finds it.
+    Without initial weights, the tokenizer is built from `cfg`. The vocabulary size is stored in the summary, because
+    the out-of-memory message needs it.
     """
     from bigramlm.data.corpus import tokenized
 
@@ -109,9 +109,10 @@ def tokenize(cfg: RunConfig, text: Text | TokenFiles | Pairs, init: InitState, f
 
 
 def find_row_length(cfg: RunConfig, corpus: Corpus) -> int:
-    """Return the number of tokens in a row (T).
+    """Return the number of tokens in a row of a batch (T).
 
-    T is the block size; for pairs it is shorter if all examples are. Raises UserError if the text is too short.
+    T is the block size. For pairs, T is smaller if all examples are shorter than the block size. Raises UserError if
+    the text is too short.
     """
     from bigramlm.data.pairs import row_length
     from bigramlm.data.text import check_length
@@ -126,7 +127,8 @@ def find_row_length(cfg: RunConfig, corpus: Corpus) -> int:
 def find_prompt(cfg: RunConfig, corpus: Corpus, text: Text | TokenFiles | Pairs) -> list[int]:
     """Return the token ids of the sample's prompt.
 
-    Raises UserError if the tokenizer cannot encode the prompt.
+    For pairs, an empty prompt is replaced by the first val prompt. Raises UserError if the tokenizer cannot encode the
+    prompt.
     """
     from bigramlm.data.pairs import Pairs
     from bigramlm.tokenizer.base import start_tokens
@@ -141,9 +143,9 @@ def find_prompt(cfg: RunConfig, corpus: Corpus, text: Text | TokenFiles | Pairs)
 
 
 def origin(cfg: RunConfig, folder: RunFolder, init: InitState, job: JobContext) -> LoggerContext:
-    """Return the facts about the run that the loggers need.
+    """Collect the facts about the run that the loggers need.
 
-    A swept field that the job does not override gets its value from the run's config.
+    If the job does not override a swept field, the value of this field is taken from the run's config.
     """
     swept = None
     if job.swept is not None:

@@ -1,7 +1,10 @@
 """Loggers: metrics.jsonl, which is always written, TensorBoard, and W&B.
 
-An error in a logger costs a warning, and the run continues without this logger. TensorBoard's HParams are two summaries
-in a job's own event file: the swept values at the start, and the successful end. A third summary, the list of columns,
-is omitted: TensorBoard would take the list of whichever run comes first, and without a list shows the columns of all
-runs.
+If a logger fails, a warning is logged and the run continues without that logger.
+
+For TensorBoard's HParams tab, a sweep job writes two summaries to its event file. The first contains the values of the
+swept fields and is written at the start. The second marks the job as successful and is written when the job completes.
+
+TensorBoard also supports a third summary, the list of columns. It is omitted, because TensorBoard would apply the list
+of one run to all runs. Without a list, TensorBoard shows the columns of all runs.
 """

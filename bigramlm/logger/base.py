@@ -1,4 +1,4 @@
-"""The interface of loggers, and the description of a run for loggers."""
+"""The logger interface, and the description of a run that loggers receive."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 
 class Logger(Protocol):
-    """A destination of metrics.
+    """A destination for metrics.
 
-    An error in a logger costs a warning, never the run.
+    If a method raises an exception, a warning is logged and the run continues without the logger.
     """
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
@@ -28,9 +28,9 @@ class LoggerContext:
     config: dict[str, Any]
     """The whole config as plain dictionaries, for loggers that show the config."""
     run_id: str
-    """The id of the run, which stays the same when the run is resumed."""
+    """The id of the run. A resumed run keeps its id."""
     resumed_at: int | None = None
-    """The step from which a resumed run resumes; None for a new run."""
+    """The step at which a resumed run continues; None for a new run."""
     swept: dict[str, str] | None = None
-    """The values of the swept fields, by field, for a job of a sweep; None for any other run. The job's folder is named
-    by the job's number and is in the sweep's folder."""
+    """The values of the swept fields by field name if the run is a sweep job; None for any other run. The folder of a
+    sweep job is named after the job number and is in the sweep folder."""

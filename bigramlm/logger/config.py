@@ -11,26 +11,26 @@ from bigramlm.logger.base import Logger, LoggerContext
 
 @dataclass
 class LoggerConfig:
-    """The destinations of metrics in addition to metrics.jsonl.
+    """The loggers that receive metrics in addition to metrics.jsonl.
 
     metrics.jsonl is always written.
     """
 
     use: list[str] = field(default_factory=lambda: ["tensorboard"])
-    """The loggers: tensorboard, wandb, both or none; set by `logger=NAME`."""
+    """The loggers: tensorboard, wandb, both or none. The presets `logger=NAME` set this field."""
     project: str = "bigramlm"
     """W&B: the project of the run."""
     group: str | None = None
-    """W&B: the group of the run. By default a job of a sweep is in a group named after the sweep's folder, and any
-    other run is in no group."""
+    """W&B: the group of the run. By default, the jobs of a sweep are in a group named after the sweep folder, and other
+    runs are in no group."""
     name: str | None = None
-    """W&B: the name of the run. By default a job of a sweep is named by its number and its swept values, and W&B
-    chooses the name of any other run."""
+    """W&B: the name of the run. By default, a sweep job is named after its number and its swept values, and W&B chooses
+    a name for any other run."""
     tags: list[str] = field(default_factory=list)
-    """W&B: tags to filter by."""
+    """W&B: the tags of the run, for filtering."""
     mode: str | None = None
-    """W&B: online, offline (upload later with `wandb sync`) or disabled. The default is the value of WANDB_MODE, or
-    online if this variable is not set."""
+    """W&B: online, offline (upload later with `wandb sync`) or disabled. The default is the value of the environment
+    variable WANDB_MODE, or online if this variable is not set."""
 
     def __post_init__(self) -> None:
         for name in self.use:

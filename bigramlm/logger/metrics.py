@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class Metrics:
-    """The metrics of a run: one record per step, for metrics.jsonl and every logger.
+    """The metrics of a run, written to metrics.jsonl and to every logger.
 
-    A resumed run drops the existing records from the step on at which it resumes, because it measures these steps
-    again. A crash may leave records of steps later than the last checkpoint.
+    A crash may leave records of steps after the last checkpoint. A resumed run repeats these steps, so it first drops
+    all records from the step at which it resumes onwards.
     """
 
     def __init__(self, cfg: LoggerConfig, context: LoggerContext) -> None:
@@ -42,9 +42,9 @@ class Metrics:
         self.close(completed=kind is None)
 
     def log(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
-        """Record the metrics of a step, by name.
+        """Record the metrics of a step.
 
-        `seconds` is the training time since the start of the run.
+        seconds: the training time since the start of the run. metrics: the values by name.
         """
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
         self._jsonl.write(json.dumps({"step": step, "seconds": round(seconds, 4), **finite}) + "\n")
@@ -59,7 +59,10 @@ class Metrics:
                 logger.text(step, name, text)
 
     def close(self, *, completed: bool = True) -> None:
-        """Close all loggers and metrics.jsonl; `completed` is False for an aborted run."""
+        """Close all loggers and metrics.jsonl.
+
+        completed: False if the run was stopped or failed.
+        """
         for name, logger in list(self._loggers.items()):
             with self._guarded(name):
                 logger.close(completed=completed)
@@ -73,15 +76,15 @@ class Metrics:
         except Exception as error:
             self._loggers.pop(name, None)
             log.warning(
-                "the %s logger failed and is dropped; the run continues, and metrics.jsonl is complete (%s: %s)",
+                "the %s logger failed (%s: %s); the run continues without it, and metrics.jsonl stays complete",
                 *(name, type(error).__name__, error),
             )
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a metrics.jsonl.
+    """Yield the records of a metrics.jsonl file.
 
-    A line that a crash cut short is skipped.
+    Lines that are not records are skipped, such as a line truncated by a crash.
     """
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
@@ -92,5 +95,5 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def keep_before(step: int, path: Path) -> None:
-    """Drop the records of this step and of later steps from a metrics.jsonl."""
+    """Drop the records of this step and of later steps from a metrics.jsonl file."""
     files.write(path, ((json.dumps(r) + "\n").encode() for r in read_records(path) if r["step"] < step))

@@ -23,7 +23,7 @@ class TensorBoardLogger:
         self._writer = SummaryWriter(str(context.folder), purge_step=context.resumed_at)
         self._events: Any = self._writer.file_writer
         # The Custom Scalars tab draws the loss of a split and its counting baselines in one chart. All runs have the
-        # same layout, even if their baselines differ, because TensorBoard draws another chart for each other layout.
+        # same layout, even if their baselines differ, because TensorBoard draws a separate chart for each layout.
         charts = {
             f"{split} loss": ["Multiline", [f"^{split}/loss$", f"^{split}/(best|ngram)_"]] for split in ("val", "train")
         }

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 class WandbLogger:
     """A logger that sends metrics to W&B.
 
-    Without a network or a key it switches to offline mode within seconds.
+    Without a network connection or an API key, the logger switches to offline mode within seconds.
     """
 
     def __init__(self, cfg: LoggerConfig, context: LoggerContext) -> None:
@@ -55,7 +55,7 @@ class WandbLogger:
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             if mode != "online":
                 raise
-            log.warning("W&B: cannot go online (%s); the run is kept offline", str(error).partition("\n")[0])
+            log.warning("W&B: cannot connect (%s); the run is recorded offline", str(error).partition("\n")[0])
             wandb.teardown()
             mode = "offline"
             self._run = start(mode)
@@ -64,7 +64,10 @@ class WandbLogger:
         if mode == "online":
             log.info("W&B: %s", self._run.url)
         if mode == "offline":
-            log.info("W&B: offline; upload the run later with: wandb sync %s", Path(self._run.settings.sync_dir))
+            log.info(
+                "W&B: recording offline; upload the run later with: wandb sync %s",
+                Path(self._run.settings.sync_dir),
+            )
         # A separate step metric as the axis: W&B's own step drops records that come out of order, as after a resume.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")

@@ -1,14 +1,16 @@
 """Models: token ids in, logits of the next token out.
 
-`LanguageModel` is the only interface of a model that the rest of the program uses: logits and loss and, if a model has
-them, counts of the training text, a cache for generation, the matrices for Muon, and reference losses.
+`LanguageModel` is the only interface through which the rest of the program uses a model. Every model computes logits
+and the loss. Some models also provide counts of the training text, a cache for generation, their hidden weight
+matrices, or reference losses.
 
-A model that is fitted by counting (`model=ngram`) has buffers and no parameters, and takes no training steps. Its
-buffers are empty at first, and take the size that they have in a checkpoint. Its tables are sorted arrays, in which an
-n-gram is found by the index of its context and its last token. This works for any vocabulary, on any device, and for a
-whole batch at once.
+A count-based model (`model=ngram`) has buffers and no parameters, and takes no training steps. Its buffers are empty
+until it counts a text or loads a checkpoint, and then get their sizes from the text or the checkpoint.
 
-`huggingface.py` reads and writes GPT-2's weights in Hugging Face's layout. Their config.json becomes the model's config
-before Hydra composes the run's config, without importing torch. Overrides are applied on top, and compared with the
-weights.
+The count tables are sorted arrays. An n-gram is found by the index of its context and its last token, which works for
+any vocabulary, on any device and for a whole batch at once.
+
+`huggingface.py` reads and writes GPT-2's weights in Hugging Face's layout. config.json is converted to the model config
+before Hydra composes the run's config, without importing torch. Overrides are then applied to the model config, and the
+result is checked against the weights.
 """

@@ -1,4 +1,4 @@
-"""The interface of models, as used by the Trainer, evaluation and generation."""
+"""The model interface that the Trainer, evaluation and generation use."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,78 +9,89 @@ from bigramlm.model.cache import Cache
 class LanguageModel(nn.Module):
     """A model that predicts the next token at every position.
 
-    Shapes, here and in every model: B batch, T time (at most block_size), V vocabulary.
+    Letters in shapes, here and in every model: B is the batch size, T the number of tokens in a sequence (at most
+    block_size), and V the vocabulary size.
     """
 
     vocab_size: int
     block_size: int
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Compute the logits (B, T, V) for token ids idx (B, T), and the loss.
+        """Compute the next-token logits (B, T, V) for token ids idx (B, T), and the loss.
 
-        The loss is the mean cross-entropy in nats for targets (B, T), or None without targets.
+        The loss is the mean cross-entropy in nats of the logits for targets (B, T). The loss is None if targets is
+        None.
         """
         raise NotImplementedError
 
     def fit_counts(self, train: Tensor) -> bool:  # noqa: ARG002
-        """Count the training tokens (N,), and return False if nothing is counted."""
+        """Count the n-grams of the training tokens (N,), if the model uses counts.
+
+        Returns False if the model uses no counts.
+        """
         return False
 
     def new_cache(self) -> Cache | None:
-        """Make a cache for `forward(idx, cache=cache)`, or return None if there is none.
+        """Return a new cache for `forward(idx, cache=cache)`, or None if unsupported.
 
-        With a cache, idx contains only the new tokens. The logits are those of the new tokens, after all tokens of the
-        earlier calls.
+        With a cache, idx contains only the new tokens, and the logits are computed at their positions only. The tokens
+        of the earlier calls with this cache are their context.
         """
         return None
 
     def hidden_matrices(self) -> dict[nn.Parameter, int]:
-        """Return the matrices between the embedding and the head, for Muon.
+        """Return the weight matrices between the embedding and the head.
 
-        Each value is the number of matrices of equal height that are stacked in the parameter. Muon treats each of
-        them separately.
+        Each key is a parameter. Its value is the number of matrices of equal height that are stacked in the parameter,
+        because Muon treats each of these matrices separately.
         """
         return {}
 
     def checkpoint_activations(self) -> None:
-        """Keep only the inputs of the blocks for the gradient from now on.
+        """Switch on activation checkpointing.
 
-        The other activations are recomputed in the backward pass (Chen et al. 2016, "Training Deep Nets with Sublinear
-        Memory Cost"). Only models whose config sets `has_blocks` implement this.
+        From now on, only the inputs of the blocks are stored for the backward pass, which recomputes the other
+        activations (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"). Only models whose config sets
+        `has_blocks` implement this method.
         """
         raise NotImplementedError
 
     def flops_per_token(self, length: int | None = None) -> int:  # noqa: ARG002
-        """Count the floating point operations per token of a training step.
+        """Count the floating point operations per token in a training step.
 
-        Only matrix products count; 0 if the model has none that matter. length: of a sequence, block_size by default.
+        length: the number of tokens in a sequence; block_size if None. Only matrix products are counted. Returns 0 for
+        a model without significant matrix products.
 
         A multiplication and its addition are two operations, and the backward pass has twice as many as the forward
         pass (Chowdhery et al. 2022, "PaLM", appendix B). Operations that activation checkpointing repeats are not
-        counted, because the result does not need them.
+        counted, because they are not needed for the result.
         """
         return 0
 
     def reference_losses(self, train: Tensor, val: Tensor) -> dict[str, float]:  # noqa: ARG002
-        """Compute losses in nats to compare this model with, by name.
+        """Compute the losses in nats of simpler models, as references for this model.
 
-        train and val contain token ids (N,). The loggers draw these losses as lines.
+        train, val: the token ids (N,) of the splits. Returns the losses by name, such as "val/best_bigram". The loggers
+        plot them as lines.
         """
         return {}
 
     def n_params(self) -> int:
-        """Count the trained parameters, or the counts of a model fitted by counting."""
+        """Return the number of trainable parameters.
+
+        A count-based model returns its number of distinct n-grams instead.
+        """
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
-# Reference losses by counting take seconds for a text of this many tokens; for a longer text they are left out.
+# Computing reference losses from counts takes seconds for a text of this many tokens. Longer texts get none.
 MAX_REFERENCE_TOKENS = 10_000_000
 
 
 def is_count_table(name: str) -> bool:
-    """Check by its name if a tensor of a model's state is from a table of counts.
+    """Return True if a tensor of a model's state dict belongs to an n-gram table.
 
-    Such a tensor is counted and not trained.
+    name: the tensor's key in the state dict. Such a tensor results from counting and not from training.
     """
     return "grams." in name
 
@@ -88,7 +99,7 @@ def is_count_table(name: str) -> bool:
 def cross_entropy(logits: Tensor, targets: Tensor | None) -> Tensor | None:
     """Compute the mean cross-entropy in nats of logits (B, T, V) for targets (B, T).
 
-    Returns None without targets.
+    Returns None if targets is None.
     """
     if targets is None:
         return None

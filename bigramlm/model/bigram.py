@@ -1,4 +1,6 @@
-"""The bigram: the tutorial's first model, and the best loss of any bigram.
+"""The bigram model, and the best loss that any bigram model can reach.
+
+The bigram is the first model of the tutorial.
 
 Source: A. Karpathy, "Let's build GPT: from scratch, in code, spelled out", youtube.com/watch?v=kCc8FmEb1nY
 """
@@ -10,13 +12,16 @@ from bigramlm.model.base import MAX_REFERENCE_TOKENS, LanguageModel, cross_entro
 
 
 class Bigram(LanguageModel):
-    """A V x V table whose row i contains the logits of the token after token i."""
+    """A V x V table: row i contains the logits of the token that follows token i.
+
+    V is the vocabulary size.
+    """
 
     def __init__(self, *, vocab_size: int, block_size: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
         self.block_size = block_size
-        # nn.Embedding initialises the table with N(0, 1), so the first loss is about one half above ln V.
+        # nn.Embedding initialises the table with N(0, 1), so the first loss is about 0.5 above ln V.
         self.token_embedding_table = nn.Embedding(vocab_size, vocab_size)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -31,19 +36,19 @@ class Bigram(LanguageModel):
 
 
 def best_bigram_losses(train: Tensor, val: Tensor, vocab_size: int) -> tuple[float, float]:
-    """Compute the best bigram's train loss, and the val loss of counting, in nats.
+    """Compute the train and val loss in nats of the bigram model that counting gives.
 
-    train and val contain token ids (N,). Cross-entropy is minimal if the predicted probabilities are the observed
-    frequencies, p(b|a) = count(ab) / count(a), which gives the train loss in closed form. The val loss uses the counts
-    of train plus one (Laplace's rule), because a pair that never occurs in train would cost infinitely much. If train
-    is short, another bigram may have a lower val loss.
+    train, val: the token ids (N,) of the splits. The train loss is the lowest that a bigram model can reach, because
+    cross-entropy is minimal if the predicted probabilities are the observed frequencies, p(b|a) = count(ab) / count(a).
+    The val loss adds one to every count of train (Laplace's rule), because a pair that never occurs in train would
+    otherwise have an infinite loss. If train is short, a different bigram model may have a lower val loss.
     """
     pairs, counts = _count_pairs(train, vocab_size)
     first_counts = torch.zeros(vocab_size, dtype=torch.double).index_add_(0, pairs // vocab_size, counts)  # count(a)
     train_loss = (counts * (first_counts[pairs // vocab_size] / counts).log()).sum() / counts.sum()
 
     val_pairs, val_counts = _count_pairs(val, vocab_size)
-    # The index of each val pair among the sorted train pairs; a pair that train lacks counts 0.
+    # The index of each val pair among the sorted train pairs. A pair that does not occur in train has count 0.
     index = torch.searchsorted(pairs, val_pairs).clamp(max=len(pairs) - 1)
     count = torch.where(pairs[index] == val_pairs, counts[index], 0.0)
     p = (count + 1) / (first_counts[val_pairs // vocab_size] + vocab_size)

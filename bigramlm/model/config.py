@@ -1,4 +1,4 @@
-"""The configs of the models."""
+"""The model configs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ModelConfig:
-    """The fields that all models have."""
+    """The base class of the model configs, with their common fields."""
 
     name: str = MISSING
     """The name of the model, set by `model=NAME`."""
@@ -25,27 +25,31 @@ class ModelConfig:
     has_blocks: ClassVar[bool] = False  # True for a model that can recompute activations block by block
 
     def estimate_size(self, *, vocab_size: int, block_size: int) -> tuple[int, int, int]:  # noqa: ARG002
-        """Estimate the number of weights, and of activations kept per token.
+        """Estimate the number of weights, and of activations stored per token.
 
-        Returns the weights, the activations in the blocks, and the activations outside the blocks.
+        The activations are those that the backward pass needs. Returns three numbers: the weights, the activations in
+        the blocks, and the activations outside the blocks.
         """
         return vocab_size**2, 0, 3 * vocab_size
 
     def how_to_shrink(self) -> str:
-        """Describe the change of the config that gives fewer weights."""
+        """Return a phrase for error messages that names a smaller model.
+
+        An example is "a model.order below 5".
+        """
         return "a smaller vocabulary"
 
     def build(self, *, vocab_size: int, block_size: int) -> LanguageModel:
-        """Build the model on the CPU, with fresh weights.
+        """Build the model on the CPU with newly initialised weights.
 
-        The weights are drawn from torch's global random state.
+        The weights are sampled with torch's global random generator.
         """
         raise NotImplementedError
 
 
 @dataclass
 class BigramConfig(ModelConfig):
-    """A bigram: a V x V table of logits for the next token given the current token."""
+    """A bigram: a table with the next-token logits for each current token."""
 
     name: str = "bigram"
 
@@ -61,7 +65,7 @@ class NgramConfig(ModelConfig):
 
     name: str = "ngram"
     order: int = 5
-    """The length of an n-gram in tokens: `order - 1` tokens of context, and the token that follows."""
+    """The length of an n-gram in tokens: `order - 1` context tokens, and the token that follows them."""
 
     trains: ClassVar[bool] = False
 
@@ -82,55 +86,61 @@ class NgramConfig(ModelConfig):
 
 @dataclass
 class GPTConfig(ModelConfig):
-    """A transformer with a switch for each idea that leads to it.
+    """A transformer whose features can be switched on one by one.
 
-    The presets are the rungs of docs/ladder.md.
+    With all features off, one block with one head is a single attention head. Each step that docs/ladder.md explains
+    has a preset of these fields.
     """
 
     name: str = "gpt"
     n_layer: int = 4
     """The number of blocks."""
     n_head: int = 4
-    """The number of attention heads in a block, which share its channels."""
+    """The number of attention heads per block. The channels are divided equally among the heads."""
     n_embd: int = 128
-    """The width: the number of channels at each position between the embedding and the head."""
+    """The embedding dimension: the number of channels at each position between the embedding and the head."""
     dropout: float = 0.0
-    """The fraction of activations that are set to zero in training, drawn anew at every step."""
+    """The dropout probability of activations. Dropout is applied in training only."""
     position: str = "rotary"
     """The position encoding: learned (an embedding for each position) or rotary (queries and keys are rotated by an
-    angle that grows with the position)."""
+    angle proportional to the position)."""
     rotary_base: float = 10_000.0
-    """The base of the rotary frequencies: the slowest pair of channels makes a full turn in about 6 times as many
+    """The base of the rotary frequencies. The slowest pair of channels makes a full turn in about 6 x rotary_base
     tokens. In a short context, a lower base, such as 200, distinguishes nearby positions better."""
     norm: str = "rms"
-    """The normalisation before each layer and before the head: none, layer or rms."""
+    """The normalisation before each attention layer, each feed-forward layer and the head: none, layer (LayerNorm) or
+    rms (RMSNorm)."""
     qk_norm: bool = True
-    """Normalisation of queries and keys to the same length, so that attention logits stay bounded."""
+    """If true, queries and keys are normalised to the same length, so that attention logits stay bounded."""
     feed_forward: bool = True
-    """A feed-forward layer, four times as wide inside, after the attention of each block."""
+    """If true, a feed-forward layer with 4 x n_embd hidden channels follows the attention layer of each block."""
     activation: str = "relu_squared"
-    """The activation function of the feed-forward layers: relu, gelu, gelu_tanh (GPT-2's) or relu_squared."""
+    """The activation function of the feed-forward layers: relu, gelu, gelu_tanh (the approximation of gelu in GPT-2) or
+    relu_squared."""
     residual: bool = True
-    """Residual connections: the output of a layer is added to its input, instead of replacing the input."""
+    """If true, the output of each layer is added to its input (a residual connection). If false, the output replaces
+    the input."""
     bias: bool = False
-    """Learned biases in the linear layers of the blocks and in layer norms."""
+    """If true, the linear layers of the blocks and the layer norms have learned biases."""
     tie_weights: bool = False
-    """One matrix for both the embedding and the head."""
+    """If true, the embedding and the head share one matrix."""
     init: str = "pytorch"
-    """The initial weights: pytorch (PyTorch's defaults: embeddings from N(0, 1), matrices smaller the more inputs they
-    have) or gpt2 (all from N(0, 0.02), but projections into the residual stream smaller the more layers there are)."""
+    """The initialisation of the weights. pytorch uses PyTorch's defaults: embeddings from N(0, 1), and matrices with
+    smaller values the more inputs they have. gpt2 samples all weights with standard deviation 0.02, but projections
+    into the residual stream with a smaller one the more layers there are."""
     zero_init: bool = True
-    """Projections into the residual stream start at zero, so that a fresh block returns its input."""
+    """If true, projections into the residual stream are initialised to zero, so that an untrained block returns its
+    input."""
     ngram_order: int = 0
-    """The order of an n-gram whose log-probabilities are added to the logits; 0 adds none."""
+    """The order of an n-gram model whose log-probabilities are added to the logits; 0 means no n-gram model."""
 
     has_blocks: ClassVar[bool] = True
 
     def estimate_size(self, *, vocab_size: int, block_size: int) -> tuple[int, int, int]:
         matrices = 12 if self.feed_forward else 4  # of n_embd x n_embd, per block
         weights = self.n_layer * matrices * self.n_embd**2 + (1 if self.tie_weights else 2) * vocab_size * self.n_embd
-        # Kept are the outputs of norms, queries, keys, values and the output of attention; with a feed-forward layer
-        # also the widest activations, before and after the activation function.
+        # The stored activations are the outputs of norms, the queries, keys and values, and the output of attention.
+        # With a feed-forward layer, they include the widest activations, before and after the activation function.
         kept = self.n_layer * self.n_embd * (18 if self.feed_forward else 8)
         return weights + (block_size * self.n_embd if self.position == "learned" else 0), kept, 3 * vocab_size
 
@@ -145,8 +155,8 @@ class GPTConfig(ModelConfig):
         nearest = divisor * max(1, round(self.n_embd / divisor))
         require(
             remainder == 0,
-            f"model.n_embd={self.n_embd}: cannot be divided among model.n_head={self.n_head} heads; choose a multiple "
-            f"of {divisor}, such as {nearest}",
+            f"model.n_embd={self.n_embd}: is not divisible by model.n_head={self.n_head}, the number of heads; choose "
+            f"a multiple of {divisor}, such as {nearest}",
         )
         require_choice("model.position", self.position, ("learned", "rotary"))
         require_choice("model.norm", self.norm, ("none", "layer", "rms"))
@@ -154,15 +164,17 @@ class GPTConfig(ModelConfig):
         require_choice("model.activation", self.activation, ("relu", "gelu", "gelu_tanh", "relu_squared"))
         require(
             self.position != "rotary" or head_width % 2 == 0,
-            f"model.n_embd={self.n_embd} model.n_head={self.n_head}: gives heads of {head_width} channels, but "
-            f"model.position=rotary needs an even number; choose for example model.n_embd={nearest}",
+            f"model.n_embd={self.n_embd} model.n_head={self.n_head}: the head dimension is {head_width}, but "
+            f"model.position=rotary requires an even head dimension; choose for example model.n_embd={nearest}",
         )
         require(
             math.isfinite(self.rotary_base) and self.rotary_base > 1,
             f"model.rotary_base={self.rotary_base}: must be a finite number above 1",
         )
         require(0 <= self.dropout < 1, f"model.dropout={self.dropout}: must be at least 0 and below 1")
-        require(self.ngram_order >= 0, f"model.ngram_order={self.ngram_order}: must be 0 (no n-gram) or more")
+        require(
+            self.ngram_order >= 0, f"model.ngram_order={self.ngram_order}: must be at least 0; 0 means no n-gram model"
+        )
 
     def build(self, *, vocab_size: int, block_size: int) -> LanguageModel:
         from bigramlm.model.gpt import GPT
@@ -170,31 +182,33 @@ class GPTConfig(ModelConfig):
         return GPT(self, vocab_size=vocab_size, block_size=block_size)
 
 
-# Layers, heads and channels of GPT-2's sizes (Radford et al. 2019, table 2; numbers of heads from its code).
+# The numbers of layers, heads and channels in each size of GPT-2 (Radford et al. 2019, table 2; the numbers of heads
+# are from its code).
 GPT2_SIZES = {"small": (12, 12, 768), "medium": (24, 16, 1024), "large": (36, 20, 1280), "xl": (48, 25, 1600)}
 
 
 def gpt2_size(size: str, field: str) -> int:
-    """Return `n_layer`, `n_head` or `n_embd` of one of GPT-2's sizes, for the preset.
+    """Return the value of `n_layer`, `n_head` or `n_embd` in a size of GPT-2.
 
-    An unknown size returns the value of small.
+    conf/model/gpt2.yaml calls this function. An unknown size returns the value of small, because GPT2Config reports the
+    error later.
     """
     return GPT2_SIZES.get(size, GPT2_SIZES["small"])[("n_layer", "n_head", "n_embd").index(field)]
 
 
 @dataclass
 class GPT2Config(GPTConfig):
-    """GPT-2, in one of its four sizes or with another shape.
+    """GPT-2, in one of its four sizes or with a custom shape.
 
-    Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". With `init_from=`, the weights are
-    loaded and their config decides the shape; otherwise the weights are fresh.
+    Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". With `init_from=`, trained weights are
+    loaded, and their config determines the shape. Without it, the weights are newly initialised.
     """
 
     name: str = "gpt2"
     size: str = "small"
-    """The number of layers, heads and channels: small (124 million parameters with GPT-2's vocabulary), medium
-    (355 million), large (774 million) or xl (1,558 million); custom for any other combination of
-    `model.n_layer`, `model.n_head` and `model.n_embd`."""
+    """The size of GPT-2, which sets `model.n_layer`, `model.n_head` and `model.n_embd`: small (124 million parameters
+    with GPT-2's vocabulary), medium (355 million), large (774 million) or xl (1,558 million). Any other combination of
+    these three fields is custom."""
     n_layer: int = GPT2_SIZES["small"][0]
     n_head: int = GPT2_SIZES["small"][1]
     n_embd: int = GPT2_SIZES["small"][2]
@@ -215,7 +229,7 @@ class GPT2Config(GPTConfig):
         self.size = next((size for size, known in GPT2_SIZES.items() if known == shape), "custom")
 
 
-# The presets of GPTConfig, each with its own model.name: from a single attention head upwards.
+# The presets of GPTConfig, each with its own model.name, from a single attention head to a modern transformer.
 RUNGS = ("attention", "multihead", "feedforward", "residual", "transformer", "nanogpt", "gpt")
 
 MODELS: dict[str, type[ModelConfig]] = {

@@ -1,7 +1,7 @@
-"""A GPT with switches, from one attention head to a modern transformer.
+"""A GPT with optional features, from one attention head to a modern transformer.
 
 Sources: Vaswani et al. 2017, "Attention Is All You Need"; Radford et al. 2019, "Language Models are Unsupervised
-Multitask Learners" (GPT-2), whose parameter names are used here.
+Multitask Learners" (GPT-2). The parameters have the same names as in GPT-2.
 """
 
 import math
@@ -23,7 +23,7 @@ class ReluSquared(torch.autograd.Function):
     """The square of max(x, 0), with an explicit gradient.
 
     So et al. 2021, "Primer: Searching for Efficient Transformers for Language Modeling". The gradient is explicit
-    because autograd's version of `relu(x).square()` reads and writes the widest activations twice as often.
+    because automatic differentiation of `relu(x).square()` reads and writes the widest activations twice as often.
     """
 
     @staticmethod
@@ -51,7 +51,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class GPT(LanguageModel):
     """Blocks of attention and feed-forward layers between an embedding and a head.
 
-    Shapes, here and below: B batch, T time, C channels (n_embd), H heads, D = C / H the width of a head, V vocabulary.
+    Letters in shapes, here and below: B is the batch size, T the number of tokens, C the number of channels (n_embd), H
+    the number of heads, D = C / H the head dimension, and V the vocabulary size.
     """
 
     def __init__(self, cfg: GPTConfig, *, vocab_size: int, block_size: int) -> None:
@@ -75,9 +76,9 @@ class GPT(LanguageModel):
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Compute the logits and the loss, as LanguageModel does.
+        """Compute the logits (B, T, V) and the loss, as `LanguageModel.forward` does.
 
-        cache: the tokens before idx, with their keys and values. idx is appended to it.
+        cache: the tokens before idx, with their keys and values. The tokens of idx are appended to the cache.
         """
         start = 0 if cache is None else cache.length
         x = self.wte(idx)  # (B, T, C)
@@ -147,7 +148,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, start: int, past: KeyValues | None) -> Tensor:
         """Map x (B, T, C) to the same shape.
 
-        start: the position of the first token of x. past: the keys and values of the tokens before.
+        start: the position of the first token of x. past: the cached keys and values of the earlier tokens; None
+        without a cache.
         """
         # The norms come before each layer, not after it ("pre-norm"; Xiong et al. 2020, "On Layer Normalization in the
         # Transformer Architecture"), and residual connections (He et al. 2016, "Deep Residual Learning for Image
@@ -161,7 +163,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with H heads, over each position and those before it."""
+    """Causal self-attention with H heads: each position sees itself and earlier ones."""
 
     def __init__(self, cfg: GPTConfig, block_size: int) -> None:
         super().__init__()
@@ -177,7 +179,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, start: int, past: KeyValues | None) -> Tensor:
         """Map x (B, T, C) to the same shape.
 
-        start: the position of the first token of x. past: the keys and values of the tokens before.
+        start: the position of the first token of x. past: the cached keys and values of the earlier tokens; None
+        without a cache.
         """
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)
@@ -200,7 +203,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """A two-layer network at each position, four times as wide inside."""
+    """A two-layer network at each position, with 4 C hidden channels."""
 
     def __init__(self, cfg: GPTConfig) -> None:
         super().__init__()
@@ -217,8 +220,8 @@ class FeedForward(nn.Module):
 class Rotary(nn.Module):
     """The rotary position embedding of queries and keys.
 
-    Each pair of channels is rotated by an angle that grows with the position, so that the product of a query and a key
-    depends on their distance.
+    Each pair of channels is rotated by an angle that is proportional to the position. The dot product of a query and a
+    key therefore depends on the distance between their positions.
 
     Source: Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding", section 3.2.
     """
@@ -234,9 +237,9 @@ class Rotary(nn.Module):
         self.register_buffer("sin", torch.cat((-angle.sin(), angle.sin()), dim=1), persistent=False)
 
     def forward(self, x: Tensor, start: int) -> Tensor:
-        """Rotate x (B, H, T, D), whose first token is at position start.
+        """Rotate queries or keys x (B, H, T, D), and return the same shape.
 
-        Channels i and i + D/2 form a pair.
+        start: the position of the first token of x. Channels i and i + D/2 form a pair.
         """
         cos, sin = (table[start : start + x.shape[2]].to(x.dtype) for table in (self.cos, self.sin))  # (T, D)
         a, b = x.chunk(2, dim=-1)  # (B, H, T, D/2)
@@ -259,15 +262,16 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def build_norm(cfg: GPTConfig, width: int) -> nn.Module:
-    """Build the normalisation layer for this number of channels."""
+    """Build the normalisation layer that the config selects, for `width` channels."""
     if cfg.norm == "layer":  # Ba et al. 2016, "Layer Normalization"
         return nn.LayerNorm(width, bias=cfg.bias)
     return RMSNorm() if cfg.norm == "rms" else nn.Identity()
 
 
 def causal_mask(n_new: int, start: int, device: torch.device) -> Tensor:
-    """Return the mask (T, start + T) of positions that the last T may attend to.
+    """Return the attention mask for n_new tokens that follow `start` earlier tokens.
 
-    T is n_new, and True means that a position may be attended to.
+    The mask has the shape (n_new, start + n_new). It is True where the new token of a row may attend to the token of a
+    column.
     """
     return torch.ones(n_new, start + n_new, dtype=torch.bool, device=device).tril(start)

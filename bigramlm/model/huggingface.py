@@ -1,7 +1,7 @@
-"""Reading and writing of GPT-2 in Hugging Face's layout.
+"""Functions that read and write GPT-2 in Hugging Face's layout.
 
-The layout is a folder with config.json, safetensors files and a tokenizer. This module does not use transformers, and
-reads a model's shape without importing torch.
+The layout is a folder with config.json, safetensors files and a tokenizer. This module does not use transformers.
+Reading a model's shape does not import torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
-# Activations by their names in transformers; the first name of an activation is written.
+# Activation functions by their names in transformers. If there are several names, the first one is written.
 _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -31,7 +31,7 @@ _ACTIVATIONS = {
     "relu": "relu",
     "relu2": "relu_squared",
 }
-# Variants of GPT-2 that transformers has and this project lacks: only these values give the same computation.
+# Fields of variants of GPT-2 that only transformers implements: other values would need a different computation.
 _FIXED_FIELDS = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
@@ -40,10 +40,10 @@ _FIXED_FIELDS = {
 }
 # Matrices that are stored transposed, because GPT-2's original code multiplies from the other side.
 _TRANSPOSED = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
-# Causal masks, which older files contain beside the weights.
+# Causal masks, which older files contain in addition to the weights.
 _MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 _HEAD, _TOKENS, _POSITIONS = "lm_head.weight", "wte.weight", "wpe.weight"
-# Embeddings are sometimes padded to a multiple of this many rows, for speed.
+# The number of rows of an embedding is sometimes padded to a multiple of this number, for speed.
 _PADDING_MULTIPLE = 128
 _MAX_NAMED = 5
 _PICKLE = "pytorch_model.bin"
@@ -53,21 +53,21 @@ FREE = ("dropout", "rotary_base", "init", "zero_init")
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The weights of a GPT-2, in a folder or on the Hugging Face hub."""
+    """Pretrained GPT-2 weights in a folder or on the Hugging Face Hub."""
 
     location: str
-    """The absolute path of the folder, or the name on the hub."""
+    """The absolute path of the folder, or the model name on the Hub."""
     config: dict[str, Any]
-    """The contents of config.json, with defaults filled in."""
+    """The contents of config.json, with defaults for omitted fields."""
 
     @property
     def path(self) -> Path:
-        """The location as a path, for messages."""
+        """The location as a Path, even if it is a model name on the Hub."""
         return Path(self.location)
 
     @property
     def block_size(self) -> int:
-        """The number of positions."""
+        """The number of positions for which the weights contain an embedding."""
         return int(self.config["n_positions"])
 
     @property
@@ -75,7 +75,7 @@ class Pretrained:
         return int(self.config["vocab_size"])
 
     def model_config(self) -> GPT2Config:
-        """Return the config of the model that these weights fit."""
+        """Return the model config that matches these weights."""
         config = self.config
         return GPT2Config(
             n_layer=config["n_layer"],
@@ -87,9 +87,9 @@ class Pretrained:
         )
 
     def tokenizer_path(self) -> str | None:
-        """Return the value of `tokenizer.path` for the tokenizer of these weights.
+        """Return the `tokenizer.path` of the tokenizer that belongs to these weights.
 
-        Returns None for a folder without a tokenizer.
+        Returns None for a folder without tokenizer files.
         """
         folder = self.path
         if not self._is_local or (folder / "tokenizer.json").exists():
@@ -98,15 +98,15 @@ class Pretrained:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """The SHA-256 of the weight files."""
+        """The SHA-256 of the weights; if there are several files, of their joined hashes."""
         hashes = [files.sha256(path) for path in self._weight_files()]
         return hashes[0] if len(hashes) == 1 else files.sha256_of("".join(hashes))
 
     def load_weights(self, model: nn.Module, *, counted: bool = True) -> None:  # noqa: ARG002
         """Load the weights into a GPT that was built from `model_config()`.
 
-        Positions beyond the model's block size are skipped, and rows that only pad the vocabulary. Raises UserError
-        with the names of tensors that do not fit.
+        Positions beyond the model's block size and rows that only pad the vocabulary are skipped. Raises UserError with
+        the names of the tensors that do not match the model.
         """
         import torch
         from safetensors import SafetensorError, safe_open
@@ -125,11 +125,11 @@ class Pretrained:
                     else:
                         state[name].copy_(tensor[: len(state[name])])
             except (OSError, SafetensorError) as error:
-                raise UserError(f"{self.location}: its weights cannot be read: {error}") from None
+                raise UserError(f"{self.location}: the weights cannot be read: {error}") from None
 
     def _match_tensors(self, opened: list[Any], state: dict[str, Tensor], *, tied: bool) -> dict[str, tuple[Any, str]]:
-        # Finds the file of each of the model's tensors, and its name in the file. Raises UserError with the names of
-        # tensors that do not match.
+        # Returns, for each tensor of the model, the file that contains the tensor and its name in the file. Raises
+        # UserError with the names of the tensors that do not match.
         found: dict[str, tuple[Any, str]] = {}
         surplus, misshapen = [], []
         for file in opened:
@@ -144,9 +144,13 @@ class Pretrained:
                 shape, expected = tuple(file.get_slice(saved).get_shape()), tuple(state[name].shape)
                 if not _fits(name, shape, expected):
                     expected = expected[::-1] if _TRANSPOSED.fullmatch(name) else expected
-                    misshapen.append(f"{saved} has the shape {shape}, but {CONFIG} implies {expected}")
+                    misshapen.append(f"{saved} has shape {shape}, but {CONFIG} implies {expected}")
         missing = [name for name in state if name not in found and not (name == _HEAD and tied)]
-        for intro, names in (("lacks ", missing), ("contains surplus tensors: ", surplus), ("", misshapen)):
+        for intro, names in (
+            ("the weights lack ", missing),
+            ("the weights contain unexpected tensors: ", surplus),
+            ("", misshapen),
+        ):
             more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
             require(not names, f"{self.location}: {intro}{', '.join(names[:_MAX_NAMED])}{more}")
         return found
@@ -155,8 +159,8 @@ class Pretrained:
         file, saved = tokens
         require(
             head.equal(file.get_tensor(saved)),
-            f"{self.location}: {_HEAD} differs from {saved}, but by tie_word_embeddings in {CONFIG} they are one "
-            f"matrix; set tie_word_embeddings to false, or remove {_HEAD}",
+            f"{self.location}: {_HEAD} differs from {saved}, but they must be equal because tie_word_embeddings is "
+            f"true (in {CONFIG} or by default); set tie_word_embeddings to false, or remove {_HEAD}",
         )
 
     @property
@@ -170,14 +174,14 @@ class Pretrained:
         index = self._file(INDEX)
         if index is None:
             self._refuse_pickle()
-            raise UserError(f"{self.location}: contains no weights: there is no {WEIGHTS}")
+            raise UserError(f"{self.location} contains no weights: there is no {WEIGHTS}")
         try:
             names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
             parts = [self._file(Path(str(name)).name) for name in names]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index}: does not say which files contain the weights: {error}") from None
+            raise UserError(f"{index} does not list the files that contain the weights: {error}") from None
         for name, part in zip(names, parts, strict=True):
-            require(part is not None, f"{self.location}: lacks {name}, which {INDEX} lists")
+            require(part is not None, f"{self.location} lacks {name}, although {INDEX} lists this file")
         return [part for part in parts if part is not None]
 
     def _file(self, name: str) -> Path | None:
@@ -189,10 +193,10 @@ class Pretrained:
         pickled = _find_pickle(self.location) if self._is_local else hub.has(self.location, _PICKLE) and _PICKLE
         if pickled:
             raise UserError(
-                f"{self.location}: its weights are in {pickled}, a pickle, which is not read because it can run code "
-                'when it is loaded; if you trust it, convert it once with transformers: python -c "import '
+                f"{self.location}: the weights are in a pickle file ({pickled}), which is not read because loading a "
+                'pickle can run code; if you trust the file, convert it with transformers: python -c "import '
                 "transformers; transformers.AutoModelForCausalLM.from_pretrained('FOLDER').save_pretrained('NEW')\""
-                "; then copy the tokenizer's files to NEW, and use init_from=NEW"
+                "; then copy the tokenizer files to NEW, and use init_from=NEW"
             )
 
 
@@ -214,38 +218,46 @@ def _fits(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
 
 
 def is_pretrained(folder: Path) -> bool:
-    """Return True if a folder is in Hugging Face's layout, with any model."""
+    """Return True if a folder contains a model in Hugging Face's layout.
+
+    The model may be of any type, not only GPT-2.
+    """
     return (folder / CONFIG).is_file()
 
 
 def open_pretrained(location: str) -> Pretrained:
-    """Open the GPT-2 in a folder, or on the Hugging Face hub by its name.
+    """Open GPT-2 weights in a folder or on the Hugging Face Hub.
 
-    Raises UserError if it is not a GPT-2, or if its computation differs from that of this project's GPT.
+    location: the absolute path of the folder, or the model name on the Hub. Raises UserError if the model is not a
+    GPT-2, or if its computation differs from that of this project's GPT.
     """
     file = Path(location) / CONFIG if Path(location).is_absolute() else _fetch(location, CONFIG)
-    require(file is not None, f"init_from={location}: has no {CONFIG} on the Hugging Face hub; use the name of a model")
+    require(
+        file is not None,
+        f"init_from={location}: the Hugging Face Hub has no {CONFIG} under this name, so it is not the name of a model "
+        "in Hugging Face's layout; choose the name of a GPT-2 model",
+    )
     assert file is not None
     try:
         given = json.loads(file.read_text("utf-8"))
         kind = given["model_type"]
-        require(kind == "gpt2", f"{location}: its {CONFIG} has model_type={kind!r}, and only gpt2 can be read")
+        require(kind == "gpt2", f"{location}: {CONFIG} has model_type={kind!r}, but only gpt2 is supported")
         positions = given.get("n_positions", given.get("n_ctx", 1024))
         config = {**_defaults(), **given, "n_positions": positions}
         for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
             require(
                 type(config[name]) is int and config[name] >= 1,
-                f"{file}: {name}={config[name]!r}: must be a whole number, at least 1",
+                f"{file}: {name}={config[name]!r}: must be an integer of at least 1",
             )
         require(
             config["n_inner"] in (None, 4 * config["n_embd"]),
-            f"{file}: n_inner={config['n_inner']}: only feed-forward layers of width 4 n_embd = {4 * config['n_embd']} "
-            "are supported",
+            f"{file}: n_inner={config['n_inner']}: only feed-forward layers with 4 x n_embd = {4 * config['n_embd']} "
+            "hidden channels are supported",
         )
         activation = config["activation_function"]
         require(
             activation in _ACTIVATIONS,
-            f"{file}: activation_function={activation}: only {', '.join(_ACTIVATIONS)} are supported",
+            f"{file}: activation_function={activation}: not supported; supported are {', '.join(_ACTIVATIONS)}",
         )
         dropout, tied = config["resid_pdrop"], config["tie_word_embeddings"]
         require(isinstance(dropout, (int, float)), f"{file}: resid_pdrop={dropout!r}: must be a number")
@@ -255,7 +267,7 @@ def open_pretrained(location: str) -> Pretrained:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: is not the config of a model in Hugging Face's layout: {error!r}") from None
+        raise UserError(f"{file} is not the config of a model in Hugging Face's layout: {error!r}") from None
     pretrained = Pretrained(location, config)
     try:
         pretrained.model_config()
@@ -265,7 +277,7 @@ def open_pretrained(location: str) -> Pretrained:
 
 
 def _defaults() -> dict[str, Any]:
-    # The values of fields that a config.json leaves out.
+    # The values of the fields that config.json may omit.
     shape = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_inner": None, "vocab_size": 50257}
     others = {"activation_function": "gelu_new", "resid_pdrop": 0.1, "tie_word_embeddings": True}
     return {**shape, **others, **_FIXED_FIELDS}
@@ -278,28 +290,32 @@ def _fetch(name: str, file: str) -> Path | None:
         return None
     except hub.FetchError as reason:
         raise UserError(
-            f"init_from={name}: there is no such folder here, and the Hugging Face hub did not provide {file} "
-            f"({reason}); on a machine with a network, download config.json, {WEIGHTS} and tokenizer.json of {name} "
-            "into a new folder, and use init_from=FOLDER"
+            f"init_from={name}: there is no folder of this name, and {file} could not be downloaded from the Hugging "
+            f"Face Hub ({reason}); on a machine with network access, download config.json, {WEIGHTS} and "
+            f"tokenizer.json of {name} into a new folder, and use init_from=FOLDER"
         ) from None
 
 
 def check_vocabulary(pretrained: Pretrained, vocab_size: int) -> None:
-    """Check that a tokenizer's vocabulary size fits the weights.
+    """Check that a tokenizer's vocabulary size matches the weights.
 
-    The embedding of the weights may be padded. Raises UserError if the sizes do not fit.
+    The embedding may be padded, so it may have up to 127 rows more than the tokenizer has tokens. Raises UserError if
+    the sizes do not match.
     """
     padding = pretrained.vocab_size - vocab_size
     require(
         0 <= padding < _PADDING_MULTIPLE,
-        f"{pretrained.location}: its weights have {pretrained.vocab_size:,} tokens, but the tokenizer has "
-        f"{vocab_size:,} and belongs to another model; put the tokenizer of these weights into the folder, or use "
-        "tokenizer=gpt2 tokenizer.path=PATH",
+        f"{pretrained.location}: the weights have a vocabulary of {pretrained.vocab_size:,} tokens, but the "
+        f"tokenizer has {vocab_size:,} tokens and belongs to a different model; copy the tokenizer of these weights "
+        "into the folder, or use tokenizer=gpt2 tokenizer.path=PATH",
     )
 
 
 def not_exportable(cfg: GPTConfig) -> list[str]:
-    """List, as overrides, the fields of a GPT that GPT-2's layout cannot express."""
+    """List the config fields of a GPT that GPT-2's layout does not support.
+
+    Each field is returned as an override, such as "model.norm=rms".
+    """
     fixed = {"position": "learned", "norm": "layer", "qk_norm": False, "feed_forward": True, "residual": True}
     fixed["ngram_order"] = 0
     return [
@@ -308,14 +324,14 @@ def not_exportable(cfg: GPTConfig) -> list[str]:
 
 
 def as_typed(value: Any) -> str:
-    """Format a field's value as in an override."""
+    """Format a config value as in an override, such as true instead of True."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def to_pretrained(model: nn.Module, cfg: GPTConfig) -> dict[str, Tensor]:
     """Return the tensors of a GPT by their names in transformers.
 
-    Biases that the GPT lacks are zero.
+    If the GPT has no biases, biases of zero are added.
     """
     tensors = {}
     state = model.state_dict()
@@ -335,7 +351,8 @@ def write_pretrained(
 ) -> None:
     """Write config.json and the weights of an exportable GPT into a folder.
 
-    end_of_text: the token between documents, at which transformers stops.
+    end_of_text: the id of the token between documents, at which transformers stops generating; None if the tokenizer
+    has no such token.
     """
     from safetensors.torch import save_file
 

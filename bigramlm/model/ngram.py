@@ -17,16 +17,18 @@ from bigramlm.model.cache import Cache
 # Counting takes about 100 bytes per token, mostly for sorting.
 MAX_COUNTED_TOKENS = 50_000_000
 
-# The two kinds of count of an n-gram: its occurrences, and the different tokens that precede it (continuation count).
+# The two kinds of count of an n-gram: the number of its occurrences, and the number of different tokens that precede it
+# (the continuation count).
 _OCCURRENCES, _CONTINUATIONS = 0, 1
 
 
 class Grams(nn.Module):
     """The n-grams of one length n in a text, and their counts.
 
-    An n-gram consists of n - 1 tokens of context and the token that follows. It is identified by its index in the
-    sorted `keys`. A key is the index of the context among the grams of length n - 1, times V, plus the token that
-    follows. N grams take 16 N bytes, for any vocabulary and any length.
+    An n-gram consists of n - 1 context tokens and the token that follows them. It is identified by its index in the
+    sorted array `keys`. The key of an n-gram is c * V + t, where c is the index of the context among the n-grams of
+    length n - 1, V the vocabulary size, and t the token that follows. The keys and counts of N n-grams take 16 N bytes,
+    for any vocabulary and any length.
     """
 
     keys: Tensor
@@ -38,16 +40,16 @@ class Grams(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # Empty until counted or loaded; then for N grams after M contexts, with two kinds of count:
+        # Empty until counted or loaded. Then N is the number of n-grams, M that of contexts, and 2 the kinds of count.
         self.register_buffer("keys", torch.empty(0, dtype=torch.int64))  # (N,)
         self.register_buffer("counts", torch.empty(0, dtype=torch.int32))  # (2, N)
-        self.register_buffer("first", torch.empty(0, dtype=torch.int64))  # (M + 1,): index of a context's first gram
+        self.register_buffer("first", torch.empty(0, dtype=torch.int64))  # (M + 1,): a context's first n-gram
         self.register_buffer("totals", torch.empty(0, dtype=torch.int32))  # (2, M): the sum of a context's counts
-        self.register_buffer("spare", torch.empty(0))  # (2, M): the part of the sum for the shorter context
+        self.register_buffer("spare", torch.empty(0))  # (2, M): the sum of a context's discounts
         self.register_buffer("discounts", torch.empty(0))  # (2, 4): subtracted from counts 0, 1, 2, and at least 3
 
     def derive_tables(self, contexts: int, vocab_size: int) -> None:
-        """Derive all other tables from keys and counts.
+        """Compute all other tables from keys and counts.
 
         contexts: the number of contexts, M.
         """
@@ -58,9 +60,10 @@ class Grams(nn.Module):
         self.spare = empty.index_add(1, context, self.discount(self.kinds(), self.counts))
 
     def find(self, context: Tensor, token: Tensor, vocab_size: int) -> Tensor:
-        """Find the indices of the grams of these contexts and tokens.
+        """Return the index of the n-gram with each context and token.
 
-        The index of a gram that is missing, or whose context is missing (-1), is -1.
+        context: indices of contexts, -1 for a context that does not occur. token: the tokens that follow them. The
+        returned index is -1 for an n-gram that does not occur.
         """
         if len(self.keys) == 0:
             return torch.full_like(context, -1)
@@ -69,36 +72,47 @@ class Grams(nn.Module):
         return torch.where((context >= 0) & (self.keys[index] == key), index, -1)
 
     def count_of(self, kind: Tensor | int, gram: Tensor) -> Tensor:
-        """Return the counts of grams by index, 0 for a missing gram (-1)."""
+        """Return the counts of n-grams, given their indices.
+
+        kind: the kind of count. gram: the indices; -1 stands for an n-gram that does not occur and has count 0.
+        """
         return self.counts[kind, gram.clamp(min=0)].where(gram >= 0, 0) if len(self.keys) else torch.zeros_like(gram)
 
     def kinds(self) -> Tensor:
-        """Return both kinds of count, (2, 1)."""
+        """Return both kinds of count as a column (2, 1), for indexing."""
         return torch.tensor([[_OCCURRENCES], [_CONTINUATIONS]], device=self.keys.device)
 
     def discount(self, kind: Tensor | int, count: Tensor) -> Tensor:
-        """Return the discounts of these counts, which unseen tokens share."""
+        """Return the discount that is subtracted from each count.
+
+        The subtracted amounts are redistributed by the probabilities after the shorter context.
+        """
         return self.discounts[kind, count.clamp(max=3)]
 
     def add_discounted(self, p: Tensor, rows: Tensor, kind: Tensor, context: Tensor, weight: Tensor) -> None:
-        """Add the discounted counts times weight to these rows of p (N, V).
+        """Add weighted discounted counts to rows of the probabilities p (N, V).
 
-        In each row, the counts are those of the tokens that follow the row's context.
+        rows: the indices of the rows. kind, context, weight: for each of these rows, the kind of count, the index of
+        the context, and the factor of the counts. The counts of a row are those of all tokens that follow its context.
         """
         V = p.shape[1]
-        if len(self.first) == 2:  # the empty context for all rows, which nearly every token follows
+        if len(self.first) == 2:  # all rows have the empty context, which nearly every token follows
             counts = torch.zeros(2, V, device=p.device, dtype=p.dtype)
             counts[:, self.keys] = self.counts - self.discount(self.kinds(), self.counts)
             p[rows] += counts[kind] * weight[:, None]
             return
         first, n_grams = self.first[context], self.first[context + 1] - self.first[context]
-        row = torch.repeat_interleave(n_grams)  # (M,), for all grams after the rows' contexts
+        row = torch.repeat_interleave(n_grams)  # (K,), for all K n-grams after the rows' contexts
         gram = torch.arange(len(row), device=p.device) + (first - n_grams.cumsum(0) + n_grams)[row]
         count = self.counts[kind[row], gram]
         p[rows[row], self.keys[gram] % V] += (count - self.discount(kind[row], count)) * weight[row]
 
     def interpolate(self, kind: int, context: Tensor, gram: Tensor, shorter: Tensor) -> Tensor:
-        """Interpolate the probabilities of grams with those after shorter contexts."""
+        """Interpolate the probabilities of n-grams with those after shorter contexts.
+
+        context, gram: the indices of the contexts and of the n-grams. shorter: the probability of each n-gram's last
+        token after the context without its first token. Returns `shorter` where a context does not occur.
+        """
         if len(self.keys) == 0:
             return shorter
         count, total = self.count_of(kind, gram), self.totals[kind, context.clamp(min=0)]
@@ -109,31 +123,33 @@ class Grams(nn.Module):
 class Ngram(LanguageModel):
     """An n-gram model with modified Kneser-Ney smoothing, interpolated.
 
-    The context is the last order - 1 tokens. Each probability is interpolated with the probability after a context
-    that is one token shorter, down to the empty context, which is interpolated with the uniform distribution. For a
-    shorter context, a token does not count by how often it follows the context, but by the number of different tokens
-    that precede the two, because the longer contexts already know how often (Kneser and Ney 1995). At the start of a
-    block, where there are fewer tokens, all of them are the longest context.
+    The longest context consists of the last order - 1 tokens. At the start of a block, where fewer tokens are
+    available, it consists of all of them. Each probability is interpolated with the probability after the context
+    without its first token, down to the empty context, which is interpolated with the uniform distribution.
+
+    The count of a token after the longest context is the number of its occurrences there. After a shorter context, it
+    is the number of different tokens that precede context and token, because the longer contexts already take the
+    number of occurrences into account (Kneser and Ney 1995).
     """
 
     def __init__(self, *, vocab_size: int, block_size: int, order: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
         self.block_size = block_size
-        self.grams = nn.ModuleList(Grams() for _ in range(order))  # of length 1 to order
+        self.grams = nn.ModuleList(Grams() for _ in range(order))  # n-grams of length 1 to order
 
     def fit_counts(self, train: Tensor) -> bool:
-        """Count the n-grams of the training tokens (N,), of length 1 to the order.
+        """Count the n-grams of lengths 1 to order in the training tokens (N,).
 
-        Raises UserError if there are too many tokens.
+        Returns True. Raises UserError if there are more than MAX_COUNTED_TOKENS tokens.
         """
         require(
             len(train) <= MAX_COUNTED_TOKENS,
-            f"an n-gram model counts in memory, at most {MAX_COUNTED_TOKENS:,} tokens of training text, and this text "
-            f"has {len(train):,}; choose a shorter text, or a model that is trained",
+            f"the training text has {len(train):,} tokens, but an n-gram model counts in memory and therefore supports "
+            f"at most {MAX_COUNTED_TOKENS:,}; choose a shorter text, or a model without n-gram counts",
         )
         train, shorter = train.long(), None
-        ends = torch.zeros_like(train)  # the index of the gram that ends at each token; at first of length 0
+        ends = torch.zeros_like(train)  # the index of the n-gram that ends at each token; at first, n is 0
         for length, grams in enumerate(self._grams(), start=1):
             context, suffixes = (ends, ends) if length == 1 else (ends[:-1], ends[1:])
             keys, ends, occurrences = (context * self.vocab_size + train[length - 1 :]).unique(
@@ -141,8 +157,8 @@ class Ngram(LanguageModel):
             )
             grams.keys, grams.counts = keys, torch.stack((occurrences, torch.zeros_like(occurrences))).int()
             if shorter is not None:
-                # The suffix of a gram, without its first token, is a gram of the length before. Each distinct gram adds
-                # one to the continuation count of its suffix.
+                # An n-gram without its first token (its suffix) is an n-gram of the previous length. Each distinct
+                # n-gram adds one to the continuation count of its suffix.
                 suffix = torch.empty_like(keys).index_copy_(0, ends, suffixes)
                 shorter.counts[_CONTINUATIONS] = suffix.bincount(minlength=len(shorter.keys))
             shorter = grams
@@ -162,18 +178,19 @@ class Ngram(LanguageModel):
         return Cache(n_layer=0, block_size=self.block_size)
 
     def next_log_probabilities(self, tokens: Tensor, n_new: int, leave_out: Tensor | None = None) -> Tensor:
-        """Compute `log_probabilities` of the last n_new positions of tokens (B, S).
+        """Compute the log-probabilities of the next token after each of the last tokens.
 
-        Returns (B, n_new, V).
+        tokens: token ids (B, S), of which the last n_new are the positions to compute and the earlier ones are their
+        context. leave_out: as in `log_probabilities`; requires n_new = S. Returns (B, n_new, V).
         """
         return self.log_probabilities(tokens[:, -(n_new + len(self.grams) - 1) :], leave_out)[:, -n_new:]
 
     @torch.no_grad()
     def log_probabilities(self, idx: Tensor, leave_out: Tensor | None = None) -> Tensor:
-        """Compute the log-probabilities (B, T, V) of the next token, for idx (B, T).
+        """Compute next-token log-probabilities (B, T, V) for token ids idx (B, T).
 
-        leave_out: if idx is from the text that was counted, the tokens (B, T) that follow. Each position's own
-        occurrence is then left out of the counts that predict it.
+        leave_out: the tokens (B, T) that follow idx in the text, if idx is from the counted text. The counts that
+        predict a position then exclude the occurrence at this position.
         """
         V, last = self.vocab_size, len(self.grams) - 1
         contexts = [context.flatten() for context in self._contexts(idx)]  # (N,) each, where N is B*T
@@ -190,8 +207,8 @@ class Ngram(LanguageModel):
             kind = torch.where(longest, _OCCURRENCES, _CONTINUATIONS)
             total, spare = grams.totals[kind, context], grams.spare[kind, context]
             if leave_out is not None:
-                # The occurrence count falls by one. The continuation count falls by one only if the longer gram, with
-                # the token before, occurs once.
+                # The occurrence count decreases by one. The continuation count decreases by one only if the n-gram that
+                # starts one token earlier occurs once.
                 own_count = grams.count_of(kind, found[n][rows])
                 counts_here = longest | (self._count(n + 1, found[n + 1][rows]) == 1) if n < last else longest
                 remaining = own_count - (counts_here & (own_count > 0)).int()
@@ -208,9 +225,9 @@ class Ngram(LanguageModel):
         return p.log().view(*idx.shape, V)
 
     def losses(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """Sum the cross-entropies in nats of n-grams of order 1, 2, ... over targets.
+        """Compute the summed cross-entropy in nats of n-gram models of orders 1 to order.
 
-        idx and targets are (B, T), the sums (order,).
+        idx, targets: token ids (B, T). Returns one sum over all targets for each order, (order,).
         """
         position = torch.arange(idx.shape[1], device=idx.device)
         shorter = p = torch.full(idx.shape, 1 / self.vocab_size, device=idx.device, dtype=self._dtype)
@@ -226,11 +243,12 @@ class Ngram(LanguageModel):
         return ngram_losses(train, val, vocab_size=self.vocab_size, block_size=self.block_size)
 
     def n_params(self) -> int:
-        """Count the distinct n-grams of all lengths."""
+        """Return the number of distinct n-grams of all lengths."""
         return sum(len(grams.keys) for grams in self._grams())
 
     def _contexts(self, idx: Tensor) -> Iterator[Tensor]:
-        # The indices of the grams of 0, 1, 2, ... tokens that end at each token, (B, T); -1 if there is none.
+        # Yields, for n = 0, 1, 2, ..., the index of the n-gram that ends at each token, (B, T). The index is -1 if the
+        # n-gram does not occur.
         ends = torch.zeros_like(idx)
         for length, grams in enumerate(self._grams(), start=1):
             yield ends
@@ -252,8 +270,8 @@ class Ngram(LanguageModel):
 
 
 def _discounts(counts: Tensor) -> Tensor:
-    # Discounts of a count of 0, 1, 2, and at least 3, estimated from the numbers of counts that are 1, 2, 3 and 4 (Chen
-    # and Goodman, equation 26). A text that is too small for an estimate gets half of each count.
+    # Returns the discounts of counts 0, 1, 2, and at least 3. They are estimated from how many counts are 1, 2, 3 and 4
+    # (Chen and Goodman, equation 26). If the text is too short for an estimate, the discount is half of the count.
     n1, n2, n3, n4 = torch.bincount(counts.clamp(max=5), minlength=5)[1:5].tolist()
     if 0 in (n1, n2, n3, n4):
         return torch.tensor([0, 0.5, 1, 1.5], device=counts.device)
@@ -264,10 +282,10 @@ def _discounts(counts: Tensor) -> Tensor:
 
 @torch.no_grad()
 def ngram_losses(train: Tensor, val: Tensor, *, vocab_size: int, block_size: int) -> dict[str, float]:
-    """Compute the val losses in nats of n-grams of orders 1 to 6, counted on train.
+    """Compute the val losses in nats of n-gram models of orders 1 to 6.
 
-    train and val contain token ids (N,), and contexts stay within blocks. Returns {} if the text is too long for
-    reference losses.
+    train: the token ids (N,) to count. val: the token ids (N,) to predict, in blocks of block_size tokens; contexts do
+    not extend beyond the start of a block. Returns {} if the text is too long for reference losses.
     """
     if len(train) + len(val) > MAX_REFERENCE_TOKENS:
         return {}

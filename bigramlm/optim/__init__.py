@@ -1,7 +1,10 @@
 """Optimizers and the learning rate schedule.
 
-A parameter group has its own share of the learning rate (`lr_ratio`), so one schedule drives both Muon and AdamW. The
-rest of the program sees these two as one optimizer with one state. This Muon updates all matrices of one shape
-together, in fp32 on a CPU; PyTorch's updates them one after the other, always in bf16. The matrix that computes
-queries, keys and values counts as three. Matrices decay, vectors do not.
+- A parameter group may have an `lr_ratio`, by which the scheduled learning rate is multiplied. One schedule can
+  therefore set the learning rates of both Muon and AdamW.
+- Muon and AdamW are combined into one optimizer with one state, so the rest of the program need not distinguish them.
+- This Muon updates all matrices of one shape together, in fp32 on a CPU and in bf16 elsewhere. PyTorch's Muon updates
+  one matrix at a time, always in bf16.
+- Muon treats the matrix that computes queries, keys and values as three matrices.
+- Weight decay applies to matrices, not to vectors.
 """

@@ -14,8 +14,8 @@ def build_adamw(cfg: AdamWConfig, model: torch.nn.Module, *, compiled: bool) -> 
 def adamw(cfg: AdamWConfig, params: list[torch.nn.Parameter], *, lr: float, compiled: bool) -> torch.optim.Optimizer:
     """Build AdamW for a list of parameters.
 
-    The fused variant updates all parameters of a group in one call. A compiled step fuses the updates automatically
-    and cannot trace the fused call.
+    compiled: if False, the fused variant is used, which updates all parameters of a group in one call. A compiled step
+    cannot trace this call, and fuses the updates automatically.
     """
     return unwrap_optimizer(torch.optim.AdamW)(
         param_groups(params, weight_decay=cfg.weight_decay),

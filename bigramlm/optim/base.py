@@ -1,4 +1,4 @@
-"""Code shared by all optimizers: learning rate, weight decay, and a fast start."""
+"""Code shared by all optimizers: learning rates, weight decay, fast start."""
 
 import inspect
 import math
@@ -12,40 +12,41 @@ from bigramlm.optim.config import OptimConfig
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
 
-def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:
-    """Return the learning rate of a step, which depends on the config alone.
-
-    The steps of a run are 0 to steps - 1, and a resumed run has the same rates. The rate rises linearly to `cfg.lr`
-    during the warmup, then follows `cfg.schedule`. A falling schedule would reach `cfg.min_lr` at the step after the
-    last.
-    """
-    if step < cfg.warmup_steps:
-        return cfg.lr * (step + 1) / (cfg.warmup_steps + 1)
-    if cfg.schedule == "constant":
-        return cfg.lr
-    decay_start = max(cfg.warmup_steps, steps * (1 - cfg.decay_fraction)) if cfg.schedule == "wsd" else cfg.warmup_steps
-    progress = min(1.0, max(0.0, (step - decay_start) / max(1, steps - decay_start)))
-    factor = 0.5 * (1 + math.cos(math.pi * progress)) if cfg.schedule == "cosine" else 1 - progress
-    return cfg.min_lr + factor * (cfg.lr - cfg.min_lr)
-
-
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate schedule of a run."""
+    """The learning rate schedule of a run.
 
-    optim: OptimConfig
+    The learning rate increases linearly to `cfg.lr` during the warmup, and then follows `cfg.schedule`. A decaying
+    schedule would reach `cfg.min_lr` at the step after the last step.
+    """
+
+    cfg: OptimConfig
     steps: int
-    """The number of steps of the whole run."""
+    """The number of steps in the whole run."""
 
     def __call__(self, step: int) -> float:
-        return learning_rate(self.optim, step, self.steps)
+        """Return the learning rate at a step from 0 to steps - 1.
+
+        It depends only on the config and the step, so a resumed run has the same learning rates as an uninterrupted
+        run.
+        """
+        cfg, steps = self.cfg, self.steps
+        if step < cfg.warmup_steps:
+            return cfg.lr * (step + 1) / (cfg.warmup_steps + 1)
+        if cfg.schedule == "constant":
+            return cfg.lr
+        wsd_start = max(cfg.warmup_steps, steps * (1 - cfg.decay_fraction))
+        decay_start = wsd_start if cfg.schedule == "wsd" else cfg.warmup_steps
+        progress = min(1.0, max(0.0, (step - decay_start) / max(1, steps - decay_start)))
+        factor = 0.5 * (1 + math.cos(math.pi * progress)) if cfg.schedule == "cosine" else 1 - progress
+        return cfg.min_lr + factor * (cfg.lr - cfg.min_lr)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float | torch.Tensor) -> None:
     """Set the learning rate of every parameter group.
 
-    A group with an `lr_ratio` gets that share of the rate. A rate stored as a tensor is changed in place, because a
-    compiled step reads this tensor.
+    If a group has an `lr_ratio`, its learning rate is multiplied by this ratio. A learning rate that is stored as a
+    tensor is changed in place, because a compiled step reads this tensor.
     """
     # A combined optimizer is updated through its parts: the compiler knows a group by its index in the optimizer that
     # steps it.
@@ -64,10 +65,10 @@ def trainable_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def param_groups(params: list[torch.nn.Parameter], *, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into groups so that only matrices decay.
+    """Split parameters into groups so that weight decay applies to matrices only.
 
-    Matrices multiply activations, or are looked up as embeddings. Biases and the gains of norms do not decay: pulling
-    them towards zero regularises nothing and harms their function.
+    Matrices are the weights of linear layers and the embeddings. Biases and norm gains do not decay, because pulling
+    them towards zero has no regularising effect and harms their function.
     """
     matrices, vectors = [p for p in params if p.ndim >= 2], [p for p in params if p.ndim < 2]
     if not weight_decay or not vectors:
@@ -76,20 +77,22 @@ def param_groups(params: list[torch.nn.Parameter], *, weight_decay: float) -> li
 
 
 def initial_lr(lr: float, params: list[torch.nn.Parameter], *, compiled: bool) -> float | torch.Tensor:
-    """Convert a learning rate into a scalar tensor if the step is compiled.
+    """Return a learning rate, as a scalar tensor if the step is compiled.
 
-    A compiled step would treat a number as a constant.
+    The tensor is required because a compiled step would treat a Python number as a constant.
     """
     return torch.tensor(lr, device=params[0].device) if compiled and params else lr
 
 
 def unwrap_optimizer(cls: type[Optimizer]) -> type[Optimizer]:
-    """Derive the same optimizer class without PyTorch's method wrappers.
+    """Return a subclass of an optimizer class without PyTorch's method wrappers.
 
-    Some wrappers exclude the optimizer from compilation and import torch._dynamo at the first call. This import takes
-    as long as importing torch itself; an uncompiled run has no use for it, and a compiled step must include the
-    optimizer. Another wrapper names the step for the profiler, which takes a tenth of the time of a bigram's step.
-    `step` keeps `no_grad`, which one of the removed wrappers provided.
+    The wrappers are removed for three reasons. Some wrappers exclude the optimizer from compilation, but a compiled
+    step must include the optimizer. These wrappers also import torch._dynamo at the first call, which takes as long as
+    importing torch and is unnecessary in an uncompiled run. A further wrapper names the step for the profiler, which
+    takes a tenth of the time of a bigram's step.
+
+    One of the removed wrappers disables gradients in `step`; `torch.no_grad` replaces this wrapper.
     """
     names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     bare = {name: inspect.unwrap(getattr(cls, name)) for name in names}

@@ -22,23 +22,23 @@ class OptimConfig:
     """The fields common to all optimizers."""
 
     name: str = MISSING
-    """The name of the optimizer; set by `optim=NAME`."""
+    """The name of the optimizer, set by `optim=NAME`."""
     lr: float = 1e-3
-    """Learning rate after the warmup."""
+    """The learning rate after the warmup."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly to `optim.lr`; 0 starts at `optim.lr`."""
+    """The number of steps over which the learning rate increases linearly to `optim.lr`; 0 starts at `optim.lr`."""
     schedule: str = "constant"
-    """Learning rate schedule after the warmup: constant, cosine (falls along half a cosine wave), linear (falls
-    linearly) or wsd (constant, then falls linearly over the last `optim.decay_fraction` of the steps)."""
+    """The learning rate schedule after the warmup: constant, cosine (decays along half a cosine wave), linear (decays
+    linearly) or wsd (constant, then decays linearly over the last `optim.decay_fraction` of the steps)."""
     min_lr: float = 0.0
-    """Learning rate at the end of a schedule that falls."""
+    """The learning rate at the end of a decaying schedule."""
     decay_fraction: float = 0.2
-    """Share of all steps, at the end of the run, over which wsd falls."""
+    """The fraction of all steps, at the end of the run, over which the schedule wsd decays."""
     weight_decay: float = 0.0
-    """Weight decay: each step multiplies the matrices by `1 - lr * weight_decay`. Biases and the gains of
-    norms do not decay."""
+    """The weight decay: each step multiplies the matrices by `1 - lr * weight_decay`. Biases and norm gains do not
+    decay."""
     grad_clip: float = 0.0
-    """Maximum norm of the gradient: a larger gradient is scaled down to this norm. 0 never clips."""
+    """The maximum norm of the gradient: a larger gradient is scaled down to this norm. 0 disables clipping."""
 
     def __post_init__(self) -> None:
         require(math.isfinite(self.lr) and self.lr > 0, f"optim.lr={self.lr}: must be a finite number above 0")
@@ -57,9 +57,9 @@ class OptimConfig:
             require(math.isfinite(value) and value >= 0, f"optim.{name}={value}: must be a finite number, at least 0")
 
     def build(self, model: torch.nn.Module, *, compiled: bool) -> torch.optim.Optimizer:
-        """Build the optimizer of the model's parameters.
+        """Build the optimizer for the model's trainable parameters.
 
-        `compiled` must be True if the optimizer runs inside a compiled step.
+        compiled: must be True if the optimizer runs inside a compiled step.
         """
         raise NotImplementedError
 
@@ -74,9 +74,9 @@ class AdamWConfig(OptimConfig):
     name: str = "adamw"
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    """Decay rates of the running means of the gradient and of its square."""
+    """The decay rates of the running means of the gradient and of the squared gradient."""
     eps: float = 1e-8
-    """Constant added to the divisor, which prevents a division by zero."""
+    """A constant that is added to the denominator to prevent a division by zero."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +102,7 @@ class SGDConfig(OptimConfig):
     name: str = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
-    """Share of the previous update in the next update; 0 is plain gradient descent."""
+    """The factor by which the previous update contributes to the next update; 0 is plain gradient descent."""
     nesterov: bool = True
     """Nesterov momentum: the update looks ahead along the momentum."""
 
@@ -125,7 +125,7 @@ class SGDConfig(OptimConfig):
 class MuonConfig(AdamWConfig):
     """Muon for the hidden matrices, AdamW for embeddings, head, biases and norms.
 
-    The singular values of Muon's updates are all near 1. Source: Jordan et al. 2024, "Muon: An optimizer for hidden
+    The singular values of Muon's updates are all close to 1. Source: Jordan et al. 2024, "Muon: An optimizer for hidden
     layers in neural networks".
     """
 
@@ -133,14 +133,15 @@ class MuonConfig(AdamWConfig):
     lr: float = 0.02
     """Muon's learning rate after the warmup."""
     adamw_lr: float = 3e-3
-    """AdamW's learning rate after the warmup. It stays proportional to Muon's, to which `optim.min_lr` refers."""
+    """AdamW's learning rate after the warmup. The schedule is the same as Muon's, scaled by `adamw_lr / lr`; this also
+    applies to `optim.min_lr`."""
     weight_decay: float = 0.0
     momentum: float = 0.95
-    """Decay rate of the running mean of the gradients."""
+    """The decay rate of the running mean of the gradients."""
     nesterov: bool = True
     """Nesterov momentum: the update looks ahead along the momentum."""
     ns_steps: int = 5
-    """Number of Newton-Schulz iterations, which bring the singular values of an update near 1."""
+    """The number of Newton-Schulz iterations, which bring the singular values of an update close to 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

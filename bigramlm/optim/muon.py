@@ -34,7 +34,7 @@ _SAFETY_FACTOR = 1.01
 class HasHiddenMatrices(Protocol):
     """A model that lists the matrices between its embedding and its head.
 
-    Each matrix is mapped to the number of matrices of equal height that are stacked in it.
+    `hidden_matrices` maps each parameter to the number of matrices of equal height that are stacked in the parameter.
     """
 
     def hidden_matrices(self) -> dict[torch.nn.Parameter, int]: ...
@@ -49,7 +49,7 @@ def build_muon(cfg: MuonConfig, model: Any, *, compiled: bool) -> torch.optim.Op
     matrices = {p: parts for p, parts in typed_model.hidden_matrices().items() if p.requires_grad}
     require(
         bool(matrices),
-        "optim=muon: Muon trains the matrices between a model's embedding and its head, and this model has no such "
+        "optim=muon: Muon trains the matrices between a model's embedding and its head, but this model has no such "
         "trainable matrix; choose optim=adamw",
     )
     rest = [p for p in trainable_parameters(model) if p not in matrices]
@@ -68,16 +68,18 @@ def build_muon(cfg: MuonConfig, model: Any, *, compiled: bool) -> torch.optim.Op
 
 
 def polar_express(n: int) -> list[tuple[float, float, float]]:
-    """Return the coefficients (a, b, c) of n iterations."""
+    """Return the coefficients (a, b, c) of each of n Newton-Schulz iterations."""
     return [POLAR_EXPRESS[min(k, len(POLAR_EXPRESS) - 1)] for k in range(n)]
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with nearly orthogonal updates.
+    """Gradient descent with momentum and nearly orthogonal updates.
 
-    All directions are learned equally fast. Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in
-    neural networks". PyTorch's Muon updates one matrix after the other, always in bf16. This class updates all
-    matrices of one shape together, and on a CPU, where bf16 is slow, in fp32.
+    In an orthogonal update all singular values are equal, so all directions are learned equally fast. Source: Jordan et
+    al. 2024, "Muon: An optimizer for hidden layers in neural networks".
+
+    PyTorch's Muon updates one matrix at a time, always in bf16. This class updates all matrices of one shape together.
+    On a CPU it computes in the dtype of the matrices (fp32), because bf16 is slow there.
     """
 
     def __init__(
@@ -90,9 +92,10 @@ class Muon(torch.optim.Optimizer):
         nesterov: bool,
         polynomials: list[tuple[float, float, float]],
     ) -> None:
-        """Take the matrices and the coefficients (a, b, c) of each iteration.
+        """Build the optimizer with zero momentum.
 
-        `matrices` maps each matrix to the number of matrices of equal height that are stacked in it.
+        matrices: maps each parameter to the number of matrices of equal height that are stacked in the parameter.
+        polynomials: the coefficients (a, b, c) of each Newton-Schulz iteration.
         """
         super().__init__(
             list(matrices), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
@@ -102,9 +105,9 @@ class Muon(torch.optim.Optimizer):
         self.init_momentum()
 
     def init_momentum(self) -> None:
-        """Set the momentum to zero for each matrix that has none.
+        """Set the momentum to zero for each matrix that has no momentum yet.
 
-        The first step may be compiled, so it cannot do this.
+        `step` cannot create the momentum, because the first step may be compiled.
         """
         for p in self.matrices:
             self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
@@ -131,9 +134,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
-    """Bring the singular values of matrices (N, R, C) near 1.
+    """Bring the singular values of matrices close to 1, and keep singular vectors.
 
-    The Newton-Schulz iterations, one per polynomial, keep the singular vectors.
+    matrices: N matrices of R rows and C columns, (N, R, C). polynomials: the coefficients (a, b, c) of each
+    Newton-Schulz iteration.
     """
     X = matrices.to(torch.bfloat16 if matrices.device.type != "cpu" else matrices.dtype)
     tall = X.shape[1] > X.shape[2]
@@ -152,9 +156,9 @@ def orthogonalise(matrices: Tensor, polynomials: Sequence[tuple[float, float, fl
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Several optimizers of different parameters, used as one.
+    """Several optimizers of disjoint sets of parameters, used as one optimizer.
 
-    They share one step and one state, and their parameter groups form one list.
+    One call of `step` steps all of them. They share one state, and their parameter groups form one list.
     """
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:

@@ -1,8 +1,13 @@
 """Tables of runs, statistics over seeds, and a self-contained report page.
 
-Jinja fills in the page and escapes all values. Apart from the charts, the page works without scripts: `page.js` draws
-the charts with plotly.js, from a block of JSON. Names are escaped before Plotly gets them, because Plotly interprets
-HTML tags. As a second protection, a Content-Security-Policy allows only the two scripts, by their hashes; it allows
-`eval`, because plotly.js uses it for the shaders of the parallel coordinates. To keep a click fast with hundreds of
-runs, curves of one colour form one trace with gaps, and a chart is drawn only when it is on the screen.
+`page.js` draws the charts with plotly.js from a block of JSON. Tables and samples work without JavaScript.
+
+Text from a run, such as a name, may contain HTML and must not be executed:
+- Jinja fills in the page and escapes all values.
+- `page.js` escapes names before it passes them to Plotly, because Plotly interprets HTML tags.
+- A Content-Security-Policy allows only the two scripts of the page, identified by their hashes. It also allows `eval`,
+  because plotly.js uses `eval` for the shaders of the parallel coordinates.
+
+Clicks stay fast with hundreds of runs, because all curves of one colour form one trace with gaps, and because a chart
+is drawn only when it is on the screen.
 """

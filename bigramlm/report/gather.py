@@ -1,4 +1,4 @@
-"""The data of a report, read from the folders of its runs."""
+"""The data of a report page, read from the run folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from bigramlm.runs.summary import RunSummary, as_override
 # The losses in the charts: their names on the page and in the records.
 LOSSES = {"val": "val/loss", "train": "train/loss", "batch": "train/batch_loss"}
 
-# A chart shows only the lows and highs of a longer series, so that outliers stay visible.
+# The maximum number of points of a series. A longer series is reduced to its local minima and maxima, so that outliers
+# stay visible.
 MAX_POINTS = 1000
 
 # The maximum length of a sample on the page, in characters.
@@ -27,16 +28,16 @@ Series = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Curves:
-    """The curves and horizontal lines of a run in the charts."""
+    """The curves and the horizontal lines that the charts show for a run."""
 
     series: dict[str, Series]
-    """The step, seconds and loss of each point, by the keys of `LOSSES`."""
+    """The steps, seconds and losses of the points, for each key of `LOSSES`."""
     references: dict[str, float]
-    """The losses of the counting baselines (best bigram, n-grams), by metric."""
+    """The losses of the counting baselines (best bigram, n-grams), by metric name."""
 
 
 def read_curves(run: RunSummary) -> Curves:
-    """Read the curves of a run from its records; missing values are left out."""
+    """Read the curves of a run from its records, skipping missing values."""
     series: dict[str, Series] = {name: {"step": [], "seconds": [], "loss": []} for name in LOSSES}
     references: dict[str, float] = {}
     for record in run.records:
@@ -59,7 +60,7 @@ def read_curves(run: RunSummary) -> Curves:
 
 
 def tokens_per_step(run: RunSummary) -> int | None:
-    """Return the tokens per update, or None if the config lacks the fields."""
+    """Return the tokens per step, or None if they cannot be read from the config."""
     fields = ("data.batch_size", "data.block_size", "trainer.grad_accumulation")
     try:
         return math.prod(int(run.get(name)) for name in fields)
@@ -80,9 +81,10 @@ def _is_reference(name: str) -> bool:
 
 
 def thinned(series: Series, max_points: int = MAX_POINTS) -> Series:
-    """Reduce a series to its ends and the lowest and highest loss of each interval.
+    """Reduce a series to at most max_points points that include its outliers.
 
-    Returns at most max_points points.
+    Keeps both ends of the series. Divides the series into intervals of equal length, and keeps the points with the
+    lowest and the highest loss of each interval.
     """
     n = len(series["loss"])
     if n <= max_points:
@@ -98,7 +100,8 @@ def thinned(series: Series, max_points: int = MAX_POINTS) -> Series:
 def data(table: RunTable, curves: Sequence[Curves], log_fields: Sequence[str]) -> dict[str, Any]:
     """Return the data of the page's charts, as values that JSON can represent.
 
-    curves: one per run, in the order of the table's rows.
+    curves: the curves of each run, in the order of the table rows. log_fields: the fields that a search varied on a
+    logarithmic scale.
     """
     runs = table.rows
     at = {run.number: index for index, run in enumerate(runs)}
@@ -156,9 +159,10 @@ def _number(text: str) -> float | None:
 
 
 def is_geometric(values: Sequence[float]) -> bool:
-    """Return whether values are spaced more evenly on a logarithmic scale.
+    """Check whether values are spaced more evenly on a log scale than linearly.
 
-    Two values count as such if they differ by a factor of at least 10.
+    Two different values count as geometric if they differ by a factor of at least 10. Returns False if there are fewer
+    than two different values, or if a value is not positive.
     """
     distinct = sorted(set(values))
     if len(distinct) < 2 or distinct[0] <= 0:
@@ -176,7 +180,8 @@ def is_geometric(values: Sequence[float]) -> bool:
 def references(curves: Sequence[Curves]) -> list[dict[str, Any]]:
     """Return the losses of the counting baselines, as horizontal lines for the charts.
 
-    A line has its split, name, loss and runs; the lines of most runs come first.
+    Each line is a dictionary with the split, the name, the loss and the indices of the runs that have this baseline.
+    Lines are sorted by the number of runs, largest first.
     """
     found: dict[tuple[str, str, float], list[int]] = {}
     for index, run_curves in enumerate(curves):
@@ -197,17 +202,17 @@ def _display_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """A field in which runs differ, with its values."""
+    """A field whose values differ between runs."""
 
     field: str
     values: list[str]
-    """The value of each run, in the order of the rows; empty if the run has none."""
+    """The value of each run, in the order of the rows; an empty string if the run has no value."""
 
     @property
     def counts(self) -> list[tuple[str, int]]:
-        """Each value with its number of runs.
+        """Each value with the number of runs that have it.
 
-        Numbers are sorted by size, other values are in the order of the rows.
+        If all values are numbers, they are sorted by size. Otherwise the values are in the order of the rows.
         """
         counted = {value: self.values.count(value) for value in dict.fromkeys(self.values)}
         if all(_number(value) is not None for value in counted):
@@ -216,7 +221,7 @@ class Difference:
 
 
 def differences(runs: Sequence[RunSummary]) -> list[Difference]:
-    """Return the differences in config, text, code and environment."""
+    """Return the differences between runs in config, text, code and environment."""
     facts = []
     for run in runs:
         git = run.part("git")
@@ -233,6 +238,6 @@ def differences(runs: Sequence[RunSummary]) -> list[Difference]:
 
 
 def sample_of(run: RunSummary) -> str:
-    """Return the run's sample, cut to MAX_SAMPLE_LENGTH characters."""
+    """Return the run's sample, truncated to MAX_SAMPLE_LENGTH characters."""
     text = run.sample or ""
     return text if len(text) <= MAX_SAMPLE_LENGTH else f"{text[:MAX_SAMPLE_LENGTH]} …"

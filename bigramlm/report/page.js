@@ -37,7 +37,7 @@ state.colour = colourChoices()[0].key;
 function colourChoices() {
   const found = data.fields.filter((field) => field.name !== "seed" && distinct(field.name).length > 1);
   const choices = found.map((field) => ({ key: "field " + field.name, text: field.name }));
-  const each = { key: "run", text: "one colour each" };
+  const each = { key: "run", text: "one colour per run" };
   const loss = { key: "final", text: "final " + data.measure };
   const isFew = runs.length <= CATEGORIES.length;
   if (data.groups.length > 0 && choices.length > 0) return [...choices, ...(isFew ? [each] : []), loss];

@@ -1,6 +1,6 @@
-"""The page of a report: a self-contained HTML file.
+"""The report page, a self-contained HTML file.
 
-No text that comes from a run can be executed in it.
+Text from a run is escaped, so that a browser never executes it.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ from bigramlm.runs.summary import RunSummary
 from bigramlm.utils import files
 
 GENERATOR = "bigramlm report"
-"""The generator in a page's metadata. A file without this generator is not a report, and is not overwritten."""
+"""The generator in the metadata of a report page. A file without this generator is not a report and is not
+overwritten."""
 
 
 def write(table: RunTable, path: Path, *, title: str, log_fields: Sequence[str] = ()) -> None:
     """Write a report of these runs to a file.
 
-    log_fields: the fields that a search varied on a logarithmic scale; for other fields, the values determine the
-    scale. Raises UserError if the file exists and is not a report.
+    log_fields: the fields that a search varied on a logarithmic scale. For other fields, the spacing of the values
+    determines the scale. Raises UserError if the file exists and is not a report.
     """
-    require(not path.is_dir(), f"{path}: is a folder; name a file, such as {path / 'report.html'}")
-    require(path.parent.is_dir(), f"{path.parent}: no such folder; create it or name another one")
+    require(not path.is_dir(), f"{path} is a folder: choose a file, such as {path / 'report.html'}")
+    require(path.parent.is_dir(), f"{path.parent} does not exist: create this folder or choose a different one")
     if path.exists():
         with path.open("rb") as file:
             is_ours = f'<meta name="generator" content="{GENERATOR}">'.encode() in file.read(4096)
-        require(is_ours, f"{path}: not a report, so it is not overwritten; name another file")
+        require(is_ours, f"{path} exists and is not a report, so it is not overwritten: choose a different file")
     files.write(path, [page(table, title=title, log_fields=log_fields).encode(errors="replace")])
 
 
 def page(table: RunTable, *, title: str, log_fields: Sequence[str] = ()) -> str:
-    """Return the page as HTML."""
+    """Return the report page as HTML."""
     # These imports are slow, and the other commands do not need them.
     from jinja2 import Environment
     from markupsafe import Markup

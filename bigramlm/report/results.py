@@ -1,6 +1,6 @@
 """Tables of runs: the jobs of a sweep, or any runs.
 
-The status of a run is in the summary in its own folder, so there is a table even for a sweep that was killed.
+Each run saves its status in the summary in the run folder, so that a table can be made even for a killed sweep.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bigramlm.report.statistics import Group, verdict
 from bigramlm.runs.summary import RunSummary
 from bigramlm.utils.console import table
 
-# The maximum number of rows on the terminal, which shows the best; results.md contains all rows.
+# The maximum number of rows on the terminal, which shows only the best runs. results.md contains all rows.
 SHOWN = 40
 
 # The width of the column `sample` in characters.
@@ -26,14 +26,15 @@ class RunTable:
     """A table of runs with their results, the best run first."""
 
     kind = "run"
-    """The noun for a row."""
+    """The noun for a row of the table: run or job."""
     planned = 0
-    """The minimum number of runs, if a search adds them one by one; else 0."""
+    """The minimum number of runs of a search, which adds runs one by one; 0 without a search."""
 
     def __init__(self, runs: Sequence[RunSummary], swept: Sequence[str] = ()) -> None:
         """Sort the runs, and choose the fields that the table shows.
 
-        swept: fields that are always shown. Other fields are added if they were set for any run and differ.
+        swept: the names of the fields that are always shown. Any other field is shown if at least one run overrides the
+        field and its values differ between runs.
         """
         typed = (name for run in runs for name in run.typed if not name.startswith("logger"))
         names = list(dict.fromkeys([*swept, *typed]))
@@ -52,19 +53,19 @@ class RunTable:
 
     @property
     def measure(self) -> str:
-        """The measure that compares the runs."""
+        """The name of the measure by which runs are compared."""
         return "val bpc" if self.in_bits else "val loss"
 
     @property
     def short(self) -> str:
-        """A short name of the measure."""
+        """The short name of the measure, used as a column name."""
         return "bpc" if self.in_bits else "val"
 
     @property
     def best(self) -> RunSummary | None:
         """The completed run with the lowest final val loss.
 
-        None if no run is completed, or if the losses cannot be compared.
+        None if no run has completed, or if the losses cannot be compared.
         """
         first = self.rows[0] if self.rows else None
         comparable = self.n_texts == 1 and (self.in_bits or self.n_tokenizers == 1)
@@ -72,12 +73,18 @@ class RunTable:
 
     @property
     def n_tokenizers(self) -> int:
-        """The number of different tokenizers; only bits per character compare these."""
+        """The number of different tokenizers.
+
+        Runs with different tokenizers can be compared only in bits per character.
+        """
         return max(1, len({row.tokenizer for row in self.rows if row.tokenizer}))
 
     @property
     def n_texts(self) -> int:
-        """The number of different training texts, whose losses cannot be compared."""
+        """The number of different training texts.
+
+        Losses on different texts cannot be compared.
+        """
         return max(1, len({row.text for row in self.rows if row.text}))
 
     def count(self) -> str:
@@ -89,7 +96,8 @@ class RunTable:
     def columns(self, rows: list[RunSummary], *, samples: bool = True) -> dict[str, list[str]]:
         """Return the cells of these rows by column.
 
-        If the models differ, the table has additional columns that distinguish them.
+        If the models differ, the table has additional columns: the number of parameters, bits per character and, if
+        samples is True, a line of the sample.
         """
         sizes = {row.n_params for row in self.rows if row.n_params is not None}
         models_differ = len(sizes) > 1 or any(re.match(r"model(\.|$)", field) for field in self.fields)
@@ -112,8 +120,8 @@ class RunTable:
     def groups(self) -> list[Group]:
         """Return the groups of runs that differ only in the seed, the best mean first.
 
-        Without a swept seed there are no groups. A seed counts once, with its newest run, because repeating the same
-        run says nothing about chance.
+        The list is empty if the seed was not varied. If a seed was run more than once, only its newest run counts,
+        because repeating the same run does not measure the variation between seeds.
         """
         return self._groups() if "seed" in self.fields else []
 
@@ -138,20 +146,22 @@ class RunTable:
         return sorted(found, key=lambda group: group.mean)
 
     def notes(self) -> list[str]:
-        """Return notes on the results: what they show, and what limits them."""
+        """Return notes on the results: significance, comparability and failed runs."""
         notes = [verdict(groups)] if len(groups := self.groups()) > 1 else []
         notes += [f"{group.name or 'all'}: {group.repeated}." for group in self._groups() if group.repeated]
         completed = [row for row in self.rows if row.status == "completed"]
         if "seed" not in self.fields and len(completed) > 1:
             advice = "sweep the best values with seed=1,2,3" if self.planned else "add seed=1,2,3"
-            notes.append(f"Each has one seed: {advice} to see how much of the differences is chance.")
+            notes.append(f"Each setting was run with one seed: {advice} to see which differences are due to chance.")
         if self.in_bits:
-            notes.append("In bits per character (bpc), because a loss is per token and the tokenizers differ.")
+            notes.append(
+                "In bits per character (bpc), because losses per token of different tokenizers are not comparable."
+            )
         elif self.n_tokenizers > 1:
             notes.append(f"Not comparable: these {self.kind}s have {self.n_tokenizers} different tokenizers.")
         if lossy := [row.name for row in completed if not row.is_comparable]:
             names = f"{self.kind} {lossy[0]}" if len(lossy) == 1 else f"{self.kind}s {', '.join(lossy[:8])}"
-            notes.append(f"Not comparable: {names}, whose tokenizer loses part of the text, so bpc is too low.")
+            notes.append(f"Not comparable: {names}, because bpc is too low if the tokenizer loses part of the text.")
         if self.n_texts > 1:
             notes.append(f"Not comparable: these {self.kind}s were trained on {self.n_texts} different texts.")
         failed = sorted((row for row in self.rows if row.status == "failed"), key=lambda row: row.number)
@@ -162,19 +172,22 @@ _STATES = ("completed", "pruned", "stopped", "failed", "killed", "running", "pen
 
 
 def short(value: str) -> str:
-    """Shorten a value: a long number to four digits, a long text to its end."""
+    """Shorten a value for a table.
+
+    A long number is rounded to four significant digits. Only the end of a long text is kept.
+    """
     if re.fullmatch(r"-?\d+\.\d{4,}(e[-+]?\d+)?|-?\d+\.\d+e[-+]?\d+|-?\d{7,}\.\d+", value):
         return f"{float(value):.4g}"
     return one_line(value) if len(value) <= 30 else f"…{one_line(value)[-29:]}"
 
 
 def one_line(text: str | None) -> str:
-    """Return the first line of a text that is not empty."""
+    """Return the first non-empty line of a text, or an empty string."""
     return next((line.strip() for line in (text or "").splitlines() if line.strip()), "")
 
 
 def typed(run: RunSummary) -> str:
-    """Return the values that compare a run with others, as overrides."""
+    """Return the values that distinguish a run from the others, as overrides."""
     return " ".join(f"{field}={short(value)}" for field, value in run.values.items())
 
 
@@ -191,7 +204,7 @@ def _rank(row: RunSummary) -> tuple[int, float]:
 
 
 def seed_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
-    """Return the head and the rows of the table over seeds."""
+    """Return the header and the rows of the table of statistics over seeds."""
     rows = []
     for group in groups:
         std = "-" if math.isnan(group.std) else f"{group.std:.4f}"
@@ -212,7 +225,7 @@ def width_of(columns: dict[str, list[str]]) -> int:
 
 
 def transposed(columns: dict[str, list[str]]) -> tuple[list[str], list[list[str]]]:
-    """Return the head and the rows of a table that is given by column."""
+    """Convert a table from columns to its header and its rows."""
     return list(columns), [list(line) for line in zip(*columns.values(), strict=True)]
 
 
@@ -227,8 +240,9 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def compares_tokenizers(fields: Iterable[str]) -> bool:
-    """Return True if one of these fields belongs to the tokenizer.
+    """Check whether any of these fields is the tokenizer or one of its fields.
 
-    The losses of different tokenizers can only be compared in bits per character.
+    If so, runs that differ in these fields have different tokenizers, and their losses can be compared only in bits per
+    character.
     """
     return any(re.match(r"tokenizer(\.|$)", name) for name in fields)

@@ -14,10 +14,11 @@ class Group:
     """The final val losses of runs that differ only in the seed."""
 
     name: str
+    """The values that distinguish the group from the others, as overrides; empty if there is only one group."""
     losses: list[float]
     """One loss per seed."""
     rows: tuple[RunSummary, ...] = ()
-    """The runs with these losses."""
+    """The runs that the losses belong to."""
     n_runs: int = 0
     """The number of runs, including older runs with the same seed; 0 if unknown."""
 
@@ -25,7 +26,7 @@ class Group:
     def repeated(self) -> str:
         """A note on seeds that were run more than once, or an empty string.
 
-        An example: `1 seed, run 3 times; the newest run counts`.
+        Example: `1 seed, run 3 times; the newest run counts`.
         """
         seeds = len(self.losses)
         if self.n_runs <= seeds:
@@ -49,12 +50,12 @@ def verdict(groups: list[Group]) -> str:
     """Describe whether the best group is significantly better than the second.
 
     The test is Welch's t-test at 95% (Welch 1947, "The generalization of 'Student's' problem when several different
-    population variances are involved"). groups: at least two, the best mean first.
+    population variances are involved"). groups: at least two groups, sorted by mean loss, lowest first.
     """
     a, b = groups[:2]
     lead = f"{a.name or 'the first'} is ahead of {b.name or 'the second'} by {b.mean - a.mean:.4f}"
     if min(len(a.losses), len(b.losses)) < 2:
-        return f"{lead}: no winner, because one of them has only one seed."
+        return f"{lead}: no winner, because at least one of them has only one seed."
     errors = [group.std**2 / len(group.losses) for group in (a, b)]
     spread = math.sqrt((a.std**2 + b.std**2) / 2)
     if spread == 0:

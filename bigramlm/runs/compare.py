@@ -9,7 +9,7 @@ from bigramlm.logger.metrics import read_records
 
 
 def compare_losses(a: Path, b: Path) -> str:
-    """Return a line that names the first step at which the losses of two runs differ."""
+    """Return a line with the first step at which the losses of two runs differ."""
     records: list[dict[int, dict[str, Any]]] = []
     for folder in (a, b):
         path = folder / "metrics.jsonl"
@@ -21,7 +21,7 @@ def compare_losses(a: Path, b: Path) -> str:
             loss_a, loss_b = records[0][step].get(name), records[1][step].get(name)
             if loss_a is not None and loss_b is not None and loss_a != loss_b:
                 before = "no earlier step is equal" if last_equal is None else f"equal up to step {last_equal}"
-                return f"losses: differ from step {step}, {name} {loss_a:.6g} and {loss_b:.6g}; {before}"
+                return f"losses: differ from step {step}, {name} is {loss_a:.6g} and {loss_b:.6g}; {before}"
         last_equal = step
     return (
         f"losses: equal at all {len(common)} steps that both runs recorded" if common else "losses: no step in common"

@@ -1,4 +1,4 @@
-"""Lookup of runs, sweeps, checkpoints and pretrained weights on the disk."""
+"""Lookup of runs, sweeps, checkpoints and pretrained weights."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from bigramlm.utils.console import relative
 log = logging.getLogger(__name__)
 
 PLAN = "sweep.json"
-"""The file that identifies the folder of a sweep."""
+"""The name of the file that every sweep folder contains."""
 
 
 def read_run(folder: Path) -> RunSummary | None:
-    """Read the run in a folder, None if there is none."""
+    """Read the run in a folder; return None if there is no readable summary."""
     run = RunSummary.read(folder)
     return run if run.has_summary else None
 
 
 def folders(below: Path) -> Iterator[Path]:
-    """Yield the run folders in a folder, including the folder itself."""
+    """Yield all run folders in a folder, or the folder itself if it is a run folder."""
     for folder, inner, files in os.walk(below):
         if "summary.json" in files:
             inner.clear()
@@ -40,44 +40,45 @@ def outputs() -> Path:
 
 
 def find(where: str, *, containing: str = "summary.json") -> Path:
-    """Find the folder of a run or a checkpoint.
+    """Find a run folder or a checkpoint folder.
 
-    where: `latest`, or a path relative to the working folder, outputs/, outputs/runs/ or outputs/sweeps/, as
-    `runs.py list` shows it. `latest` is the most recently started run whose folder contains `containing`. Raises
-    UserError if there is no such folder.
+    where: `latest`, an absolute path, or a path relative to the working folder, outputs/runs/, outputs/sweeps/ or
+    outputs/. The paths that `runs.py list` prints are valid. `latest` is the most recently started run whose folder
+    contains a file or folder with the name `containing`. Raises UserError if there is no such folder.
     """
     if where == "latest":
         return _latest(containing)
     folder = _require_existing(where)
-    if folder.is_file() and folder.name in ("last", "best"):  # RUN/checkpoints/best: contains a checkpoint's name
+    if folder.is_file() and folder.name in ("last", "best"):  # RUN/checkpoints/best contains a checkpoint's name
         name = folder.read_text("utf-8", "replace").strip()
-        require(paths.step_of(name) is not None, f"{where}: does not contain the name of a checkpoint: {name[:60]!r}")
+        require(paths.step_of(name) is not None, f"{where} should name a checkpoint, but contains {name[:60]!r}")
         return folder.with_name(name)
     return folder
 
 
 def find_sweep(where: str) -> Path:
-    """Find the folder of a sweep.
+    """Find a sweep folder.
 
-    where: `latest`, or a path as for `find`. Raises UserError if there is no such sweep.
+    where: a path as for `find`, or `latest` for the most recently used sweep. Raises UserError if there is no such
+    sweep.
     """
     if where == "latest":
         found = [path for path in (outputs() / "sweeps").glob("*") if (path / PLAN).exists()]
         require(
-            bool(found), f"{outputs() / 'sweeps'}: there is no sweep yet; start one with python scripts/train.py -m"
+            bool(found), f"{outputs() / 'sweeps'} contains no sweep yet; start a sweep with python scripts/train.py -m"
         )
         return max(found, key=lambda path: (path / PLAN).stat().st_mtime_ns)  # the most recently used one
     folder = _require_existing(where)
     is_sweep = (folder / PLAN).exists() or any(folder.glob("*/summary.json"))
-    require(folder.is_dir() and is_sweep, f"{where}: is not the folder of a sweep, which contains a {PLAN}")
+    require(folder.is_dir() and is_sweep, f"{where} is not a sweep folder: it contains no {PLAN} and no jobs")
     return folder
 
 
 def find_pretrained(where: str) -> Pretrained | None:
     """Find the pretrained GPT-2 weights that `init_from=` names.
 
-    where: a folder in Hugging Face's layout, or a name on its hub. Returns None if it is neither. Raises UserError if
-    the weights cannot be read or downloaded, or belong to another model.
+    where: a folder in Hugging Face's layout, or the name of a model on the Hugging Face hub. Returns None if `where` is
+    neither. Raises UserError if the weights cannot be read or downloaded, or if they are not those of a GPT-2.
     """
     if where == "latest":
         return None
@@ -88,14 +89,14 @@ def find_pretrained(where: str) -> Pretrained | None:
     return open_pretrained(where) if on_hub else None
 
 
-# Names of models on the hub without the prefix of an owner.
+# The GPT-2 models on the hub whose names have no owner, as in OWNER/NAME.
 _HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 
 
 def _require_existing(where: str) -> Path:
     folder = _lookup(where)
     if folder is None:
-        raise UserError(f"{where or repr('')}: there is no such folder; python scripts/runs.py list shows all runs")
+        raise UserError(f"{where or repr('')}: this folder does not exist; python scripts/runs.py list shows all runs")
     return folder
 
 
@@ -109,8 +110,8 @@ def _latest(containing: str) -> Path:
     for _, run in reversed(found):
         if (run / containing).exists():
             return run
-        log.warning("skipped: the newer run %s has no %s", relative(run), containing)
-    raise UserError(f"{outputs()}: there is no run with a {containing} yet; start one with python scripts/train.py")
+        log.warning("skipped: the run %s is newer but contains no %s", relative(run), containing)
+    raise UserError(f"{outputs()} contains no run with {containing} yet; start a run with python scripts/train.py")
 
 
 def search_folders() -> tuple[Path, ...]:
@@ -119,16 +120,16 @@ def search_folders() -> tuple[Path, ...]:
 
 
 def saved_config(folder: Path) -> Path:
-    """Return the path of the config.yaml of a run or a checkpoint.
+    """Return the path of config.yaml in a run folder or a checkpoint folder.
 
-    Raises UserError if there is none.
+    Raises UserError if there is no config.yaml.
     """
     path = folder / "config.yaml"
     weights = next((file.name for file in folder.glob("*") if file.suffix in (".safetensors", ".bin")), None)
     require(
         path.is_file() or weights is None,
-        f"{folder}: contains {weights} and no config.json, which describes the model; copy config.json from the source "
-        "of the weights",
+        f"{folder} contains {weights} but no config.json, so the shape of the model is unknown; copy config.json from "
+        "the source of the weights",
     )
-    require(path.is_file(), f"{folder}: is neither a run nor a checkpoint: there is no config.yaml")
+    require(path.is_file(), f"{folder} is neither a run nor a checkpoint: it contains no config.yaml")
     return path

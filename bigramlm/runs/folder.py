@@ -25,9 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """The folder of one run.
+    """The folder of a run.
 
-    The summary on the disk contains the run's status. It is never partly written, except on a full disk.
+    The run's status and results are recorded in summary.json. A crash cannot leave a partly written summary.json,
+    except on a full disk.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,35 +39,37 @@ class RunFolder:
     def claim(self) -> None:
         """Prepare the folder for a new run.
 
-        Raises UserError if the folder contains a run that has started, because nothing is overwritten.
+        Raises UserError if the folder contains the metrics or checkpoints of a run, because they must not be
+        overwritten.
         """
         if (self.path / "metrics.jsonl").exists() or any(self.path.glob("checkpoints/step_*")):
             raise UserError(
-                f"{self.path}: already contains a run, which is not overwritten; resume it with resume={self.path}, "
-                "or choose another folder"
+                f"{self.path} already contains a run, which would be overwritten; resume that run with "
+                f"resume={self.path}, or choose a different folder"
             )
         self.summary = {"id": uuid.uuid4().hex[:12]}
 
     def has_run_of(self, hashes: Sequence[str]) -> bool:
-        """Return whether the folder contains a run of this config.
+        """Check whether the folder contains a run with a given config.
 
-        hashes: the config's `config_hashes`.
+        hashes: the `config_hashes` of the config.
         """
         found = read_summary(self.path) or {}
         return found.get("asked") in hashes and (self.path / "config.yaml").exists()
 
     def reopen(self) -> None:
-        """Read the summary of the run in the folder; no file changes before `begin`."""
+        """Read the summary of the run that resumes; no file is changed."""
         found = read_summary(self.path)
         if found is None:
-            log.warning("%s: summary.json cannot be read and is replaced by a new one", self.path)
+            log.warning("%s: summary.json cannot be read, so a new summary.json will replace it", self.path)
         self.summary = found or {}
         self.summary.setdefault("id", uuid.uuid4().hex[:12])
 
     def begin(self, overrides: list[str], *, resumed_at: int | None = None) -> None:
         """Record in the summary that the run has started or resumed.
 
-        From now on, the end of the run is recorded there too.
+        After this call, the status at the end of the run is recorded too. resumed_at: the step from which the run
+        resumes; None for a new run.
         """
         self.begun = True
         if resumed_at is None:
@@ -83,9 +86,10 @@ class RunFolder:
     def begin_training(
         self, config: str, overrides: list[str], resumed_at: int | None, *, is_changed: bool = False
     ) -> None:
-        """Save the resolved config (as YAML) and record a resume in the summary.
+        """Save the resolved config, which is YAML, and record a resume in the summary.
 
-        is_changed: whether the config has changed, so that a sweep no longer recognises the run as its job.
+        resumed_at: the step from which the run resumes; None for a new run. is_changed: if True, the config differs
+        from that before the resume, so a sweep must no longer recognise the run as its job.
         """
         if resumed_at is not None:
             if is_changed:
@@ -97,19 +101,19 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Lock the folder, so that no other process can train in it.
 
-        The operating system releases the lock when the process ends, even after a crash. Raises UserError if another
+        The operating system releases the lock when the process ends, even if it crashes. Raises UserError if another
         process holds the lock.
         """
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.path / LOCK, timeout=1)  # runs.py list holds it briefly
+        lock = FileLock(self.path / LOCK, timeout=1)  # waits, because runs.py list holds the lock briefly
         try:
             lock.acquire()
         except Timeout:
             holder = _read_json(self.path / HOLDER) or {}
             raise UserError(
                 f"{self.path}: another process trains in it: pid {holder.get('pid')} on {holder.get('host')}, "
-                f"since {holder.get('started')}; wait for that process, stop it, or choose another folder"
+                f"since {holder.get('started')}; wait for that process, stop it, or choose a different folder"
             ) from None
         try:
             _write(self.path / HOLDER, json.dumps(process()))
@@ -119,7 +123,11 @@ class RunFolder:
             lock.release()
 
     def save_config(self, yaml: str, overrides: list[str], *, resumed_at: int | None = None) -> None:
-        """Save the config, below comments with the overrides, old ones included."""
+        """Write config.yaml: the overrides as comments, followed by the config as YAML.
+
+        The comments of a resumed run include the overrides with which the run was started. resumed_at: the step from
+        which the run resumes; None for a new run.
+        """
         path = self.path / "config.yaml"
         comments = [f"# typed: {override!r}\n" for override in overrides]
         if resumed_at is not None:
@@ -129,7 +137,7 @@ class RunFolder:
         _write(path, "".join(comments) + yaml)
 
     def update_summary(self, **values: Any) -> None:
-        """Update these values in summary.json and keep the others."""
+        """Update these values in summary.json and keep all other values."""
         self.summary |= values
         path, content = self.path / "summary.json", json.dumps(self.summary, indent=1, ensure_ascii=False) + "\n"
         try:
@@ -140,7 +148,7 @@ class RunFolder:
             _write_over(path, content.encode())
 
     def add_sample(self, step: int, text: str) -> None:
-        """Append a sample to samples.txt, unless it is already the last one.
+        """Append a sample to samples.txt, unless the file already ends with this sample.
 
         A resumed run may generate the same sample again.
         """
@@ -157,18 +165,18 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read a run's saved config as plain dictionaries; empty if it cannot be read."""
+    """Read the saved config of a run; return an empty dict if it cannot be read."""
     from omegaconf import OmegaConf
 
     try:
         config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
-    except Exception:  # the run was refused early, or the file is damaged; its summary can still be shown
+    except Exception:  # the run ended before it saved a config, or the file is damaged; the summary can still be shown
         return {}
     return config if isinstance(config, dict) else {}  # type: ignore[return-value]
 
 
 def last_sample(folder: Path) -> str | None:
-    """Return the last sample of a run, None if there is none."""
+    """Return the last sample of a run, or None if the run has no samples."""
     try:
         text = (folder / "samples.txt").read_text("utf-8", "replace")
     except OSError:
@@ -185,29 +193,35 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def status(folder: Path, summary: dict[str, Any]) -> str:
-    """Return the run's status: `killed` if it is `running` but the folder is unlocked."""
+    """Return the status of a run, as recorded or `killed`.
+
+    A run is `killed` if its summary says `running`, but no process has locked the folder.
+    """
     recorded = str(summary.get("status", "unknown"))
     return "killed" if recorded == "running" and not is_locked(folder) else recorded
 
 
 def holder(folder: Path) -> int | None:
-    """Return the id of the process on this machine that trains in the folder, if any."""
+    """Return the id of the process that trains in the folder.
+
+    Returns None if there is no such process on this machine.
+    """
     found = _read_json(folder / HOLDER) or {}
     return int(found["pid"]) if found.get("host") == platform.node() and is_locked(folder) else None
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether a process is training in the folder."""
+    """Check whether a process has locked the folder, which means that it trains there."""
     from filelock import FileLock, Timeout
 
     if not (folder / LOCK).exists():
         return False
     try:
-        with FileLock(folder / LOCK, timeout=0.1, poll_interval=0.02):  # another call of this function holds it briefly
+        with FileLock(folder / LOCK, timeout=0.1, poll_interval=0.02):  # a concurrent call holds the lock briefly
             return False
     except Timeout:
         return True
-    except OSError:  # a read-only folder of another user
+    except OSError:  # e.g. the folder is read-only
         return False
 
 
@@ -218,7 +232,7 @@ def versions() -> dict[str, str]:
     for package in ("bigramlm", "torch", "numpy", "hydra-core", "omegaconf"):
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # run from a checkout without installing it
+        except PackageNotFoundError:  # e.g. bigramlm runs from a checkout and is not installed
             found[package] = "not installed"
     return found
 
@@ -231,12 +245,12 @@ def process() -> dict[str, Any]:
 
 @functools.cache  # the process keeps running the code that it started with
 def git_state() -> dict[str, Any] | None:
-    """Return the commit of the checkout and whether files differ from it.
+    """Return the checked-out commit, and whether files differ from that commit.
 
-    Returns None outside a checkout.
+    Returns None if the package does not run from a git checkout.
     """
     if not paths.IN_CHECKOUT:
-        return None  # the environment may lie inside an unrelated repository
+        return None  # the installed package may be inside an unrelated repository
     try:
         status, commit = (
             subprocess.run(
@@ -254,7 +268,8 @@ def _write(path: Path, content: str) -> None:
 
 
 def _write_over(path: Path, content: bytes) -> None:
-    # Overwrite the file in place, which needs space only for its growth. If there is none, restore the old content.
+    # Overwrite the file in place, which needs disk space only if the file grows. If there is no space, restore the old
+    # content and raise OSError.
     with path.open("r+b", buffering=0) as file:
         old = file.read()
         for text in (content, old):

@@ -1,4 +1,4 @@
-"""The summary of a run, as read from its folder."""
+"""The facts about a run, as read from its folder."""
 
 from __future__ import annotations
 
@@ -19,34 +19,39 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The facts about a run in its folder.
+    """The facts about a run that its folder contains.
 
-    All of them are optional: the run may have been refused or killed, and its files edited by a person.
+    Every fact may be missing, because the run may have failed early or been killed, and a person may have edited its
+    files.
     """
 
     folder: Path
     name: str = ""
-    """The name of the run among others."""
+    """The name of the run in tables; by default the name of its folder."""
     typed: dict[str, str] = field(default_factory=dict)
-    """The overrides of the run, including those on resuming, as values by field."""
+    """The values of the run's overrides, by field. Overrides that were given on resuming are included."""
     reason: str | None = None
-    """The reason why the run left no summary, if it is known."""
+    """The reason why there is no summary, if known."""
     summary: dict[str, Any] = field(default_factory=dict)
-    """The contents of summary.json; empty if there is none."""
+    """The contents of summary.json; empty if the file cannot be read."""
     has_summary: bool = False
     """True if summary.json exists and can be read."""
     number: int = 0
-    """The position of the run among others, in the order in which they were given."""
+    """The number of the run in a comparison, in the order in which the runs were given."""
     values: dict[str, str] = field(default_factory=dict)
-    """The values that distinguish the run from others, by field."""
+    """The values that distinguish the run from the other runs in a comparison, by field."""
     in_bits: bool = False
-    """True if losses are compared in bits per character (for different tokenizers) and not in nats per token."""
+    """The unit of losses in a comparison. True means bits per character, which are used for runs with different
+    tokenizers. False means nats per token."""
 
     @classmethod
     def read(
         cls, folder: Path, name: str = "", typed: dict[str, str] | None = None, reason: str | None = None
     ) -> RunSummary:
-        """Read a run from its folder; typed: the overrides, if not those in the summary."""
+        """Read a run from its folder.
+
+        typed: the values of the overrides, by field, if they are known; otherwise they are read from the summary.
+        """
         found = read_summary(folder)
         summary = found or {}
         typed = _typed(summary.get("overrides")) if typed is None else dict(typed)
@@ -57,15 +62,15 @@ class RunSummary:
         return cls(folder, name or folder.name, typed, reason, summary, has_summary=found is not None)
 
     def compared(self, number: int, values: dict[str, str], *, in_bits: bool) -> RunSummary:
-        """Return a copy of the run with its position and values in a comparison."""
+        """Return a copy of the run with its number, values and unit in a comparison."""
         return replace(self, number=number, values=values, in_bits=in_bits)
 
     @functools.cached_property
     def status(self) -> str:
         """The status of the run.
 
-        The status in the summary, but `killed` if that is `running` and the folder is not locked. Without a summary, it
-        is `failed` if there is a reason, else `pending`.
+        With a summary, it is the recorded status, or `killed` if `running` is recorded but no process has locked the
+        folder. Without a summary, it is `failed` if `reason` is known, else `pending`.
         """
         if not self.has_summary:
             return "failed" if self.reason else "pending"
@@ -73,31 +78,31 @@ class RunSummary:
 
     @property
     def error(self) -> str | None:
-        """The error of a failed run; None for other runs."""
+        """The error message of a failed run; None for all other runs."""
         return (self.summary.get("error") or self.reason) if self.status == "failed" else None
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """The saved config as plain dictionaries; empty if there is none."""
+        """The saved config as plain dictionaries; empty if it cannot be read."""
         return read_config(self.folder)
 
     def get(self, name: str) -> Any:
-        """Return a field of the config by its full name, None if there is none."""
+        """Return a config field by its full name, or None if there is no such field."""
         value: Any = self.config
         for part_name in name.split("."):
             value = value.get(part_name) if isinstance(value, dict) else None
         return value
 
     def values_of(self, names: Sequence[str]) -> dict[str, str]:
-        """Return the values of these fields as in overrides.
+        """Return the values of these fields, written as in overrides.
 
-        A field that is not overridden gets its value from the config.
+        The value of a field that is not overridden is taken from the config.
         """
         saved = self._config_as_overrides() if set(names) - set(self.typed) else {}
         return {name: normalised(self.typed.get(name, saved.get(name, ""))) for name in names}
 
     def _config_as_overrides(self) -> dict[str, str]:
-        # The choice of a group, such as `data`, is the `name` in that group.
+        # The value of a group, e.g. `data`, is the field `name` of that group.
         config = flat(self.config)
         named = {group: config[f"{group}.name"] for group in (*KINDS, "device") if f"{group}.name" in config}
         return {name: as_override(value) for name, value in {**named, **config}.items()}
@@ -112,17 +117,17 @@ class RunSummary:
 
     @functools.cached_property
     def sample(self) -> str | None:
-        """The last sample of the run."""
+        """The last sample of the run; None if there are no samples."""
         return last_sample(self.folder)
 
     @property
     def final(self) -> float | None:
-        """The final val loss, in the unit of the comparison."""
+        """The final val loss in the unit of the comparison (see `in_bits`)."""
         return self.bpc if self.in_bits else self.final_loss
 
     @property
     def best(self) -> float | None:
-        """The lowest val loss of an evaluation, in the unit of the comparison."""
+        """The lowest val loss so far in the unit of the comparison (see `in_bits`)."""
         return self.convert_loss(self.best_loss)
 
     @property
@@ -132,18 +137,19 @@ class RunSummary:
 
     @property
     def best_loss(self) -> float | None:
-        """The lowest val loss of an evaluation in nats per token."""
+        """The lowest val loss so far in nats per token."""
         return _number(self.summary.get("best"), "val/loss", float)
 
     @property
     def val_loss(self) -> float | None:
-        """The final val loss in nats per token; before the end, the lowest so far."""
+        """The final val loss, or else the lowest val loss so far, in nats per token."""
         return self.best_loss if self.final_loss is None else self.final_loss
 
     def convert_loss(self, loss: float | None, split: str = "val") -> float | None:
-        """Convert a loss of a split from nats per token to the unit of the comparison.
+        """Convert a loss from nats per token to the unit of the comparison.
 
-        Returns None if the loss or the characters per token are unknown.
+        split: the split on which the loss was measured. Returns None if the loss is None, or if the number of
+        characters per token in this split is unknown.
         """
         if loss is None or not self.in_bits:
             return loss
@@ -157,7 +163,7 @@ class RunSummary:
 
     @property
     def n_params(self) -> int | None:
-        """The number of trained parameters, or of counts for a count-based model."""
+        """The number of trained parameters; for a count-based model, the number of counts."""
         return _number(self.summary, "n_params", int)
 
     @property
@@ -192,31 +198,31 @@ class RunSummary:
 
     @property
     def is_comparable(self) -> bool:
-        """True if the loss can be compared.
+        """True if the loss can be compared with the losses of other runs.
 
-        The bits per character of a tokenizer that loses text are too low.
+        Bits per character are too low if the tokenizer loses a part of the text.
         """
         return not self.in_bits or bool(self.part("tokenizer").get("lossless", True))
 
     @property
     def overrides(self) -> list[str]:
-        """The overrides that the run was started with."""
+        """The overrides with which the run was started."""
         found = self.summary.get("overrides")
         return [str(word) for word in found] if isinstance(found, list) else []
 
     def part(self, name: str) -> dict[str, Any]:
-        """Return a dictionary in the summary, empty if it is missing or damaged."""
+        """Return a dictionary in the summary; it is empty if missing or damaged."""
         found = self.summary.get(name)
         return found if isinstance(found, dict) else {}
 
 
 def as_override(value: Any) -> str:
-    """Return a config value as it is written in an override."""
+    """Write a config value as in an override, e.g. null for None."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def normalised(value: str) -> str:
-    """Return a value in a normal form, e.g. 0.01 for 1e-2 and 0 for 0.0."""
+    """Normalise a value, so that equal values are equal texts: 1e-2 becomes 0.01."""
     try:
         number = float(value)
     except ValueError:
@@ -225,11 +231,11 @@ def normalised(value: str) -> str:
 
 
 def _typed(overrides: Any) -> dict[str, str]:
-    # The overrides in a summary as values by field; empty if they are damaged.
+    # Return the values of the overrides in a summary, by field; empty if the summary is damaged.
     return Overrides(map(str, overrides)).values() if isinstance(overrides, list) else {}
 
 
 def _number(figures: Any, name: str, kind: Callable[[Any], T]) -> T | None:
-    # A person may have edited the summary.
+    # Return None if the entry is not a number, because a person may have edited the summary.
     found = figures.get(name) if isinstance(figures, dict) else None
     return kind(found) if isinstance(found, (int, float)) else None

@@ -1,4 +1,4 @@
-"""Fast composition of the configs of many jobs."""
+"""Fast composition of job configs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from bigramlm.config.overrides import Overrides, sets_a_field
 class CachedConfigLoader(ConfigLoaderImpl):
     """A config loader that composes once for all jobs with the same group choices.
 
-    Hydra's composition is slow. Jobs with the same choices differ in fields only, which are set on a copy of the
-    composed config. A test checks that the result equals what Hydra itself composes.
+    Hydra's composition is slow. Jobs with the same group choices differ only in the values of fields, so these values
+    are set on a copy of the config that was composed once. A test checks that the result equals the config that Hydra
+    composes.
     """
 
     def __init__(self, loader: ConfigLoader) -> None:
@@ -24,7 +25,7 @@ class CachedConfigLoader(ConfigLoaderImpl):
         self._bases: dict[tuple[str, ...], DictConfig] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_bases": {}}  # a job in another process composes its own configs
+        return {**vars(self), "_bases": {}}  # a job in a different process composes its own configs
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         parsed = Overrides(sweep_overrides).parsed(self)

@@ -1,6 +1,6 @@
-"""The execution of a sweep: its plan, its launches and its final report.
+"""The execution of a sweep: planning, launching and reporting on its jobs.
 
-All sweepers (`hydra_plugins/bigramlm.py`) use this module, with any launcher.
+Both sweepers (`hydra_plugins/bigramlm.py`) use this module, with any launcher.
 """
 
 from __future__ import annotations
@@ -38,14 +38,17 @@ from bigramlm.utils.stop import Stopped, stop_signals
 
 log = logging.getLogger(__name__)
 
-# Seconds to wait until a job that its launcher reports as completed is completed on this machine's disk, too.
+# Seconds to wait for the summary of a job that the launcher has reported as completed.
 WRITTEN_WITHIN = 60.0
 
 _COMMON_TEXT_FIELDS = {field.name for field in fields(DataConfig)}
 
 
 class SweepExecutor:
-    """One command that runs jobs of a sweep."""
+    """The execution of jobs of a sweep by one command.
+
+    A later command that continues the sweep has a new executor.
+    """
 
     def __init__(self, sweep: Sweep, config: DictConfig, context: HydraContext, launcher: Launcher) -> None:
         """Prepare to run jobs of the sweep.
@@ -59,25 +62,26 @@ class SweepExecutor:
         self.jobs: list[Job] = []  # the jobs of this command, not of the whole sweep
         self.has_launched = False
         self._hashes: dict[str, str] = {}  # the SHA-256 of each text
-        self._texts: dict[str, str] = {}  # the name of the text in use, by the fields of the requested text
+        self._texts: dict[str, str] = {}  # the name of the text that is used, by the fields of the requested text
 
     def add_swept_fields(self, names: Sequence[str], *, log_names: Sequence[str] = ()) -> None:
-        """Add fields to those that the sweep varies.
+        """Add to the fields that the sweep varies.
 
-        log_names: the fields that are searched on a logarithmic scale.
+        names: all fields to add. log_names: those of them that are searched on a logarithmic scale.
         """
         self.sweep.fields = list(dict.fromkeys([*self.sweep.fields, *names]))
         self.sweep.log_fields = list(dict.fromkeys([*self.sweep.log_fields, *log_names]))
 
     def plan(self, lines: Sequence[Sequence[str]]) -> None:
-        """Plan one job per line of overrides, and reuse jobs that the sweep has already.
+        """Plan one job per list of overrides, and reuse jobs that already exist.
 
-        A job is reused if its config is the same and, once it has started, its text too. Raises UserError for an
-        invalid config, before any job runs.
+        lines: the overrides of each job. A job is reused if its config is unchanged. If the job has started, its text
+        must be unchanged too. Raises UserError for an invalid config, before any job runs.
         """
         require(
             not (self.sweep.folder / STUDY).exists(),
-            f"{relative(self.sweep.folder)}: contains a search; continue it with hydra/sweeper=optuna",
+            f"{relative(self.sweep.folder)} contains a search; add hydra/sweeper=optuna to continue the search, or "
+            "choose a different folder",
         )
         unclaimed = list(self.sweep.jobs.values())
         n_known = len(unclaimed)
@@ -85,7 +89,7 @@ class SweepExecutor:
             overrides, cfg = self.resolve_job(Overrides(line).without("sweep"))
             hashes = config_hashes(cfg)
             if any(job.asked in hashes for job in self.jobs):
-                log.warning("listed twice, but run only once: %s", " ".join(overrides.words))
+                log.warning("this job is listed twice, but run only once: %s", " ".join(overrides.words))
                 continue
             job = next((job for job in unclaimed if job.asked in hashes and self._is_unchanged(job, cfg)), None)
             if job is None:
@@ -101,25 +105,26 @@ class SweepExecutor:
         n_started = sum(state not in (*FINISHED, "pending") for state in states)
         n = len(self.jobs)
         progress = f": {n_done} done, {n_started} started, {n - n_done - n_started} not started" if n_known else ""
-        log.info("sweep: %d %s, in %s%s", n, "job" if n == 1 else "jobs", relative(self.sweep.folder), progress)
+        log.info("sweep: %d %s in %s%s", n, "job" if n == 1 else "jobs", relative(self.sweep.folder), progress)
         if n_known and len(unclaimed) == n_known:
-            log.warning("none of these jobs was in the sweep before: all of them are new")
+            log.warning("none of these jobs was in the sweep before, so all of them are new")
         if not self.sweep.fields:
-            log.warning("nothing is swept; FIELD=A,B tries both values")
+            log.warning("no field is swept; to sweep a field, list its values: FIELD=A,B")
 
     def add(self, overrides: Overrides, config_hash: str) -> Job:
-        """Add a new job, under a number that is not used yet."""
+        """Add a new job, with a number that is not used yet."""
         number = max([-1, *self.sweep.jobs, *_numbers(self.sweep.folder)]) + 1
         self.sweep.jobs[number] = job = Job(number, overrides.words, config_hash)
         return job
 
     def resolve_job(self, overrides: Overrides) -> tuple[Overrides, RunConfig]:
-        """Return a job's overrides and config, with the same text for all jobs.
+        """Return a job's overrides and config, after preparing the text.
 
-        Raises UserError for an invalid config.
+        If a different text was used instead of the requested text, the overrides select the text that was used, so that
+        all jobs of the sweep train on the same text. Raises UserError for an invalid config.
         """
         # The text is prepared once for the whole sweep: concurrent jobs would each download it, and if only some of
-        # them fell back to another text, their losses could not be compared.
+        # them fell back to a different text, their losses could not be compared.
         cfg = self.compose(overrides)
         requested = cfg.data.name
         decided = self.sweep.settled.get(requested)
@@ -128,7 +133,9 @@ class SweepExecutor:
         if key not in self._texts and decided in (None, requested):
             self._texts[key] = cfg.data.prepare(require_same=decided is not None).name
         elif key not in self._texts:
-            log.warning("data=%s: replaced by data=%s, as at the start of the sweep", requested, decided)
+            log.warning(
+                "data=%s is ignored: the sweep was started with data=%s and continues with it", requested, decided
+            )
             self._texts[key] = str(decided)
         used = self.sweep.settled[requested] = self._texts[key]
         if used == requested:
@@ -141,7 +148,7 @@ class SweepExecutor:
     def compose(self, overrides: Overrides) -> RunConfig:
         """Compose the config of a job.
 
-        Raises UserError, which names the job, if the config is invalid.
+        Raises UserError if the config is invalid. The message contains the job's swept values.
         """
         composed = self.context.config_loader.load_sweep_config(self.config, overrides.words)
         with open_dict(composed):
@@ -169,9 +176,9 @@ class SweepExecutor:
         return self._hashes[key]
 
     def run(self, jobs: Sequence[Job], at_once: int | None = None) -> None:
-        """Run the jobs that are not finished.
+        """Run those jobs that are neither finished nor running.
 
-        at_once: the maximum number of jobs per launch; None: all of them.
+        at_once: the maximum number of jobs per launch; if None, all jobs are launched together.
         """
         due = [job for job in jobs if self._is_due(job)]
         # The basic launcher gets one job at a time, so that an exception ends that job only.
@@ -185,7 +192,7 @@ class SweepExecutor:
     def _is_due(self, job: Job) -> bool:
         state = self.sweep.status(job)
         if state == "running":
-            log.warning("job %d: another process trains in it; skipped", job.number)
+            log.warning("job %d is skipped, because another process is training in its folder", job.number)
         return state not in (*FINISHED, "running")
 
     def _can_be_written(self, job: Job) -> bool:
@@ -196,13 +203,13 @@ class SweepExecutor:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            self.fail(job, f"{folder}: cannot be created or written to: {error.strerror}")
+            self.fail(job, f"the folder {folder} cannot be created or written to: {error.strerror}")
         return job.error is None
 
     def fail(self, job: Job, error: str) -> None:
-        """Record why a job could not start."""
+        """Record the reason why a job could not start."""
         job.error = error
-        log.warning("job %d: failed: %s", job.number, error)
+        log.warning("job %d failed: %s", job.number, error)
 
     def _launch(self, jobs: Sequence[Job]) -> None:
         jobs = [job for job in jobs if self._can_be_written(job)]
@@ -230,11 +237,12 @@ class SweepExecutor:
     def wait_until_written(
         self, jobs: Sequence[Job], returns: Sequence[JobReturn], *, within: float = WRITTEN_WITHIN
     ) -> None:
-        """Wait until ended jobs have recorded in their folders how they ended.
+        """Wait until the summaries of ended jobs contain their final status.
 
-        A launcher may report the end of a job before the job's process has written it, or before a shared disk shows
-        it, and Slurm's accounting may be ahead of both. The wait for a job lasts as long as a process locks the job's
-        folder; without a lock, the wait for a job reported as completed lasts at most `within` seconds.
+        A launcher may report the end of a job before the job's process has written the summary, or before a shared disk
+        shows the summary. Slurm's accounting may report it before both. As long as a process locks the job folder, the
+        wait continues. If no process locks the folder, the wait for a job that was reported as completed ends after at
+        most `within` seconds.
         """
         if self._is_basic():  # its jobs ran in this process
             return
@@ -250,14 +258,18 @@ class SweepExecutor:
             if not running | late:
                 return
             for number in sorted(running - logged):
-                log.info("job %d: reported as ended, but its process is still running; waiting for the process", number)
+                log.info(
+                    "job %d: the launcher reports that the job has ended, but its process is still running; waiting "
+                    "for the process to end",
+                    number,
+                )
             logged |= running
             time.sleep(0.05)
 
     def wait_for_others(self, stopped: Stopped, seconds: float = 30) -> None:
-        """Stop the jobs that submitit left running on this machine, so that they save.
+        """Stop the jobs that submitit left running on this machine.
 
-        Waits for them for at most `seconds`.
+        Waits at most `seconds` for the jobs to save and end.
         """
         if not str(self.config.hydra.launcher._target_).endswith(".LocalLauncher"):
             return
@@ -268,13 +280,16 @@ class SweepExecutor:
             if not running:
                 return
             for pid in filter(None, (holder(self.sweep.path(job)) for job in running)):
-                if stopped.signal != signal.SIGINT and pid not in signalled:  # a Ctrl-C has reached them already
+                if stopped.signal != signal.SIGINT and pid not in signalled:  # Ctrl-C has reached the jobs already
                     os.kill(pid, signal.SIGINT)  # not SIGTERM, which submitit handles itself
                     signalled.add(pid)
             time.sleep(0.1)
 
     def report(self) -> bool:
-        """Write and print the results, and return whether any job is unfinished."""
+        """Write and print the results of the sweep.
+
+        Returns True if a job of this command is unfinished.
+        """
         results = Results(self.sweep)
         try:
             self.sweep.save()
@@ -286,21 +301,22 @@ class SweepExecutor:
         is_unfinished = any(state not in FINISHED for state in states)
         lines = ["----", results.count(), "", results.text(), "", f"Sweep: {folder}"]
         if any(state not in (*FINISHED, *(["failed"] if self.sweep.planned else [])) for state in states):
-            lines.append(f"The same command with {shlex.quote(f'sweep={folder}')} runs what is left.")
+            lines.append(f"The same command with {shlex.quote(f'sweep={folder}')} runs the unfinished jobs.")
         loggers = self.config.logger.use
         if "tensorboard" in loggers:
-            lines.append(f"Look at it: tensorboard --logdir {shlex.quote(str(folder))}")
-        lines.append(f"A page: python scripts/runs.py report {shlex.quote(str(folder))}")
+            lines.append(f"Metrics: tensorboard --logdir {shlex.quote(str(folder))}")
+        lines.append(f"HTML report: python scripts/runs.py report {shlex.quote(str(folder))}")
         show("\n".join(lines))
         return is_unfinished
 
 
 @contextlib.contextmanager
 def open_executor(config: DictConfig, context: HydraContext, launcher: Launcher) -> Iterator[SweepExecutor]:
-    """Lock the sweep's folder, yield its SweepExecutor, and report the results.
+    """Lock the sweep folder, yield a SweepExecutor, and report the results.
 
-    The results are reported however the block ends. Exits with code 1 if jobs of this command are unfinished, or with
-    128 plus the number of the signal that stopped the command: 130 for SIGINT, 143 for SIGTERM.
+    The results are reported even if a signal stops the command, or if an exception is raised after the first launch.
+    Exits with code 1 if a job of this command is unfinished. If a signal stopped the command, exits with 128 plus the
+    number of the signal: 130 for SIGINT, 143 for SIGTERM.
     """
     folder, code, is_unfinished = Path(config.hydra.sweep.dir).absolute(), 0, False
     try:
@@ -328,28 +344,28 @@ def open_executor(config: DictConfig, context: HydraContext, launcher: Launcher)
             finally:
                 _remove_empty(folder, ignore={LOCK, HOLDER, STUDY})
     finally:
-        _remove_empty(folder, ignore=set())  # a lock in it belongs to another command
+        _remove_empty(folder, ignore=set())  # if another command locks the folder, it is not empty
     if code or is_unfinished:
         sys.exit(code or 1)
 
 
 def _remove_empty(folder: Path, *, ignore: set[str]) -> None:
-    # A command that is refused before its first job leaves no results.
+    # A command that is refused before its first job must leave no folder.
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= ignore:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def failed(error: BaseException) -> JobReturn:
-    """Return a launcher's result for a job that ended with an exception."""
+    """Return the result that a launcher reports for a job that raised an exception."""
     return JobReturn(status=JobStatus.FAILED, _return_value=error)
 
 
 def _brief(error: BaseException | Any) -> str:
-    # Launchers quote tracebacks, whose last line states the error.
+    # Launchers quote tracebacks, whose last line contains the error.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
     return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
 
 
 def _numbers(folder: Path) -> list[int]:
-    # Any existing folder counts, whoever created it.
+    # The folder may contain numbered folders that the sweep did not create.
     return [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]

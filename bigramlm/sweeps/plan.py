@@ -1,6 +1,6 @@
-"""The plan of a sweep, which lists its jobs.
+"""The plan of a sweep: the list of its jobs.
 
-The status of a job is in the summary in the job's own folder.
+The plan does not contain the status of a job, which is in the summary.json of the job folder.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ class Job:
 
     number: int
     overrides: list[str]
-    """The overrides of this job, as typed on the command line."""
+    """The overrides of this job, in Hydra's grammar."""
     asked: str = ""
-    """The hash of the config that the overrides give (`config_hash`)."""
+    """The hash of the config that results from the overrides, before it is resolved (`config_hash`)."""
     error: str | None = None
-    """The reason why the job could not write a summary, if any."""
+    """The reason why the job failed before it could write a summary; None if it did not."""
 
     @property
     def values(self) -> dict[str, str]:
-        """The overrides by field: {"optim.lr": "0.01", ...}."""
+        """The overridden values by field: {"optim.lr": "0.01", ...}."""
         return Overrides(self.overrides).values()
 
 
 class Sweep:
-    """The folder of a sweep, with the plan in sweep.json and one folder per job."""
+    """A sweep folder, with the plan in sweep.json and one folder per job."""
 
     def __init__(self, folder: Path) -> None:
         """Read the plan, if the folder contains one.
 
-        A folder without a plan has no jobs yet, or another sweeper of Hydra's created it. Raises UserError for a
-        damaged plan.
+        If there is no plan, either the sweep has no jobs yet, or a different sweeper of Hydra created the folder.
+        Raises UserError for a damaged plan.
         """
         self.folder = folder
         self.fields: list[str] = []  # the swept fields
         self.log_fields: list[str] = []  # the fields that a search varies on a logarithmic scale
         self.jobs: dict[int, Job] = {}
         self.settled: dict[str, str] = {}  # the text that each requested text resolved to in the first command
-        self.planned = 0  # the minimum number of jobs, because a search adds them one by one
+        self.planned = 0  # the number of trials of a search, which adds its jobs gradually; 0 if not a search
         try:
             plan = json.loads((folder / PLAN).read_text("utf-8"))
             self.fields, self.settled, self.planned = plan["fields"], plan["settled"], plan["planned"]
@@ -64,7 +64,10 @@ class Sweep:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{folder / PLAN}: not a valid plan of a sweep: {type(error).__name__}: {error}") from None
+            raise UserError(
+                f"{folder / PLAN} is not a valid sweep plan ({type(error).__name__}: {error}); restore the file, or "
+                "start a new sweep in a different folder"
+            ) from None
 
     def save(self) -> None:
         """Write the plan to sweep.json."""
@@ -78,26 +81,26 @@ class Sweep:
         files.write(self.folder / PLAN, [json.dumps(plan, indent=1, ensure_ascii=False).encode()], durable=False)
 
     def all_jobs(self) -> list[Job]:
-        """Return the jobs by number.
+        """Return the jobs, sorted by number.
 
-        Without a plan, these are the jobs that another sweeper of Hydra's created.
+        If there is no plan, returns the jobs that a different sweeper of Hydra created.
         """
         return [self.jobs[number] for number in sorted(self.jobs)] or _jobs_without_plan(self.folder)
 
     def path(self, job: Job) -> Path:
-        """Return the job's folder."""
+        """Return the job folder."""
         return self.folder / str(job.number)
 
     def status(self, job: Job) -> str:
         """Return the job's status.
 
-        It is the status in the summary, or `killed` if the process ended without writing its end there. Without a
-        summary, it is `failed` if the job could not start, else `pending`.
+        This is the status in the summary, or `killed` if the summary says `running` but no process is training in the
+        folder. If there is no summary, the status is `failed` if the job could not start, else `pending`.
         """
         return self.outcome(job)[0]
 
     def outcome(self, job: Job) -> tuple[str, dict[str, Any]]:
-        """Return the job's status and summary; the summary is empty if there is none."""
+        """Return the job's status and summary; a missing summary is returned as {}."""
         summary = read_summary(self.path(job))
         if summary is None:
             return "failed" if job.error else "pending", {}

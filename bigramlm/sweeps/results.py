@@ -1,4 +1,4 @@
-"""The results of a sweep: tables of its jobs, for people and for programs."""
+"""The results of a sweep: tables of its jobs as text, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bigramlm.utils.console import relative, table
 
 
 class Results(RunTable):
-    """The jobs of a sweep with their results, the best job first."""
+    """A table of the jobs of a sweep with their results, the best job first."""
 
     kind = "job"
 
@@ -36,22 +36,23 @@ class Results(RunTable):
 
     @property
     def n_texts(self) -> int:
-        """The number of different texts, counted as 1 if the text is swept.
+        """The number of different training texts; 1 if the text is swept.
 
-        A sweep over texts is meant to compare them.
+        If the number is above 1, the results are marked as not comparable. This does not apply if the text is swept,
+        because the purpose of such a sweep is to compare texts.
         """
         is_swept = any(re.match(r"data(\.path)?$|experiment$", field) for field in self.fields)
         return 1 if is_swept else super().n_texts
 
     def row(self, name: str) -> RunSummary | None:
-        """Return the job whose folder has this name, or None if there is none."""
+        """Return the run of the job with this folder name, or None if there is none."""
         return next((row for row in self.rows if row.name == name), None)
 
     def line(self, row: RunSummary, error: BaseException | None) -> str:
         """Describe in one line how a job ended.
 
-        An example: `job 3: completed, val 2.4858, 1.2 s (4 of 9): optim.lr=0.01 seed=2`. If the job failed, the error
-        follows on a second line.
+        An example: `job 3: completed, val 2.4858, 1.2 s (4 of 9): optim.lr=0.01 seed=2`, where 4 of 9 jobs have ended.
+        If the job failed, a second line contains the error.
         """
         figure, label = (row.final, self.short) if row.final is not None else (row.best, f"best {self.short}")
         parts = [row.status]
@@ -65,12 +66,12 @@ class Results(RunTable):
         return line if row.status != "failed" else f"{line}\n  {one_line(str(error) or repr(error))}"
 
     def write(self) -> None:
-        """Write results.csv and results.md to the sweep's folder."""
+        """Write results.csv and results.md to the sweep folder."""
         files.write(self.folder / "results.csv", [self.csv().encode()], durable=False)
         files.write(self.folder / "results.md", [self.markdown().encode()], durable=False)
 
     def csv(self) -> str:
-        """Return one line per job as CSV, with all digits."""
+        """Return the results as CSV: one line per job, with unrounded numbers."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(
@@ -93,7 +94,7 @@ class Results(RunTable):
         return out.getvalue()
 
     def text(self) -> str:
-        """Return the tables and the notes for a terminal of 80 columns."""
+        """Return the tables and the notes as text for a terminal of 80 columns."""
         shown, hidden = self.rows[:SHOWN], self.rows[SHOWN:]
         parts = [self._fitting(shown)]
         if hidden:
@@ -101,7 +102,7 @@ class Results(RunTable):
         if self.best and len(self.rows) > 10:  # the first row may have left the screen
             parts.append(f"Best: job {self.best.name}, {self.measure} {self.best.final:.4f}: {typed(self.best)}")
         if groups := self.groups():
-            parts.append(f"Over seeds, final {self.measure}:\n" + table(*seed_table(groups)))
+            parts.append(f"Final {self.measure} over seeds:\n" + table(*seed_table(groups)))
         return "\n\n".join(
             [
                 *parts,
@@ -136,10 +137,10 @@ class Results(RunTable):
             markdown_table(*transposed(self.columns(self.rows))),
         ]
         if groups := self.groups():
-            parts.append(f"## Over seeds, final {self.measure}\n\n" + markdown_table(*seed_table(groups)))
+            parts.append(f"## Final {self.measure} over seeds\n\n" + markdown_table(*seed_table(groups)))
         return "\n\n".join([*parts, *self.notes()]) + "\n"
 
 
 def runs_of(sweep: Sweep) -> list[RunSummary]:
-    """Read the runs of a sweep's jobs; the name of each is the job's number."""
+    """Read the runs of a sweep; each run is named after the number of its job."""
     return [RunSummary.read(sweep.path(job), str(job.number), job.values, job.error) for job in sweep.all_jobs()]

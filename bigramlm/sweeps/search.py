@@ -1,7 +1,7 @@
-"""A search of a space of configs with Optuna: `hydra/sweeper=optuna`.
+"""A hyperparameter search with Optuna: `hydra/sweeper=optuna`.
 
-The study is stored in the sweep's folder (study.db, SQLite), and each of its trials is a job of the sweep. Jobs report
-their evaluations to the study, wherever they run, and the study decides whether to prune them.
+The study is stored in the sweep folder, as the SQLite database study.db. Each trial of the study is a job of the sweep.
+A job opens the study in its own process, reports its evaluations, and is pruned if the study's pruner decides so.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 STUDY = "study.db"
 
-# The available samplers and pruners, with Optuna's class of each.
+# The available samplers and pruners, each with its class in Optuna.
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler", "cmaes": "CmaEsSampler"}
 PRUNERS = {
     "median": "MedianPruner",
@@ -46,11 +46,11 @@ Space = dict[str, "BaseDistribution"]
 
 
 def space_of(overrides: Sequence[Override]) -> Space:
-    """Return the search space, by field, that sweep overrides describe.
+    """Return the search space that sweep overrides describe: a distribution per field.
 
-    The syntax is that of Hydra's Optuna plugin: `choice(a, b)` or `a,b`; `range(1, 9, 2)`, which excludes its end;
-    `interval(0, 1)`; `int(...)` for whole numbers; `tag(log, ...)` for a logarithmic scale. Raises UserError for an
-    invalid space.
+    The syntax is that of Hydra's Optuna plugin: `choice(a, b)` or `a,b`; `range(1, 9, 2)`, whose end is excluded;
+    `interval(0, 1)`; `int(...)` for whole numbers; `tag(log, ...)` for a logarithmic scale. Overrides that assign a
+    single value are skipped. Raises UserError for an invalid space.
     """
     found: Space = {}
     for override in overrides:
@@ -58,7 +58,7 @@ def space_of(overrides: Sequence[Override]) -> Space:
             try:
                 found[override.get_key_element()] = _distribution(override)
             except ValueError as error:
-                raise UserError(f"{override.input_line}: not a valid search space: {error}") from None
+                raise UserError(f"{override.input_line} is not a valid search space: {error}") from None
     return found
 
 
@@ -75,7 +75,7 @@ def _distribution(override: Override) -> BaseDistribution:
         return FloatDistribution(value.start, value.end, log=scale)
     if isinstance(value, RangeSweep) and not value.shuffle:
         numbers = list(value.range())
-        require(bool(numbers), f"{override.input_line}: is an empty range")
+        require(bool(numbers), f"{override.input_line}: the range contains no values")
         scale, step = "log" in value.tags, value.step
         if all(isinstance(number, int) for number in numbers) and isinstance(step, int) and step > 0:
             return IntDistribution(int(numbers[0]), int(numbers[-1]), step=1 if scale else step, log=scale)
@@ -85,7 +85,7 @@ def _distribution(override: Override) -> BaseDistribution:
 
 
 class Search:
-    """An Optuna study: it suggests the values of trials and receives their results."""
+    """An Optuna study, which suggests the values of trials and receives their results."""
 
     def __init__(
         self,
@@ -100,23 +100,27 @@ class Search:
         seed: int,
         at_once: int,
     ) -> None:
-        """Open the study in the sweep's folder, or create a new one.
+        """Open the study in the sweep folder, or create a new study.
 
-        fixed: the overrides that all trials share; at_once: the number of concurrent trials. Raises UserError if the
-        study in the folder belongs to a different search.
+        fixed: the overrides that all trials share. at_once: the number of concurrent trials. Raises UserError if an
+        option is invalid, or if the study in the folder belongs to a different search.
         """
         import optuna
 
         example = "'optim.lr=tag(log, interval(1e-4, 1e-1))'"
-        require(bool(space), f"hydra/sweeper=optuna: nothing to search; add a search space, such as {example}")
+        require(bool(space), f"hydra/sweeper=optuna: no field has a search space; add one, such as {example}")
         require_choice("hydra.sweeper.sampler", sampler, tuple(SAMPLERS))
         require_choice("hydra.sweeper.pruner", pruner, tuple(PRUNERS))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space = space
-        require("seed" not in space, "seed: cannot be searched; sweep the best values over seeds to see the noise")
+        require(
+            "seed" not in space,
+            "seed: cannot be searched, because the best seed is a matter of chance; search the other fields, then "
+            "sweep the best values over seeds",
+        )
         require(
             (folder / STUDY).exists() or not any(folder.glob("*/summary.json")),
-            f"{relative(folder)}: contains a sweep, not a search; search in a new folder",
+            f"{relative(folder)} contains a sweep that is not a search; choose a different folder for the search",
         )
         self.study = _open(folder, pruner=_make_pruner(pruner, pruner_options))
         dimensions = [f"{name}={part}" for name, part in sorted(space.items())]
@@ -127,20 +131,21 @@ class Search:
                 self.study.set_user_attr(name, new)
             elif name != "pruner" and json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):
                 removed, added = ([part for part in a if part not in b] for a, b in ((old, new), (new, old)))
+                label = {"space": "search space", "fields": "set of fixed fields"}[name]
                 raise UserError(
-                    f"{relative(folder)}: contains a search whose {name} differed (before: {_brief(removed)}; "
-                    f"now: {_brief(added)}); start a new search"
+                    f"{relative(folder)} contains a search with a different {label} (only there: {_brief(removed)}; "
+                    f"only here: {_brief(added)}); start the new search in a different folder"
                 )
         options = {"seed": seed, **sampler_options}
         if sampler == "tpe" and at_once > 1:
-            options.setdefault("constant_liar", True)  # running trials count as bad, so new ones keep away
+            options.setdefault("constant_liar", True)  # new trials avoid the values of running trials
         self._sampler = (sampler, options)
         _make_sampler(*self._sampler)  # raises UserError for invalid options
 
     def unfinished(self) -> dict[int, Trial]:
-        """Return the open trials by the numbers of their jobs.
+        """Return the unfinished trials by job number.
 
-        Open trials without a job are marked as failed.
+        Unfinished trials that have no job are marked as failed.
         """
         import optuna
 
@@ -157,8 +162,8 @@ class Search:
         return sum("job" in trial.user_attrs for trial in self.study.get_trials(deepcopy=False))
 
     def ask(self) -> tuple[Trial, list[str]]:
-        """Create a new trial, and return it with its overrides."""
-        # Each trial has its own seed, so that a resumed search draws the same values as an uninterrupted one.
+        """Create a trial, and return the trial with its overrides."""
+        # Each trial has its own seed, so that a resumed search samples the same values as an uninterrupted search.
         name, options = self._sampler
         self.study.sampler = _make_sampler(name, {**options, "seed": options["seed"] + len(self.study.trials)})
         with warnings.catch_warnings():
@@ -167,9 +172,10 @@ class Search:
         return trial, [f"{name}={value}" for name, value in trial.params.items()]
 
     def tell(self, trial: Trial, status: str, val_loss: float | None) -> None:
-        """Report the result of a trial to the study, according to its job's status.
+        """Report the result of a trial to the study.
 
-        The trial of an interrupted job stays open.
+        status: the status of the trial's job. A completed job without a finite loss counts as failed. If the job was
+        interrupted, nothing is reported, so that the trial can be resumed.
         """
         from optuna.trial import TrialState
 
@@ -182,7 +188,8 @@ class Search:
 def pruner_of(folder: Path) -> Callable[[int, Mapping[str, float]], bool] | None:
     """Return a function that decides whether to prune the job in this folder.
 
-    Its arguments are the step and the metrics of an evaluation. None if the job is not pruned.
+    The arguments of the function are the step and the metrics of an evaluation. Returns None if the job is not part of
+    a search, or if the search does not prune.
     """
     path = folder.parent / STUDY
     if not path.exists():
@@ -190,7 +197,7 @@ def pruner_of(folder: Path) -> Callable[[int, Mapping[str, float]], bool] | None
     try:
         return _pruner_of(folder)
     except Exception as error:
-        log.warning("the study cannot be read, so nothing is pruned (%s: %s)", type(error).__name__, error)
+        log.warning("the study cannot be read, so this job is not pruned (%s: %s)", type(error).__name__, error)
         return None
 
 
@@ -211,16 +218,16 @@ def _pruner_of(folder: Path) -> Callable[[int, Mapping[str, float]], bool] | Non
     metric = "val/bpc" if compares_tokenizers(Sweep(folder.parent).fields) else "val/loss"
 
     def should_prune(step: int, metrics: Mapping[str, float]) -> bool:
-        if step == 0:  # the trials do not differ before the first update
+        if step == 0:  # before the first update, the losses say nothing about the trials
             return False
-        if metric not in metrics:  # a lossy tokenizer has no bits per character that could be compared
+        if metric not in metrics:  # the bits per character of a lossy tokenizer cannot be compared
             return False
         try:
             if step not in reported:  # a resumed job repeats the evaluation at its checkpoint
                 trial.report(metrics[metric], step)
             return trial.should_prune()
         except Exception as error:  # e.g. a database that stays locked, which must not end the run
-            log.warning("the study cannot be queried at step %d (%s: %s)", step, type(error).__name__, error)
+            log.warning("the study cannot be used at step %d: %s: %s; not pruned", step, type(error).__name__, error)
             return False
 
     return should_prune

@@ -1,4 +1,4 @@
-"""The trials of a search, run batch by batch."""
+"""The trials of a search, which run in batches."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ log = logging.getLogger(__name__)
 
 
 def search(executor: SweepExecutor, study: Search, fixed: Overrides, *, n_trials: int, at_once: int) -> None:
-    """Run trials until the study has n_trials of them.
+    """Run trials until the study contains n_trials trials.
 
-    Open trials resume first. at_once: the number of concurrent trials.
+    Trials that an earlier command left unfinished are resumed first. fixed: the overrides that all trials share.
+    at_once: the number of concurrent trials.
     """
     sweep = executor.sweep
     unfinished = study.unfinished()
     sweep.planned = n_trials
-    log.info("search: up to %d trials, %d so far, in %s", n_trials, study.count(), relative(sweep.folder))
+    log.info(
+        "search in %s: %d trials exist; new trials run until there are %d",
+        relative(sweep.folder),
+        study.count(),
+        n_trials,
+    )
     for number, job in list(sweep.jobs.items()):
-        if sweep.status(job) == "pending" and number not in unfinished:  # killed before the study had the trial
+        if sweep.status(job) == "pending" and number not in unfinished:  # killed before the trial got the job
             del sweep.jobs[number]
     batch = [(sweep.jobs[number], trial) for number, trial in unfinished.items() if number in sweep.jobs]
     while batch or study.count() < n_trials:
@@ -39,10 +45,10 @@ def search(executor: SweepExecutor, study: Search, fixed: Overrides, *, n_trials
                 overrides, cfg = executor.resolve_job(overrides)
                 hashes = config_hashes(cfg)
             except (UserError, HydraException) as refused:
-                if not executor.jobs:  # an error at the very first trial rarely comes from its values
+                if not executor.jobs:  # an error in the first trial is rarely caused by the values of the trial
                     raise
                 error = str(refused)
-            # A config that the search has trained before is not trained again: the new trial gets the same result.
+            # A config that the search has trained already is not trained again: the new trial gets the same result.
             same = (job for job in sweep.jobs.values() if job.asked and job.asked in hashes)
             done = next((job for job in same if sweep.status(job) == "completed"), None)
             job = done or executor.add(overrides, hashes[0])

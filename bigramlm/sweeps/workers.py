@@ -1,4 +1,4 @@
-"""Worker processes that run several jobs of a sweep at a time on one machine."""
+"""Worker processes that run jobs of a sweep in parallel on one machine."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ log = logging.getLogger(__name__)
 class Workers:
     """Worker processes, each of which runs one job at a time.
 
-    Each worker is a pool of one process: if the process is killed, only its job ends, and the other workers continue.
+    Each worker is a pool of one process. If the process is killed, only its current job fails, and the other workers
+    continue.
     """
 
     def __init__(self, n_jobs: int, config: DictConfig, context: HydraContext, task: TaskFunction) -> None:
         """Prepare the workers; their processes start with the first jobs.
 
-        n_jobs: the maximum number of workers; -1: one per GPU if the jobs run on GPUs, else one per physical core.
+        n_jobs: the maximum number of workers. If it is -1, there is one worker per GPU if the jobs run on GPUs, else
+        one worker per physical CPU core.
         """
         from joblib.externals import loky
 
@@ -48,8 +50,11 @@ class Workers:
         self._workers: list[_Worker] = []
 
     def run(self, lines: Sequence[Sequence[str]], numbers: Sequence[int]) -> list[JobReturn]:
-        """Run one job per line of overrides; numbers: the job numbers."""
-        returns: list[JobReturn] = [failed(RuntimeError("did not start"))] * len(lines)
+        """Run one job per list of overrides, and return the results in the same order.
+
+        lines: the overrides of each job. numbers: the number of each job. Raises Stopped after a stop signal.
+        """
+        returns: list[JobReturn] = [failed(RuntimeError("the job did not start"))] * len(lines)
         waiting = deque(range(len(lines)))
         running: dict[Future[JobReturn], tuple[_Worker, int]] = {}
         if not self._workers:
@@ -76,7 +81,7 @@ class Workers:
     def _stop(self, running: dict[Future[JobReturn], tuple[_Worker, int]], stopped: Stopped) -> None:
         # A worker saves its job after the current step and ends it; a second signal ends the job at once.
         name = signal.Signals(stopped.signal).name
-        log.warning("%s: the jobs save after the current step; repeat the signal to stop at once", name)
+        log.warning("%s: the jobs save and stop after the current step; repeat the signal to stop them at once", name)
         while running:
             for worker, _ in running.values():
                 worker.stop()
@@ -93,7 +98,7 @@ class Workers:
 
 
 class _Worker:
-    """A process that runs jobs in turn, and is replaced when it is killed."""
+    """A process that runs jobs one after the other, and is replaced if it is killed."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = environment
@@ -151,8 +156,8 @@ class _Worker:
 def environments(n: int, *, cores: int, gpus: Sequence[str]) -> list[dict[str, str]]:
     """Return the environment variables of each of n workers.
 
-    The workers divide the cores among them, and each uses one of the GPUs, if any. gpus: the names that
-    CUDA_VISIBLE_DEVICES takes.
+    The workers share the CPU cores equally. If there are GPUs, each worker uses one of them. gpus: the GPU names, in
+    the form that CUDA_VISIBLE_DEVICES accepts.
     """
     threads = str(max(1, cores // n))
     shared = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TQDM_DISABLE": "1"}
@@ -160,9 +165,9 @@ def environments(n: int, *, cores: int, gpus: Sequence[str]) -> list[dict[str, s
 
 
 def visible_gpus() -> list[str]:
-    """Return the CUDA GPUs that this process may use.
+    """Return the CUDA GPUs that this process may use, as in CUDA_VISIBLE_DEVICES.
 
-    This does not import torch, which would take longer than everything else at the start.
+    This function does not import torch, because the import would take longer than all other work at the start.
     """
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
@@ -186,7 +191,7 @@ def _initialize(parent: int, state: Any) -> None:
 
 
 def _exit_with_parent(parent: int) -> None:
-    # No job continues unnoticed after its sweep was killed.
+    # If the sweep command is killed, its jobs must not continue unnoticed.
     while os.getppid() == parent:
         time.sleep(0.5)
     if _job_lock.locked():
@@ -211,4 +216,4 @@ def _run(number: int, overrides: list[str], context: HydraContext, config: DictC
                 job_subdir_key="hydra.sweep.subdir",
             )
         except SystemExit as exit_:  # the job was stopped, which its summary records
-            return failed(RuntimeError(f"was stopped ({exit_.code})"))
+            return failed(RuntimeError(f"the job was stopped (exit code {exit_.code})"))

@@ -14,16 +14,17 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class Tokenizer(Protocol):
-    """A converter of text into token ids 0 .. vocab_size - 1 and back."""
+    """A converter between text and token ids 0 to vocab_size - 1."""
 
     @property
     def vocab_size(self) -> int: ...
 
     @property
     def end_of_text(self) -> int | None:
-        """The id of the token between documents; None if there is none.
+        """The id of the end-of-text token, or None if the vocabulary has none.
 
-        No text is encoded as this token, not even the token's name.
+        The token follows each document. `encode` never returns this id: if a text contains the name of the token, this
+        name is encoded as plain text.
         """
         ...
 
@@ -35,7 +36,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> NDArray[np.int32]:
         """Encode a text as token ids (N,).
 
-        Raises UserError if parts of the text have no token, and names these parts.
+        Raises UserError if the vocabulary has no token for a part of the text. The message contains this part.
         """
         ...
 
@@ -47,10 +48,10 @@ class Tokenizer(Protocol):
 
 
 def start_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the tokens from which a model continues: those of the prompt, if any.
+    """Return the tokens that a model continues: at least one token.
 
-    Without a prompt, return the newline if it is a single token, else token 0. In the tutorial's text the newline is
-    token 0, from which the tutorial starts. Raises UserError if the prompt cannot be encoded.
+    A prompt is encoded. An empty prompt becomes a newline if a newline is a single token, and token 0 otherwise. (The
+    tutorial starts from token 0, which is the newline in its text.) Raises UserError if the prompt cannot be encoded.
     """
     if prompt:
         ids: list[int] = tokenizer.encode(prompt).tolist()
@@ -65,7 +66,8 @@ def start_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
 def round_trip_difference(tokenizer: Tokenizer, text: str) -> tuple[int, str, str] | None:
     """Find the first difference between a text and decode(encode(text)).
 
-    Returns the position and up to 20 characters from there on, of the text and of the result; None if they are equal.
+    Returns the position of the difference, and up to 20 characters from this position in the text and in the result.
+    Returns None if the text and the result are equal.
     """
     result = tokenizer.decode(tokenizer.encode(text).tolist())
     if result == text:

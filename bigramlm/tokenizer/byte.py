@@ -10,17 +10,17 @@ from bigramlm.tokenizer.base import END_OF_TEXT
 
 
 class ByteTokenizer:
-    """A tokenizer whose tokens are the bytes of the text in UTF-8.
+    """A tokenizer whose tokens are the UTF-8 bytes of a text.
 
-    The id of a token is the value of the byte. With `end_of_text` there is one more token, 256.
+    The id of a token is the value of its byte. end_of_text: if True, there is also an end-of-text token, with id 256.
     """
 
     lossless = True
 
     def __init__(self, *, end_of_text: bool = False, saved: str | None = None) -> None:
-        """Take the content of the tokenizer's file, if there is one.
+        """Build the tokenizer.
 
-        `to_json` returns this content unchanged.
+        saved: the content of the file that the tokenizer is restored from; `to_json` returns this content unchanged.
         """
         self._saved = saved
         self.end_of_text = 256 if end_of_text else None
@@ -33,19 +33,19 @@ class ByteTokenizer:
     def encode(self, text: str) -> NDArray[np.int32]:
         """Encode a text as its bytes (N,).
 
-        Raises UserError if UTF-8 cannot encode a character.
+        Raises UserError if the text contains a character that UTF-8 cannot encode.
         """
         try:
             return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
         except UnicodeEncodeError as error:
-            raise UserError(f"{text[error.start]!a} is not a character that UTF-8 can encode") from None
+            raise UserError(f"{text[error.start]!a} cannot be encoded as UTF-8; remove this character") from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Decode bytes; invalid bytes become U+FFFD."""
+        """Decode token ids; bytes that are not valid UTF-8 become U+FFFD."""
         return b"".join([self._tokens[i] for i in ids]).decode("utf-8", "replace")
 
     def to_json(self) -> str:
-        """Return a byte-level BPE without merges, as a file of `tokenizers`."""
+        """Return a byte-level BPE without merges, in the file format of `tokenizers`."""
         if self._saved is not None:
             return self._saved
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -59,10 +59,10 @@ class ByteTokenizer:
 
 
 def byte_characters() -> list[str]:
-    """Return the character that stands for each byte in a byte-level vocabulary.
+    """Return the character that represents each byte in a byte-level vocabulary.
 
-    A byte that is visible in Latin-1 is represented by itself, any other byte by the next character from U+0100 on
-    (Radford et al. 2019, in their code).
+    A byte that is a visible Latin-1 character is represented by this character. The other bytes are represented by the
+    characters from U+0100 on, in order. The mapping is that of GPT-2's code (Radford et al. 2019).
     """
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))

@@ -13,7 +13,8 @@ from bigramlm.tokenizer.base import END_OF_TEXT
 class CharTokenizer:
     """A tokenizer whose tokens are the characters in `chars`.
 
-    The id of a token is the index of the character. With `end_of_text` there is one more token, the last.
+    The id of a token is the index of its character in `chars`. end_of_text: if True, there is also an end-of-text
+    token, with the last id.
     """
 
     lossless = True
@@ -33,7 +34,7 @@ class CharTokenizer:
     def encode(self, text: str) -> NDArray[np.int32]:
         """Encode a text as token ids (N,).
 
-        Raises UserError if the vocabulary lacks characters of the text, and names these characters.
+        Raises UserError if the vocabulary lacks characters of the text. The message contains up to 10 of them.
         """
         ids: NDArray[np.int32] = self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
         if (ids < 0).any():

@@ -23,27 +23,28 @@ class TokenizerConfig:
     """The fields common to all tokenizers."""
 
     name: str = MISSING
-    """The name of the tokenizer; set by `tokenizer=NAME`."""
+    """The name of the tokenizer, set by `tokenizer=NAME`."""
 
     def build(self, *, characters: str, documents: int, train: TrainingText) -> Tokenizer:
         """Build the tokenizer for a text.
 
-        `characters` contains each character of the text once, sorted; `documents` is the number of documents; `train`
-        yields pieces of the training split. Raises UserError if the text is too short for the vocabulary.
+        characters: the distinct characters of the text, sorted. documents: the number of documents in the text. train:
+        a function that yields pieces of the training split. Raises UserError if the vocabulary size does not suit the
+        text.
         """
         raise NotImplementedError
 
     def restore(self, saved: str) -> Tokenizer:
-        """Restore the tokenizer from the content of its file, as returned by `to_json`.
+        """Restore the tokenizer from the file content that `to_json` returned.
 
-        Raises ValueError if the file contains another kind of tokenizer or no tokenizer.
+        saved: the content of the file. Raises ValueError if the file contains no tokenizer or a different kind.
         """
         raise NotImplementedError
 
 
 @dataclass
 class CharConfig(TokenizerConfig):
-    """A tokenizer whose tokens are the characters of the whole text, sorted."""
+    """A tokenizer whose tokens are the distinct characters of the text, sorted."""
 
     name: str = "char"
 
@@ -62,7 +63,7 @@ class CharConfig(TokenizerConfig):
 
 @dataclass
 class ByteConfig(TokenizerConfig):
-    """A tokenizer whose tokens are the bytes of the text in UTF-8.
+    """A tokenizer whose tokens are the UTF-8 bytes of the text.
 
     Its 256 tokens encode any text.
     """
@@ -88,11 +89,12 @@ class LearnedConfig(TokenizerConfig):
     """The fields of tokenizers that learn a vocabulary from the training split."""
 
     vocab_size: int = 1024
-    """Number of tokens in the vocabulary, including special tokens."""
+    """The number of tokens in the vocabulary, including special tokens."""
     min_frequency: int = 2
-    """Minimum number of times that a pair of tokens must occur in the training text to be merged."""
+    """The minimum number of times that a pair of tokens must occur in the training text to be merged into one token."""
     train_characters: int = 100_000_000
-    """Maximum number of characters to learn from. They are spread evenly over a longer training split."""
+    """The maximum number of characters to learn from. If the training split is longer, the vocabulary is learned from
+    pieces that are spread evenly over the split."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "min_frequency", "train_characters"):
@@ -101,9 +103,9 @@ class LearnedConfig(TokenizerConfig):
 
 @dataclass
 class BPEConfig(LearnedConfig):
-    """Byte-level BPE, whose tokens are bytes and frequent sequences of bytes.
+    """Byte-level BPE, whose tokens are bytes and frequent byte sequences.
 
-    Learning repeatedly merges the most frequent pair of tokens. The tokenizer is lossless for any text.
+    The vocabulary is learned by merging the most frequent pair of tokens repeatedly. Any text is encoded without loss.
     """
 
     name: str = "bpe"
@@ -128,9 +130,10 @@ class BPEConfig(LearnedConfig):
 
 @dataclass
 class WordPieceConfig(LearnedConfig):
-    """WordPiece as in BERT, whose tokens are words and parts that continue a word.
+    """WordPiece as in BERT, whose tokens are words, word starts and continuations.
 
-    It loses line breaks, spaces, and words with characters that do not occur in the text it learned from.
+    The tokenizer is lossy: line breaks and the original spacing are lost, and a word becomes `[UNK]` if one of its
+    characters does not occur in the training text.
     """
 
     name: str = "wordpiece"
@@ -148,12 +151,12 @@ class WordPieceConfig(LearnedConfig):
 
 @dataclass
 class GPT2TokenizerConfig(TokenizerConfig):
-    """GPT-2's vocabulary or any other existing vocabulary; nothing is learned."""
+    """GPT-2's vocabulary or a different existing vocabulary; nothing is learned."""
 
     name: str = "gpt2"
     path: str = "openai-community/gpt2"
-    """A tokenizer.json, a folder that contains a tokenizer.json or vocab.json and merges.txt, or a name on the Hugging
-    Face hub."""
+    """The vocabulary: a tokenizer.json, a folder with a tokenizer.json or with both vocab.json and merges.txt, or the
+    name of a model on the Hugging Face hub."""
 
     def build(self, *, characters: str, documents: int, train: TrainingText) -> Tokenizer:  # noqa: ARG002
         from bigramlm.tokenizer.subword import from_path

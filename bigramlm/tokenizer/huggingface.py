@@ -1,4 +1,4 @@
-"""Tokenizer files that transformers can load."""
+"""Tokenizer files that Hugging Face's transformers can load."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bigramlm.tokenizer.char import CharTokenizer
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, *, longest: int) -> None:
     """Write tokenizer.json and tokenizer_config.json into a folder.
 
-    `longest` is the block size of the model, in tokens.
+    longest: the maximum number of tokens in a sequence, which is the model's block size.
     """
     saved = _char_to_json(tokenizer) if isinstance(tokenizer, CharTokenizer) else tokenizer.to_json()
     (folder / "tokenizer.json").write_text(saved + "\n", "utf-8")

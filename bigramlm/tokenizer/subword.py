@@ -1,4 +1,4 @@
-"""Subword tokenizers, BPE and WordPiece, on Hugging Face's `tokenizers`."""
+"""Subword tokenizers (BPE and WordPiece), based on Hugging Face's `tokenizers`."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ _PROBE = "x  A\tbc\r\n\n it's 1,234 \u00e9e\u0301 \u65e5\u672c \U0001f40d\x00 <|
 
 
 class SubwordTokenizer:
-    """A tokenizer of Hugging Face's `tokenizers` with a cache of words.
+    """A wrapper of a Hugging Face tokenizer that caches the tokens of each word.
 
-    A text repeats its words, and the library's splitting is slow.
+    The cache saves time because a text repeats its words and the library's splitting is slow.
     """
 
     def __init__(self, backend: Backend, saved: str | None = None) -> None:
-        """Take the backend and the content of its file, if there is one.
+        """Wrap a tokenizer of `tokenizers`.
 
-        `to_json` returns this content unchanged.
+        backend: the tokenizer to wrap. saved: the content of the file that the tokenizer is restored from; `to_json`
+        returns this content unchanged.
         """
         self._saved = saved
         backend.no_truncation()
@@ -60,7 +61,7 @@ class SubwordTokenizer:
     def encode(self, text: str) -> NDArray[np.int32]:
         """Encode a text as token ids (N,).
 
-        Raises UserError if parts of the text have no token.
+        Raises UserError if the vocabulary has no token for a part of the text.
         """
         words = _WORD.findall(text) if self._by_words else [text]
         found = list(map(self._cache.get, words))
@@ -80,7 +81,7 @@ class SubwordTokenizer:
             bad = next((c for text in texts for c in text if 0xD800 <= ord(c) < 0xE000), None)
             if bad is None:
                 raise
-            raise UserError(f"{bad!a} is not a character that UTF-8 can encode") from None
+            raise UserError(f"{bad!a} cannot be encoded as UTF-8; remove this character") from None
         except Exception as error:  # the vocabulary has no token for unknown characters
             missing = sorted({c for text in texts for c in text if self._backend.token_to_id(c) is None})
             named = ", ".join(map(repr, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
@@ -88,13 +89,13 @@ class SubwordTokenizer:
         return (np.array(encoding.ids, dtype=np.int32).tobytes() for encoding in encoded)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Decode ids; invalid bytes become U+FFFD."""
+        """Decode token ids; bytes that are not valid UTF-8 become U+FFFD."""
         return str(self._backend.decode(list(ids), skip_special_tokens=False))
 
     def to_json(self) -> str:
         """Return the tokenizer in the file format of `tokenizers`.
 
-        Transformers and other libraries read this format too.
+        Hugging Face's transformers and other libraries also read this format.
         """
         return str(self._backend.to_str()) if self._saved is None else self._saved
 
@@ -115,7 +116,8 @@ def _splits_before_space(about: dict[str, object]) -> bool:
 def train_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int) -> SubwordTokenizer:
     """Learn a byte-level BPE vocabulary with GPT-2's splitting.
 
-    Sources: Sennrich et al. 2016, Radford et al. 2019. Raises UserError if the texts support fewer tokens.
+    Sources: Sennrich et al. 2016, Radford et al. 2019. Raises UserError if the texts are too short for vocab_size
+    tokens.
     """
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -131,10 +133,11 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int) -> S
 
 
 def train_wordpiece(texts: Callable[[], Iterable[str]], *, vocab_size: int, min_frequency: int) -> SubwordTokenizer:
-    """Learn a WordPiece vocabulary with BERT's splitting, cases and accents kept.
+    """Learn a WordPiece vocabulary with BERT's splitting.
 
-    Source: Devlin et al. 2019. Raises UserError if the texts support fewer tokens, or if their characters alone take
-    more tokens.
+    Case and accents are kept. texts: a function that returns the training texts; it is called twice. Source: Devlin et
+    al. 2019. Raises UserError if the texts are too short for vocab_size tokens, or if their characters alone need more
+    tokens.
     """
 
     def learn(first: list[str], size: int) -> Backend:
@@ -174,20 +177,20 @@ def _check_size(backend: Backend, vocab_size: int, min_frequency: int) -> None:
     found = backend.get_vocab_size()
     require(
         found >= vocab_size,
-        f"tokenizer.vocab_size={vocab_size}: the training text supports only {found:,} tokens, because no other pair "
+        f"tokenizer.vocab_size={vocab_size}: the training text yields only {found:,} tokens, because no further pair "
         f"of tokens occurs tokenizer.min_frequency={min_frequency} times; choose at most {found}, or a longer text",
     )
     require(
         found == vocab_size,
-        f"tokenizer.vocab_size={vocab_size}: the characters of the training text, at the start of words and inside "
-        f"words, alone take {found:,} tokens; choose a larger vocabulary than that",
+        f"tokenizer.vocab_size={vocab_size}: the characters of the training text alone need {found:,} tokens, because "
+        "a character has different tokens at the start of a word and inside a word; choose a larger vocabulary",
     )
 
 
 def from_json(text: str) -> SubwordTokenizer:
-    """Read the tokenizer in the text of a `tokenizer.json`.
+    """Restore a tokenizer from the content of a `tokenizer.json`.
 
-    Raises ValueError if the text contains none.
+    Raises ValueError if the content is not a tokenizer.
     """
     try:
         return SubwordTokenizer(Backend.from_str(text), text.strip())
@@ -198,10 +201,11 @@ def from_json(text: str) -> SubwordTokenizer:
 
 
 def from_path(path: str) -> tuple[SubwordTokenizer, str]:
-    """Open the tokenizer in a file or folder, or under a name on the Hugging Face hub.
+    """Open a tokenizer in a file, in a folder or on the Hugging Face hub.
 
-    A folder contains tokenizer.json, or vocab.json and merges.txt as released with GPT-2. Also returns the absolute
-    path, or the name on the hub. Raises UserError if there is no tokenizer.
+    path: a file, a folder, or the name of a model on the hub. A folder contains tokenizer.json, or vocab.json and
+    merges.txt as released with GPT-2. Returns the tokenizer, and the absolute path or the name on the hub. Raises
+    UserError if there is no tokenizer.
     """
     local = Path(path).expanduser().absolute()
     if not local.exists():
@@ -216,8 +220,8 @@ def from_path(path: str) -> tuple[SubwordTokenizer, str]:
             return from_json(file.read_text("utf-8")), path
         require(
             vocab.is_file() and merges.is_file(),
-            f"{field}: contains no tokenizer; name a tokenizer.json, or a folder with a tokenizer.json or with a "
-            "vocab.json and a merges.txt",
+            f"{field} contains no tokenizer; give a tokenizer.json, or a folder with a tokenizer.json or with both "
+            "vocab.json and merges.txt",
         )
         backend = _byte_level(models.BPE.from_file(str(vocab), str(merges)))
     except UserError:
@@ -232,14 +236,14 @@ def from_path(path: str) -> tuple[SubwordTokenizer, str]:
 def _from_hub(name: str) -> Path:
     require(
         hub.is_name(name),
-        f"tokenizer.path={name}: no such file or folder; name a tokenizer.json, a folder with a tokenizer.json or with "
-        "a vocab.json and a merges.txt, or a model on the Hugging Face hub",
+        f"tokenizer.path={name}: no such file or folder; give a tokenizer.json, a folder with a tokenizer.json or with "
+        "both vocab.json and merges.txt, or the name of a model on the Hugging Face hub",
     )
     try:
         return hub.fetch(name, "tokenizer.json")
     except hub.FetchError as reason:
         raise UserError(
             f"tokenizer.path={name}: no such file or folder, and the Hugging Face hub did not provide it ({reason}); "
-            f"download the tokenizer.json of {name}, or its vocab.json and merges.txt, where there is a network, and "
-            "set tokenizer.path to their folder"
+            f"download the tokenizer.json of {name}, or its vocab.json and merges.txt, on a machine with network "
+            "access, and set tokenizer.path to the folder of these files"
         ) from None

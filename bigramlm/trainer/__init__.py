@@ -1,9 +1,10 @@
-"""The training loop and its parts.
+"""The training loop, the training step, evaluation and the checks before training.
 
-On CUDA, a compiled step is also captured in a CUDA graph (`mode="reduce-overhead"`), so that one launch starts all of
-its kernels. The capture requires that every tensor that a step changes stays at its address, so these tensors are
-marked as static. If a step does not compile, training continues uncompiled and the log reports why.
+Compilation: On CUDA, a compiled step is also captured in a CUDA graph (`mode="reduce-overhead"`), so that a single
+launch starts all kernels of the step. A CUDA graph requires fixed memory addresses, so all tensors that a step changes
+are marked as static. If a step cannot be compiled, training continues without compilation and the log gives the reason.
 
-Preflight runs on a copy of the model with its own random state. It checks causality after two steps of this copy,
-because a projection that is initialised to zero hides a leak from the future at first.
+Preflight: The checks before training use a copy of the model and restore the random state afterwards. Causality is
+checked after two updates of this copy. Before any update, a projection that is initialised to zero would hide that the
+model sees future tokens.
 """

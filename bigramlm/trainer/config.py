@@ -1,4 +1,4 @@
-"""The config fields of the training loop."""
+"""The config of the training loop."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ class TrainerConfig:
     """The length of a run and its intervals for evaluation, logging and checkpoints."""
 
     steps: int = 10_000
-    """The number of updates of the weights; 0 evaluates, saves and samples the untrained model."""
+    """The number of updates of the weights. With 0, the untrained model is evaluated, saved and sampled."""
     eval_every: int = 1000
-    """Steps between evaluations on both splits. The last step is always evaluated."""
+    """The number of steps between evaluations on both splits. The last step is always evaluated."""
     eval_batches: str = "100"
-    """The number of fixed batches per split in an evaluation, or `all` for the whole split."""
+    """The number of batches per split in an evaluation, which are always the same, or `all` for the whole split."""
     log_every: int = 100
-    """Steps between log records of the training batch's loss, the learning rate, the gradient norm and the speed."""
+    """The number of steps between records of the batch loss, the learning rate, the gradient norm and the speed."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints. The last step and every new best evaluation are always saved."""
+    """The number of steps between checkpoints. The last step and every evaluation with a new lowest val loss are always
+    saved."""
     keep_checkpoints: int = 2
-    """The number of newest checkpoints to keep in addition to the best one; with 2, one remains if one is damaged."""
+    """The number of newest checkpoints to keep, in addition to the best checkpoint. With 2, the run can still resume if
+    the newest checkpoint is damaged."""
     grad_accumulation: int = 1
-    """The number of batches whose mean gradient makes one update."""
+    """The number of micro-batches per update. Each has `data.batch_size` rows, and their mean gradient is
+    used."""
     activation_checkpointing: bool = False
-    """If true, only each block's input is kept for the backward pass, which recomputes the other activations: the same
-    result with far less memory, at the cost of about a third more arithmetic."""
+    """If true, only the input of each block is kept for the backward pass, which recomputes the other activations. The
+    result is the same with far less memory, at the cost of about a third more arithmetic."""
     early_stopping_patience: int = 0
-    """The number of consecutive evaluations without a lower val loss after which the run ends as completed; 0 disables
-    early stopping."""
+    """The number of consecutive evaluations without a new lowest val loss after which the run ends early, with the
+    status completed. 0 disables early stopping."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 0, f"trainer.steps={self.steps}: must be 0 or more")
@@ -42,5 +45,5 @@ class TrainerConfig:
         )
         require(
             self.eval_batches == "all" or (self.eval_batches.isdecimal() and int(self.eval_batches) >= 1),
-            f"trainer.eval_batches={self.eval_batches}: must be all or a whole number, 1 or more",
+            f"trainer.eval_batches={self.eval_batches}: must be all, or a whole number of 1 or more",
         )

@@ -1,4 +1,4 @@
-"""The losses of a model over the splits."""
+"""Measurement of a model's losses on the train and val splits."""
 
 import logging
 import math
@@ -13,16 +13,16 @@ from bigramlm.model.base import LanguageModel
 
 log = logging.getLogger(__name__)
 
-# Final losses cover a whole split of at most this many tokens, and this many tokens, spread evenly, of a longer split.
+# Final losses cover the whole val split, or, if it is longer than this, this many evenly spread tokens of the split.
 MAX_FINAL_TOKENS = 10_000_000
 
-# The number of logits per forward pass of an evaluation, by device: 1 MiB of fp32 on a CPU, so that the activations
-# stay in the cache.
+# The number of logits that a forward pass of an evaluation computes, by device. On a CPU they take 1 MiB in fp32, so
+# that the activations stay in the cache.
 LOGITS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 20, "mps": 1 << 20}
 
 
 class Evaluator:
-    """The losses over the splits train and val, during training and at its end."""
+    """An evaluator of the model on both splits, during and after training."""
 
     def __init__(
         self,
@@ -34,10 +34,11 @@ class Evaluator:
         val_characters: int,
         lossless: bool = True,
     ) -> None:
-        """Select the blocks that evaluations during training cover.
+        """Select the blocks that every evaluation during training uses.
 
-        rows: the number of blocks per split, None for all; val_characters: the number of characters of val; lossless:
-        whether decoding gives the text back, because bits per character are misleading otherwise.
+        rows: the number of blocks per split; None means all blocks. val_characters: the number of characters in the val
+        split. lossless: if True, decoding the tokens returns the original text. Otherwise bits per character are
+        misleading, and evaluations during training do not report them.
         """
         self.model = model
         self.splits = splits
@@ -46,37 +47,39 @@ class Evaluator:
         self.lossless = lossless
         self.blocks = {name: list(split.blocks(limit=rows)) for name, split in splits.items()}
         self.references: dict[str, float] = {}
-        """The losses of models that are fitted by counting, by metric name."""
+        """The losses of n-gram models that are fitted by counting, by metric name. They are reference values."""
         train, val = splits["train"], splits["val"]
         if isinstance(train, Stream) and isinstance(val, Stream):  # counting requires running text
             self.references = model.reference_losses(train.tokens, val.tokens)
 
     def evaluate(self) -> dict[str, float]:
-        """Return the losses over the fixed blocks of both splits, by metric name.
+        """Return the losses over the selected blocks of both splits, by metric name.
 
-        Waits for the device.
+        Waits until the device has finished.
         """
         return {f"{split}/loss": mean_loss(self.model, blocks, self.device) for split, blocks in self.blocks.items()}
 
     def bits(self, val_loss: float) -> dict[str, float]:
-        """Return a val loss in bits per character, by metric name.
+        """Convert a val loss to bits per character, by metric name.
 
-        Returns an empty dict if the tokenizer is not lossless, because the figure would be misleading.
+        Returns an empty dict if the tokenizer is not lossless, because bits per character would be misleading.
         """
         return {"val/bpc": self._bits(val_loss)} if self.lossless else {}
 
     def final(self) -> dict[str, float]:
         """Return the final losses of both splits, by metric name.
 
-        They cover the whole val split, or MAX_FINAL_TOKENS of a longer one, and as much of train, spread evenly. The
-        loss over val is also given in bits per character, which are comparable between different tokenizers.
+        The val loss covers the whole val split, or MAX_FINAL_TOKENS evenly spread tokens if the split is longer. The
+        train loss covers equally many rows, evenly spread over the train split. The val loss is also given in bits per
+        character, which are comparable between different tokenizers.
         """
         val = self.splits["val"]
         val_limit = MAX_FINAL_TOKENS // val.block_size if val.n_tokens > MAX_FINAL_TOKENS else None
         train_limit = val_limit or val.n_rows
         covered = f"{MAX_FINAL_TOKENS:,} tokens of val, spread evenly" if val_limit else "the whole val split"
         log.info(
-            "computing final losses over %s and as many %s of train", covered, "examples" if val.masked else "tokens"
+            "computing the final losses over %s and equally many %s of train",
+            *(covered, "examples" if val.masked else "tokens"),
         )
         final = {
             f"{name}/loss": mean_loss(self.model, split.blocks(limit=limit), self.device)
@@ -92,8 +95,9 @@ class Evaluator:
 def mean_loss(model: LanguageModel, blocks: Iterable[tuple[Tensor, Tensor]], device: Device) -> float:
     """Compute the mean cross-entropy in nats over all targets that are not ignored.
 
-    blocks: pairs of inputs and targets, each (M, T), with token ids of any integer type on any device. Waits for the
-    device. The model is in eval mode meanwhile, so dropout is off.
+    blocks: pairs of inputs and targets, each of shape (rows, T). Their token ids may have any integer type and be on
+    any device. The model is evaluated in eval mode, so dropout is off, and its mode is restored afterwards. Waits until
+    the device has finished.
     """
     was_training = model.training
     model.eval()
@@ -114,8 +118,8 @@ def mean_loss(model: LanguageModel, blocks: Iterable[tuple[Tensor, Tensor]], dev
 
 
 def bits_per_character(loss: float, *, tokens: int, characters: int) -> float:
-    """Convert a loss in nats per token to bits per character.
+    """Convert a loss from nats per token to bits per character.
 
-    Bits per character are comparable between tokenizers.
+    Bits per character are comparable between different tokenizers. tokens, characters: the lengths of the same text.
     """
     return loss / math.log(2) * tokens / characters

@@ -1,7 +1,7 @@
-"""Checks before training, which find mistakes that would cost hours.
+"""Checks for common mistakes before training.
 
-A model can train with each of these mistakes, and its loss even falls. The checks take milliseconds. They run on a few
-sequences of the first batch, on the model's device, and change neither the model nor the random state.
+A model with one of these mistakes can be trained for hours, and its loss even decreases. The checks take milliseconds.
+They use a few sequences of the first batch, on the model's device. They change neither the model nor the random state.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from bigramlm.errors import UserError, require
 from bigramlm.model.base import LanguageModel
 from bigramlm.tokenizer.base import Tokenizer, round_trip_difference
 
-# The approximate number of tokens of the first batch that are checked.
+# The approximate number of tokens of the first batch that the model is checked on.
 _TOKENS = 1024
 # The number of characters that are encoded and decoded at the start, in the middle and at the end of each split.
 _CHARACTERS = 4096
-# With a smaller vocabulary, the loss of an untrained model can differ from ln V by more than the tolerance by chance.
+# The minimum vocabulary size for checking the loss: with a smaller vocabulary, the loss of an untrained model can
+# differ from ln V by more than the tolerance by chance.
 _MIN_VOCAB_FOR_LOSS = 16
 
 _TRAIN_ANYWAY = "set preflight=false to train anyway"
@@ -36,10 +37,11 @@ def preflight(
     *,
     fresh: bool,
 ) -> None:
-    """Raise UserError for the first check that fails.
+    """Run all checks, and raise UserError for the first check that fails.
 
-    texts: the text of the splits by name, if it is in memory and the tokenizer is lossless; batch: the inputs and
-    targets, each (B, T), of the first step, on the model's device; fresh: whether the model is untrained.
+    texts: the texts of the splits, by name, on which the tokenizer is checked; empty for a tokenizer that is not
+    lossless, and for a text that is not in memory. batch: the inputs and targets of the first step, each (B, T), on the
+    model's device. fresh: if True, the model is untrained, and its loss is checked too.
     """
     x, y = batch
     check_targets(x, y)
@@ -52,37 +54,38 @@ def preflight(
             check_fresh_loss(model, x, unmask_prompts(x, y))
         # Frozen parameters do not change, so the copy shares them.
         model_copy = copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
-        if list(model.parameters()):  # a model that is fitted by counting has none
+        if list(model.parameters()):  # a model that is fitted by counting has no parameters
             check_gradients(model_copy, x, y)
         check_causality(model_copy, x)
 
 
 def check_targets(x: Tensor, y: Tensor) -> None:
-    """Check that the targets, unless ignored, are the inputs shifted by one."""
+    """Check that each target is the next input token, unless the target is ignored."""
     require(
         x.shape == y.shape and bool(((x[:, 1:] == y[:, :-1]) | (y[:, :-1] == IGNORED)).all()),
-        "preflight: the targets of the first batch are not its inputs shifted by one token: the model would not learn "
-        f"to predict the next token; {_TRAIN_ANYWAY}",
+        "preflight: the targets of the first batch are not the inputs shifted by one token, so the model would not "
+        f"learn to predict the next token; {_TRAIN_ANYWAY}",
     )
 
 
 def unmask_prompts(x: Tensor, y: Tensor) -> Tensor:
-    """Return the targets (B, T) with the prompts included and the padding ignored.
+    """Return targets (B, T) that include the tokens of the prompts.
 
-    A completion can be a single token, whose loss says little about an untrained model.
+    The padding is still ignored. Without the prompts, the targets might be too few to check the loss of an untrained
+    model, because a completion can be a single token.
     """
     is_unpadded = (y != IGNORED).flip(1).cumsum(1).flip(1) > 0
     return torch.where(is_unpadded & (y == IGNORED), x.roll(-1, dims=1), y)
 
 
 def check_round_trip(tokenizer: Tokenizer, text: str, split: str) -> None:
-    """Check that decode(encode(text)) gives the text back."""
+    """Check that decoding the encoded text of a split returns the original text."""
     for start in sorted({0, max(0, (len(text) - _CHARACTERS) // 2), max(0, len(text) - _CHARACTERS)}):
         if difference := round_trip_difference(tokenizer, text[start : start + _CHARACTERS]):
             at, original, result = difference
             raise UserError(
-                f"preflight: the tokenizer changes the text of {split}: {original!r} at character {start + at:,} "
-                f"is decoded as {result!r}, and the model would learn the changed text; {_TRAIN_ANYWAY}"
+                f"preflight: the tokenizer changes the text of the {split} split: {original!r} at character "
+                f"{start + at:,} is decoded as {result!r}, so the model would learn a wrong text; {_TRAIN_ANYWAY}"
             )
 
 
@@ -90,7 +93,7 @@ def check_round_trip(tokenizer: Tokenizer, text: str, split: str) -> None:
 def check_fresh_loss(model: LanguageModel, x: Tensor, y: Tensor) -> None:
     """Check that the loss of an untrained model in eval mode is near ln V.
 
-    ln V is the loss of a uniform guess among V tokens. The tolerance is 1 nat.
+    ln V is the loss of a model that gives all V tokens the same probability. The tolerance is 1 nat.
     """
     was_training = model.training
     _, loss = model.eval()(x, y)
@@ -99,23 +102,24 @@ def check_fresh_loss(model: LanguageModel, x: Tensor, y: Tensor) -> None:
     guess = math.log(model.vocab_size)
     require(
         abs(loss.item() - guess) <= 1,
-        f"preflight: the untrained model's loss is {loss.item():.3f}, but a guess among {model.vocab_size} tokens has "
-        f"{guess:.3f}: a higher loss means that the initial weights are too large or that the loss is summed, a lower "
-        f"loss that the model sees its targets; {_TRAIN_ANYWAY}",
+        f"preflight: the untrained model's loss is {loss.item():.3f}, but it should be near {guess:.3f}, the loss of "
+        f"guessing among {model.vocab_size} tokens; a higher loss means that the initial weights are too large or that "
+        "the loss is summed instead of averaged, and a lower loss means that the model sees its targets; "
+        f"{_TRAIN_ANYWAY}",
     )
 
 
 def check_gradients(model: LanguageModel, x: Tensor, y: Tensor) -> None:
     """Check that every trainable parameter gets a gradient within two steps.
 
-    These steps change the model. Two are necessary because behind a projection that is initialised to zero, every
-    gradient is exactly zero at first.
+    The steps change the model. Two steps are necessary, because a projection that is initialised to zero makes the
+    gradients of all earlier layers exactly zero in the first step.
     """
     model.train()
     missing = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     require(
         bool(missing),
-        f"preflight: nothing to train: no parameter of the model requires a gradient; {_TRAIN_ANYWAY}",
+        f"preflight: no parameter of the model requires a gradient, so nothing would be trained; {_TRAIN_ANYWAY}",
     )
     trainable = dict(missing)
     for _ in range(2):
@@ -134,7 +138,7 @@ def check_gradients(model: LanguageModel, x: Tensor, y: Tensor) -> None:
     require(
         not missing,
         f"preflight: no gradient reaches {', '.join(list(missing)[:3])}{' and more' if len(missing) > 3 else ''}: "
-        f"the forward pass does not use them, or a detach() cuts them off; {_TRAIN_ANYWAY}",
+        f"the forward pass does not use these parameters, or a detach() stops their gradients; {_TRAIN_ANYWAY}",
     )
 
 
@@ -153,6 +157,6 @@ def check_causality(model: LanguageModel, x: Tensor) -> None:
         require(
             change.max().item() <= allowed,
             f"preflight: changing the token at position {position} changes the logits at position "
-            f"{int(change.argmax())}: the model sees the tokens that it must predict, so its losses mean nothing; "
-            f"if it has attention, make the mask causal; {_TRAIN_ANYWAY}",
+            f"{int(change.argmax())}: the model sees the tokens that it should predict, so its losses are meaningless; "
+            f"if the model has attention, make the mask causal; {_TRAIN_ANYWAY}",
         )

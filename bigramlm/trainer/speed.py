@@ -1,4 +1,4 @@
-"""Training speed in tokens per second, and the model FLOPs utilisation (MFU)."""
+"""Measurement of the training speed and of the model FLOPs utilisation (MFU)."""
 
 import logging
 import time
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 class Speedometer:
     """A meter of the training speed in tokens per second and of the MFU.
 
-    The model FLOPs utilisation (MFU) is the share of the device's peak that the model's matrix products use; a model
-    without matrix products has none. See Chowdhery et al. 2022, "PaLM: Scaling Language Modeling with Pathways",
-    section 4.1.
+    The model FLOPs utilisation (MFU) is the FLOP/s of the model's matrix products divided by the peak FLOP/s of the
+    device. It is not defined for a model without matrix products. See Chowdhery et al. 2022, "PaLM: Scaling Language
+    Modeling with Pathways", section 4.1.
     """
 
     def __init__(
@@ -28,24 +28,24 @@ class Speedometer:
         flops_per_token: float,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Determine the device's peak, if the model has matrix products.
+        """Determine the peak FLOP/s of the device, if the model has matrix products.
 
-        flops_per_token: the FLOPs in matrix products, 0 for a model without any; clock: a function that returns seconds
-        from an arbitrary origin.
+        flops_per_token: the FLOPs of the matrix products per token; 0 for a model without matrix products. clock: a
+        function that returns the time in seconds since an arbitrary moment.
         """
         self.device = device
         self.tokens_per_step = tokens_per_step
         self.flops_per_token = flops_per_token
         self.clock = clock
         self.last: dict[str, float] = {}
-        """The last measurement, by metric name."""
+        """The values of the last measurement, by metric name."""
         self._mark = (0.0, 0)  # the clock and the step at the last measurement
         self.peak = peak(device) if flops_per_token else None
         if self.peak:
-            log.info("peak, for MFU: %s GFLOP/s (%s)", f"{self.peak.flops / 1e9:,.0f}", self.peak.how)
+            log.info("MFU is relative to a peak of %s GFLOP/s (%s)", f"{self.peak.flops / 1e9:,.0f}", self.peak.how)
 
     def start(self, step: int) -> None:
-        """Start measuring at a step."""
+        """Start the measurement before a step."""
         self._mark = (self.clock(), step)
 
     def measure(self, step: int) -> dict[str, float]:
@@ -57,7 +57,7 @@ class Speedometer:
         return self.last
 
     def average(self, steps: int, seconds: float) -> dict[str, float]:
-        """Return the average speed of a number of steps, by metric name."""
+        """Compute the speed of steps that took some seconds in total, by metric name."""
         rate = steps * self.tokens_per_step / seconds
         speed = {"tokens_per_second": round(rate, 1)}
         if self.peak:
@@ -65,12 +65,15 @@ class Speedometer:
         return speed
 
     def synchronized(self) -> float:
-        """Return the clock after the device has finished all its work."""
+        """Wait until the device has finished its work, and return the clock."""
         self.device.synchronize()
         return self.clock()
 
     def exclude_since(self, start: float) -> None:
-        """Exclude the time since `start`, which an evaluation or a save took."""
+        """Exclude the time since `start` from the current measurement.
+
+        It is the duration of an evaluation or a save.
+        """
         since, first_step = self._mark
         self._mark = (since + self.clock() - start, first_step)
 

@@ -1,4 +1,4 @@
-"""The Trainer, which runs the training loop over parts that are built elsewhere."""
+"""The Trainer, which runs the training loop."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class TrainResult:
     """The outcome of training."""
 
     status: str = "running"
-    """running, completed, stopped (on request) or pruned (no longer promising)."""
+    """running, completed, stopped (by a signal) or pruned (because other trials of the search were better)."""
     final: dict[str, float] = field(default_factory=dict)
     """The final losses of a completed run, by metric name."""
     early_stopped: bool = False
-    """True if the run completed before its last step because the val loss stopped falling."""
+    """True if early stopping ended the run before `trainer.steps`, because the val loss no longer decreased."""
     references: dict[str, float] = field(default_factory=dict)
-    """The losses of models that are fitted by counting, by metric name."""
+    """The losses of n-gram models that are fitted by counting, by metric name. They are reference values."""
 
     def to_summary(self) -> dict[str, Any]:
-        """Return the summary's entries about the outcome.
+        """Return the outcome as entries of summary.json.
 
-        The entries of a completed run omit its status, because its sample is not written yet.
+        The status `completed` is omitted, because the run is not completed before its sample is written.
         """
         if self.status == "pruned":
             return {"status": "pruned"}
@@ -56,22 +56,23 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Hooks:
-    """The functions that the Trainer calls back."""
+    """The functions through which the Trainer reports progress and can be stopped."""
 
     write_summary: Callable[..., None] = lambda **_: None
-    """Called with the progress and the speed as keyword arguments, at every save and at the end."""
+    """Called at every save and at the end, with the progress and the speed as keyword arguments."""
     should_stop: Callable[[], bool] = lambda: False
-    """Called before every step; True ends the run with a save."""
+    """Called before every step. If it returns True, the run saves a checkpoint and ends."""
     should_prune: Callable[[int, Mapping[str, float]], bool] | None = None
-    """Called at every evaluation except the last, with the step and the record; True ends the run as pruned."""
+    """Called at every evaluation except the last, with the step and the losses. If it returns True, the run is pruned.
+    None disables pruning."""
 
 
 class Trainer:
-    """The training loop: evaluate, save, update and log, in this order, at every step.
+    """The training loop.
 
-    The state at step n is the state after n updates; step 0 is the untrained model. Evaluations and checkpoints at
-    step n use this state, so a checkpoint's loss is the loss of its weights. The training batch's loss at step n is
-    measured on the same state.
+    At every step, the loop evaluates, saves, updates and logs, in this order, if the action is due. Step n starts with
+    the weights after n updates, so step 0 starts with the initial weights. The evaluation, the checkpoint and the batch
+    loss of step n all belong to these weights.
     """
 
     def __init__(
@@ -95,44 +96,45 @@ class Trainer:
         self._started, self._initial = 0.0, Progress()
 
     def start(self, resume_from: Checkpoint | None = None, *, seconds: float = 0.0) -> None:
-        """Restore the checkpoint's state, or start at step 0 if there is none.
+        """Restore the state from a checkpoint; without a checkpoint, start at step 0.
 
-        seconds: the time that a new run already spent on preparation, which counts as training time. Raises UserError
-        if the checkpoint cannot be restored.
+        seconds: the time that a new run has already spent on counting n-grams, which is part of its training time.
+        Raises UserError if the checkpoint cannot be restored.
         """
         self.progress = Progress(seconds=seconds) if resume_from is None else self.checkpoints.restore(resume_from)
         self.train_step.start_at(self.progress.step)
 
     def fit(self, metrics: Metrics) -> TrainResult:
-        """Train to the last step, or until a stop is requested, and return the outcome.
+        """Train until the run is completed, stopped or pruned, and return the outcome.
 
-        A stopped run saves a checkpoint first. With `trainer.early_stopping_patience` the last step may come before
-        `trainer.steps`. A pruned run ends at that evaluation, without final losses. Raises UserError if a loss, a
-        gradient, the weights or the optimizer's state are not finite.
+        The run is completed at `trainer.steps`, or earlier with `trainer.early_stopping_patience`. In all three cases a
+        checkpoint is saved. Only a completed run has final losses. Raises UserError if a loss, a gradient norm, the
+        weights or the optimizer's state are not finite.
         """
         self._begin()
-        cfg, should_stop, ends = self.cfg, self.hooks.should_stop, (self.progress.step, self.cfg.steps)
+        cfg, result, should_stop = self.cfg, self.result, self.hooks.should_stop
         with progress_bar(self.progress.step, cfg.steps) as pbar, logging_redirect_tqdm():
-            while self.result.status == "running":
+            while result.status == "running":
                 step = self.progress.step
                 record: dict[str, float] = {}
                 if should_stop():
                     self.save()
-                    self.result.status = "stopped"
+                    result.status = "stopped"
                     break
-                if step % cfg.eval_every == 0 or step % cfg.checkpoint_every == 0 or step in ends:
-                    record = self._evaluate_and_save(step)
-                if self.result.status == "completed":
-                    self.result.final = self.evaluator.final()
-                    record |= {f"final/{name}": value for name, value in self.result.final.items()}
-                elif self.result.status == "running":
-                    result = self.update()
+                if step % cfg.eval_every == 0 or step == cfg.steps:
+                    record = self.evaluate()
+                    result.status = self._status_after(record)
+                is_best = self.progress.best.get("step") == step
+                if result.status != "running" or step % cfg.checkpoint_every == 0 or is_best:
+                    self.save()
+                if result.status == "completed":
+                    result.final = self.evaluator.final()
+                    record |= {f"final/{name}": value for name, value in result.final.items()}
+                elif result.status == "running":
+                    step_result = self.update()
                     if step % cfg.log_every == 0:
-                        assert result is not None, "a logged step does not share its call"
-                        record |= self.measure(result)
+                        record |= self.measure(step_result)
                         pbar.set_postfix_str(f"loss {record['train/batch_loss']:.3f}{self.speed}", refresh=False)
-                    while result is None:  # the other steps of a shared call are neither evaluated, saved nor logged
-                        result = self.update()
                     pbar.update(self.progress.step - pbar.n)
                 if record:
                     metrics.log(step, self.elapsed(), record)
@@ -147,52 +149,54 @@ class Trainer:
         self.speed.start(self.progress.step)
         self.model.train()
 
-    def _evaluate_and_save(self, step: int) -> dict[str, float]:
-        # Evaluates and saves if either is due at this step, and updates the status. Returns the evaluation's record.
-        record: dict[str, float] = {}
-        last = step == self.cfg.steps
-        if last or step % self.cfg.eval_every == 0:
-            record = self.evaluate()
-            self.result.early_stopped = not last and self.out_of_patience()
-            last = last or self.result.early_stopped
-            if not last and self.hooks.should_prune is not None and self.hooks.should_prune(step, record):
-                log.info("pruned: other trials were better at step %d", step)
-                self.result.status = "pruned"
-        if last:
-            self.result.status = "completed"
-        is_best = self.progress.best.get("step") == step
-        if self.result.status != "running" or step % self.cfg.checkpoint_every == 0 or is_best:
-            self.save()
-        return record
+    def _status_after(self, record: dict[str, float]) -> str:
+        # The status after an evaluation with these losses.
+        step = self.progress.step
+        if step == self.cfg.steps:
+            return "completed"
+        if self.out_of_patience():
+            self.result.early_stopped = True
+            return "completed"
+        if self.hooks.should_prune is not None and self.hooks.should_prune(step, record):
+            log.info("pruned: other trials were better at step %d", step)
+            return "pruned"
+        return "running"
 
     def elapsed(self) -> float:
-        """Return the seconds of training so far.
+        """Return the duration of the training so far in seconds.
 
-        They include evaluations, saves and the time before a resume.
+        Evaluations, saves and the training before a resume are included.
         """
         return self.speed.clock() - self._started
 
-    def update(self) -> StepResult | None:
+    def update(self) -> StepResult:
         """Take the next step and return its result.
 
-        Returns None while the step waits for the other steps of a shared call.
+        If the step shares a compiled call, the other steps of the call are taken too. None of them is evaluated, saved
+        or logged.
         """
-        n = self.progress.step
-        result = self.train_step(self.batches[n], self.schedule(n))
-        self.progress.step = n + 1
+        result = None
+        while result is None:
+            n = self.progress.step
+            result = self.train_step(self.batches[n], self.schedule(n))
+            self.progress.step = n + 1
         return result
 
     def evaluate(self) -> dict[str, float]:
-        """Return the losses over fixed batches of both splits, by metric name.
+        """Evaluate the model on both splits and return the losses, by metric name.
 
-        Records the lowest val loss so far as `progress.best`. Raises UserError if the val loss is not finite.
+        The lowest val loss so far is recorded in `progress.best`. Raises UserError if the val loss is not finite.
         """
         start, progress = self.speed.synchronized(), self.progress
         record = self.evaluator.evaluate()
         val_loss = record["val/loss"]
         log.info(
             "step %*d/%d  train %.4f  val %.4f%s",
-            *(len(str(self.cfg.steps)), progress.step, self.cfg.steps, record["train/loss"], val_loss),
+            len(str(self.cfg.steps)),
+            progress.step,
+            self.cfg.steps,
+            record["train/loss"],
+            val_loss,
             f"{self.speed}{self._left()}",
         )
         self._require_finite(progress.step, "val/loss", val_loss)
@@ -206,13 +210,14 @@ class Trainer:
         return record | self.evaluator.bits(val_loss) | self.evaluator.references
 
     def out_of_patience(self) -> bool:
-        """Check whether early stopping ends the run."""
+        """Check whether early stopping must end the run."""
         patience = self.cfg.early_stopping_patience
         if patience == 0 or self.progress.waited < patience:
             return False
         log.info(
-            "early stopping: the val loss of step %d has not improved for %d evaluations; load it with checkpoint=best",
-            *(self.progress.best["step"], self.progress.waited),
+            "early stopping: no val loss below that of step %d in %d evaluations; checkpoint=best loads that step",
+            self.progress.best["step"],
+            self.progress.waited,
         )
         return True
 
@@ -227,7 +232,7 @@ class Trainer:
     def save(self) -> None:
         """Save a checkpoint of the current state.
 
-        Raises UserError and saves nothing if the state is not finite.
+        If the state is not finite, nothing is saved and UserError is raised.
         """
         start = self.speed.synchronized()
         if not self.checkpoints.has(self.progress):
@@ -238,7 +243,7 @@ class Trainer:
         self.speed.exclude_since(start)
 
     def write_summary(self) -> None:
-        """Write the progress and the speed to the summary."""
+        """Write the progress and the average speed to summary.json."""
         seconds, steps = self.elapsed(), self.progress.step - self._initial.step
         speed: dict[str, Any] = self.speed.average(steps, seconds - self._initial.seconds) if steps else {}
         if self.speed.peak:
@@ -246,9 +251,9 @@ class Trainer:
         self.hooks.write_summary(step=self.progress.step, best=self.progress.best, seconds=round(seconds, 3), **speed)
 
     def measure(self, result: StepResult) -> dict[str, float]:
-        """Return the log record of the step that was just taken.
+        """Return the metrics of the step that was just taken, by metric name.
 
-        Waits for the device. Raises UserError if the loss or the gradient norm is not finite.
+        Waits until the device has finished. Raises UserError if the loss or the gradient norm is not finite.
         """
         step, norm = self.progress.step - 1, result.grad_norm
         if norm is None:
@@ -266,8 +271,8 @@ class Trainer:
             run = relative(self.checkpoints.folder.parent)
             resume = f"; to continue from step {saved[-1]}, add resume={run}" if saved else ""
             raise UserError(
-                f"step {step}: {name} is {value} at a learning rate of {lr:.3g}; try a lower one, such as "
-                f"optim.lr={min(1e-3, self.schedule.optim.lr / 10):.1g}{clip}{resume}"
+                f"step {step}: {name} is {value} at a learning rate of {lr:.3g}; try a lower learning rate, such as "
+                f"optim.lr={min(1e-3, self.schedule.cfg.lr / 10):.1g}{clip}{resume}"
             )
 
     def _require_finite_state(self) -> None:
@@ -287,8 +292,8 @@ class Trainer:
 def progress_bar(step: int, steps: int) -> tqdm[NoReturn]:
     """Build the progress bar with the remaining time, the loss and the speed.
 
-    The bar is shown on standard error, and only if that is a terminal.
+    The bar is shown only if standard error is a terminal.
     """
-    # Omits tqdm's rate in steps/s: only tokens/s are comparable between runs, and there is no room for both.
+    # Does not show tqdm's steps/s: only tokens/s are comparable between runs, and there is no room for both.
     bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     return bar(steps, initial=step, bar_format=bar_format)

@@ -1,1 +1,1 @@
-"""Utilities without knowledge of models: paths, files, Hub, console, signals."""
+"""Utilities that do not depend on models: paths, files, Hub, console, signals."""

@@ -1,4 +1,4 @@
-"""Console output: standard output, the log on the console, tables and paths."""
+"""Console output: printing, filtering the log, tables and relative paths."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from bigramlm.errors import UserError
 
 
 class LogFile(logging.FileHandler):
-    """A log file that drops lines without a traceback when the disk is full.
+    """A log file that skips records that cannot be written, e.g. on a full disk.
 
-    The run itself reports the full disk when it fails to save.
+    The base class would print a traceback for each of these records. The run itself reports a full disk when it fails
+    to save a checkpoint.
     """
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -27,8 +28,8 @@ class LogFile(logging.FileHandler):
 def show(text: str, end: str = "\n") -> bool:
     """Print text on standard output.
 
-    Returns False if the reader of the pipe, e.g. `head`, has closed it. Raises UserError if standard output cannot be
-    written.
+    Returns False if standard output is a pipe that its reader, e.g. `head`, has closed, and otherwise True. Raises
+    UserError if the text cannot be written for another reason.
     """
     try:
         print(text, end=end, flush=True)
@@ -37,15 +38,16 @@ def show(text: str, end: str = "\n") -> bool:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return False
-        raise UserError(f"standard output: cannot be written: {error.strerror}") from None
+        raise UserError(f"standard output cannot be written: {error.strerror}") from None
     return True
 
 
 @contextlib.contextmanager
 def console_filter(*, logger: str) -> Iterator[None]:
-    """Show only one logger's records and new warnings on the console.
+    """Show only one logger's records and new warnings on the console, in the block.
 
-    logger: the logger's name. Each warning is shown once per process. The log file still contains every record.
+    logger: the name of the logger. A warning of any other logger is shown only once per process. The log file still
+    receives every record.
     """
 
     def passes(record: logging.LogRecord) -> bool:
@@ -70,14 +72,17 @@ _shown_warnings: set[str] = set()
 
 
 def relative(path: Path) -> Path:
-    """Return a path relative to the working directory, if it is inside."""
+    """Return a path inside the working directory relative to that directory.
+
+    A path outside the working directory is returned unchanged.
+    """
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Format rows as aligned columns of text.
 
-    Columns that contain only numbers are aligned to the right.
+    head: the column names. Columns that contain only numbers are aligned to the right.
     """
     lines = [head, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]

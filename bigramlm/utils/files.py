@@ -13,15 +13,18 @@ from bigramlm.utils import paths
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a unique hidden path beside `path`, to write to before a rename."""
+    """Return a unique hidden path in the folder of `path`.
+
+    New contents are written to the temporary path, which is then renamed to `path`.
+    """
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 def write(path: Path, content: Iterable[bytes], *, durable: bool = True) -> None:
-    """Write a file atomically, under a temporary name that is then renamed.
+    """Write a file atomically: write a temporary file, then rename it.
 
-    A reader, or a crash, finds the old file or the new file, never a partial file. durable: whether the file must
-    survive a power failure, which requires a wait for the disk.
+    Readers see the old file or the complete new file, even after a crash. durable: if True, wait until the disk has
+    written the file, so that the file survives a power failure.
     """
     temporary = temporary_path(path)
     try:
@@ -38,11 +41,11 @@ def write(path: Path, content: Iterable[bytes], *, durable: bool = True) -> None
 
 
 def require_new(folder: Path) -> None:
-    """Raise UserError if a new folder exists already or is named like a checkpoint."""
-    require(not folder.exists(), f"{folder}: exists already and is not overwritten; choose another folder")
+    """Raise UserError if a folder exists or its name is reserved for checkpoints."""
+    require(not folder.exists(), f"{folder} already exists and is not overwritten: choose a different folder")
     require(
         paths.step_of(folder.name) is None,
-        f"{folder}: has the name of a run's checkpoint (step_<n>); choose another folder",
+        f"{folder}: the name step_<n> is reserved for checkpoints of a run; choose a different name",
     )
 
 
@@ -50,7 +53,7 @@ def require_new(folder: Path) -> None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `folder` if the block succeeds.
 
-    `folder` must not exist yet. Raises UserError if it cannot be written.
+    `folder` must not exist yet. Raises UserError if the folder cannot be written.
     """
     temporary = temporary_path(folder)
     try:
@@ -61,13 +64,16 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         temporary.rename(folder)
         sync(folder.parent)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder is written to the disk."""
+    """Wait until a file or a folder is written to the disk.
+
+    On Windows, this does nothing for a folder.
+    """
     if os.name == "nt" and path.is_dir():
         return  # Windows cannot open a folder
     fd = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)

@@ -13,11 +13,14 @@ _TIMEOUT = 10
 
 
 class FetchError(Exception):
-    """The reason, in one line, why a file could not be fetched from the Hub."""
+    """The error for a file that could not be fetched from the Hub.
+
+    The message is the reason in one line.
+    """
 
 
 class MissingFileError(FetchError):
-    """The error for a model on the Hub that does not contain the file."""
+    """The error for a model on the Hub that does not contain the requested file."""
 
 
 def is_name(text: str) -> bool:
@@ -26,7 +29,10 @@ def is_name(text: str) -> bool:
 
 
 def has(name: str, file: str) -> bool:
-    """Check whether a model on the Hub has a file; False if the Hub is unavailable."""
+    """Check whether a model on the Hub contains a file.
+
+    Returns False if the Hub cannot be reached.
+    """
     from huggingface_hub import file_exists
 
     try:
@@ -36,9 +42,10 @@ def has(name: str, file: str) -> bool:
 
 
 def fetch(name: str, file: str) -> Path:
-    """Return the path of a model's file, from the cache or downloaded from the Hub.
+    """Return the local path of a model's file, downloading it if it is not cached.
 
-    Raises MissingFileError if the model has no such file, and FetchError if the file is not available otherwise.
+    Raises MissingFileError if the model does not contain the file, and FetchError if the file cannot be fetched for
+    another reason.
     """
     from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
 
@@ -46,7 +53,7 @@ def fetch(name: str, file: str) -> Path:
         cached = try_to_load_from_cache(name, file)
         if isinstance(cached, str):
             return Path(cached)
-        # Checks the connection once, because the Hub's library retries five times without a network.
+        # Checks the connection once, because without a network the Hub's library would retry five times.
         with contextlib.suppress(urllib.error.HTTPError):
             urllib.request.urlopen(constants.ENDPOINT, timeout=_TIMEOUT).close()
         return Path(hf_hub_download(name, file))

@@ -12,7 +12,7 @@ IN_CHECKOUT = (_PARENT / "conf" / "train.yaml").is_file()
 def home() -> Path:
     """Return the folder that contains sources/ and outputs/.
 
-    It is the repository in a checkout, otherwise the working directory.
+    In a checkout this folder is the repository, otherwise the working directory.
     """
     return _PARENT if IN_CHECKOUT else Path.cwd()
 
@@ -28,7 +28,7 @@ def bundled_text() -> Path:
 
 
 def step_of(name: str) -> int | None:
-    """Return the step n of a checkpoint folder's name, step_<n>.
+    """Return the step n in the name of a checkpoint folder, step_<n>.
 
     Returns None for any other name, including names with leading zeros such as step_07.
     """

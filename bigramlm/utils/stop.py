@@ -1,6 +1,7 @@
-"""Signals that stop a run.
+"""Handling of the signals that stop a run.
 
-Training ends after the current step and a save, or immediately at the second signal.
+At the first signal, training finishes the current step, saves a checkpoint and stops. A second signal stops the run
+immediately.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(sign
 class Stopped(BaseException):
     """The exception that a stop signal raises.
 
-    Like KeyboardInterrupt, it does not derive from Exception, so that handlers of failures do not catch it.
+    Like KeyboardInterrupt, Stopped does not derive from Exception, so that `except Exception` does not catch it.
     """
 
     def __init__(self, number: int) -> None:
@@ -30,30 +31,30 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """A handler of stop signals, which raises Stopped at once or defers it.
+    """A signal handler that raises Stopped, or records the signal in `deferred`.
 
-    During training it records the first signal instead, so that the run can finish its step and save.
+    During training, the first signal is only recorded, so that the run can finish its step and save a checkpoint.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        """The signal that was recorded; None if there is none."""
+        """The recorded signal; None if no signal was recorded."""
         self._deferring = False
 
     def requested(self) -> bool:
-        """Check whether a stop was requested."""
+        """Check whether a stop signal was recorded."""
         return self.received is not None
 
     def raise_if_requested(self) -> None:
-        """Raise Stopped if a stop was requested."""
+        """Raise Stopped if a stop signal was recorded."""
         if self.received is not None:
             raise Stopped(self.received)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Record the first signal in the block, for `requested`, instead of raising.
+        """Record the first stop signal in the block instead of raising Stopped.
 
-        A second signal raises Stopped at once.
+        `requested` then returns True. A second signal raises Stopped immediately.
         """
         self._deferring = True
         try:
@@ -66,13 +67,15 @@ class StopSignals:
             raise Stopped(number)
         self.received = number
         level = logging.WARNING if len(STOP_SIGNALS) > 1 else logging.INFO  # for workers, the parent process warns
-        log.log(level, "%s: saving and stopping after this step; repeat to stop at once", signal.Signals(number).name)
+        name = signal.Signals(number).name
+        log.log(level, "%s: saving a checkpoint and stopping after this step; repeat the signal to stop now", name)
 
 
 def handle_sigterm_only() -> None:
-    """Ignore every stop signal except SIGTERM, in a worker.
+    """Ignore every stop signal except SIGTERM in a worker process.
 
-    Ctrl-C reaches every process of a terminal, so only the parent handles it and passes the stop on.
+    A terminal sends Ctrl-C to all its processes. Only the parent process handles Ctrl-C, and stops its workers with
+    SIGTERM.
     """
     for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
@@ -89,7 +92,8 @@ def _handled_signals() -> list[signal.Signals]:
 def stop_signals() -> Iterator[StopSignals]:
     """Handle Ctrl-C, SIGTERM and SIGHUP in the block.
 
-    A signal that is ignored, such as SIGHUP under nohup, stays ignored, except SIGINT.
+    SIGTERM or SIGHUP stays ignored if it was ignored before, e.g. SIGHUP under nohup. SIGINT is always handled. Outside
+    the main thread, no signal is handled.
     """
     stop = StopSignals()
     if threading.current_thread() is not threading.main_thread():  # only the main thread can set handlers

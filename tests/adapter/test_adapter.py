@@ -241,7 +241,7 @@ def import_peft() -> None:
 @LINUX
 def test_resume_is_exact_after_a_kill(base: Path) -> None:
     done = verified(*EXACT, f"init_from={base}", setup=import_peft)
-    assert done.out == "bit-equal: 8 steps, and 4, a kill, and 4 more\n", done.err
+    assert done.out == "bit-equal: a run of 8 steps, and the same run killed at step 4 and resumed\n", done.err
 
 
 def test_run_initialised_from_an_adapted_run_starts_at_its_loss(cli: Cli, base: Path, run: Path) -> None:

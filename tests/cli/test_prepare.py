@@ -57,7 +57,7 @@ def test_the_output_describes_the_token_files(
         "Tokenizer: bpe, 300 tokens",
     ]
     assert f"Train: {tokens['train']:,} tokens, " in ended.out
-    assert ended.out.splitlines()[-1] == "Train on them: python scripts/train.py data=tokens data.path=made"
+    assert ended.out.splitlines()[-1] == "Train on these files: python scripts/train.py data=tokens data.path=made"
     assert "verified: both token files match their checksums" in caplog.messages
     caplog.clear()
     restored = BPEConfig().restore(found.tokenizer())
@@ -181,14 +181,14 @@ def test_two_simultaneous_commands_encode_once(file: Path, tmp_path: Path) -> No
     with first as one:
         wait_for((tmp_path / "locked").exists, of=one)
         with second as other:
-            wait_for(lambda: "another process is preparing them" in other.err, of=other)
+            wait_for(lambda: "another process is preparing the token files" in other.err, of=other)
             assert not (tmp_path / "made" / "manifest.json").exists()
             (tmp_path / "go").touch()
             ends = [one.end(), other.end()]
     assert [ended.code for ended in ends] == [0, 0], ends
     assert ends[0].out == ends[1].out
     assert ["made in" in ended.err for ended in ends] == [True, False]
-    assert "another process is preparing them" not in ends[0].err
+    assert "another process is preparing the token files" not in ends[0].err
 
 
 def test_a_full_disk_keeps_the_finished_work(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_a_full_output_gives_a_one_line_error(run: Path) -> None:
         line = [sys.executable, str(SCRIPT), f"run={run}", "max_new_tokens=10"]
         done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[1:] == ["error: standard output: cannot be written: No space left on device"]
+    assert done.stderr.splitlines()[1:] == ["error: standard output cannot be written: No space left on device"]
 
 
 class Bytes:

@@ -24,7 +24,7 @@ def check_random_kills(n: int, *overrides: str) -> int:
     """
     done = verified("--kills", str(n), "data=bundled", "optim.grad_clip=0.5", "optim.warmup_steps=10", *overrides)
     assert done.code == 0, done.out + done.err
-    found = re.fullmatch(rf"{n} of {n} bit-equal; (\d+) of them were killed in the middle of a save\n", done.out)
+    found = re.fullmatch(rf"{n} of {n} runs bit-equal; (\d+) runs were killed in the middle of a save\n", done.out)
     assert found is not None, done.out
     return int(found[1])
 
@@ -43,7 +43,10 @@ def test_fifty_runs_killed_at_random_moments_resume_bit_equal() -> None:
 def test_the_verifier_runs_as_a_script() -> None:
     command = [sys.executable, str(SCRIPT), "data=bundled", "trainer.steps=4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    assert (done.returncode, done.stdout) == (0, "bit-equal: 4 steps, and 2, a kill, and 2 more\n"), done.stderr
+    assert (done.returncode, done.stdout) == (
+        0,
+        "bit-equal: a run of 4 steps, and the same run killed at step 2 and resumed\n",
+    ), done.stderr
 
 
 # Bugs that are patched into the process of the command, from which the runs are forked
@@ -102,7 +105,10 @@ def test_the_first_difference_is_reported(bug: Callable[[], None], expected: str
 @LINUX
 def test_the_run_is_killed_halfway_even_without_a_save() -> None:
     done = verified("data=bundled", "trainer.checkpoint_every=1000", "trainer.eval_every=1000")
-    assert (done.code, done.out) == (0, "bit-equal: 40 steps, and 20, a kill, and 20 more\n"), done.err
+    assert (done.code, done.out) == (
+        0,
+        "bit-equal: a run of 40 steps, and the same run killed at step 20 and resumed\n",
+    ), done.err
 
 
 @pytest.mark.parametrize("argument", ["optim.lrr=1", "optim.lr=-1", "resume=latest", "trainer.steps=1"])

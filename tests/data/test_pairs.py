@@ -24,9 +24,10 @@ from bigramlm.generate import stream
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram
 from bigramlm.model.config import GPTConfig
+from bigramlm.trainer.compiled import CompiledStep
 from bigramlm.trainer.evaluate import Evaluator, mean_loss
 from bigramlm.trainer.preflight import check_targets, unmask_prompts
-from bigramlm.trainer.step import CompiledStep, TrainStep
+from bigramlm.trainer.step import TrainStep
 from tests.helpers import Cli, assert_refused, refuses, resumed, run_config, summary, table
 
 CPU = torch.device("cpu")
@@ -294,8 +295,8 @@ def test_long_examples_are_cropped_with_a_warning(cli: Cli, tmp_path: Path) -> N
     ended = cli("data=pairs", f"data.path={path}", "data.block_size=8", *SHORT)
     assert ended.code == 0, ended.err
     assert (
-        "2 of 4 examples are longer than data.block_size=8: their prompts are cut at the beginning, and 1 of their "
-        "completions at the end" in ended.err
+        "2 of 4 examples are longer than data.block_size=8: their prompts are truncated from the left, and 1 of their "
+        "completions from the right" in ended.err
     )
     ended = cli("data=pairs", f"data.path={path}", "data.block_size=1", *SHORT)
     assert ended.code == 0, ended.err

@@ -65,8 +65,8 @@ def truncate(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (lambda folder: truncate(folder / "val.bin"), ("val.bin", "cut")),
-        (lambda folder: (folder / "val.bin").open("ab").write(b"more"), ("val.bin", "another")),
+        (lambda folder: truncate(folder / "val.bin"), ("val.bin", "truncated")),
+        (lambda folder: (folder / "val.bin").open("ab").write(b"more"), ("val.bin", "a different file")),
         (lambda folder: (folder / "train.bin").unlink(), ("train.bin", "0 bytes")),
         (lambda folder: (folder / "manifest.json").write_text("{}"), ("manifest.json", "prepare.py")),
         (lambda folder: (folder / "manifest.json").unlink(), ("manifest.json", "prepare.py")),

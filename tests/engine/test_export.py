@@ -48,7 +48,7 @@ def test_round_trip_preserves_tensors_and_logits(cli: Cli, tool: Cli, tmp_path: 
     gpt2 = gpt2_folder(tmp_path / "gpt2")
     run = cli(*QUICK, f"init_from={gpt2}", "trainer.steps=0", "model=gpt2")
     assert run.code == 0, run.err
-    assert f"weights: GPT-2 (custom), from {gpt2}" in run.err
+    assert f"weights: initialised from GPT-2 (custom) in {gpt2}" in run.err
     out = tmp_path / "out"
     exported = tool(checkpoint_tool.main, "export", str(run.folder), str(out))
     assert exported.code == 0, exported.err

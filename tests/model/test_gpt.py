@@ -330,7 +330,7 @@ def test_invalid_rotary_base_is_refused(base: float) -> None:
     ("field", "value", "named"),
     [
         ("n_embd", 30, ("model.n_head=4", "32")),
-        ("n_embd", 12, ("model.n_head=4", "heads of 3", "model.position=rotary", "model.n_embd=")),
+        ("n_embd", 12, ("model.n_head=4", "head dimension is 3", "model.position=rotary", "model.n_embd=")),
         ("n_embd", 29, ("model.n_head=4", "32")),
         ("dropout", 1.0, ("0", "1")),
         ("dropout", -0.1, ()),

@@ -365,7 +365,7 @@ def test_tokenizer_fits_the_weights_apart_from_padding(cli: Cli, tmp_path: Path)
 def test_from_scratch_uses_everything_except_the_weights(cli: Cli, gpt2: Path) -> None:
     run = train(cli, gpt2, "from_scratch=true")
     assert run.code == 0, run.err
-    assert f"all but the weights: GPT-2 (custom), from {gpt2}" in run.err
+    assert f"the tokenizer come from GPT-2 (custom) in {gpt2}" in run.err
     model, tokenizer, cfg = load_model(open_checkpoint(str(run.folder)))
     assert (tokenizer.vocab_size, cfg.data.block_size) == (VOCABULARY, POSITIONS)
     assert not torch.allclose(logits(model.eval(), tokens()), logits(bigramlm_model(gpt2), tokens()), atol=0.1)
@@ -401,7 +401,7 @@ def test_weights_are_downloaded_from_the_hub_and_then_cached(files: dict[str, by
     with serving(Hub, files=files) as hub:
         first = from_hub("some/gpt2", hub, tmp_path)
     assert first.code == 0, first.err
-    assert "weights: GPT-2 (custom), from some/gpt2" in first.err
+    assert "weights: initialised from GPT-2 (custom) in some/gpt2" in first.err
     offline = from_hub("some/gpt2", NOWHERE, tmp_path, "model=gpt2")
     assert offline.code == 0, offline.err
     assert offline.out.splitlines()[1] == first.out.splitlines()[1]

@@ -138,7 +138,7 @@ def test_final_loss_of_a_run_is_the_reference_loss_of_its_order(cli: Cli) -> Non
     references = summary["references"]
     assert summary["final"]["val/loss"] == pytest.approx(references["val/ngram_3"], abs=1e-5)
     assert references["val/ngram_3"] < references["val/ngram_2"] < references["val/ngram_1"]
-    assert "By counting, on val, orders 1 to 6:" in ended.out
+    assert "By counting n-grams, on val, orders 1 to 6:" in ended.out
     assert "steps: none" in (ended.folder / "train.log").read_text("utf-8")
 
 

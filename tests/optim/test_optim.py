@@ -12,7 +12,7 @@ import torch
 
 from bigramlm.model.bigram import Bigram
 from bigramlm.model.config import GPTConfig
-from bigramlm.optim.base import learning_rate, set_learning_rate
+from bigramlm.optim.base import Schedule, set_learning_rate
 from bigramlm.optim.config import SCHEDULES, AdamWConfig, MuonConfig, OptimConfig, SGDConfig
 from bigramlm.optim.muon import POLAR_EXPRESS, Muon, orthogonalise, polar_express
 from tests.helpers import PRESETS, Cli, assert_refused, gpts, refuses, run_config
@@ -53,7 +53,7 @@ def test_adamw_has_the_tutorials_defaults() -> None:
 
 
 def rates(steps: int, **fields: Any) -> list[float]:
-    return [learning_rate(AdamWConfig(**fields), step, steps) for step in range(steps)]
+    return [Schedule(AdamWConfig(**fields), steps)(step) for step in range(steps)]
 
 
 def test_learning_rate_rises_linearly_and_stays_constant() -> None:
@@ -84,7 +84,7 @@ def test_cosine_schedule_equals_nanogpts() -> None:
 
     cfg = run_config("experiment=nanogpt_cpu")
     assert cfg.trainer.steps == 2000
-    assert [learning_rate(cfg.optim, n, 2000) for n in range(2000)] == pytest.approx([theirs(n) for n in range(2000)])
+    assert [Schedule(cfg.optim, 2000)(n) for n in range(2000)] == pytest.approx([theirs(n) for n in range(2000)])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

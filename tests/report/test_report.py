@@ -337,7 +337,7 @@ def test_invalid_report_arguments_are_refused_in_one_line(sweep: Path, tool: Cli
         ([str(tmp_path / "notes.html")], [tmp_path / "notes.html"]),
         ([str(sweep), "-o", str(tmp_path / "notes.html")], [tmp_path / "notes.html", "report"]),
         ([str(sweep), "-o", str(tmp_path / "empty")], [tmp_path / "empty", tmp_path / "empty" / "report.html"]),
-        ([str(sweep), "-o", str(tmp_path / "no" / "page.html")], [f"{tmp_path / 'no'}:"]),
+        ([str(sweep), "-o", str(tmp_path / "no" / "page.html")], [f"{tmp_path / 'no'} does not exist"]),
     ):
         done = tool(runs_command.main, "report", *arguments)
         assert_refused(done, *named)

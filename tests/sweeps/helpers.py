@@ -8,10 +8,9 @@ import os
 import signal
 from pathlib import Path
 
-from bigramlm.optim import base as optim
-from bigramlm.optim.config import OptimConfig
+from bigramlm.optim.base import Schedule
 from bigramlm.runs.folder import holder
-from tests.helpers import Started, has_reached, started, wait_for
+from tests.helpers import Started, started, wait_for
 
 SHORT = (
     *("data=bundled", "logger=none", "trainer.steps=20", "trainer.eval_every=10", "trainer.log_every=5"),
@@ -29,16 +28,21 @@ def kill_this_process_at(job_index: int, kill_step: int) -> None:
 
     job_index: the index of the job, or trial, among those that this process trains.
     """
-    original, seen_steps = optim.learning_rate, [0]
+    original, seen_steps = Schedule.__call__, [0]
 
-    def learning_rate(cfg: OptimConfig, step: int, steps: int) -> float:
+    def call(self: Schedule, step: int) -> float:
         seen_steps.append(step)
         current = sum(later < earlier for earlier, later in itertools.pairwise(seen_steps))
         if current == job_index and step >= kill_step:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(cfg, step, steps)
+        return original(self, step)
 
-    optim.learning_rate = learning_rate
+    Schedule.__call__ = call  # type: ignore[method-assign]
+
+
+def has_reached(job: Path, step: int) -> bool:
+    """Check if a job has a checkpoint of a step or of a later step."""
+    return any(int(path.name[5:]) >= step for path in job.glob("checkpoints/step_*"))
 
 
 def kill_at_step(job: Path, step: int) -> None:

@@ -69,8 +69,10 @@ def test_sweep_ends_with_table_best_first(swept: Callable[..., Ended], folder: P
     best = [line.split()[1] for line in shown.splitlines() if line.startswith("*")]
     assert best == [rows[0]["job"]]
     as_usual = shown.replace(str(folder), "outputs/sweeps/2026-11-24_14-15-02-334871")
-    assert max(len(line) for line in as_usual.splitlines() if not line.startswith("A page: ")) <= 80, "except for paths"
-    assert f"\nA page: python scripts/runs.py report {folder}\n" in shown
+    assert max(len(line) for line in as_usual.splitlines() if not line.startswith("HTML report: ")) <= 80, (
+        "except for paths"
+    )
+    assert f"\nHTML report: python scripts/runs.py report {folder}\n" in shown
 
 
 def test_single_seeds_are_noted(folder: Path) -> None:

@@ -23,15 +23,15 @@ from bigramlm.data import shakespeare
 from bigramlm.data import text as data_text
 from bigramlm.engine import run as recipe
 from bigramlm.model.bigram import Bigram
-from bigramlm.optim import base as optim
+from bigramlm.optim.base import Schedule
 from bigramlm.runs import find as runs
 from bigramlm.runs.folder import LOCK, RunFolder, read_summary
 from bigramlm.sweeps import plan as sweep
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.results import Results
 from bigramlm.utils import paths
-from tests.helpers import Cli, Ended, assert_refused, command, has_reached, refuses, table, wait_for
-from tests.sweeps.helpers import SHORT, kill_this_process_at, start_sweep
+from tests.helpers import Cli, Ended, assert_refused, command, refuses, table, wait_for
+from tests.sweeps.helpers import SHORT, has_reached, kill_this_process_at, start_sweep
 
 # A job takes some tenths of a second and saves several checkpoints.
 LONGER = (
@@ -56,7 +56,7 @@ def test_each_job_is_complete_run_and_logs_one_line(swept: Callable[..., Ended],
         assert "final losses" in (folder / job / "train.log").read_text("utf-8")
         assert "sweep: null" in (folder / job / "config.yaml").read_text("utf-8")
     lines = ended.err.splitlines()
-    assert lines[0].startswith("sweep: 2 jobs, in ")
+    assert lines[0].startswith("sweep: 2 jobs in ")
     assert [line.split(",")[0] for line in lines[1:]] == ["job 0: completed", "job 1: completed"]
     assert lines[2].endswith("(2 of 2): seed=2")
     assert "End of training" not in ended.out, "the final report of a single run; a sweep prints a table instead"
@@ -139,7 +139,7 @@ def test_failures_of_all_kinds_do_not_affect_other_jobs(
         with monkeypatch.context() as patch:
             patch.setattr(Bigram, "forward", forward_)
             if cfg.seed in nan:
-                patch.setattr(optim, "learning_rate", lambda *_: 1e38)
+                patch.setattr(Schedule, "__call__", lambda *_: 1e38)
             if cfg.seed in late:
                 patch.setattr(data_text, "check_length", lambda n, **words: check(n, **{**words, "block_size": 10**6}))
             return run(cfg, *arguments)
@@ -361,7 +361,7 @@ def test_job_of_another_process_is_skipped(swept: Callable[..., Ended], existing
     with RunFolder(folder / "0").lock():
         ended = swept(*SHORT, "seed=1,2")
     assert ended.code == 1
-    assert "job 0: another process trains in it" in ended.err
+    assert "job 0 is skipped, because another process is training in its folder" in ended.err
     after = state(folder / "0")
     assert all(after[path] == before[path] for path in before if path.name != ".lock")
 

@@ -11,8 +11,8 @@ from bigramlm.runs.folder import read_summary
 from bigramlm.sweeps import workers
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.results import Results
-from tests.helpers import Cli, has_reached, wait_for
-from tests.sweeps.helpers import kill_at_step, start_sweep
+from tests.helpers import Cli, wait_for
+from tests.sweeps.helpers import has_reached, kill_at_step, start_sweep
 
 # A job takes some tenths of a second and saves several checkpoints.
 LONGER = (

@@ -12,23 +12,15 @@ from bigramlm.checkpoint.checkpoint import Checkpoint
 from bigramlm.device.device import Device
 from bigramlm.model.bigram import Bigram
 from bigramlm.model.config import GPTConfig
-from bigramlm.trainer.step import CompiledStep, SharedCalls, TrainStep
+from bigramlm.trainer.compiled import CompiledStep, SharedCalls
+from bigramlm.trainer.step import TrainStep
 from bigramlm.trainer.trainer import Trainer
 from tests.helpers import TOKENS, Stub, build, count_saved_elements, fit, fitted, refuses, run_config
+from tests.trainer.helpers import records, weights
 
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 # A run with calls of one step and calls of two steps.
 SHORT_RUN = ("trainer.steps=6", "trainer.log_every=3", "trainer.eval_every=3")
-
-
-def weights(trainer: Trainer) -> torch.Tensor:
-    return next(trainer.model.parameters()).detach().clone()
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """Return the records without the metrics that depend on a clock."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "mfu")} for line in lines]
 
 
 def is_compiled(trainer: Trainer) -> bool:
@@ -60,7 +52,6 @@ def test_accumulation_gives_the_update_of_the_whole_batch(tmp_path: Path) -> Non
 def test_clipping_bounds_the_update(tmp_path: Path) -> None:
     trainer = build(tmp_path, "optim.grad_clip=1e-3")
     result = trainer.update()
-    assert result is not None
     assert result.grad_norm is not None
     assert result.grad_norm > 1e-3, "grad_norm is the norm before clipping"
     clipped = torch.stack([p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]).norm()

@@ -20,6 +20,7 @@ from bigramlm.model.config import GPTConfig
 from bigramlm.trainer.step import StepResult
 from bigramlm.trainer.trainer import Trainer
 from tests.helpers import TOKENS, Stub, build, fit, fitted, refuses
+from tests.trainer.helpers import records, weights
 
 
 def set_one_second_per_step(trainer: Trainer, *, start: float) -> list[float]:
@@ -42,16 +43,6 @@ def set_one_second_per_step(trainer: Trainer, *, start: float) -> list[float]:
 
     trainer.train_step = Slow()  # type: ignore[assignment]
     return now
-
-
-def weights(trainer: Trainer) -> torch.Tensor:
-    return next(trainer.model.parameters()).detach().clone()
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """Return the records without the metrics that depend on a clock."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "mfu")} for line in lines]
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:

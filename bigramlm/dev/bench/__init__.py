@@ -1,5 +1,5 @@
-"""Benchmarks that compare two variants in alternating pairs.
+"""Benchmarks that measure two variants alternately, in pairs.
 
-Machines are noisy, but ratios within a pair are less so. The output is the median over the pairs, with the minimum and
-the maximum.
+Times on a machine vary, but the ratio of two times measured one after the other varies less. The output is the median
+over the pairs, with the minimum and the maximum.
 """

@@ -93,18 +93,23 @@ SCRIPT = paths.home() / "scripts" / "train.py"
 def bigram(pairs: int) -> Iterator[Comparison]:
     """Compare the default run with the tutorial's loop, 10,000 steps each.
 
-    The figures are steps per second and the seconds of whole processes.
+    The figures are steps per second, and the seconds from the start of the process to its exit.
     """
     with temporary_folder() as folder:
         ours, loop = alternate(pairs, lambda: _train(folder), lambda: _tutorial(folder))
-    yield Comparison("steps per second: the Trainer, evaluating, logging and saving / the loop", ours, loop, "steps")
-    yield Comparison("seconds from start to exit: train.py / the loop's script", ours, loop, "wall")
+    yield Comparison(
+        "steps per second: the Trainer with evaluation, logging and checkpoints / the tutorial's loop",
+        ours,
+        loop,
+        "steps",
+    )
+    yield Comparison("seconds from start to exit: train.py / the tutorial's script", ours, loop, "wall")
 
 
 def compiled(pairs: int) -> Iterator[Comparison]:
-    """Compare device.compile=true, once compiled, with the tutorial's loop.
+    """Compare the compiled step (device.compile=true) with the tutorial's loop.
 
-    The figure is steps per second.
+    The figure is steps per second, measured after the compilation.
     """
     options = (
         "device.compile=true",
@@ -114,11 +119,13 @@ def compiled(pairs: int) -> Iterator[Comparison]:
     )
     with temporary_folder() as folder:
         ours, loop = alternate(pairs, lambda: _train(folder, *options), lambda: _tutorial(folder))
-    yield Comparison("steps per second: the compiled step, once compiled / the loop", ours, loop, "steady", "steps")
+    yield Comparison(
+        "steps per second: the compiled step, after compilation / the tutorial's loop", ours, loop, "steady", "steps"
+    )
 
 
 def startup(pairs: int) -> Iterator[Comparison]:
-    """Compare the seconds until the first step with those of `import torch`."""
+    """Compare the seconds to the first step with the seconds of `import torch`."""
     with temporary_folder() as folder:
         ours, bare = alternate(
             pairs, lambda: time_to_first_step(folder), lambda: {"wall": _process("-c", "import torch")[0]}
@@ -129,8 +136,9 @@ def startup(pairs: int) -> Iterator[Comparison]:
 def gpt(pairs: int) -> Iterator[Comparison]:
     """Compare the recipes gpt_cpu and nanogpt_cpu (on CUDA gpt_gpu and nanogpt_gpu).
 
-    The figures are the seconds that gpt takes to reach nanogpt's final val loss, the seconds of the whole runs, and the
-    final val losses. Both evaluate 20 times, on all of val. Each pair has a different seed.
+    The figures are the seconds that the gpt recipe takes to reach the final val loss of the nanogpt recipe, the seconds
+    of the whole runs, and the final val losses. Both runs evaluate 20 times, on all of val. Each pair has a different
+    seed.
     """
     import torch
 
@@ -220,7 +228,7 @@ def temporary_folder() -> Iterator[Path]:
     Raises UserError if the Shakespeare text has not been downloaded.
     """
     text = paths.home() / "sources" / "shakespeare.txt"
-    require(text.is_file(), f"{text}: does not exist; `python scripts/train.py` downloads it")
+    require(text.is_file(), f"{text} does not exist: run `python scripts/train.py` to download it")
     with tempfile.TemporaryDirectory(prefix="bigramlm-bench-") as name:
         folder = Path(name)
         (folder / "tutorial.py").write_text(TUTORIAL, "utf-8")
@@ -241,7 +249,7 @@ def _train(folder: Path, *overrides: str, program: tuple[str, ...] = (str(SCRIPT
 
 
 def run(folder: Path, *overrides: str, program: tuple[str, ...] = (str(SCRIPT),)) -> tuple[float, Path]:
-    """Train in a new run folder below `folder`.
+    """Train in a new run folder inside `folder`.
 
     Returns the seconds from start to exit and the run folder.
     """
@@ -276,7 +284,7 @@ def _each_twice(seeds: Iterable[int]) -> Callable[[], int]:
 def evaluation_overrides(*recipe: str, times: int) -> list[str]:
     """Return overrides that make a run evaluate `times` times on all of val.
 
-    The run evaluates on as many tokens of train.
+    Each evaluation uses the same number of train tokens.
     """
     cfg = composed_config(*recipe)
     text = cfg.data.prepare().read()
@@ -302,7 +310,7 @@ def _tutorial(folder: Path) -> Figures:
 
 
 def time_to_first_step(folder: Path, *overrides: str) -> Figures:
-    """Measure the seconds from start to the first step of a run below `folder`."""
+    """Measure the seconds from start to the first step of a run inside `folder`."""
     # The record of step 0 is written after the first update.
     run_folder = Path(tempfile.mkdtemp(dir=folder)) / "run"
     command = [sys.executable, str(SCRIPT), f"hydra.run.dir={run_folder}", "trainer.steps=1", *overrides]

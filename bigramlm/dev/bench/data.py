@@ -1,4 +1,4 @@
-"""The benchmark of long texts: preparation, time to the first step, and step time."""
+"""A benchmark of long texts: preparation, time to the first step, and step time."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from bigramlm.utils import paths
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Steps per measurement. For the default run, this is the number of batches that one draw covers.
+# Steps per measurement. For the default run, this is the number of batches that are sampled at once.
 _SLICES = {"the default run": 1024, "experiment=gpt_cpu": 25}
 _TOKENIZER = "tokenizer=bpe"
 
 
 class PreparationFigures:
-    """The time and memory that preparing a text takes."""
+    """The time and the memory that the preparation of a text takes."""
 
     def __init__(self, gigabytes: float, *, size: int, seconds: float, memory: int | None) -> None:
         """Store the measurements.
 
-        size: of the text, in bytes. memory: the peak of all processes together, in bytes; None if unknown.
+        gigabytes: the requested size of the text. size: the actual size of the text in bytes. memory: the peak memory
+        of all processes together, in bytes; None if unknown.
         """
         self.gigabytes = gigabytes
         self.size = size
@@ -54,10 +55,10 @@ class PreparationFigures:
 def data(pairs: int, *, sizes: tuple[float, ...] = (0.25, 1, 2)) -> Iterator[PreparationFigures | Comparison]:
     """Measure the preparation of texts of 0.25, 1 and 2 GB, and training on them.
 
-    The seconds to the first step and the seconds per step are compared with those of a small text.
+    Compares the seconds to the first step, and the seconds per step, with those on a small text.
     """
     source = paths.home() / "sources" / "shakespeare.txt"
-    require(source.is_file(), f"{source}: does not exist; `python scripts/train.py` downloads it")
+    require(source.is_file(), f"{source} does not exist: run `python scripts/train.py` to download it")
     small = (_TOKENIZER, "data=shakespeare")
     with tempfile.TemporaryDirectory(prefix="bigramlm-bench-") as folder:
         for gigabytes in sizes:
@@ -80,7 +81,7 @@ def data(pairs: int, *, sizes: tuple[float, ...] = (0.25, 1, 2)) -> Iterator[Pre
 
 
 def write_long_text(text: str, path: Path, size: int) -> int:
-    """Write the lines of the text repeatedly, reshuffled each time.
+    """Write a long text that repeats the lines of `text`, reshuffled each time.
 
     Stops once the file has at least `size` bytes. Returns the size of the file in bytes.
     """
@@ -127,7 +128,8 @@ def _startup(overrides: tuple[str, ...]) -> Figures:
 def _steps(n: int, long: tuple[str, ...], small: tuple[str, ...], steps: int) -> tuple[list[Figures], list[Figures]]:
     """Measure seconds per step on a long and a small text, alternately.
 
-    Takes n measurements of `steps` steps for each text. Only the text differs.
+    Takes n measurements of `steps` steps on each text. Only the text differs. Returns the figures of the long text and
+    of the small text.
     """
     import torch
 

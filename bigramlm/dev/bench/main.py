@@ -54,9 +54,9 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=BENCHMARKS, metavar="NAME", help="the benchmark to run")
-    about_overrides = "step, profile: overrides of the run to measure, as for train.py; versions, bits: OLD NEW"
+    about_overrides = "for step and profile: overrides of the run, as for train.py; for versions and bits: OLD NEW"
     parser.add_argument("overrides", nargs="*", help=about_overrides)
-    parser.add_argument("--pairs", type=int, default=7, help="the number of pairs to measure (7)")
+    parser.add_argument("--pairs", type=int, default=7, help="the number of pairs to measure (default: 7)")
     parser.add_argument("--json", action="store_true", help="print every figure as JSON, one line per comparison")
     arguments = parser.parse_intermixed_args()
     benchmark, overrides = BENCHMARKS[arguments.name], arguments.overrides

@@ -1,4 +1,4 @@
-"""Measurements in alternating pairs, and the ratios within the pairs."""
+"""Alternating measurements of two variants, and the ratio of each pair."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Report(Protocol):
 
 
 class Comparison:
-    """One figure of two variants, measured in pairs, and the ratio of each pair."""
+    """The values of one figure for two variants, measured in pairs, and their ratios."""
 
     def __init__(
         self,
@@ -27,9 +27,11 @@ class Comparison:
         figure_b: str = "",
         n_items: int | None = None,
     ) -> None:
-        """Compare `figure` of variants A and B, pair by pair.
+        """Compare a figure of the variants A and B, pair by pair.
 
-        figure_b: B's name for the figure, if it differs. n_items: if given, the difference per item is also reported.
+        a, b: the measurements of A and B, one per pair. figure: the name of the figure. figure_b: the name of the
+        figure for B, if it differs. n_items: the number of items in a measurement, e.g. jobs; if given, the difference
+        per item is also printed.
         """
         self.title = title
         self.n_items = n_items
@@ -64,7 +66,8 @@ class Profile:
     def __init__(self, title: str, *, phases: dict[str, list[float]], floors: dict[str, float]) -> None:
         """Store the timings of a step.
 
-        phases: the seconds of each phase, per step. floors: lower bounds in seconds, by the work that takes them.
+        phases: the seconds per step, by phase. floors: lower bounds on the seconds of a step, by the work that requires
+        this time.
         """
         self.title = title
         self.phases = phases
@@ -87,7 +90,8 @@ def alternate(
 ) -> tuple[list[Figures], list[Figures]]:
     """Measure A and B in alternating order (A B, B A, A B, …).
 
-    The alternation spreads drift of the machine equally over A and B. warm_up: run each once before measuring.
+    a, b: functions that measure a variant once. Because of the alternation, slow changes of the machine affect A and B
+    equally. warm_up: if True, run each function once before the measurements.
     """
     if warm_up:
         a(), b()

@@ -1,6 +1,6 @@
 """A reimplementation of nanoGPT's CPU training loop, as a baseline.
 
-Source: A. Karpathy, nanoGPT, github.com/karpathy/nanoGPT. The model and the loop compute the same as there.
+Source: A. Karpathy, nanoGPT, github.com/karpathy/nanoGPT. The model and the loop compute the same as nanoGPT.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ class Model(nn.Module):
 
 
 def loop(trainer: Trainer) -> Callable[[int], None]:
-    """Return a function that takes step n of nanoGPT's loop on the Trainer's text."""
+    """Return a function that runs step n of nanoGPT's loop on the Trainer's text."""
     model = Model(trainer.model.vocab_size)
     data = trainer.evaluator.splits["train"].tokens.numpy().astype(np.uint16)
     matrices, vectors = ([p for p in model.parameters() if (p.ndim == 2) == is_matrix] for is_matrix in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.99))
 
-    def draw_batch() -> tuple[Tensor, Tensor]:
+    def sample_batch() -> tuple[Tensor, Tensor]:
         starts = torch.randint(len(data) - BLOCK, (BATCH,))
         x, y = (
             torch.stack([torch.from_numpy(data[i + offset : i + offset + BLOCK].astype(np.int64)) for i in starts])
@@ -88,7 +88,7 @@ def loop(trainer: Trainer) -> Callable[[int], None]:
     def take_step(n: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(n)
-        x, y = draw_batch()
+        x, y = sample_batch()
         model(x, y).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

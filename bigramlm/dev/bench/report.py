@@ -1,4 +1,4 @@
-"""The benchmark of the report: time to write, size and response time."""
+"""A benchmark of the report page: writing time, size and response time."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ _CLICK = """
 
 
 class ReportFigures:
-    """The time to write a report, its size and its response times."""
+    """The writing time, the size and the response times of a report page."""
 
     def __init__(
         self, title: str, *, seconds: list[float], size: int, clicks: dict[str, list[tuple[float, float]]]
     ) -> None:
         """Store the measurements.
 
-        seconds: the time to write the report, per repetition. size: in bytes. clicks: per element, the milliseconds
-        from each click to the first response and to the final frame.
+        seconds: the time to write the page, per repetition. size: the size of the page in bytes. clicks: the
+        milliseconds from each click to the first response and to the final frame, by the name of the clicked element.
         """
         self.title = title
         self.seconds = seconds
@@ -72,7 +72,7 @@ class ReportFigures:
 
 
 def report(pairs: int) -> Iterator[ReportFigures]:
-    """Measure the report of a sweep of 200 jobs with 100 records each.
+    """Measure the report page of a sweep of 200 jobs with 100 records each.
 
     The figures are the seconds that the command takes, the size of the page and, if Chromium is available, the
     milliseconds from a click to the first response and to the final frame.
@@ -92,7 +92,9 @@ def report(pairs: int) -> Iterator[ReportFigures]:
                 window.open(page)
                 for (name, selectors), n in itertools.product(CLICKS.items(), range(2 * pairs)):
                     clicks[name].append(tuple(window.run(_CLICK, selectors[n % len(selectors)])))
-        title = "a report of 200 runs with 100 records each" + (f"; no clicks: {reason}" if reason else "")
+        title = "a report of 200 runs with 100 records each" + (
+            f"; clicks were not measured: {reason}" if reason else ""
+        )
         yield ReportFigures(
             title,
             seconds=seconds,
@@ -102,9 +104,10 @@ def report(pairs: int) -> Iterator[ReportFigures]:
 
 
 def write_synthetic_sweep(folder: Path, *, records: int = 100, seeds: int = 5) -> None:
-    """Write a sweep with synthetic curves and real file formats.
+    """Write a sweep folder with synthetic losses in the real file formats.
 
-    It has 40 jobs per seed: ten learning rates by four block sizes. The losses of the highest learning rates diverge.
+    The sweep has 40 jobs per seed, one for each combination of ten learning rates and four block sizes. The losses of
+    the jobs with the highest learning rates diverge. records: the number of records per job.
     """
     rates = [f"{10 ** (-4 + 0.5 * n):.3g}" for n in range(10)]
     swept = {"optim.lr": rates, "data.block_size": ["8", "16", "32", "64"], "seed": [*map(str, range(1, 1 + seeds))]}

@@ -33,10 +33,10 @@ Step = Callable[[int], None]
 
 
 def step(pairs: int, *overrides: str) -> Iterator[Comparison]:
-    """Compare the Trainer's step with a bare loop over the same model and batches.
+    """Compare the Trainer's step with a bare loop for the same model and text.
 
-    The figure is seconds per slice of 100 steps, including the Trainer's records. Slices alternate in one process. The
-    overrides choose the run; the default is the bigram, nanogpt_cpu and gpt_cpu.
+    The figure is seconds per 100 steps, including the Trainer's records. Both loops alternate in one process. The
+    overrides choose the run. By default, the bigram, nanogpt_cpu and gpt_cpu are measured.
     """
     recipes = [overrides] if overrides else [(), ("experiment=nanogpt_cpu",), ("experiment=gpt_cpu",)]
     for recipe in recipes:
@@ -49,7 +49,7 @@ def step(pairs: int, *overrides: str) -> Iterator[Comparison]:
 def nanogpt(pairs: int) -> Iterator[Comparison]:
     """Compare experiment=nanogpt_cpu with a reimplementation of nanoGPT's loop.
 
-    The figure is seconds per slice of 100 steps.
+    The figure is seconds per 100 steps.
     """
     from bigramlm.dev.bench.nanogpt import loop
 
@@ -60,9 +60,9 @@ def nanogpt(pairs: int) -> Iterator[Comparison]:
 
 
 def profile(pairs: int, *overrides: str) -> Iterator[Profile]:
-    """Profile the phases of a step, and compute lower bounds for this machine.
+    """Measure the phases of a step, and compute lower bounds for this machine.
 
-    The overrides choose the run; the default is experiment=gpt_cpu.
+    The overrides choose the run. The default is experiment=gpt_cpu.
     """
     recipe = overrides or ("experiment=gpt_cpu",)
     yield Profile(f"a step of {' '.join(recipe)}", **_profile(pairs * 20, recipe))
@@ -73,14 +73,15 @@ def gpt2(
 ) -> Iterator[Comparison]:
     """Compare the compiled with the uncompiled step of GPT-2 (124M parameters).
 
-    The block size is 1,024 and tokens are random. The figures are tokens per second and MFU.
+    The block size is 1,024 and tokens are random. The figures are tokens per second and the model FLOPs utilisation.
     """
     import torch
 
     from bigramlm.device.config import DeviceConfig
     from bigramlm.device.device import decide, set_up
     from bigramlm.device.peak import peak
-    from bigramlm.trainer.step import CompiledStep, TrainStep
+    from bigramlm.trainer.compiled import CompiledStep
+    from bigramlm.trainer.step import TrainStep
 
     cuda = torch.cuda.is_available()
     batch_size = batch_size or (16 if cuda else 1)
@@ -102,7 +103,8 @@ def gpt2(
         if isinstance(train_step, CompiledStep):
             train_step(batch, 1e-4)
             require(
-                train_step.is_compiled, "bench gpt2: the step does not compile here, so there is nothing to compare"
+                train_step.is_compiled,
+                "bench gpt2: the step cannot be compiled on this machine, so nothing can be compared",
             )
         return partial(measure, train_step, copied.flops_per_token())
 
@@ -135,8 +137,8 @@ def composed_config(*overrides: str) -> RunConfig:
 def generate(pairs: int) -> Iterator[Comparison]:
     """Compare generation with and without the key/value cache.
 
-    A fresh GPT of 6 layers, width 384 and block size 256 generates 1,000 characters. The figure is characters per
-    second.
+    An untrained GPT with 6 layers, width 384 and block size 256 generates 1,000 characters. The figure is characters
+    per second.
     """
     import torch
 
@@ -171,7 +173,7 @@ def threads(pairs: int) -> Iterator[Comparison]:
     from bigramlm.device.device import is_small
 
     cores = torch.get_num_threads()
-    require(cores > 1, "bench threads: requires at least 2 cores, this machine has 1")
+    require(cores > 1, "bench threads: requires at least 2 CPU cores, but PyTorch uses only 1")
     for busy in (False, True):
         with _busy(1 if busy else 0):
             for width in (16, 32, 64, 128, 256):
@@ -240,7 +242,7 @@ def _slices(
 ) -> tuple[list[Figures], list[Figures]]:
     """Measure n slices of the Trainer's steps in a run, alternating with another loop.
 
-    Returns the seconds of each slice, of the Trainer and of the other loop.
+    Returns the seconds of each slice, first for the Trainer and then for the other loop.
     """
     ours: list[Figures] = []
     others: list[Figures] = []
@@ -373,13 +375,13 @@ def _lower_bounds(trainer: Trainer) -> dict[str, float]:
 
 
 def _bare_loop(trainer: Trainer) -> Step:
-    """Return a function that takes step n of a plain loop on a copy of the model."""
+    """Return a function that runs step n of a bare loop on a copy of the model."""
     from torch.nn.utils import clip_grad_norm_
 
     from bigramlm.data.batches import Batches
 
     model = copy.deepcopy(trainer.model)
-    optim, device = trainer.schedule.optim, trainer.train_step.device
+    optim, device = trainer.schedule.cfg, trainer.train_step.device
     optimizer = optim.build(model, compiled=False)
     rows = trainer.batches.tokens_per_batch // model.block_size
     batches = Batches(trainer.evaluator.splits["train"], batch_size=rows, seed=0)

@@ -1,4 +1,4 @@
-"""Comparison of two versions of bigramlm: bit-equality of runs, and speed."""
+"""Comparisons of two versions of bigramlm: bit-equality of runs, and speed."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ class Case:
     """A run or sweep that both versions execute."""
 
     overrides: tuple[str, ...]
-    """The command-line overrides. {runs} is replaced by the version's folder of runs, {pairs} by a file of pairs."""
+    """The command-line overrides. {runs} is replaced by the folder of the version's runs, and {pairs} by the path of a
+    file of prompts and completions."""
     is_sweep: bool = False
     kill_at: int | None = None
-    """The step after whose checkpoint the run is killed and then resumed; None for a run that is not killed."""
+    """The run is killed once the checkpoint of this step is saved, and is then resumed. None: the run is not killed."""
 
 
 _BPE = ("model=gpt", "tokenizer=bpe", "tokenizer.vocab_size=300", *_SMALL, *_STEPS)
@@ -63,10 +64,10 @@ _NOT_COMPARED = {"folder", "seconds", "tokens_per_second"}
 
 
 class BitComparison:
-    """The first bitwise difference between two versions of a run or sweep."""
+    """The first difference, in bits, between the results of two versions."""
 
     def __init__(self, title: str, difference: str | None) -> None:
-        """Store the first difference, or None if the bits are equal."""
+        """Store the first difference; None if the results are bit-equal."""
         self.title = title
         self.difference = difference
 
@@ -82,7 +83,7 @@ class BitComparison:
 
 
 class Version:
-    """A version of bigramlm, as a source tree whose commands can be run."""
+    """A version of bigramlm: a source tree, and a folder for the runs of its train.py."""
 
     def __init__(self, tree: Path, runs: Path) -> None:
         """Store the source tree and the folder for its runs."""
@@ -98,7 +99,7 @@ class Version:
             return subprocess.Popen(command, cwd=self.runs, env=self.env, stdout=output, stderr=output, text=True)
 
     def train(self, *arguments: str) -> float:
-        """Run this version's train.py and return the seconds that it took.
+        """Run this version's train.py and return its duration in seconds.
 
         Raises UserError if the command fails.
         """
@@ -110,7 +111,7 @@ class Version:
         return time.perf_counter() - began
 
     def run_case(self, name: str, case: Case, pairs: Path) -> Path:
-        """Run a case and return the folder of its run or sweep.
+        """Run a case and return the run folder or the sweep folder.
 
         Raises UserError if the case fails, or if the run completes before it can be killed.
         """
@@ -133,8 +134,8 @@ class Version:
 def bits(pairs: int, *versions: str) -> Iterator[BitComparison]:  # noqa: ARG001 - one comparison is enough
     """Compare runs of two versions bit by bit.
 
-    Requires two arguments OLD NEW: commits or folders of checkouts. Compares weights, optimizer states, random states,
-    records (except for times), samples and tables of many kinds of runs and sweeps.
+    Requires two arguments, OLD and NEW. Each is a commit or the folder of a checkout. Compares the weights, optimizer
+    states, random states, records (except for times), samples and results of many kinds of runs and sweeps.
     """
     from bigramlm.cli.verify_resume import compare
 
@@ -171,8 +172,8 @@ def _compare_sweeps(old: Path, new: Path) -> str | None:
 def versions(pairs: int, *names: str) -> Iterator[Comparison]:
     """Compare the speed of two versions.
 
-    Requires two arguments OLD NEW: commits or folders of checkouts. Measures the seconds of the default run, a step,
-    the start, --help, an error message and a sweep.
+    Requires two arguments, OLD and NEW. Each is a commit or the folder of a checkout. The figures are the seconds of
+    training in the default run, per step, to the first step, for --help, for an error message and for a sweep.
     """
     with _both(names) as (old, new):
 
@@ -242,7 +243,7 @@ def _folder(version: Version) -> Path:
 def _both(versions: Sequence[str]) -> Iterator[tuple[Version, Version]]:
     require(
         len(versions) == 2,
-        f"{' '.join(versions) or 'no versions'}: must be two versions, OLD NEW: commits or folders of checkouts",
+        f"{' '.join(versions) or 'no arguments'}: two versions are required, OLD NEW: commits or folders of checkouts",
     )
     with tempfile.TemporaryDirectory(prefix="bigramlm-versions-") as folder:
         both = []
@@ -265,7 +266,7 @@ def _tree(version: str, to: Path) -> Path:
         archive = subprocess.run(git, capture_output=True, check=False)
         if archive.returncode != 0:
             raise UserError(
-                f"{version}: is neither a commit nor the folder of a checkout: {archive.stderr.decode().strip()}"
+                f"{version} is neither a commit nor the folder of a checkout: {archive.stderr.decode().strip()}"
             )
         subprocess.run(["tar", "-x", "-C", str(to)], input=archive.stdout, check=True)
     text = paths.home() / "sources" / "shakespeare.txt"
