@@ -50,15 +50,15 @@ class GridSweeper(BasicSweeper):
         super().setup(hydra_context=_with_cached_loader(hydra_context), task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> None:
-        from bigramlm.cli.common import exit_codes
         from bigramlm.config.overrides import Overrides
+        from bigramlm.engine.failures import errors_as_exits
         from bigramlm.errors import require
         from bigramlm.sweeps.executor import open_executor
 
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        with exit_codes(), open_executor(self.config, self.hydra_context, self.launcher) as executor:
+        with errors_as_exits(), open_executor(self.config, self.hydra_context, self.launcher) as executor:
             _require_integer("max_batch_size", self.max_batch_size, or_null=True)
             typed = Overrides([*self._parse_config(), *arguments])
             overrides = typed.parsed(self.hydra_context.config_loader)
@@ -106,8 +106,8 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        from bigramlm.cli.common import exit_codes
         from bigramlm.config.overrides import Overrides
+        from bigramlm.engine.failures import errors_as_exits
         from bigramlm.errors import require
         from bigramlm.sweeps.executor import open_executor
         from bigramlm.sweeps.search import Search, space_of
@@ -116,7 +116,7 @@ class OptunaSweeper(Sweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
-        with exit_codes(), open_executor(self.config, self.hydra_context, self.launcher) as executor:
+        with errors_as_exits(), open_executor(self.config, self.hydra_context, self.launcher) as executor:
             _require_integer("n_trials", self.n_trials)
             _require_integer("n_jobs", self.n_jobs, or_null=True)
             _require_integer("seed", self.options["seed"], minimum=0)

@@ -35,6 +35,7 @@ from bigramlm.data.batches import Split, Stream
 from bigramlm.data.corpus import Corpus
 from bigramlm.device.device import Device, set_up
 from bigramlm.engine import build as parts
+from bigramlm.engine.command_line import command_line, set_up_hydra
 from bigramlm.engine.resolve import resolve_for_model
 from bigramlm.errors import UserError
 from bigramlm.logger.base import LoggerContext
@@ -85,9 +86,9 @@ Cli = Callable[..., Ended]
 
 def composed(*overrides: str) -> DictConfig:
     """Compose a config from overrides with Hydra."""
-    train.set_up_hydra()
+    set_up_hydra()
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
-        return compose("train", train.command_line(list(overrides)))
+        return compose("train", command_line(list(overrides)))
 
 
 def run_config(*overrides: str) -> RunConfig:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from bigramlm.config.overrides import Overrides
-from bigramlm.engine.failures import as_user_error
+from bigramlm.engine.failures import CommandExit, errors_as_exits
 from bigramlm.errors import UserError, require
 from bigramlm.runs.folder import versions
 from bigramlm.utils import paths
@@ -77,23 +73,20 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
-    """Convert an error in the block to a message and an exit code.
+    """Convert an error in the block to a message on standard error and an exit code.
 
-    An error that the user can fix is printed as one line on standard error, and the exit code is 2. For an error from
-    Hydra or OmegaConf, Hydra's message is printed, and the exit code is 1. For Ctrl-C, the exit code is 130. Any other
-    error propagates. If HYDRA_FULL_ERROR is set, errors that the user can fix propagate too.
+    The exit codes are those of `errors_as_exits`. The message is one line for an error that the user can fix, and
+    Hydra's message for an error from Hydra or OmegaConf.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # for terminals that cannot encode every character
     try:
-        yield
-    except (HydraException, OmegaConfBaseException) as error:
-        print(error, error.__cause__ or "", sep="\n", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    except Exception as error:
-        if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(as_user_error(error), UserError):
-            raise
-        print(f"error: {as_user_error(error)}", file=sys.stderr)
-        sys.exit(2)
+        with errors_as_exits():
+            yield
+    except CommandExit as ended:
+        error = ended.error
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+        elif error is not None:
+            print(error, error.__cause__ or "", sep="\n", file=sys.stderr)
+        sys.exit(ended.code)

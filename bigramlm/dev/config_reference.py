@@ -18,9 +18,9 @@ from bigramlm.cli.common import command
 from bigramlm.cli.help import choices_of_groups
 from bigramlm.cli.prepare import PrepareCommand
 from bigramlm.cli.sample import SampleCommand
-from bigramlm.cli.train import set_up_hydra
 from bigramlm.config.run_config import KINDS, RunConfig, SampleConfig
 from bigramlm.device.config import DeviceConfig
+from bigramlm.engine.command_line import set_up_hydra
 from bigramlm.logger.config import LoggerConfig
 from bigramlm.trainer.config import TrainerConfig
 from bigramlm.utils import paths

@@ -31,10 +31,10 @@ A module may import from lower layers and from the same subpackage, but not from
 FLOWS: dict[str, tuple[str, ...]] = {
     "from a text to a sample": (
         *("data/text", "tokenizer/base", "data/corpus", "data/batches", "model/base", "trainer/step"),
-        *("trainer/trainer", "checkpoint/manager", "generate", "engine/run", "cli/train"),
+        *("trainer/trainer", "checkpoint/manager", "generate", "engine/run", "engine/job", "cli/train"),
     ),
     "from an override to the optimizer": (
-        *("cli/train", "config/overrides", "config/run_config", "engine/resolve", "engine/build"),
+        *("cli/train", "engine/command_line", "config/overrides", "config/run_config", "engine/resolve", "engine/build"),
         *("trainer/trainer", "trainer/step", "optim/base"),
     ),
 }

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from bigramlm.config.run_config import RunConfig
 from bigramlm.errors import UserError
@@ -13,6 +20,38 @@ _DISK_ERRORS = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 # Texts in PyTorch's out-of-memory messages on CPU, CUDA and MPS.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+class CommandExit(SystemExit):
+    """The exit of a command with a code and, if any, the error that caused it.
+
+    It is a SystemExit, because Hydra catches and prints all other exceptions.
+    """
+
+    def __init__(self, code: int, error: BaseException | None = None) -> None:
+        """Exit with a code; error: the exception to report, None if it was reported already."""
+        super().__init__(code)
+        self.error = error
+
+
+@contextlib.contextmanager
+def errors_as_exits() -> Iterator[None]:
+    """Convert an error in the block to CommandExit.
+
+    The exit code is 2 for an error that the user can fix, 1 for an error from Hydra or OmegaConf, and 130 for Ctrl-C.
+    Any other error propagates. If HYDRA_FULL_ERROR is set, errors that the user can fix propagate too.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise CommandExit(1, error) from error
+    except KeyboardInterrupt:
+        raise CommandExit(128 + signal.SIGINT) from None
+    except Exception as raised:
+        converted = as_user_error(raised)
+        if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(converted, UserError):
+            raise
+        raise CommandExit(2, converted) from raised
 
 
 def as_user_error(error: BaseException, folder: Path | None = None) -> BaseException:

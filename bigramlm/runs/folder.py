@@ -21,6 +21,9 @@ from bigramlm.utils import files, paths
 
 LOCK, HOLDER = ".lock", ".lock.json"
 
+FINISHED = ("completed", "pruned")
+"""The statuses of runs that need no further work."""
+
 log = logging.getLogger(__name__)
 
 

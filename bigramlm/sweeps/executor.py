@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -27,10 +26,10 @@ from omegaconf import DictConfig, open_dict
 from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import RunConfig, config_hashes, to_run_config
 from bigramlm.data.config import DataConfig
-from bigramlm.engine.failures import as_user_error
+from bigramlm.engine.failures import CommandExit, as_user_error
 from bigramlm.errors import UserError, require
-from bigramlm.runs.folder import HOLDER, LOCK, RunFolder, holder, read_summary
-from bigramlm.sweeps.plan import FINISHED, Job, Sweep
+from bigramlm.runs.folder import FINISHED, HOLDER, LOCK, RunFolder, holder, read_summary
+from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
 from bigramlm.sweeps.search import STUDY
 from bigramlm.utils.console import relative, show
@@ -346,7 +345,7 @@ def open_executor(config: DictConfig, context: HydraContext, launcher: Launcher)
     finally:
         _remove_empty(folder, ignore=set())  # if another command locks the folder, it is not empty
     if code or is_unfinished:
-        sys.exit(code or 1)
+        raise CommandExit(code or 1)
 
 
 def _remove_empty(folder: Path, *, ignore: set[str]) -> None:

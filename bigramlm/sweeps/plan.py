@@ -19,9 +19,6 @@ from bigramlm.utils import files
 
 log = logging.getLogger(__name__)
 
-FINISHED = ("completed", "pruned")
-"""The statuses of jobs that need no further work."""
-
 
 @dataclass
 class Job:

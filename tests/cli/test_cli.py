@@ -14,8 +14,8 @@ import torch
 from bigramlm import __main__ as entry_point
 from bigramlm.__main__ import COMMANDS
 from bigramlm.cli import common as shared
-from bigramlm.cli.train import command_line
 from bigramlm.config.run_config import load, to_run_config, to_yaml
+from bigramlm.engine.command_line import command_line
 from bigramlm.utils import console, paths
 from tests.helpers import SHORT, TIMEOUT, Cli, Ended, assert_refused, command, composed, summary, wait_for
 

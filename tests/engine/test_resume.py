@@ -178,7 +178,7 @@ def test_a_run_killed_during_startup_can_be_resumed(whole: Path, tmp_path: Path,
 
 
 def test_a_signal_before_the_run_starts_offers_no_resume(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigramlm.cli.train.to_run_config", lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("bigramlm.engine.job.to_run_config", lambda _: signal.raise_signal(signal.SIGINT))
     ended = cli(*RUN)
     assert ended.code == 130
     assert ended.err.count("\n") == 1

@@ -337,7 +337,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a config that is a list": (lambda f: (f / "config.json").write_text("[]"), "config.json"),
     "an empty config": (lambda f: (f / "config.json").write_text("{}"), "config.json"),
     "weights that are not safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), "weights"),
-    "no config": (lambda f: (f / "config.json").unlink(), "model.safetensors and no config.json"),
+    "no config": (lambda f: (f / "config.json").unlink(), "model.safetensors but no config.json"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json"),
     "a truncated tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer"),

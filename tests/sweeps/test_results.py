@@ -79,7 +79,7 @@ def test_single_seeds_are_noted(folder: Path) -> None:
     results = fake_results(
         folder, DONE, {**DONE, "final": {"val/loss": 2.0}}, typed=[["optim.lr=0.1"], ["optim.lr=0.2"]]
     )
-    assert "how much of the differences is chance" in " ".join(results.text().split())
+    assert "which differences are due to chance" in " ".join(results.text().split())
 
 
 def test_different_texts_are_noted(existing_sweep: Path) -> None:

@@ -18,14 +18,14 @@ import pytest
 from filelock import FileLock
 
 from bigramlm.cli import runs as runs_command
-from bigramlm.cli import train
 from bigramlm.data import shakespeare
 from bigramlm.data import text as data_text
-from bigramlm.engine import run as recipe
+from bigramlm.engine import job as engine_job
 from bigramlm.model.bigram import Bigram
 from bigramlm.optim.base import Schedule
 from bigramlm.runs import find as runs
 from bigramlm.runs.folder import LOCK, RunFolder, read_summary
+from bigramlm.sweeps import job as sweep_job
 from bigramlm.sweeps import plan as sweep
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.results import Results
@@ -104,7 +104,7 @@ def test_models_are_garbage_before_memory_is_freed(
         alive.append(any(model() is not None for model in models))
 
     monkeypatch.setattr(Bigram, "forward", forward)
-    monkeypatch.setattr(train, "release_memory", give_back)
+    monkeypatch.setattr(sweep_job, "release_memory", give_back)
     assert swept(*SHORT, "seed=1,2").code == 1
     assert alive == [False, False]
 
@@ -123,7 +123,7 @@ def test_failures_of_all_kinds_do_not_affect_other_jobs(
     n: int, swept: Callable[..., Ended], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nan, late, broken, blocked = ({*fails} & {*range(n)} for fails in ([3, 13, 23], [4, 14], [5, 25], [6, 16, 36]))
-    run, forward, check = recipe.run, Bigram.forward, data_text.check_length
+    run, forward, check = engine_job.run, Bigram.forward, data_text.check_length
 
     def run_(cfg: Any, *arguments: Any) -> Any:
         if cfg.seed == 0:
@@ -144,7 +144,7 @@ def test_failures_of_all_kinds_do_not_affect_other_jobs(
                 patch.setattr(data_text, "check_length", lambda n, **words: check(n, **{**words, "block_size": 10**6}))
             return run(cfg, *arguments)
 
-    monkeypatch.setattr(recipe, "run", run_)
+    monkeypatch.setattr(engine_job, "run", run_)
     ended = swept(*SHORT, "optim.lr=0.1", f"seed=range(0,{n})")
     assert ended.code == 1
     assert "Traceback" not in ended.err + ended.out
@@ -169,7 +169,7 @@ def test_failures_of_all_kinds_do_not_affect_other_jobs(
     assert all((folder / str(number)).read_text() == "mine" for number in blocked)
 
     # Once the causes are fixed, the same command completes the sweep.
-    monkeypatch.setattr(recipe, "run", run)
+    monkeypatch.setattr(engine_job, "run", run)
     for number in blocked:
         (folder / str(number)).unlink()
     done = state(folder / "0")

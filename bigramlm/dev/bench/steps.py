@@ -127,7 +127,7 @@ def gpt2(
 
 def composed_config(*overrides: str) -> RunConfig:
     """Compose the run config that `train.py` builds from these overrides."""
-    from bigramlm.cli.train import set_up_hydra
+    from bigramlm.engine.command_line import set_up_hydra
 
     set_up_hydra()
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):

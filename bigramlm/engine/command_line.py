@@ -1,0 +1,64 @@
+"""Translation of the user's overrides into overrides for Hydra."""
+
+from __future__ import annotations
+
+from omegaconf import OmegaConf
+
+from bigramlm.config.overrides import Overrides, quoted
+from bigramlm.config.run_config import register_schemas
+from bigramlm.engine.resume import saved_presets
+from bigramlm.errors import UserError, require
+from bigramlm.runs import find as runs
+from bigramlm.runs.find import PLAN
+from bigramlm.utils import paths
+
+
+def set_up_hydra() -> None:
+    """Register the config schemas and resolvers that conf/ refers to."""
+    register_schemas()
+    OmegaConf.register_new_resolver("home", lambda: str(paths.home()), replace=True)
+
+
+def command_line(arguments: list[str]) -> list[str]:
+    """Translate the command-line arguments into arguments for Hydra.
+
+    Free text is quoted, and resume=, init_from= and sweep= are expanded into overrides.
+    """
+    flags = {"-m", "--multirun"}
+    sweeps = bool(flags & set(arguments))
+    overrides = Overrides.typed(arguments, sweeps=sweeps)
+    if sweeps:  # Hydra accepts the flag before or after all overrides, but not between them
+        overrides = Overrides(["-m", *(word for word in overrides.words if word not in flags)])
+    overrides += _sweep_folder(overrides, sweeps=sweeps)
+    presets = saved_presets(overrides, sweeps=sweeps)
+    if presets.has("model"):  # the config of the weights is more exact than model=gpt2
+        overrides = overrides.without("model")
+    # The last override of a field wins: presets replace fields of an experiment, and later overrides those of presets.
+    first, rest = overrides.split_after("resume", "init_from", "experiment")
+    return (first + presets + rest).words
+
+
+def _sweep_folder(overrides: Overrides, *, sweeps: bool) -> Overrides:
+    """Translate `sweep=` into an override of `hydra.sweep.dir`, Hydra's sweep folder.
+
+    Raises UserError if `sweep=` does not name a sweep, or cannot be combined with the other overrides.
+    """
+    subdir, sweep = overrides.get("hydra.sweep.subdir"), overrides.get("sweep", "null")
+    if subdir is not None and sweeps:
+        raise UserError(
+            f"hydra.sweep.subdir={subdir}: cannot be set, because a sweep can only be continued if its job folders are "
+            "numbered; omit hydra.sweep.subdir"
+        )
+    if sweep in (None, "null"):
+        return Overrides()
+    require(
+        sweeps,
+        f"sweep={sweep}: only a command with -m can continue a sweep; add -m and the swept fields",
+    )
+    require(
+        not overrides.has("hydra.sweep.dir"),
+        f"sweep={sweep}: cannot be combined with hydra.sweep.dir, because both set the sweep folder; omit one of them",
+    )
+    folder = runs.find_sweep(str(sweep))
+    require((folder / PLAN).exists(), f"sweep={sweep}: the folder contains no sweep of bigramlm: there is no {PLAN}")
+    return Overrides([f"hydra.sweep.dir={quoted(str(folder))}"])

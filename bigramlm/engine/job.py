@@ -1,0 +1,100 @@
+"""One run in its folder: the lock, the status, and the record of how the run ends."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import signal
+from dataclasses import replace
+
+from omegaconf import DictConfig
+
+from bigramlm.config.overrides import Overrides
+from bigramlm.config.run_config import RunConfig, config_hash, config_hashes, load, to_run_config
+from bigramlm.engine.failures import as_user_error, is_out_of_memory, out_of_memory
+from bigramlm.engine.run import JobContext, RunResult, run
+from bigramlm.errors import UserError
+from bigramlm.runs.folder import FINISHED, RunFolder
+from bigramlm.utils.console import relative
+from bigramlm.utils.stop import Stopped, stop_signals
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    composed: DictConfig, folder: RunFolder, overrides: Overrides, context: JobContext, *, continues: bool = False
+) -> RunResult | None:
+    """Train a run, and record its outcome in the log and the summary.
+
+    continues: if True and the folder already contains a run with this config, that run is resumed, or skipped if it is
+    finished. The jobs of a sweep use this flag.
+
+    Returns the result of a completed run. Returns None if the run was pruned, or was already finished. Raises UserError
+    for an error that the user can fix, Stopped after a signal, and any other exception unchanged. Each of them has been
+    logged when it is raised.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(folder.lock())
+            continuing = continues and folder.has_run_of(config_hashes(to_run_config(composed)))
+            if composed.resume is None and not continuing:
+                folder.claim()
+            else:
+                folder.reopen()
+        except (UserError, OSError) as raised:
+            error = as_user_error(raised, folder.path)
+            log.error("error: %s", error)
+            raise error from None
+        if continuing and folder.summary.get("status") in FINISHED:
+            return None
+        try:
+            with stop_signals() as stop:
+                overrides = Overrides() if continuing else overrides
+                cfg = _begin(composed, folder, overrides, continuing=continuing)
+                return run(cfg, overrides, folder, stop, context)
+        except (Exception, KeyboardInterrupt, Stopped) as raised:
+            error = _record_failure(raised, composed, folder, quiet=continues)
+            if error is raised:
+                raise
+            raise error from raised
+
+
+def _begin(composed: DictConfig, folder: RunFolder, overrides: Overrides, *, continuing: bool) -> RunConfig:
+    # Returns the config to run. The summary of a new run records that it has begun.
+    if continuing:  # the saved config contains the device, threads and text that were resolved when the run began
+        return replace(load(folder.path / "config.yaml"), resume=str(folder.path), base=composed.base)
+    if composed.resume is not None:
+        return to_run_config(composed)
+    folder.begin(overrides.words)
+    cfg = to_run_config(composed)
+    folder.update_summary(asked=config_hash(cfg))
+    return cfg
+
+
+def _record_failure(raised: BaseException, composed: DictConfig, folder: RunFolder, *, quiet: bool) -> BaseException:
+    """Log the exception that ended a run, and return it.
+
+    The returned exception is converted to UserError or Stopped where possible. If the run had begun, the summary
+    records the exception too. quiet: if True, a stop is logged as information instead of a warning.
+    """
+    end = Stopped(signal.SIGINT) if isinstance(raised, KeyboardInterrupt) else as_user_error(raised, folder.path)
+    path = folder.path / "config.yaml"
+    if is_out_of_memory(raised) and "vocab_size" in folder.summary and path.exists():
+        cfg = load(path) if composed.resume is None else to_run_config(composed)
+        end = UserError(out_of_memory(cfg, vocab_size=folder.summary["vocab_size"]))
+    if isinstance(end, Stopped):
+        hint = "training had not begun; the same command starts the run again and reuses the prepared data"
+        if path.exists():
+            hint = shlex.quote(f"resume={relative(folder.path)}") + " resumes the run"
+        log.log(logging.INFO if quiet else logging.WARNING, "%s; %s", end, hint)
+    elif isinstance(end, UserError):
+        log.error("error: %s", end, exc_info=raised if os.environ.get("HYDRA_FULL_ERROR") else None)
+    else:
+        log.exception("the run failed", exc_info=raised)
+    if folder.begun:
+        with contextlib.suppress(OSError):  # the run may have failed because the disk is full
+            status = "stopped" if isinstance(end, Stopped) else "failed"
+            folder.update_summary(status=status, error=str(end) or repr(end))
+    return end
