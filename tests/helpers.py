@@ -360,8 +360,7 @@ class Stub(LanguageModel):
     """A model with positions, dropout and tied weights, which records its dtype."""
 
     def __init__(self, *, vocab_size: int, block_size: int) -> None:
-        super().__init__()
-        self.vocab_size, self.block_size = vocab_size, block_size
+        super().__init__(vocab_size=vocab_size, block_size=block_size)
         self.token = torch.nn.Embedding(vocab_size, 16)
         self.position = torch.nn.Embedding(block_size, 16)
         self.dropout = torch.nn.Dropout(0.5)

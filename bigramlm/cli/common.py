@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bigramlm.config.overrides import Overrides
 from bigramlm.engine.failures import CommandExit, errors_as_exits
-from bigramlm.errors import UserError, require
+from bigramlm.errors import UserError
 from bigramlm.runs.folder import versions
 from bigramlm.utils import paths
 from bigramlm.utils.console import show
@@ -40,7 +40,8 @@ def parse_fields(config_name: str, schema: type[T], help_text: str, free_text: S
     """
     flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
     unknown = [flag for flag in flags if flag not in ("--help", "-h")]
-    require(not unknown, f"{unknown and unknown[0]}: unknown flag; set fields with FIELD=VALUE (see --help)")
+    if unknown:
+        raise UserError(f"{unknown[0]}: unknown flag; set fields with FIELD=VALUE (see --help)")
     cfg = compose_config(config_name, [argument for argument in sys.argv[1:] if argument not in flags], free_text)
     if flags:
         text = help_text.format(fields="".join(f"  {line}\n" for line in OmegaConf.to_yaml(cfg).splitlines()))
@@ -48,7 +49,8 @@ def parse_fields(config_name: str, schema: type[T], help_text: str, free_text: S
         show(text if paths.IN_CHECKOUT else text.replace(script, f"bigramlm-{config_name}"))
         return None
     missing = sorted(OmegaConf.missing_keys(cfg))
-    require(not missing, f"{', '.join(missing)}: a value is required; set {missing and missing[0]}=VALUE")
+    if missing:
+        raise UserError(f"{', '.join(missing)}: a value is required; set {missing[0]}=VALUE")
     command = OmegaConf.to_object(cfg)
     assert isinstance(command, schema)
     return command

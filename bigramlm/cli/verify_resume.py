@@ -67,7 +67,8 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the temporary folder is deleted
     wrong = Overrides(arguments.overrides).only("resume").words
-    require(not wrong, f"{wrong and wrong[0]}: this command starts and resumes its own runs; omit resume=")
+    if wrong:
+        raise UserError(f"{wrong[0]}: this command starts and resumes its own runs; omit resume=")
     require(arguments.kills >= 0, f"--kills={arguments.kills}: must be 0 or more")
     with tempfile.TemporaryDirectory(prefix="bigramlm-resume-") as folder:
         differences = verify(arguments.overrides, Path(folder), kills=arguments.kills, seed=arguments.seed)

@@ -182,7 +182,8 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
     Raises UserError for an invalid, missing or unknown value.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
-    require(not missing, f"{', '.join(missing)}: a value is required; add e.g. {missing and missing[0]}=VALUE")
+    if missing:
+        raise UserError(f"{', '.join(missing)}: a value is required; add e.g. {missing[0]}=VALUE")
     run = OmegaConf.to_object(cfg)
     if not isinstance(run, RunConfig):
         raise UserError("this config is not based on conf/train.yaml; see --help")

@@ -232,7 +232,8 @@ def _warn_if_lossy(text: Text | Pairs, tokenizer: Tokenizer, name: str) -> None:
         log.warning(
             "tokenizer: %s loses part of the text%s. val/bpc covers only the remaining text, so val/bpc is too low to "
             "be compared with other tokenizers",
-            *(name, example),
+            name,
+            example,
         )
 
 
@@ -344,7 +345,9 @@ def _write(text: Text, cfg: TokenizerConfig, tokenizer: Tokenizer, folder: Path)
     log.info(
         "tokens: %s train, %s val, made in %.1f s (%.1f million characters per second), stored in %s",
         *(f"{token_files.splits[split].tokens:,}" for split in SPLITS),
-        *(seconds, (text.n_characters - resumed_at) / 1e6 / seconds, relative(folder)),
+        seconds,
+        (text.n_characters - resumed_at) / 1e6 / seconds,
+        relative(folder),
     )
     return token_files
 

@@ -143,7 +143,9 @@ def row_length(bounds: Mapping[str, Bounds], block_size: int) -> int:
     if long:
         log.warning(
             "%s of %s examples are longer than data.block_size=%d: their prompts are truncated from the left%s",
-            *(f"{long:,}", f"{len(inputs):,}", block_size),
+            f"{long:,}",
+            f"{len(inputs):,}",
+            block_size,
             f", and {cut:,} of their completions from the right" if cut else "",
         )
     return int(min(block_size, inputs.max()))

@@ -34,7 +34,14 @@ FLOWS: dict[str, tuple[str, ...]] = {
         *("trainer/trainer", "checkpoint/manager", "generate", "engine/run", "engine/job", "cli/train"),
     ),
     "from an override to the optimizer": (
-        *("cli/train", "engine/command_line", "config/overrides", "config/run_config", "engine/resolve", "engine/build"),
+        *(
+            "cli/train",
+            "engine/command_line",
+            "config/overrides",
+            "config/run_config",
+            "engine/resolve",
+            "engine/build",
+        ),
         *("trainer/trainer", "trainer/step", "optim/base"),
     ),
 }

@@ -81,7 +81,10 @@ def splits(corpus: Corpus, row_length: int, device: Device) -> dict[str, Split]:
     documents = f" in {corpus.documents:,} {kind}" if corpus.documents > 1 else ""
     log.info(
         "data: %s, %s characters%s, vocabulary of %d",
-        *(corpus.name, f"{corpus.n_characters:,}", documents, corpus.tokenizer.vocab_size),
+        corpus.name,
+        f"{corpus.n_characters:,}",
+        documents,
+        corpus.tokenizer.vocab_size,
     )
     result: dict[str, Split] = {}
     for name, ids in corpus.ids.items():

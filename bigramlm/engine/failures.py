@@ -87,7 +87,13 @@ def out_of_memory(cfg: RunConfig, *, vocab_size: int) -> str:
     if not cfg.model.trains:
         return f"out of memory: the n-gram counts do not fit into memory; choose {cfg.model.how_to_shrink()}"
     batch, block, accumulation = cfg.data.batch_size, cfg.data.block_size, cfg.trainer.grad_accumulation
-    n_params, in_blocks, outside = cfg.model.estimate_size(vocab_size=vocab_size, block_size=block)
+    size = cfg.model.estimate_size(vocab_size=vocab_size, block_size=block)
+    if size is None:
+        return (
+            f"out of memory: use a data.batch_size below {batch} with a larger trainer.grad_accumulation, a "
+            f"data.block_size below {block}, or {cfg.model.how_to_shrink()}"
+        )
+    n_params, in_blocks, outside = size
     recomputes = cfg.trainer.activation_checkpointing
     activations = batch * block * ((in_blocks / 4 if recomputes else in_blocks) + outside)
     training_state = "" if cfg.adapter.adapts else ", their gradients and the optimizer"

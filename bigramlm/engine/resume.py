@@ -103,11 +103,11 @@ def _resume(values: dict[str, str], *, sweeps: bool) -> list[str]:
             f"fields only, or start a new run from the weights of this run with init_from={where}",
         )
     shape = [name for name in values if name.startswith("adapter.") and name != "adapter.dropout"]
-    require(
-        not shape,
-        f"resume={where} {shape and shape[0]}={shape and values[shape[0]]}: a resumed run keeps its adapter; override "
-        f"only adapter.dropout, or start a new run with a different adapter with init_from={where}",
-    )
+    if shape:
+        raise UserError(
+            f"resume={where} {shape[0]}={values[shape[0]]}: a resumed run keeps its adapter; override only "
+            f"adapter.dropout, or start a new run with a different adapter with init_from={where}"
+        )
     for name in ("init_from", "from_scratch", "hydra.run.dir"):
         require(
             name not in values,

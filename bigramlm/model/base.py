@@ -13,8 +13,11 @@ class LanguageModel(nn.Module):
     block_size), and V the vocabulary size.
     """
 
-    vocab_size: int
-    block_size: int
+    def __init__(self, *, vocab_size: int, block_size: int) -> None:
+        """Store the number of tokens in the vocabulary and the maximum number of tokens in a sequence."""
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.block_size = block_size
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Compute the next-token logits (B, T, V) for token ids idx (B, T), and the loss.

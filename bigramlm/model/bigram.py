@@ -18,9 +18,7 @@ class Bigram(LanguageModel):
     """
 
     def __init__(self, *, vocab_size: int, block_size: int) -> None:
-        super().__init__()
-        self.vocab_size = vocab_size
-        self.block_size = block_size
+        super().__init__(vocab_size=vocab_size, block_size=block_size)
         # nn.Embedding initialises the table with N(0, 1), so the first loss is about 0.5 above ln V.
         self.token_embedding_table = nn.Embedding(vocab_size, vocab_size)
 

@@ -24,20 +24,20 @@ class ModelConfig:
     trains: ClassVar[bool] = True  # False for a model that takes no training steps
     has_blocks: ClassVar[bool] = False  # True for a model that can recompute activations block by block
 
-    def estimate_size(self, *, vocab_size: int, block_size: int) -> tuple[int, int, int]:  # noqa: ARG002
+    def estimate_size(self, *, vocab_size: int, block_size: int) -> tuple[int, int, int] | None:  # noqa: ARG002
         """Estimate the number of weights, and of activations stored per token.
 
         The activations are those that the backward pass needs. Returns three numbers: the weights, the activations in
-        the blocks, and the activations outside the blocks.
+        the blocks, and the activations outside the blocks. Returns None if the model has no estimate.
         """
-        return vocab_size**2, 0, 3 * vocab_size
+        return None
 
     def how_to_shrink(self) -> str:
         """Return a phrase for error messages that names a smaller model.
 
         An example is "a model.order below 5".
         """
-        return "a smaller vocabulary"
+        return "a smaller model"
 
     def build(self, *, vocab_size: int, block_size: int) -> LanguageModel:
         """Build the model on the CPU with newly initialised weights.
@@ -52,6 +52,12 @@ class BigramConfig(ModelConfig):
     """A bigram: a table with the next-token logits for each current token."""
 
     name: str = "bigram"
+
+    def estimate_size(self, *, vocab_size: int, block_size: int) -> tuple[int, int, int]:  # noqa: ARG002
+        return vocab_size**2, 0, 3 * vocab_size
+
+    def how_to_shrink(self) -> str:
+        return "a smaller vocabulary"
 
     def build(self, *, vocab_size: int, block_size: int) -> LanguageModel:
         from bigramlm.model.bigram import Bigram

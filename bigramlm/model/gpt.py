@@ -56,9 +56,7 @@ class GPT(LanguageModel):
     """
 
     def __init__(self, cfg: GPTConfig, *, vocab_size: int, block_size: int) -> None:
-        super().__init__()
-        self.vocab_size = vocab_size
-        self.block_size = block_size
+        super().__init__(vocab_size=vocab_size, block_size=block_size)
         self.wte = nn.Embedding(vocab_size, cfg.n_embd)
         self.wpe = nn.Embedding(block_size, cfg.n_embd) if cfg.position == "learned" else None
         self.drop = nn.Dropout(cfg.dropout)
@@ -193,7 +191,9 @@ class Attention(nn.Module):
         if past is not None:
             k, v = past.extend(k, v)
         y = F.scaled_dot_product_attention(
-            *(q, k, v),
+            q,
+            k,
+            v,
             attn_mask=causal_mask(T, start, x.device) if start and T > 1 else None,
             is_causal=T > 1 and not start,
             dropout_p=self.dropout if self.training else 0.0,

@@ -133,9 +133,7 @@ class Ngram(LanguageModel):
     """
 
     def __init__(self, *, vocab_size: int, block_size: int, order: int) -> None:
-        super().__init__()
-        self.vocab_size = vocab_size
-        self.block_size = block_size
+        super().__init__(vocab_size=vocab_size, block_size=block_size)
         self.grams = nn.ModuleList(Grams() for _ in range(order))  # n-grams of length 1 to order
 
     def fit_counts(self, train: Tensor) -> bool:

@@ -79,7 +79,8 @@ class Evaluator:
         covered = f"{MAX_FINAL_TOKENS:,} tokens of val, spread evenly" if val_limit else "the whole val split"
         log.info(
             "computing the final losses over %s and equally many %s of train",
-            *(covered, "examples" if val.masked else "tokens"),
+            covered,
+            "examples" if val.masked else "tokens",
         )
         final = {
             f"{name}/loss": mean_loss(self.model, split.blocks(limit=limit), self.device)
