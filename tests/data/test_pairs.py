@@ -326,10 +326,8 @@ def test_fine_tuning_keeps_the_tokenizer_of_the_weights(cli: Cli, tmp_path: Path
 class Scripted(LanguageModel):
     """A model that generates given tokens, row by row."""
 
-    vocab_size, block_size = 5, 8
-
     def __init__(self, *rows: list[int]) -> None:
-        super().__init__()
+        super().__init__(vocab_size=5, block_size=8)
         self.rows, self.calls = rows, 0
 
     def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:

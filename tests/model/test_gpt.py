@@ -313,7 +313,9 @@ def test_estimated_size_is_roughly_right(preset: str) -> None:
     """The out-of-memory error uses this estimate to suggest what to lower."""
     cfg = config(preset, n_embd=96, n_layer=2)
     model = build(preset, n_embd=96, n_layer=2).float()
-    n_params, in_blocks, around = cfg.estimate_size(vocab_size=V, block_size=BLOCK)
+    size = cfg.estimate_size(vocab_size=V, block_size=BLOCK)
+    assert size is not None
+    n_params, in_blocks, around = size
     assert n_params == pytest.approx(model.n_params(), rel=0.05)
     idx = torch.randint(V, (4, BLOCK))
     saved = count_saved_elements(lambda: model(idx, idx)) - model.n_params()  # the weights are saved too

@@ -29,8 +29,7 @@ class Attention(LanguageModel):
     zero_projection = False
 
     def __init__(self, *, vocab_size: int, block_size: int) -> None:
-        super().__init__()
-        self.vocab_size, self.block_size = vocab_size, block_size
+        super().__init__(vocab_size=vocab_size, block_size=block_size)
         self.token, self.position = nn.Embedding(vocab_size, 16), nn.Embedding(block_size, 16)
         self.qkv, self.projection, self.head = nn.Linear(16, 48), nn.Linear(16, 16), nn.Linear(16, vocab_size)
         for parameter in self.parameters():
