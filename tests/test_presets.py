@@ -223,7 +223,7 @@ def test_a_preset_takes_a_step_at_full_size(group: str, name: str, cli: Cli, com
     if not is_available(cfg.device.name):
         pytest.skip(f"this machine has no {cfg.device.name}")
     if group == "optim":
-        chosen.append("model=gpt")  # Muon requires hidden matrices
+        chosen.append("model=gpt")  # Muon requires hidden layers
     if not any(choice.startswith("init_from=") for choice in chosen) and cfg.model.get("n_embd", 0) > 128:
         chosen += ["model.n_layer=1", "data.batch_size=2"]
     assert_takes_a_step(cli, chosen, cfg)

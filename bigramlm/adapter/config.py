@@ -97,7 +97,7 @@ class LoRAConfig(AdapterConfig):
         how = '-c constraints.txt -e ".[lora]"' if paths.IN_CHECKOUT else '"bigramlm[lora]"'
         require(
             importlib.util.find_spec("peft") is not None,
-            f"adapter={self.name}: requires a package that is not installed; install it with pip install {how}",
+            f"adapter={self.name} requires a package that is not installed; install it with pip install {how}",
         )
 
     def attach(self, model: Adaptable) -> LoRA | None:

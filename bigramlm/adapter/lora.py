@@ -137,7 +137,7 @@ class LoRA:
             rows, columns = _weight_of(self._layers[name]).shape
             require(
                 self.cfg.r <= min(rows, columns),
-                f"adapter.r={self.cfg.r}: exceeds the maximum rank of {name}, which is a {rows} x {columns} matrix; "
+                f"adapter.r={self.cfg.r} exceeds the maximum rank of {name}, a matrix of {rows} x {columns}; "
                 f"choose at most {min(rows, columns)}, or much less for a small adapter",
             )
 

@@ -162,15 +162,15 @@ class Checkpoint:
     def pin(self, reason: str) -> None:
         """Write a marker file that prevents a run from deleting this checkpoint.
 
-        The marker is `step_<n>.kept` beside the checkpoint folder. reason: the content of the marker. A folder that is
-        not named `step_<n>` needs no marker, because no run deletes it.
+        The marker is `step_<n>.kept` beside the checkpoint folder. A folder that is not named `step_<n>` needs no
+        marker, because no run deletes it. reason: the text to write into the marker file.
         """
         if paths.step_of(self.path.name) is not None:
             try:
                 files.write(pin_path(self.path), [reason.encode()])
             except OSError as error:
                 log.warning(
-                    "%s: could not be marked as in use (%s), so resuming the run that saved it may delete it",
+                    "%s: the checkpoint cannot be marked as in use (%s); its run may delete it after a resume",
                     self.path,
                     error.strerror,
                 )
@@ -308,9 +308,9 @@ class Checkpoint:
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Convert errors from reading a malformed file in the block to UserError.
+        """Raise UserError if the block reads a malformed file.
 
-        name: the name of the file in the checkpoint folder.
+        name: the name of this file in the checkpoint folder, for the message.
         """
         try:
             yield

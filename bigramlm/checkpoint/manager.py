@@ -46,7 +46,7 @@ class AdapterState:
 
 @dataclass(frozen=True)
 class Contents:
-    """The objects whose state every checkpoint of a run contains."""
+    """The objects whose state is saved in every checkpoint of a run."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -122,10 +122,10 @@ class Checkpoints:
                 path.rename(self.folder / f"damaged_{path.name}.{uuid.uuid4().hex[:6]}")
 
     def best_at(self, resumed: Checkpoint) -> dict[str, float]:
-        """Return the best evaluation so far of a run that resumes from a checkpoint.
+        """Return the best evaluation up to the checkpoint from which the run resumes.
 
-        resumed: the checkpoint. Returns an empty dict if the best checkpoint is missing or damaged. The next evaluation
-        then becomes the best one.
+        resumed: this checkpoint. Returns an empty dict if the best checkpoint is missing or damaged. The next
+        evaluation then becomes the best one.
         """
         if resumed.best and resumed.best["step"] != resumed.step:
             try:

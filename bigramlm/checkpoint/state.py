@@ -1,4 +1,4 @@
-"""The state that resuming requires, as tensors and JSON values."""
+"""The state needed to resume a run, as tensors and JSON values."""
 
 from __future__ import annotations
 

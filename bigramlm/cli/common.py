@@ -24,8 +24,8 @@ T = TypeVar("T")
 def compose_config(config_name: str, overrides: Sequence[str], free_text: Sequence[str]) -> DictConfig:
     """Compose conf/<config_name>.yaml with overrides.
 
-    free_text: the fields whose values are taken literally, not as Hydra's grammar. Raises Hydra's exceptions for a
-    wrong field or value.
+    free_text: the fields whose values are taken literally, not parsed with Hydra's grammar. Raises Hydra's exceptions
+    for a wrong field or value.
     """
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
         return compose(config_name, Overrides.typed(overrides, free_text).words)

@@ -75,9 +75,9 @@ def register() -> None:
 
 
 def prepare(cfg: PrepareCommand) -> None:
-    """Write the token files, unless they exist already, and print a description.
+    """Write the token files of a text, unless they exist, and print their statistics.
 
-    Raises UserError if the data is not a text, if the output folder cannot be used, or if a token file is damaged.
+    Raises UserError for data=tokens and data=pairs, if the output folder cannot be used, or if a token file is damaged.
     """
     require(
         not isinstance(cfg.data, TokensConfig),

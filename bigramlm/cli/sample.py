@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -23,13 +23,7 @@ from bigramlm.utils.console import relative, show
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bigramlm.device.device import Device
-    from bigramlm.model.base import LanguageModel
     from bigramlm.tokenizer.base import Tokenizer
-
-# Texts per batch, and prompts that are read ahead so that prompts of the same length can share a batch.
-_ROWS = 64
-_PROMPTS = 256
 
 # Preceding tokens that can affect how a new token is decoded.
 _CONTEXT = 4
@@ -110,29 +104,28 @@ def sample(cfg: SampleCommand) -> None:
     """
     prompts = [cfg.prompt] if cfg.prompts_file is None else _read_prompts(Path(cfg.prompts_file).expanduser())
 
-    from bigramlm.device.device import decide, set_up
     from bigramlm.engine.load import load_model, open_checkpoint
+    from bigramlm.engine.sampling import completions, count_params, end_token, place, stream_tokens
 
     checkpoint = open_checkpoint(cfg.run, cfg.checkpoint)
     model, tokenizer, _ = load_model(checkpoint, cfg.base)
     encoded = [_encode(tokenizer, prompt, cfg, line) for line, prompt in enumerate(prompts, start=1)]
-    n_params = sum(p.numel() for p in model.parameters()) or model.n_params()  # includes those that an adapter froze
-    device = set_up(decide(cfg.device, n_params=n_params, tokens=model.block_size))
-    model.to(device.torch)
-    print(f"{relative(checkpoint.path)}, {n_params:,} parameters", file=sys.stderr)
+    device = place(model, cfg.device)
+    print(f"{relative(checkpoint.path)}, {count_params(model):,} parameters", file=sys.stderr)
 
+    texts = completions(cfg, model, tokenizer, encoded, device, num_samples=cfg.num_samples, seed=cfg.seed)
     if cfg.prompts_file is not None:
-        for prompt, text in _completions(cfg, model, tokenizer, encoded, device):
+        for prompt, text in texts:
             if not show(json.dumps({"prompt": prompts[prompt], "completion": text}, ensure_ascii=False)):
                 return
     elif cfg.num_samples > 1:
         prompt_text = tokenizer.decode(encoded[0])
-        for number, (_, text) in enumerate(_completions(cfg, model, tokenizer, encoded, device), start=1):
+        for number, (_, text) in enumerate(texts, start=1):
             if not show(f"---- {number} of {cfg.num_samples}\n{prompt_text}{text}"):
                 return
     else:
-        end = _end(cfg, tokenizer)
-        print_stream(tokenizer, encoded[0], _stream(cfg, model, [encoded[0]], device, cfg.seed, end), end)
+        end = end_token(cfg, tokenizer)
+        print_stream(tokenizer, encoded[0], stream_tokens(cfg, model, [encoded[0]], device, cfg.seed, end), end)
 
 
 def print_stream(tokenizer: Tokenizer, prompt: list[int], new: Iterable[Tensor | int], end: int | None) -> None:
@@ -165,65 +158,6 @@ def print_stream(tokenizer: Tokenizer, prompt: list[int], new: Iterable[Tensor |
 def _new_part(text: str, old: str) -> str:
     """Return the text without the prefix that the text shares with the old text."""
     return text[len(os.path.commonprefix([text, old])) :]  # noqa: RUF071 - the arguments are not paths
-
-
-def _completions(
-    cfg: SampleCommand, model: LanguageModel, tokenizer: Tokenizer, prompts: list[list[int]], device: Device
-) -> Iterator[tuple[int, str]]:
-    """Yield pairs of a prompt's index and a completion, in the order of the prompts.
-
-    There are num_samples pairs per prompt. Prompts with the same number of tokens share a batch.
-    """
-    import torch
-
-    from bigramlm.generate import truncate_at
-
-    batch, end = 0, _end(cfg, tokenizer)
-    for first in range(0, len(prompts), _PROMPTS):
-        window = range(first, min(first + _PROMPTS, len(prompts)))
-        texts: dict[int, list[str]] = {prompt: [] for prompt in window}
-        for length in sorted({len(prompts[prompt]) for prompt in window}):
-            rows = [prompt for prompt in window if len(prompts[prompt]) == length for _ in range(cfg.num_samples)]
-            for at in range(0, len(rows), _ROWS):
-                chunk = rows[at : at + _ROWS]
-                tokens = list(_stream(cfg, model, [prompts[prompt] for prompt in chunk], device, cfg.seed + batch, end))
-                new = torch.cat(tokens, dim=1).tolist() if tokens else [[]] * len(chunk)
-                batch += 1
-                for prompt, ids in zip(chunk, new, strict=True):
-                    full_text = tokenizer.decode(prompts[prompt] + truncate_at(ids, end))
-                    texts[prompt].append(full_text.removeprefix(tokenizer.decode(prompts[prompt])))
-        for prompt in window:
-            for text in texts[prompt]:
-                yield prompt, text
-
-
-def _end(cfg: SampleCommand, tokenizer: Tokenizer) -> int | None:
-    """Return the token at which sampling stops, or None if there is no such token."""
-    return tokenizer.end_of_text if cfg.stop_at_end else None
-
-
-def _stream(
-    cfg: SampleCommand, model: LanguageModel, prompts: list[list[int]], device: Device, seed: int, end: int | None
-) -> Iterator[Tensor]:
-    """Sample tokens for B prompts of the same length.
-
-    Yields one tensor (B, 1) per step, which contains the next token of each prompt.
-    """
-    import torch
-
-    from bigramlm.generate import stream
-
-    return stream(
-        model,
-        torch.tensor(prompts, device=device.torch),
-        cfg.max_new_tokens,
-        temperature=cfg.temperature,
-        top_k=cfg.top_k,
-        top_p=cfg.top_p,
-        seed=seed,
-        device=device,
-        until=end,
-    )
 
 
 def _encode(tokenizer: Tokenizer, prompt: str, cfg: SampleCommand, line: int) -> list[int]:

@@ -31,7 +31,7 @@ from bigramlm.engine.resume import SAVED
 from bigramlm.engine.run import RunResult
 from bigramlm.errors import UserError
 from bigramlm.runs.folder import RunFolder
-from bigramlm.sweeps.job import job_context, run_job
+from bigramlm.sweeps.job import run_context, run_job
 from bigramlm.utils import paths
 from bigramlm.utils.console import relative, show
 from bigramlm.utils.stop import Stopped
@@ -65,7 +65,7 @@ def job(composed: DictConfig) -> float | None:
     if hydra_cfg.mode == RunMode.MULTIRUN:
         return run_job(composed, folder, overrides.without("sweep"))
     try:
-        result = train(composed, folder, overrides, job_context(folder.path))
+        result = train(composed, folder, overrides, run_context(folder.path))
     except Stopped as stopped:
         sys.exit(128 + stopped.signal)
     except Exception as error:  # it is logged already, and Hydra would print it again
@@ -95,10 +95,12 @@ def print_end(end: RunResult, folder: RunFolder) -> None:
         if split == "train":
             val_loss = references[f"val/best_{model}"] + 0.0  # turns -0.0 into 0.0
             lines.append(f"By counting: {loss + 0.0:.4f} on the whole training text, the minimum for any {model},")
-            lines.append(f"and {val_loss:.4f} on val. The loss above covers a part of that text as long as val.")
+            lines.append(
+                f"and {val_loss:.4f} on val. The train loss above is measured on a part of that text, as long as val."
+            )
     if ngrams := [loss for name, loss in references.items() if name.startswith("val/ngram_")]:
         lines.append(
-            f"By counting n-grams, on val, orders 1 to {len(ngrams)}: {' '.join(f'{loss:.3f}' for loss in ngrams)}"
+            f"Val losses by counting n-grams, orders 1 to {len(ngrams)}: {' '.join(f'{loss:.3f}' for loss in ngrams)}"
         )
     lines.append(f"Run: {relative(folder.path)}")
     if "tensorboard" in end.cfg.logger.use:

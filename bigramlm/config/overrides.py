@@ -111,7 +111,7 @@ class Overrides:
     def parsed(self, loader: ConfigLoader | None = None) -> list[Override]:
         """Parse the overrides into Hydra's objects.
 
-        loader: lists the presets of a group, which is necessary for glob(*). Raises HydraException for a malformed
+        loader: used to list the presets of a group for a glob(*) sweep. Raises HydraException for a malformed
         override.
         """
         return OverridesParser.create(config_loader=loader).parse_overrides(self.words)

@@ -212,7 +212,7 @@ def tokenizer_config(fields: dict[str, Any]) -> TokenizerConfig:
     try:
         return TOKENIZERS[fields["name"]](**fields)
     except (KeyError, TypeError) as error:
-        raise UserError(f"tokenizer {fields}: these fields do not describe a known tokenizer: {error}") from None
+        raise UserError(f"no known tokenizer matches the fields {fields}: {error}") from None
 
 
 # Fields that describe how a run was started, not the run itself.
@@ -238,8 +238,8 @@ def config_hash(cfg: RunConfig) -> str:
 def config_hashes(cfg: RunConfig) -> tuple[str, ...]:
     """Return the hash of a config, followed by its hash in earlier versions.
 
-    A sweep that an earlier version started identifies the config by the second hash. There is none if the config uses
-    a field in ADDED.
+    A sweep that an earlier version started identifies the config by the second hash. There is no second hash if
+    the config uses a field in ADDED.
     """
     if ADDED & flat(_not_default(cfg)).keys():
         return (config_hash(cfg),)
@@ -283,7 +283,10 @@ def to_yaml(cfg: RunConfig) -> str:
 
 
 def escape_references(text: str) -> str:
-    """Escape ${...}, so that OmegaConf reads it as text and not as a reference."""
+    """Escape ${...} so that OmegaConf treats it as literal text.
+
+    Without the escape, OmegaConf treats it as an interpolation.
+    """
     return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", text)
 
 

@@ -3,7 +3,7 @@
 - `text.py`: A `Text` consists of the documents in one or more files. Each document is cut into pieces of about 65,000
   characters, between two words if possible. The cuts depend on the document alone, so a text in memory and the same
   text streamed from its files are encoded as the same tokens.
-- `pairs.py`: `Pairs` are examples of a prompt and its completion.
+- `pairs.py`: `Pairs` are examples, each with a prompt and a completion.
 - `corpus.py`: A `Corpus` is a text encoded as token ids. The ids are arrays in memory for a text of up to 16 million
   characters, and token files on disk for a longer text.
 - `encoding.py` and `tokens.py`: Worker processes encode a long text, and one process writes the token files in text

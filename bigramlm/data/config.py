@@ -127,10 +127,11 @@ class TextConfig(FilesConfig):
 
 @dataclass
 class PairsConfig(FilesConfig):
-    """Examples of a prompt and its completion: `data=pairs data.path=FILE.jsonl`.
+    """Prompt-completion pairs: `data=pairs data.path=FILE.jsonl`.
 
-    Each line of a JSONL file is one example. The loss is computed on the completions only. `data.train_fraction` is the
-    fraction of the examples used for training, from the first; the rest is used for validation.
+    Each line of a JSONL file is one example, a prompt and its completion. The loss is computed on the completions only.
+    `data.train_fraction` is the fraction of examples used for training, taken from the start of the data; the rest are
+    used for validation.
     """
 
     name: str = "pairs"
@@ -201,7 +202,7 @@ class ShakespeareConfig(DataConfig):
     timeout: float = 5.0
     """The number of seconds without a response after which the download fails."""
     fallback: bool = True
-    """The reaction to a failed download: true uses the bundled text instead, false stops with an error."""
+    """If true, a run whose download fails uses the bundled text instead. If false, it stops with an error."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

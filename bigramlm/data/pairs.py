@@ -1,4 +1,4 @@
-"""Examples of a prompt and its completion, and their bounds in the tokens."""
+"""Prompt-completion pairs, and the bounds of each pair in the token ids."""
 
 from __future__ import annotations
 

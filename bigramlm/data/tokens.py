@@ -48,7 +48,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class About:
-    """The description of the text and the tokenizer of token files."""
+    """A description of the text and the tokenizer that token files were made with."""
 
     name: str
     """The name of the text."""

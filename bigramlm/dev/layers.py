@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("engine",),
     ("sweeps",),
+    ("api",),
     ("cli",),
     ("dev",),
     ("__main__",),

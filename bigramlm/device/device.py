@@ -106,7 +106,10 @@ def _decide_name(name: str) -> tuple[str, str]:
     require(available[kind], f"device.name={name}: PyTorch does not find this device; choose one of: {names}")
     if index:
         count = torch.cuda.device_count()
-        require(int(index) < count, f"device.name={name}: this machine has {count} CUDA GPUs, numbered from 0")
+        require(
+            int(index) < count,
+            f"device.name={name}: no such GPU; CUDA GPUs on this machine: {count} (numbered from 0)",
+        )
     return name, "from the config"
 
 
@@ -132,7 +135,7 @@ def _decide_precision(precision: str, name: str, n_params: int) -> tuple[str, st
 
 
 def has_fast_bf16(kind: str) -> bool:
-    """Check whether the GPU or the CPU computes in bf16 in hardware.
+    """Return True if the GPU or CPU supports bf16 in hardware.
 
     kind: cuda or cpu. Other hardware emulates bf16 by conversion to fp32, so bf16 is slow there.
     """

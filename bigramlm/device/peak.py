@@ -10,7 +10,7 @@ import torch
 
 from bigramlm.device.device import DTYPES, Device
 
-# The peak of dense matrix products on tensor cores in TFLOP/s, by a part of the GPU's name in CUDA. The figures are for
+# The peak throughput of dense matrix products on tensor cores, in TFLOP/s, by a part of the CUDA device name. It is for
 # bf16 and fp16 without sparsity, from NVIDIA's data sheets. fp32 is not in the table, because PyTorch computes it
 # without tensor cores.
 TENSOR_CORE_TFLOPS = {
@@ -38,7 +38,7 @@ _TIMES = 30
 
 @dataclass(frozen=True)
 class Peak:
-    """The peak of a device in floating-point operations per second."""
+    """A device's peak throughput, in FLOP/s."""
 
     flops: float
     how: str

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigramlm.checkpoint.checkpoint import BaseWeights
 from bigramlm.checkpoint.manager import AdapterState, CheckpointManager, Contents
@@ -18,11 +18,12 @@ from bigramlm.config.run_config import RunConfig, to_yaml
 from bigramlm.data.batches import Batches, Examples, Split, Stream, on_device
 from bigramlm.data.corpus import Corpus
 from bigramlm.device.device import Device, is_small, set_up
-from bigramlm.engine.load import keep_base, put_weights
+from bigramlm.engine.load import build_model, keep_base, put_weights
 from bigramlm.engine.resolve import InitState
 from bigramlm.generate import generate, truncate_at
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.huggingface import Pretrained, check_vocabulary
+from bigramlm.model.python import ModelFactory
 from bigramlm.optim.base import Schedule
 from bigramlm.runs.folder import RunFolder, git_state, versions
 from bigramlm.tokenizer.base import Tokenizer
@@ -37,10 +38,10 @@ __all__ = ["Hooks", "Schedule", "Trainer", "set_up"]  # run.py takes these from 
 log = logging.getLogger(__name__)
 
 
-def fresh_model(cfg: RunConfig, corpus: Corpus) -> LanguageModel:
+def fresh_model(cfg: RunConfig, corpus: Corpus, passed: nn.Module | ModelFactory | None = None) -> LanguageModel:
     """Build the model on the CPU, with initial weights drawn from the seed."""
     torch.manual_seed(cfg.seed)
-    model = cfg.model.build(vocab_size=corpus.tokenizer.vocab_size, block_size=cfg.data.block_size)
+    model = build_model(cfg, corpus.tokenizer.vocab_size, passed)
     if cfg.trainer.activation_checkpointing:
         model.checkpoint_activations()
     return model
@@ -75,12 +76,12 @@ def splits(corpus: Corpus, row_length: int, device: Device) -> dict[str, Split]:
     """Move the tokens of both splits to the device and log their sizes.
 
     Tokens that are memory-mapped from files stay on the CPU. row_length: the number of tokens in a row of a batch (T).
-    Returns the splits, from which rows are sampled.
+    Returns the splits by name; rows are sampled from them.
     """
     kind = "examples" if corpus.bounds else "documents"
     documents = f" in {corpus.documents:,} {kind}" if corpus.documents > 1 else ""
     log.info(
-        "data: %s, %s characters%s, vocabulary of %d",
+        "data: %s, %s characters%s, vocabulary of %d tokens",
         corpus.name,
         f"{corpus.n_characters:,}",
         documents,
@@ -94,15 +95,21 @@ def splits(corpus: Corpus, row_length: int, device: Device) -> dict[str, Split]:
         else:
             result[name] = Stream(tokens, block_size=row_length)
     per_token = characters_per_token(corpus, result)["val"]
-    ratio = f" ({per_token:.2f} characters per token)" if per_token != 1 else ""
+    ratio = f"; {per_token:.2f} characters per token in val" if per_token != 1 else ""
     n_tokens = [f"{split.n_tokens:,}" for split in result.values()]
     if corpus.bounds:
         n_rows = [f"{split.n_rows:,}" for split in result.values()]
         log.info(
-            "split: %s train and %s val examples, with completions of %s and %s tokens%s", *n_rows, *n_tokens, ratio
+            "split: %s train examples (%s completion tokens in total), %s val examples (%s completion tokens in total)"
+            "%s",
+            n_rows[0],
+            n_tokens[0],
+            n_rows[1],
+            n_tokens[1],
+            ratio,
         )
     else:
-        log.info("split: %s train and %s val tokens%s", *n_tokens, ratio)
+        log.info("split: %s train tokens, %s val tokens%s", *n_tokens, ratio)
     return result
 
 

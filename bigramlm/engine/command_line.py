@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from omegaconf import OmegaConf
 
 from bigramlm.config.overrides import Overrides, quoted
@@ -19,10 +21,11 @@ def set_up_hydra() -> None:
     OmegaConf.register_new_resolver("home", lambda: str(paths.home()), replace=True)
 
 
-def command_line(arguments: list[str]) -> list[str]:
+def command_line(arguments: Sequence[str], *, has_model: bool = False) -> list[str]:
     """Translate the command-line arguments into arguments for Hydra.
 
-    Free text is quoted, and resume=, init_from= and sweep= are expanded into overrides.
+    Free text is quoted, and resume=, init_from= and sweep= are expanded into overrides. has_model: if True, Python
+    passed a model.
     """
     flags = {"-m", "--multirun"}
     sweeps = bool(flags & set(arguments))
@@ -30,7 +33,7 @@ def command_line(arguments: list[str]) -> list[str]:
     if sweeps:  # Hydra accepts the flag before or after all overrides, but not between them
         overrides = Overrides(["-m", *(word for word in overrides.words if word not in flags)])
     overrides += _sweep_folder(overrides, sweeps=sweeps)
-    presets = saved_presets(overrides, sweeps=sweeps)
+    presets = saved_presets(overrides, sweeps=sweeps, has_model=has_model)
     if presets.has("model"):  # the config of the weights is more exact than model=gpt2
         overrides = overrides.without("model")
     # The last override of a field wins: presets replace fields of an experiment, and later overrides those of presets.

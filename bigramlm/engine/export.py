@@ -58,7 +58,7 @@ def export(where: str, folder: Path, base: str | None) -> str:
     checkpoint = open_checkpoint(where)
     require(
         base is None or checkpoint.is_adapter,
-        f"--base {base}: gives the location of an adapter's base, but {where} contains no adapter; omit --base",
+        f"--base {base}: {where} contains no adapter, so it has no base weights to locate; omit --base",
     )
     require_new(folder)
     model, tokenizer, cfg = build(checkpoint)
@@ -101,7 +101,7 @@ def export_adapter(where: str, folder: Path, base: str | None) -> str:
 
 
 def logits_of(model: LanguageModel) -> Tensor:
-    """Return the logits of a model on the CPU for a fixed batch of random tokens.
+    """Return the logits that a model on the CPU computes for fixed random tokens.
 
     Their shape is (4, T, V) for a vocabulary of V tokens. T is 128, or the block size if that is shorter.
     """
@@ -131,10 +131,10 @@ def _compare_logits(before: Tensor, after: Tensor, checkpoint: Checkpoint) -> st
     tokens = before.shape[0] * before.shape[1]
     require(
         difference <= _TOLERANCE,
-        f"{checkpoint.path}: the conversion changes the logits by up to {difference:.1e} times the largest logit, "
-        f"measured on {tokens} tokens, but rounding explains at most {_TOLERANCE:.0e}; nothing was written",
+        f"{checkpoint.path}: the converted model's logits differ by up to {difference:.1e} of the largest logit "
+        f"(measured on {tokens} tokens), more than rounding can explain ({_TOLERANCE:.0e}); nothing was written",
     )
-    return f"the logits differ by at most {difference:.1e} times the largest logit, measured on {tokens} tokens"
+    return f"the logits differ by up to {difference:.1e} of the largest logit (measured on {tokens} tokens)"
 
 
 def _report(action: str, checkpoint: Checkpoint, folder: Path, details: str) -> str:

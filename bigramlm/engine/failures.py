@@ -29,7 +29,10 @@ class CommandExit(SystemExit):
     """
 
     def __init__(self, code: int, error: BaseException | None = None) -> None:
-        """Exit with a code; error: the exception to report, None if it was reported already."""
+        """Exit with a code.
+
+        error: the exception to report; None if it was reported already.
+        """
         super().__init__(code)
         self.error = error
 

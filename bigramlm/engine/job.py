@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import RunConfig, config_hash, config_hashes, load, to_run_config
 from bigramlm.engine.failures import as_user_error, is_out_of_memory, out_of_memory
-from bigramlm.engine.run import JobContext, RunResult, run
+from bigramlm.engine.run import RunContext, RunResult, run
 from bigramlm.errors import UserError
 from bigramlm.runs.folder import FINISHED, RunFolder
 from bigramlm.utils.console import relative
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    composed: DictConfig, folder: RunFolder, overrides: Overrides, context: JobContext, *, continues: bool = False
+    composed: DictConfig, folder: RunFolder, overrides: Overrides, context: RunContext, *, continues: bool = False
 ) -> RunResult | None:
     """Train a run, and record its outcome in the log and the summary.
 
@@ -53,7 +53,7 @@ def train(
             with stop_signals() as stop:
                 overrides = Overrides() if continuing else overrides
                 cfg = _begin(composed, folder, overrides, continuing=continuing)
-                return run(cfg, overrides, folder, stop, context)
+                return run(cfg, overrides, folder, replace(context, stop=stop))
         except (Exception, KeyboardInterrupt, Stopped) as raised:
             error = _record_failure(raised, composed, folder, quiet=continues)
             if error is raised:

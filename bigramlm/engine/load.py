@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bigramlm.adapter.lora import LoRA
 from bigramlm.checkpoint.checkpoint import CONFIG, MANIFEST, Checkpoint
@@ -11,10 +12,17 @@ from bigramlm.checkpoint.manager import Checkpoints
 from bigramlm.config.run_config import RunConfig, load
 from bigramlm.errors import UserError, require
 from bigramlm.model.base import LanguageModel
+from bigramlm.model.config import PythonConfig
 from bigramlm.model.huggingface import Pretrained
 from bigramlm.runs import find as runs
 from bigramlm.tokenizer.base import Tokenizer
 from bigramlm.utils import paths
+from bigramlm.utils.console import relative
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bigramlm.model.python import ModelFactory
 
 Weights = Checkpoint | Pretrained
 
@@ -124,27 +132,52 @@ def put_adapter(checkpoint: Checkpoint, model: LanguageModel, *, counted: bool =
     return adapter
 
 
-def build(checkpoint: Checkpoint) -> tuple[LanguageModel, Tokenizer, RunConfig]:
+def build_model(cfg: RunConfig, vocab_size: int, passed: nn.Module | ModelFactory | None = None) -> LanguageModel:
+    """Build the model of a config, or the model that was passed from Python.
+
+    Raises UserError if the config is that of a different model.
+    """
+    shape = {"vocab_size": vocab_size, "block_size": cfg.data.block_size}
+    if passed is None:
+        return cfg.model.build(**shape)
+    from bigramlm.model import python
+
+    require(
+        isinstance(cfg.model, PythonConfig),
+        f"model=: the run has model={cfg.model.name}, which needs no model from Python; omit model=",
+    )
+    return python.build_model(passed, **shape)
+
+
+def build(
+    checkpoint: Checkpoint, passed: nn.Module | ModelFactory | None = None
+) -> tuple[LanguageModel, Tokenizer, RunConfig]:
     """Build the model (with fresh weights), tokenizer and config of a checkpoint."""
     cfg = load(checkpoint.path / CONFIG)
     tokenizer = checkpoint.tokenizer(cfg.tokenizer)
-    return cfg.model.build(vocab_size=tokenizer.vocab_size, block_size=cfg.data.block_size), tokenizer, cfg
+    if passed is None and isinstance(cfg.model, PythonConfig):
+        raise UserError(
+            f"{relative(checkpoint.path)}: the model {cfg.model.source} was passed from Python, so load it there: "
+            f"bigramlm.load({str(relative(checkpoint.path))!r}, model={cfg.model.variable})"
+        )
+    return build_model(cfg, tokenizer.vocab_size, passed), tokenizer, cfg
 
 
-def load_model(checkpoint: Checkpoint, base: str | None = None) -> tuple[LanguageModel, Tokenizer, RunConfig]:
+def load_model(
+    checkpoint: Checkpoint, base: str | None = None, passed: nn.Module | ModelFactory | None = None
+) -> tuple[LanguageModel, Tokenizer, RunConfig]:
     """Load the model of a checkpoint on the CPU, its tokenizer and its config.
 
     An adapter is attached but not merged into its base weights. base: the location of these base weights, if they have
     moved.
     """
-    model, tokenizer, cfg = build(checkpoint)
+    model, tokenizer, cfg = build(checkpoint, passed)
     if checkpoint.is_adapter:
         put_adapter(checkpoint, model, base=base)
     else:
         require(
             base is None,
-            f"base={base}: gives the location of an adapter's base, but {checkpoint.path} contains no adapter; omit "
-            "base=",
+            f"base={base}: {checkpoint.path} contains no adapter, so it has no base weights to locate; omit base=",
         )
         checkpoint.load_weights(model)
     return model, tokenizer, cfg

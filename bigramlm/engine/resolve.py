@@ -46,7 +46,7 @@ class InitState:
     resumed_at: int | None = None
     """The step from which the run resumes; None for a new run."""
     base: str | None = None
-    """If `init_weights` are an adapter whose base has moved: the new location of that base."""
+    """The new location of the base weights, if `init_weights` are an adapter whose base has moved."""
     is_changed: bool = False
     """True if the config of a resumed run has changed."""
 
@@ -117,8 +117,7 @@ def resolve(
         init = InitState(base=requested.base)
     require(
         init.base is None or getattr(init.init_weights, "is_adapter", False),
-        f"base={init.base}: gives the new location of an adapter's base, but this run does not start from an adapter; "
-        "omit base=",
+        f"base={init.base}: this run does not start from an adapter, so it has no base weights to locate; omit base=",
     )
     return cfg, text, init
 
@@ -132,7 +131,7 @@ def resolve_for_model(cfg: RunConfig, model: LanguageModel, row_length: int) -> 
     from bigramlm.device.device import decide
 
     if not cfg.model.trains and cfg.trainer.steps:
-        log.info("steps: none are taken, because model=%s is fitted by counting instead of training", cfg.model.name)
+        log.info("steps: 0, because model=%s is fitted by counting instead of training", cfg.model.name)
         cfg = replace(cfg, trainer=replace(cfg.trainer, steps=0))
     cfg = replace(cfg, device=decide(cfg.device, n_params=model.n_params(), tokens=cfg.data.batch_size * row_length))
     require(
@@ -163,10 +162,10 @@ def _resolve_tokens(cfg: RunConfig, tokens: TokenFiles, overrides: Overrides, *,
             "new value"
         )
     if not has_weights:
-        log.info("tokenizer: %s, which the token files were made with", made_with.name)
+        log.info("tokenizer: %s (the tokenizer of the token files)", made_with.name)
         cfg = replace(cfg, tokenizer=made_with)
     if is_different:
-        log.info("data.train_fraction: %.2g, which the token files were made with", fraction)
+        log.info("data.train_fraction: %.2g (the value for which the token files were made)", fraction)
         cfg = replace(cfg, data=replace(cfg.data, train_fraction=fraction))
     return cfg
 
@@ -192,7 +191,7 @@ def _find_checkpoint(
         )
     log.info("resume: continuing %s from step %d", relative(folder.path), step)
     if old_sha256 not in (None, text.sha256):
-        log.warning("changed: the SHA-256 of the text is now %s, it was %s", text.sha256[:12], old_sha256[:12])
+        log.warning("changed: the SHA-256 of the text is %s (previously %s)", text.sha256[:12], old_sha256[:12])
     return newest
 
 
@@ -226,7 +225,7 @@ def _resolve_resumed(
     # moved_to: as for `open_base`.
     changes = differences(to_dict(load(folder.path / "config.yaml")), to_dict(cfg))
     for name, old, new in changes:
-        log.info("changed: %s=%s, it was %s", name, new, old)
+        log.info("changed: %s=%s (previously %s)", name, new, old)
     weights: Weights | None = None
     if checkpoint is not None and checkpoint.is_adapter:
         from bigramlm.engine.load import open_base
@@ -260,7 +259,7 @@ def _resolve_weights(cfg: RunConfig, overrides: Overrides | None) -> tuple[RunCo
         return cfg, weights
     trained_with = load(weights.path / CONFIG).data.block_size
     if not is_block_size_fixed and cfg.data.block_size != trained_with:
-        log.info("block size: %d, as the weights were trained with", trained_with)
+        log.info("block size: %d (the block size with which the weights were trained)", trained_with)
         cfg = replace(cfg, data=replace(cfg.data, block_size=trained_with))
     require(
         cfg.data.block_size <= trained_with or getattr(cfg.model, "position", "") != "learned",
@@ -296,5 +295,5 @@ def _resolve_block_size(cfg: RunConfig, pretrained: Pretrained, *, is_fixed: boo
         f"data.block_size={configured}: the weights in {pretrained.location} have position embeddings for only "
         f"{positions:,} tokens; choose at most {positions}",
     )
-    log.info("block size: %d (the weights have %d positions)", size, positions)
+    log.info("block size: %d (the weights have embeddings for %d positions)", size, positions)
     return replace(cfg, data=replace(cfg.data, block_size=size))

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import GROUPS, load_composed
 from bigramlm.errors import UserError, require
+from bigramlm.model.config import PythonConfig
 from bigramlm.model.huggingface import Pretrained
 from bigramlm.runs import find as runs
 from bigramlm.tokenizer.config import GPT2TokenizerConfig
@@ -28,15 +29,15 @@ SAVED = "_saved"
 _FIXED = ("model", "adapter", "tokenizer", "data", "optim", "experiment")
 
 
-def saved_presets(overrides: Overrides, *, sweeps: bool = False) -> Overrides:
+def saved_presets(overrides: Overrides, *, sweeps: bool = False, has_model: bool = False) -> Overrides:
     """Return the overrides that implement `resume=` or `init_from=`, if given.
 
-    sweeps: if True, the command line contains -m. Raises UserError if a run cannot start from the given folder, or if
-    `resume=` or `init_from=` contradicts the other overrides.
+    sweeps: if True, the command line contains -m. has_model: if True, Python passed a model. Raises UserError if a run
+    cannot start from the given folder, or if `resume=` or `init_from=` contradicts the other overrides.
     """
     values = overrides.values()
     if values.get("resume", "null") != "null":
-        return Overrides(_resume(values, sweeps=sweeps))
+        return Overrides(_resume(values, sweeps=sweeps, has_model=has_model))
     where = values.get("init_from") or _init_from_of_experiments(values.get("experiment", ""))
     if where in (None, "null"):
         return Overrides()
@@ -46,6 +47,8 @@ def saved_presets(overrides: Overrides, *, sweeps: bool = False) -> Overrides:
         return Overrides([*_pretrained_presets(pretrained, values), f"init_from={quoted(pretrained.location)}"])
     folder = runs.find(where, containing="checkpoints")
     saved = load_composed(runs.saved_config(folder))
+    if "model" not in values:
+        _check_model(saved, f"init_from={where}", has_model=has_model)
     groups = [_register(group, saved[group]) for group in ("model", "tokenizer") if group not in values]
     # `latest` is resolved here, once: the jobs of a sweep must not start from the job before them.
     return Overrides([*groups, f"init_from={quoted(str(folder))}"])
@@ -92,7 +95,7 @@ def _init_from_of_experiment(name: str) -> str | None:
     return next((str(where) for where in found if where is not None), None)
 
 
-def _resume(values: dict[str, str], *, sweeps: bool) -> list[str]:
+def _resume(values: dict[str, str], *, sweeps: bool, has_model: bool) -> list[str]:
     where = values["resume"]
     require(not sweeps, f"resume={where}: resumes a single run; omit -m, or continue a sweep with sweep=")
     folder = runs.find(where, containing="config.yaml")
@@ -121,6 +124,7 @@ def _resume(values: dict[str, str], *, sweeps: bool) -> list[str]:
             "checkpoint, use init_from="
         )
     saved = load_composed(folder / "config.yaml")
+    _check_model(saved, f"resume={where}", has_model=has_model)
     presets = [_register(group, saved[group]) for group in GROUPS if group != "experiment" and group not in values]
     rest = {name: value for name, value in saved.items_ex(resolve=False) if name not in (*GROUPS, "resume")}
     return [
@@ -128,6 +132,21 @@ def _resume(values: dict[str, str], *, sweeps: bool) -> list[str]:
         _register("experiment", OmegaConf.create(rest), package="_global_"),
         f"hydra.run.dir={quoted(str(folder))}",
     ]
+
+
+def _check_model(saved: DictConfig, override: str, *, has_model: bool) -> None:
+    # A model that was passed from Python must be passed again, and no other.
+    is_python = saved.model.name == PythonConfig.name
+    require(
+        is_python or not has_model,
+        f"{override} model=: the run has model={saved.model.name}, which its config builds; omit model=",
+    )
+    if is_python and not has_model:
+        model = PythonConfig(source=saved.model.source)
+        raise UserError(
+            f"{override}: the model {model.source} was passed from Python, so continue there: "
+            f"bigramlm.train({override!r}, model={model.variable})"
+        )
 
 
 def _register(group: str, node: DictConfig, package: str | None = None) -> str:

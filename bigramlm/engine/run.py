@@ -18,22 +18,29 @@ from bigramlm.utils.console import relative
 from bigramlm.utils.stop import StopSignals
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bigramlm.data.corpus import Corpus
     from bigramlm.data.pairs import Pairs
     from bigramlm.data.text import Text
     from bigramlm.data.tokens import TokenFiles
+    from bigramlm.model.python import ModelFactory
 
 
 @dataclass(frozen=True)
-class JobContext:
-    """The facts about a sweep that one of its jobs needs; empty outside a sweep."""
+class RunContext:
+    """The facts about a run that its config does not contain."""
 
     swept: tuple[str, ...] | None = None
     """The names of the swept fields; None for a run outside a sweep."""
-    typed: dict[str, str] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
     """The values of the job's overrides, by field."""
     should_prune: Callable[[int, Mapping[str, float]], bool] | None = None
     """A function that decides whether to prune the run; called after every evaluation with the step and the metrics."""
+    model: nn.Module | ModelFactory | None = None
+    """The model that was passed from Python; None for the model of the config."""
+    stop: StopSignals = field(default_factory=StopSignals)
+    """The signals to stop the run."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +52,23 @@ class RunResult:
     final: dict[str, float]
     """The final losses, by metric name."""
     references: dict[str, float]
-    """The losses of n-gram models fitted by counting, to compare with, by metric name."""
+    """The losses of n-gram models fitted by counting, for comparison, by metric name."""
     sample: str
 
 
-def run(cfg: RunConfig, typed: Overrides, folder: RunFolder, stop: StopSignals, job: JobContext) -> RunResult | None:
+def run(cfg: RunConfig, overrides: Overrides, folder: RunFolder, context: RunContext) -> RunResult | None:
     """Resolve the config, train the model and write a sample; return None if pruned.
 
     Raises UserError for invalid input before any file of a resumed run changes, and Stopped after a stop signal.
     """
-    cfg, text, init = resolve(cfg, typed, folder)
+    cfg, text, init = resolve(cfg, overrides, folder)
     corpus = tokenize(cfg, text, init, folder)
     row_length, prompt = find_row_length(cfg, corpus), find_prompt(cfg, corpus, text)
     if init.resumed_at is None:
-        folder.save_config(to_yaml(replace(cfg, base=init.base)), typed.words)  # makes a killed run resumable
+        folder.save_config(to_yaml(replace(cfg, base=init.base)), overrides.words)  # makes a killed run resumable
     from bigramlm.engine import build  # slow: imports torch
 
-    model = build.fresh_model(cfg, corpus)
+    model = build.fresh_model(cfg, corpus, context.model)
     cfg = resolve_for_model(cfg, model, row_length)
     device = build.set_up(cfg.device)
     adapter = build.put_init_weights(cfg, model, init, folder, device)
@@ -72,19 +79,19 @@ def run(cfg: RunConfig, typed: Overrides, folder: RunFolder, stop: StopSignals, 
     evaluator = build.evaluator(cfg, model, splits, corpus, device)
     checkpoints = build.checkpoints(cfg, step, corpus, adapter, folder)
     schedule = build.Schedule(cfg.optim, cfg.trainer.steps)
-    hooks = build.Hooks(folder.update_summary, stop.requested, job.should_prune)
+    hooks = build.Hooks(folder.update_summary, context.stop.requested, context.should_prune)
     trainer = build.Trainer(cfg.trainer, step, batches, evaluator, checkpoints, schedule, hooks)
     trainer.start(init.resume_from, seconds=counting_seconds or 0.0)
     if init.resume_from is None and cfg.preflight:
         build.check(model, corpus, batches[0], fresh=init.is_fresh(cfg) and counting_seconds is None)
     # All input is valid from here on, so the files of a resumed run may change.
     checkpoints.quarantine(after=init.resumed_at)
-    folder.begin_training(checkpoints.contents.config, typed.words, init.resumed_at, is_changed=init.is_changed)
+    folder.begin_training(checkpoints.contents.config, overrides.words, init.resumed_at, is_changed=init.is_changed)
     folder.update_summary(**build.describe(cfg, model, corpus, splits, adapter))
-    with Metrics(cfg.logger, origin(cfg, folder, init, job)) as metrics:
-        with stop.deferred():
+    with Metrics(cfg.logger, logger_context(cfg, folder, init, context)) as metrics:
+        with context.stop.deferred():
             result = trainer.fit(metrics)
-        stop.raise_if_requested()
+        context.stop.raise_if_requested()
         folder.update_summary(**result.to_summary())
         if result.status == "pruned":
             return None
@@ -142,12 +149,12 @@ def find_prompt(cfg: RunConfig, corpus: Corpus, text: Text | TokenFiles | Pairs)
         raise UserError(f"sample.prompt={cfg.sample.prompt!r}: {error}") from None
 
 
-def origin(cfg: RunConfig, folder: RunFolder, init: InitState, job: JobContext) -> LoggerContext:
+def logger_context(cfg: RunConfig, folder: RunFolder, init: InitState, context: RunContext) -> LoggerContext:
     """Collect the facts about the run that the loggers need.
 
     If the job does not override a swept field, the value of this field is taken from the run's config.
     """
     swept = None
-    if job.swept is not None:
-        swept = RunSummary.read(folder.path, typed=job.typed).values_of(job.swept)
+    if context.swept is not None:
+        swept = RunSummary.read(folder.path, typed=context.values).values_of(context.swept)
     return LoggerContext(folder.path, to_dict(cfg), str(folder.summary["id"]), init.resumed_at, swept)

@@ -1,8 +1,8 @@
 """Models: token ids in, logits of the next token out.
 
 `LanguageModel` is the only interface through which the rest of the program uses a model. Every model computes logits
-and the loss. Some models also provide counts of the training text, a cache for generation, their hidden weight
-matrices, or reference losses.
+and the loss. Some models also provide counts of the training text, a cache for generation, the weight
+matrices of their hidden layers, or reference losses.
 
 A count-based model (`model=ngram`) has buffers and no parameters, and takes no training steps. Its buffers are empty
 until it counts a text or loads a checkpoint, and then get their sizes from the text or the checkpoint.

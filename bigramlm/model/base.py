@@ -14,7 +14,7 @@ class LanguageModel(nn.Module):
     """
 
     def __init__(self, *, vocab_size: int, block_size: int) -> None:
-        """Store the number of tokens in the vocabulary and the maximum number of tokens in a sequence."""
+        """Store the vocabulary size and the maximum number of tokens in a sequence."""
         super().__init__()
         self.vocab_size = vocab_size
         self.block_size = block_size
@@ -43,10 +43,10 @@ class LanguageModel(nn.Module):
         return None
 
     def hidden_matrices(self) -> dict[nn.Parameter, int]:
-        """Return the weight matrices between the embedding and the head.
+        """Return the weight matrices of the hidden layers, between embedding and head.
 
-        Each key is a parameter. Its value is the number of matrices of equal height that are stacked in the parameter,
-        because Muon treats each of these matrices separately.
+        Each key is a parameter. Its value is the number of matrices of equal height that are stacked in the parameter;
+        Muon updates each of these matrices separately.
         """
         return {}
 
@@ -72,7 +72,7 @@ class LanguageModel(nn.Module):
         return 0
 
     def reference_losses(self, train: Tensor, val: Tensor) -> dict[str, float]:  # noqa: ARG002
-        """Compute the losses in nats of simpler models, as references for this model.
+        """Compute the losses of simpler models in nats, for comparison with this model.
 
         train, val: the token ids (N,) of the splits. Returns the losses by name, such as "val/best_bigram". The loggers
         plot them as lines.

@@ -34,7 +34,7 @@ class Bigram(LanguageModel):
 
 
 def best_bigram_losses(train: Tensor, val: Tensor, vocab_size: int) -> tuple[float, float]:
-    """Compute the train and val loss in nats of the bigram model that counting gives.
+    """Compute the train and val loss in nats of the bigram model fitted by counting.
 
     train, val: the token ids (N,) of the splits. The train loss is the lowest that a bigram model can reach, because
     cross-entropy is minimal if the predicted probabilities are the observed frequencies, p(b|a) = count(ab) / count(a).

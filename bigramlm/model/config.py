@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
-from bigramlm.errors import require, require_choice
+from bigramlm.errors import UserError, require, require_choice
 
 if TYPE_CHECKING:
     from bigramlm.model.base import LanguageModel
@@ -161,7 +161,7 @@ class GPTConfig(ModelConfig):
         nearest = divisor * max(1, round(self.n_embd / divisor))
         require(
             remainder == 0,
-            f"model.n_embd={self.n_embd}: is not divisible by model.n_head={self.n_head}, the number of heads; choose "
+            f"model.n_embd={self.n_embd} is not divisible by model.n_head={self.n_head}, the number of heads; choose "
             f"a multiple of {divisor}, such as {nearest}",
         )
         require_choice("model.position", self.position, ("learned", "rotary"))
@@ -171,7 +171,7 @@ class GPTConfig(ModelConfig):
         require(
             self.position != "rotary" or head_width % 2 == 0,
             f"model.n_embd={self.n_embd} model.n_head={self.n_head}: the head dimension is {head_width}, but "
-            f"model.position=rotary requires an even head dimension; choose for example model.n_embd={nearest}",
+            f"model.position=rotary requires an even head dimension; for example, use model.n_embd={nearest}",
         )
         require(
             math.isfinite(self.rotary_base) and self.rotary_base > 1,
@@ -235,6 +235,26 @@ class GPT2Config(GPTConfig):
         self.size = next((size for size, known in GPT2_SIZES.items() if known == shape), "custom")
 
 
+@dataclass
+class PythonConfig(ModelConfig):
+    """A model that was passed from Python: `bigramlm.train(..., model=MyModel)`."""
+
+    name: str = "python"
+    source: str = MISSING
+    """The name of the module or factory that was passed."""
+
+    def build(self, *, vocab_size: int, block_size: int) -> LanguageModel:  # noqa: ARG002
+        raise UserError(
+            f"model=python: the model {self.source} was passed from Python, so only Python can build it; use "
+            f"bigramlm.train(..., model={self.variable})"
+        )
+
+    @property
+    def variable(self) -> str:
+        """The name of the model in a line of Python to paste."""
+        return self.source.rpartition(".")[2]
+
+
 # The presets of GPTConfig, each with its own model.name, from a single attention head to a modern transformer.
 RUNGS = ("attention", "multihead", "feedforward", "residual", "transformer", "nanogpt", "gpt")
 
@@ -243,4 +263,5 @@ MODELS: dict[str, type[ModelConfig]] = {
     **dict.fromkeys(RUNGS, GPTConfig),
     "gpt2": GPT2Config,
     "ngram": NgramConfig,
+    "python": PythonConfig,
 }

@@ -98,7 +98,7 @@ class Pretrained:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """The SHA-256 of the weights; if there are several files, of their joined hashes."""
+        """The SHA-256 of the weights file or, for several files, of their joined hashes."""
         hashes = [files.sha256(path) for path in self._weight_files()]
         return hashes[0] if len(hashes) == 1 else files.sha256_of("".join(hashes))
 
@@ -257,7 +257,7 @@ def open_pretrained(location: str) -> Pretrained:
         activation = config["activation_function"]
         require(
             activation in _ACTIVATIONS,
-            f"{file}: activation_function={activation}: not supported; supported are {', '.join(_ACTIVATIONS)}",
+            f"{file}: activation_function={activation} is not supported; the choices are {', '.join(_ACTIVATIONS)}",
         )
         dropout, tied = config["resid_pdrop"], config["tie_word_embeddings"]
         require(isinstance(dropout, (int, float)), f"{file}: resid_pdrop={dropout!r}: must be a number")
@@ -267,7 +267,7 @@ def open_pretrained(location: str) -> Pretrained:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is not the config of a model in Hugging Face's layout: {error!r}") from None
+        raise UserError(f"{file} is not a valid Hugging Face model config: {error!r}") from None
     pretrained = Pretrained(location, config)
     try:
         pretrained.model_config()

@@ -74,12 +74,13 @@ class Grams(nn.Module):
     def count_of(self, kind: Tensor | int, gram: Tensor) -> Tensor:
         """Return the counts of n-grams, given their indices.
 
-        kind: the kind of count. gram: the indices; -1 stands for an n-gram that does not occur and has count 0.
+        kind: `_OCCURRENCES` (how often an n-gram occurs) or `_CONTINUATIONS` (how many different tokens precede the
+        n-gram). gram: the indices; -1 stands for an n-gram that does not occur and has count 0.
         """
         return self.counts[kind, gram.clamp(min=0)].where(gram >= 0, 0) if len(self.keys) else torch.zeros_like(gram)
 
     def kinds(self) -> Tensor:
-        """Return both kinds of count as a column (2, 1), for indexing."""
+        """Return `_OCCURRENCES` and `_CONTINUATIONS` as a column (2, 1), for indexing."""
         return torch.tensor([[_OCCURRENCES], [_CONTINUATIONS]], device=self.keys.device)
 
     def discount(self, kind: Tensor | int, count: Tensor) -> Tensor:
@@ -92,8 +93,9 @@ class Grams(nn.Module):
     def add_discounted(self, p: Tensor, rows: Tensor, kind: Tensor, context: Tensor, weight: Tensor) -> None:
         """Add weighted discounted counts to rows of the probabilities p (N, V).
 
-        rows: the indices of the rows. kind, context, weight: for each of these rows, the kind of count, the index of
-        the context, and the factor of the counts. The counts of a row are those of all tokens that follow its context.
+        rows: the indices of the rows. kind, context, weight: for each of these rows, the kind of count (as in
+        `count_of`), the index of the context, and the factor by which the counts are multiplied. A row gets the counts
+        of all tokens that follow its context.
         """
         V = p.shape[1]
         if len(self.first) == 2:  # all rows have the empty context, which nearly every token follows
@@ -110,8 +112,9 @@ class Grams(nn.Module):
     def interpolate(self, kind: int, context: Tensor, gram: Tensor, shorter: Tensor) -> Tensor:
         """Interpolate the probabilities of n-grams with those after shorter contexts.
 
-        context, gram: the indices of the contexts and of the n-grams. shorter: the probability of each n-gram's last
-        token after the context without its first token. Returns `shorter` where a context does not occur.
+        kind: as in `count_of`. context, gram: the indices of the contexts and of the n-grams. shorter: the probability
+        of each n-gram's last token after the context without its first token. Returns `shorter` where a context does
+        not occur.
         """
         if len(self.keys) == 0:
             return shorter

@@ -123,10 +123,10 @@ class SGDConfig(OptimConfig):
 
 @dataclass
 class MuonConfig(AdamWConfig):
-    """Muon for the hidden matrices, AdamW for embeddings, head, biases and norms.
+    """Muon for the weight matrices of the hidden layers, AdamW for the rest.
 
-    The singular values of Muon's updates are all close to 1. Source: Jordan et al. 2024, "Muon: An optimizer for hidden
-    layers in neural networks".
+    AdamW trains embeddings, head, biases and norm gains. The singular values of Muon's updates are all close to 1.
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """
 
     name: str = "muon"

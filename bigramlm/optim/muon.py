@@ -1,4 +1,7 @@
-"""Muon for hidden matrices and PyTorch's AdamW for the rest, as one optimizer."""
+"""Muon for the weight matrices of the hidden layers, AdamW for the rest.
+
+Both optimizers are combined into one. AdamW is PyTorch's.
+"""
 
 import math
 from collections.abc import Sequence
@@ -32,7 +35,7 @@ _SAFETY_FACTOR = 1.01
 
 
 class HasHiddenMatrices(Protocol):
-    """A model that lists the matrices between its embedding and its head.
+    """A model that lists the weight matrices of its hidden layers.
 
     `hidden_matrices` maps each parameter to the number of matrices of equal height that are stacked in the parameter.
     """
@@ -41,9 +44,9 @@ class HasHiddenMatrices(Protocol):
 
 
 def build_muon(cfg: MuonConfig, model: Any, *, compiled: bool) -> torch.optim.Optimizer:
-    """Build Muon for the model's hidden matrices and AdamW for its other parameters.
+    """Build Muon for the hidden layers' weight matrices and AdamW for the rest.
 
-    Raises UserError if no hidden matrix is trainable.
+    Raises UserError if none of these matrices is trainable.
     """
     typed_model: HasHiddenMatrices = model
     matrices = {p: parts for p, parts in typed_model.hidden_matrices().items() if p.requires_grad}

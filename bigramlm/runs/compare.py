@@ -20,8 +20,8 @@ def compare_losses(a: Path, b: Path) -> str:
         for name in ("train/batch_loss", "train/loss", "val/loss"):
             loss_a, loss_b = records[0][step].get(name), records[1][step].get(name)
             if loss_a is not None and loss_b is not None and loss_a != loss_b:
-                before = "no earlier step is equal" if last_equal is None else f"equal up to step {last_equal}"
-                return f"losses: differ from step {step}, {name} is {loss_a:.6g} and {loss_b:.6g}; {before}"
+                before = "no earlier common step" if last_equal is None else f"equal up to step {last_equal}"
+                return f"losses: first difference at step {step}, {name} {loss_a:.6g} and {loss_b:.6g}; {before}"
         last_equal = step
     return (
         f"losses: equal at all {len(common)} steps that both runs recorded" if common else "losses: no step in common"

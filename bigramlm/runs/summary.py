@@ -50,7 +50,7 @@ class RunSummary:
     ) -> RunSummary:
         """Read a run from its folder.
 
-        typed: the values of the overrides, by field, if they are known; otherwise they are read from the summary.
+        typed: the override values as given on the command line, by field; if None, they are read from the summary.
         """
         found = read_summary(folder)
         summary = found or {}

@@ -44,9 +44,9 @@ _COMMON_TEXT_FIELDS = {field.name for field in fields(DataConfig)}
 
 
 class SweepExecutor:
-    """The execution of jobs of a sweep by one command.
+    """An executor that runs the jobs of a sweep for a single command.
 
-    A later command that continues the sweep has a new executor.
+    A later command that continues the sweep creates a new executor.
     """
 
     def __init__(self, sweep: Sweep, config: DictConfig, context: HydraContext, launcher: Launcher) -> None:

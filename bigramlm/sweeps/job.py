@@ -7,12 +7,13 @@ import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from bigramlm.config.overrides import Overrides
 from bigramlm.engine.job import train
-from bigramlm.engine.run import JobContext
+from bigramlm.engine.run import RunContext
 from bigramlm.runs.folder import RunFolder
 from bigramlm.runs.summary import RunSummary
 from bigramlm.sweeps.plan import Sweep
@@ -21,8 +22,11 @@ from bigramlm.sweeps.results import Results
 from bigramlm.utils.console import console_filter
 from bigramlm.utils.stop import Stopped
 
+if TYPE_CHECKING:
+    from bigramlm.model.python import ModelFactory
 
-def job_context(folder: Path) -> JobContext:
+
+def run_context(folder: Path) -> RunContext:
     """Return the context of the job in this folder.
 
     The context is empty if the folder does not belong to a job of a sweep.
@@ -31,12 +35,16 @@ def job_context(folder: Path) -> JobContext:
         sweep = Sweep(folder.parent)
         job = sweep.jobs.get(int(folder.name)) if folder.name.isdecimal() else None
         if job is not None:
-            return JobContext(tuple(sweep.fields), job.values)
-    return JobContext()
+            return RunContext(tuple(sweep.fields), job.values)
+    return RunContext()
 
 
-def run_job(composed: DictConfig, folder: RunFolder, overrides: Overrides) -> float | None:
+def run_job(
+    composed: DictConfig, folder: RunFolder, overrides: Overrides, *, model: ModelFactory | None = None
+) -> float | None:
     """Train a job, log how it ended, and update the results of the sweep.
+
+    model: the factory of the model, if Python passed one.
 
     Returns the final loss or, if there is none, the best loss. Returns None if the job has no loss that can be compared
     with other jobs. Raises RuntimeError if the job failed.
@@ -46,7 +54,7 @@ def run_job(composed: DictConfig, folder: RunFolder, overrides: Overrides) -> fl
     row, message, stopped = None, "", None
     try:
         with console_filter(logger=sweep_log.name):
-            context = replace(job_context(folder.path), should_prune=pruner_of(folder.path))
+            context = replace(run_context(folder.path), should_prune=pruner_of(folder.path), model=model)
             train(composed, folder, overrides, context, continues=True)
     except (Exception, Stopped) as error:
         _report(folder, error)
@@ -81,7 +89,7 @@ def _report(folder: RunFolder, error: BaseException | None = None) -> RunSummary
 def release_memory() -> None:
     """Release the GPU memory that PyTorch has cached.
 
-    The next job may run in a different process, which could not use this memory otherwise.
+    The next job may run in a different process, which otherwise could not use this memory.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

@@ -30,7 +30,7 @@ class Job:
     asked: str = ""
     """The hash of the config that results from the overrides, before it is resolved (`config_hash`)."""
     error: str | None = None
-    """The reason why the job failed before it could write a summary; None if it did not."""
+    """The error message of a job that failed before it could write a summary; None for any other job."""
 
     @property
     def values(self) -> dict[str, str]:

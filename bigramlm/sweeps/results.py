@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import textwrap
+from typing import Any
 
 from bigramlm.report.results import (
     MIN_SAMPLE_WIDTH,
@@ -70,27 +71,36 @@ class Results(RunTable):
         files.write(self.folder / "results.csv", [self.csv().encode()], durable=False)
         files.write(self.folder / "results.md", [self.markdown().encode()], durable=False)
 
+    def to_records(self) -> list[dict[str, Any]]:
+        """Return one dictionary per job, the best job first.
+
+        Numbers are not rounded, and missing values are None.
+        """
+        return [
+            {
+                "job": row.name,
+                **row.values,
+                "status": row.status,
+                "val/loss": row.final_loss,
+                "best val/loss": row.best_loss,
+                "val/bpc": row.bpc,
+                "n_params": row.n_params,
+                "step": row.step,
+                "tokens_per_second": row.tokens_per_second,
+                "seconds": row.seconds,
+                "folder": row.folder,
+                "error": row.error,
+            }
+            for row in self.rows
+        ]
+
     def csv(self) -> str:
         """Return the results as CSV: one line per job, with unrounded numbers."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(
-            [
-                *("job", *self.fields, "status", "val/loss", "best val/loss", "val/bpc", "n_params"),
-                *("step", "tokens_per_second", "seconds", "folder", "error"),
-            ]
-        )
-        for row in self.rows:
-            figures = (
-                row.final_loss,
-                row.best_loss,
-                row.bpc,
-                row.n_params,
-                row.step,
-                row.tokens_per_second,
-                row.seconds,
-            )
-            writer.writerow([row.name, *row.values.values(), row.status, *figures, row.folder, row.error])
+        records = self.to_records()
+        writer.writerow(records[0] if records else ["job", *self.fields])
+        writer.writerows(record.values() for record in records)
         return out.getvalue()
 
     def text(self) -> str:
@@ -142,5 +152,5 @@ class Results(RunTable):
 
 
 def runs_of(sweep: Sweep) -> list[RunSummary]:
-    """Read the runs of a sweep; each run is named after the number of its job."""
+    """Read the runs of a sweep; the name of each run is its job number."""
     return [RunSummary.read(sweep.path(job), str(job.number), job.values, job.error) for job in sweep.all_jobs()]

@@ -46,7 +46,7 @@ Space = dict[str, "BaseDistribution"]
 
 
 def space_of(overrides: Sequence[Override]) -> Space:
-    """Return the search space that sweep overrides describe: a distribution per field.
+    """Return the search space in the sweep overrides, as one distribution per field.
 
     The syntax is that of Hydra's Optuna plugin: `choice(a, b)` or `a,b`; `range(1, 9, 2)`, whose end is excluded;
     `interval(0, 1)`; `int(...)` for whole numbers; `tag(log, ...)` for a logarithmic scale. Overrides that assign a
@@ -115,7 +115,7 @@ class Search:
         self.space = space
         require(
             "seed" not in space,
-            "seed: cannot be searched, because the best seed is a matter of chance; search the other fields, then "
+            "seed cannot be searched, because the best seed is a matter of chance; search the other fields, then "
             "sweep the best values over seeds",
         )
         require(
@@ -133,8 +133,9 @@ class Search:
                 removed, added = ([part for part in a if part not in b] for a, b in ((old, new), (new, old)))
                 label = {"space": "search space", "fields": "set of fixed fields"}[name]
                 raise UserError(
-                    f"{relative(folder)} contains a search with a different {label} (only there: {_brief(removed)}; "
-                    f"only here: {_brief(added)}); start the new search in a different folder"
+                    f"{relative(folder)} contains a search with a different {label} (only in that search: "
+                    f"{_brief(removed)}; only in this command: {_brief(added)}); start the new search in a different "
+                    "folder"
                 )
         options = {"seed": seed, **sampler_options}
         if sampler == "tpe" and at_once > 1:
@@ -197,7 +198,9 @@ def pruner_of(folder: Path) -> Callable[[int, Mapping[str, float]], bool] | None
     try:
         return _pruner_of(folder)
     except Exception as error:
-        log.warning("the study cannot be read, so this job is not pruned (%s: %s)", type(error).__name__, error)
+        log.warning(
+            "cannot access the Optuna study (%s: %s); the trial runs without pruning", type(error).__name__, error
+        )
         return None
 
 
@@ -227,7 +230,12 @@ def _pruner_of(folder: Path) -> Callable[[int, Mapping[str, float]], bool] | Non
                 trial.report(metrics[metric], step)
             return trial.should_prune()
         except Exception as error:  # e.g. a database that stays locked, which must not end the run
-            log.warning("the study cannot be used at step %d: %s: %s; not pruned", step, type(error).__name__, error)
+            log.warning(
+                "step %d: cannot access the Optuna study (%s: %s); the trial continues without pruning",
+                step,
+                type(error).__name__,
+                error,
+            )
             return False
 
     return should_prune

@@ -48,7 +48,7 @@ class Tokenizer(Protocol):
 
 
 def start_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the tokens that a model continues: at least one token.
+    """Return the tokens of a prompt, at least one, for a model to continue.
 
     A prompt is encoded. An empty prompt becomes a newline if a newline is a single token, and token 0 otherwise. (The
     tutorial starts from token 0, which is the newline in its text.) Raises UserError if the prompt cannot be encoded.

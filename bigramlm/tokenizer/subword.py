@@ -85,7 +85,8 @@ class SubwordTokenizer:
         except Exception as error:  # the vocabulary has no token for unknown characters
             missing = sorted({c for text in texts for c in text if self._backend.token_to_id(c) is None})
             named = ", ".join(map(repr, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
-            raise UserError(f"the vocabulary lacks {named or 'part of the text'} ({error})") from None
+            problem = f"lacks {named}" if named else "does not cover part of the text"
+            raise UserError(f"the vocabulary {problem} ({error})") from None
         return (np.array(encoding.ids, dtype=np.int32).tobytes() for encoding in encoded)
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -33,7 +33,7 @@ class SharedCalls:
 
         log_every: the number of steps between log records. intervals: the numbers of steps between evaluations and
         between saves, and the total number of steps. No call may cross a multiple of these numbers, because the weights
-        are needed there.
+        are needed at these steps.
         """
         self.log_every = log_every
         self.intervals = (log_every, *intervals)

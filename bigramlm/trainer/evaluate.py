@@ -70,15 +70,15 @@ class Evaluator:
         """Return the final losses of both splits, by metric name.
 
         The val loss covers the whole val split, or MAX_FINAL_TOKENS evenly spread tokens if the split is longer. The
-        train loss covers equally many rows, evenly spread over the train split. The val loss is also given in bits per
-        character, which are comparable between different tokenizers.
+        train loss covers the same number of rows, evenly spread over the train split. The val loss is also given in
+        bits per character, a unit that is comparable between different tokenizers.
         """
         val = self.splits["val"]
         val_limit = MAX_FINAL_TOKENS // val.block_size if val.n_tokens > MAX_FINAL_TOKENS else None
         train_limit = val_limit or val.n_rows
-        covered = f"{MAX_FINAL_TOKENS:,} tokens of val, spread evenly" if val_limit else "the whole val split"
+        covered = f"{MAX_FINAL_TOKENS:,} evenly spread val tokens" if val_limit else "the whole val split"
         log.info(
-            "computing the final losses over %s and equally many %s of train",
+            "computing the final losses on %s and the same number of train %s",
             covered,
             "examples" if val.masked else "tokens",
         )

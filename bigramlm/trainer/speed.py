@@ -57,7 +57,10 @@ class Speedometer:
         return self.last
 
     def average(self, steps: int, seconds: float) -> dict[str, float]:
-        """Compute the speed of steps that took some seconds in total, by metric name."""
+        """Compute the average speed from the number of steps and their total duration.
+
+        seconds: the total duration. Returns the speed by metric name.
+        """
         rate = steps * self.tokens_per_step / seconds
         speed = {"tokens_per_second": round(rate, 1)}
         if self.peak:
@@ -72,7 +75,7 @@ class Speedometer:
     def exclude_since(self, start: float) -> None:
         """Exclude the time since `start` from the current measurement.
 
-        It is the duration of an evaluation or a save.
+        The excluded time is that of an evaluation or a save.
         """
         since, first_step = self._mark
         self._mark = (since + self.clock() - start, first_step)

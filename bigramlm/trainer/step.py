@@ -25,7 +25,7 @@ class StepResult(NamedTuple):
 
 
 class TrainStep:
-    """A training step, which updates the weights once, in eager mode."""
+    """A training step in eager mode; each call updates the weights once."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class TrainStep:
     ) -> None:
         """Store the model, the optimizer and the update options.
 
-        grad_accumulation: the number of micro-batches that a batch is split into (A). grad_clip: the maximum gradient
+        grad_accumulation: the number of micro-batches per batch (A). grad_clip: the maximum gradient
         norm; 0 disables clipping. masked: if True, some targets are ignored in the loss.
         """
         self.model = model
@@ -52,17 +52,17 @@ class TrainStep:
         self.masked = masked
 
     def start_at(self, step: int) -> None:
-        """Set the number of the next step, which only compiled steps need.
+        """Set the number of the next step.
 
-        A step in eager mode ignores the number.
+        Only compiled mode uses the number; eager mode ignores it.
         """
 
     def __call__(self, batch: Batch, lr: float) -> StepResult | None:
-        """Update the weights with a batch and a learning rate, and return the result.
+        """Update the weights from one batch at the given learning rate.
 
-        batch: inputs and targets, both (A * B, T) for A micro-batches of B rows. Returns None if the update is
-        deferred, because a compiled call will make several updates at once. The gradients are kept until the next
-        update.
+        batch: inputs and targets, both (A * B, T) for A micro-batches of B rows. Returns None if the update is deferred
+        so that one compiled call can make several updates. After an update, the gradients stay available until the next
+        one.
         """
         set_learning_rate(self.optimizer, lr)
         # Replaces optimizer.zero_grad(), whose profiling costs a fifth of a bigram's step.

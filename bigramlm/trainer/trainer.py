@@ -107,9 +107,9 @@ class Trainer:
     def fit(self, metrics: Metrics) -> TrainResult:
         """Train until the run is completed, stopped or pruned, and return the outcome.
 
-        The run is completed at `trainer.steps`, or earlier with `trainer.early_stopping_patience`. In all three cases a
-        checkpoint is saved. Only a completed run has final losses. Raises UserError if a loss, a gradient norm, the
-        weights or the optimizer's state are not finite.
+        The run completes after `trainer.steps` steps, or earlier with `trainer.early_stopping_patience`. In all three
+        cases a checkpoint is saved. Only a completed run has final losses. Raises UserError if a loss, a gradient norm,
+        a weight or an optimizer state value is not finite.
         """
         self._begin()
         cfg, result, should_stop = self.cfg, self.result, self.hooks.should_stop

@@ -29,8 +29,10 @@ def show(text: str, end: str = "\n") -> bool:
     """Print text on standard output.
 
     Returns False if standard output is a pipe that its reader, e.g. `head`, has closed, and otherwise True. Raises
-    UserError if the text cannot be written for another reason.
+    UserError if the text cannot be written for another reason. Prints nothing in a block of `muted`.
     """
+    if _muted:
+        return True
     try:
         print(text, end=end, flush=True)
     except OSError as error:
@@ -40,6 +42,26 @@ def show(text: str, end: str = "\n") -> bool:
             return False
         raise UserError(f"standard output cannot be written: {error.strerror}") from None
     return True
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Print nothing with `show` in the block, for calls from Python."""
+    _muted.append(True)
+    try:
+        yield
+    finally:
+        _muted.pop()
+
+
+_muted: list[bool] = []
+
+
+class OnlyWarnings(logging.Filter):
+    """A filter for calls from Python: their errors are raised and not printed."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno == logging.WARNING
 
 
 @contextlib.contextmanager

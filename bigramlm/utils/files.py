@@ -70,9 +70,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder is written to the disk.
+    """Flush a file or folder to disk (fsync).
 
-    On Windows, this does nothing for a folder.
+    Does nothing for folders on Windows.
     """
     if os.name == "nt" and path.is_dir():
         return  # Windows cannot open a folder

@@ -13,14 +13,14 @@ _TIMEOUT = 10
 
 
 class FetchError(Exception):
-    """The error for a file that could not be fetched from the Hub.
+    """An error raised when a file cannot be fetched from the Hub.
 
-    The message is the reason in one line.
+    The message gives the reason in one line.
     """
 
 
 class MissingFileError(FetchError):
-    """The error for a model on the Hub that does not contain the requested file."""
+    """An error raised when a model on the Hub does not contain the requested file."""
 
 
 def is_name(text: str) -> bool:

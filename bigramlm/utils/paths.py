@@ -18,12 +18,18 @@ def home() -> Path:
 
 
 def conf_dir() -> Path:
-    """Return the folder of the YAML presets; a wheel contains a copy in the package."""
+    """Return the folder of the YAML presets.
+
+    This is conf/ in the repository for a checkout, and bigramlm/conf/ for an installed package.
+    """
     return _PARENT / "conf" if IN_CHECKOUT else _PACKAGE / "conf"
 
 
 def bundled_text() -> Path:
-    """Return the path of the bundled text; a wheel contains a copy in the package."""
+    """Return the path of the bundled text.
+
+    The text is in sources/ of the repository for a checkout, and in bigramlm/sources/ for an installed package.
+    """
     return (_PARENT if IN_CHECKOUT else _PACKAGE) / "sources" / "bundled.txt"
 
 

@@ -1,6 +1,8 @@
-"""Progress bars, shown only if standard error is a terminal."""
+"""Progress bars, shown only in a notebook or if standard error is a terminal."""
 
+import importlib.util
 import os
+import sys
 from typing import Any
 
 from tqdm import tqdm
@@ -13,5 +15,18 @@ def bar(total: int, *, hidden: bool = False, **options: Any) -> "tqdm[Any]":
     also hides the bar. Sweeps set the variable for their workers, because the bars of concurrent jobs would overwrite
     each other.
     """
-    disable = True if hidden or os.environ.get("TQDM_DISABLE") else None  # None hides it unless stderr is a terminal
-    return tqdm(total=total, disable=disable, leave=False, dynamic_ncols=True, **options)
+    if hidden or os.environ.get("TQDM_DISABLE"):
+        return tqdm(total=total, disable=True, **options)
+    if not _is_notebook():
+        return tqdm(total=total, disable=None, leave=False, dynamic_ncols=True, **options)  # None: only on a terminal
+    if importlib.util.find_spec("ipywidgets") is None:
+        return tqdm(total=total, leave=False, ncols=100, **options)
+    from tqdm.notebook import tqdm as widget
+
+    return widget(total=total, leave=False, **options)
+
+
+def _is_notebook() -> bool:
+    # IPython on a terminal has a shell of a different class.
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and type(ipython.get_ipython()).__name__ == "ZMQInteractiveShell"

@@ -131,10 +131,12 @@ def test_diff_shows_differences_and_where_losses_diverge(tool: Cli, cli: Cli) ->
         ["data.train_fraction", "0.9", "0.8"],
         ["optim.warmup_steps", "0", "10"],
     ]
-    assert "losses: differ from step 0, " in done.out
-    assert "no earlier step is equal" in done.out
+    assert "losses: first difference at step 0, " in done.out
+    assert "no earlier common step" in done.out
     warm = cli(*SHORT, "optim.warmup_steps=10").folder
-    assert "losses: differ from step 5, train/batch_loss" in tool(runs_command.main, "diff", str(a), str(warm)).out
+    assert (
+        "losses: first difference at step 5, train/batch_loss" in tool(runs_command.main, "diff", str(a), str(warm)).out
+    )
     equal = tool(runs_command.main, "diff", str(a), str(same)).out
     assert "identical: config, data, code, environment" in equal
     assert "losses: equal at all 5 steps that both runs recorded" in equal

@@ -177,8 +177,8 @@ def test_model_learns_completions_and_stops(cli: Cli, tool: Cli, sums: Path, tmp
     fast = ("optim.lr=1e-2", "trainer.steps=150", "trainer.log_every=50", "data.train_fraction=0.97", "logger=none")
     ended = cli("data=pairs", f"data.path={sums}", *GPT, *fast, "sample.temperature=0")
     assert ended.code == 0, ended.err
-    assert "data: pairs, 325 characters in 36 examples, vocabulary of 14\n" in ended.err
-    assert "split: 34 train and 2 val examples, with completions of " in ended.err
+    assert "data: pairs, 325 characters in 36 examples, vocabulary of 14 tokens\n" in ended.err
+    assert "split: 34 train examples (" in ended.err
     lines = [json.loads(line) for line in sums.read_text().splitlines()]
     first = lines[34]["prompt"]  # the first prompt of val
     shown = (ended.folder / "samples.txt").read_text().removeprefix("---- step 150\n")

@@ -16,7 +16,7 @@ TINY = (*SHORT, "model=gpt", "model.n_layer=1", "model.n_head=2", "model.n_embd=
 
 
 def run_in(
-    folder: Path, *words: str, job: engine.JobContext | None = None
+    folder: Path, *words: str, context: engine.RunContext | None = None
 ) -> tuple[RunConfig, engine.RunResult | None]:
     """Run a config in this folder; return the unresolved config and the outcome.
 
@@ -27,7 +27,7 @@ def run_in(
     run = RunFolder(folder)
     folder.mkdir(exist_ok=True)
     run.claim() if requested.resume is None else run.reopen()
-    outcome = engine.run(requested, Overrides(words), run, StopSignals(), job or engine.JobContext())
+    outcome = engine.run(requested, Overrides(words), run, context or engine.RunContext())
     assert requested == before, "the unresolved config is not modified"
     return requested, outcome
 
@@ -69,7 +69,7 @@ def test_the_pruning_callback_of_a_sweep_ends_the_run(tmp_path: Path) -> None:
         evaluated.append(step)
         return step == 2
 
-    _, outcome = run_in(tmp_path / "run", *SHORT, job=engine.JobContext(("seed",), {"seed": "1"}, prunes))
+    _, outcome = run_in(tmp_path / "run", *SHORT, context=engine.RunContext(("seed",), {"seed": "1"}, prunes))
     assert outcome is None
     assert evaluated == [0, 2]
 
@@ -83,6 +83,6 @@ def test_a_stop_request_saves_a_checkpoint_and_raises(tmp_path: Path) -> None:
     cfg, run = run_config(*SHORT), RunFolder(tmp_path)
     run.claim()
     with pytest.raises(Stopped) as stopped:
-        engine.run(cfg, Overrides(SHORT), run, Stops(), engine.JobContext())
+        engine.run(cfg, Overrides(SHORT), run, engine.RunContext(stop=Stops()))
     assert stopped.value.signal == 15
     assert (tmp_path / "checkpoints" / "step_0").is_dir()

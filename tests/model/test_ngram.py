@@ -138,8 +138,8 @@ def test_final_loss_of_a_run_is_the_reference_loss_of_its_order(cli: Cli) -> Non
     references = summary["references"]
     assert summary["final"]["val/loss"] == pytest.approx(references["val/ngram_3"], abs=1e-5)
     assert references["val/ngram_3"] < references["val/ngram_2"] < references["val/ngram_1"]
-    assert "By counting n-grams, on val, orders 1 to 6:" in ended.out
-    assert "steps: none" in (ended.folder / "train.log").read_text("utf-8")
+    assert "Val losses by counting n-grams, orders 1 to 6:" in ended.out
+    assert "steps: 0, because" in (ended.folder / "train.log").read_text("utf-8")
 
 
 def test_seconds_of_a_run_include_counting(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def test_set_learning_rate_scales_each_part_of_muon() -> None:
 
 
 def gpt() -> torch.nn.Module:
-    """Build a GPT with embeddings, head, hidden matrices, gains and biases."""
+    """Build a GPT with embeddings, hidden layers, head, gains and biases."""
     torch.manual_seed(0)
     cfg = GPTConfig(n_layer=2, n_head=4, n_embd=16, position="learned", norm="layer", qk_norm=False, bias=True)
     return replace(cfg, activation="gelu", tie_weights=True, init="gpt2", zero_init=False).build(
@@ -170,7 +170,7 @@ def muon_update(name: str, mean: torch.Tensor, gradient: torch.Tensor, lr: float
 def test_muon_equals_a_plain_implementation_and_adamw(fields: dict[str, Any]) -> None:
     """Compare with `muon_update` and PyTorch's AdamW.
 
-    Muon trains the hidden matrices, AdamW all other parameters.
+    Muon trains the weight matrices of the hidden layers, AdamW all other parameters.
     """
     cfg = MuonConfig(lr=0.03, adamw_lr=0.004, weight_decay=0.1, betas=[0.8, 0.9], **fields)
     ours, plain = gpt(), gpt()

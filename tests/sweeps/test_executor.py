@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from bigramlm.config.overrides import Overrides
 from bigramlm.engine.command_line import set_up_hydra
 from bigramlm.engine.job import train
-from bigramlm.engine.run import JobContext, RunResult
+from bigramlm.engine.run import RunContext, RunResult
 from bigramlm.runs.folder import RunFolder, read_summary
 from bigramlm.sweeps import compose
 from bigramlm.sweeps import executor as launch
@@ -227,7 +227,7 @@ def test_resubmitted_job_resumes_or_is_done(tmp_path: Path) -> None:
         return False
 
     def again(should_prune: Callable[[int, Mapping[str, float]], bool] | None = None) -> object:
-        context = JobContext(should_prune=should_prune)
+        context = RunContext(should_prune=should_prune)
         return train(config, RunFolder(folder), Overrides(), context, continues=True)
 
     with pytest.raises(stop.Stopped):
@@ -241,5 +241,5 @@ def test_resubmitted_job_resumes_or_is_done(tmp_path: Path) -> None:
     assert state(folder) == before
     # A different config is a different run, which may not use this folder.
     with refuses(folder):
-        train(composed(*SHORT, "seed=2"), RunFolder(folder), Overrides(), JobContext(), continues=True)
+        train(composed(*SHORT, "seed=2"), RunFolder(folder), Overrides(), RunContext(), continues=True)
     assert state(folder) == before

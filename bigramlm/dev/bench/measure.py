@@ -52,7 +52,7 @@ class Comparison:
             f"ratio {spread(self.ratios)}, {len(self.a)} pairs",
         ]
         if self.n_items:
-            lines.append(f"difference per item, of {self.n_items}: {spread(self.differences)}")
+            lines.append(f"difference per item ({self.n_items} items): {spread(self.differences)}")
         return "\n  ".join(lines)
 
     @property

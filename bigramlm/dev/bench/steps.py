@@ -275,7 +275,6 @@ def _run_with_callback(on_record: Callable[[Trainer], None], overrides: tuple[st
     from bigramlm.logger import metrics
     from bigramlm.runs.folder import RunFolder
     from bigramlm.trainer import trainer
-    from bigramlm.utils.stop import StopSignals
 
     trainers: list[Trainer] = []
 
@@ -298,7 +297,7 @@ def _run_with_callback(on_record: Callable[[Trainer], None], overrides: tuple[st
     ):
         folder = RunFolder(Path(temporary))
         folder.claim()
-        engine.run(cfg, Overrides(), folder, StopSignals(), engine.JobContext())
+        engine.run(cfg, Overrides(), folder, engine.RunContext())
 
 
 def _profile(n: int, overrides: tuple[str, ...]) -> dict[str, Any]:

@@ -1,0 +1,290 @@
+"""The public functions: train, sweep, load and compose."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bigramlm.api.run import Run, Sweep
+from bigramlm.api.state import exclusive
+from bigramlm.config.overrides import Overrides, quoted
+from bigramlm.config.run_config import RunConfig, to_run_config
+from bigramlm.engine.command_line import command_line, set_up_hydra
+from bigramlm.engine.failures import CommandExit, as_user_error
+from bigramlm.engine.job import train as train_run
+from bigramlm.engine.resume import SAVED
+from bigramlm.errors import UserError, require
+from bigramlm.model.config import PythonConfig
+from bigramlm.runs import find
+from bigramlm.runs.folder import RunFolder
+from bigramlm.sweeps.job import run_context, run_job
+from bigramlm.utils import files, paths
+from bigramlm.utils.stop import Stopped
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bigramlm.model.python import ModelFactory
+
+# The presets that keep the console quiet; before the overrides, so that these can choose others.
+_QUIET = ("hydra/job_logging=python", "hydra/hydra_logging=python")
+
+
+def train(
+    *overrides: str,
+    model: nn.Module | ModelFactory | None = None,
+    text: str | None = None,
+    data: str | os.PathLike[str] | None = None,
+    **unknown: Any,
+) -> Run:
+    """Train a model or resume a run: `train("model=gpt", "optim.lr=1e-3")`.
+
+    overrides: the overrides of the command line.     model: a network of your own: a module, of which a copy is
+    trained, or a function or class that makes one from vocab_size and block_size. Its forward takes token ids (B, T)
+    and returns logits (B, T, V). text: the text to train on. data: the file of the text to train on.
+
+    Returns the run, whether it completed, was pruned, or was stopped by Ctrl-C. Raises UserError for an error that the
+    user can fix, and any other exception unchanged.
+    """
+    _check(overrides, unknown, "train")
+    with _translated("train"):
+        words = _words(overrides, model=model, text=text, data=data)
+        several = [override.input_line for override in Overrides(words).parsed() if override.is_sweep_override()]
+        if several:
+            raise UserError(f"{several[0]}: gives several values, but train() makes one run; use bigramlm.sweep()")
+        folder, stopped_by = _train(words, model)
+    _pass_on(stopped_by)
+    return Run(folder, model=model)
+
+
+def sweep(
+    *overrides: str,
+    model: ModelFactory | None = None,
+    text: str | None = None,
+    data: str | os.PathLike[str] | None = None,
+    **unknown: Any,
+) -> Sweep:
+    """Run a sweep: `sweep("optim.lr=1e-3,1e-2", "seed=1,2")`.
+
+    The override `sweep=FOLDER` continues a sweep.     The arguments are those of `train`, but `model` must be a
+    function or class, because each run needs a new model. Returns the sweep, also if some runs failed, or if it was
+    stopped by Ctrl-C. Raises UserError if no run could start.
+    """
+    _check(overrides, unknown, "sweep")
+    from torch import nn
+
+    require(
+        not isinstance(model, nn.Module),
+        f"model={type(model).__name__}: is a module, but each run of a sweep needs a new one; pass a function or class "
+        "that makes it from vocab_size and block_size",
+    )
+    with _translated("sweep"):
+        folder, stopped_by = _sweep(_words(overrides, model=model, text=text, data=data, sweeps=True), model)
+    _pass_on(stopped_by)
+    return Sweep(folder, model=model)
+
+
+def load(
+    where: str | os.PathLike[str] = "latest",
+    *,
+    checkpoint: str | int = "last",
+    model: nn.Module | ModelFactory | None = None,
+) -> Run:
+    """Load a run, to read its results and to use its model.
+
+    where: the folder of a run or of a checkpoint, or `latest` for the run that was started last. checkpoint: the
+    checkpoint to load the model from: `last`, `best` or a step. model: the network that was passed to `train`, if there
+    was one. Raises UserError if there is no such run; a checkpoint is read when it is used.
+    """
+    folder = find.find(os.fspath(where), containing="config.yaml")
+    find.saved_config(folder)
+    return Run(folder, checkpoint=str(checkpoint), model=model)
+
+
+def compose(*overrides: str) -> RunConfig:
+    """Return the config that these overrides give, without training.
+
+    Raises UserError for an invalid config.
+    """
+    _check(overrides, {}, "compose")
+    with _translated("compose"):
+        words = _words(overrides)
+        with _hydra():
+            return to_run_config(hydra_compose("train", words))
+
+
+def _check(overrides: Sequence[object], unknown: dict[str, Any], name: str) -> None:
+    # Refuses what is neither an override nor a known argument.
+    if unknown:
+        argument, value = next(iter(unknown.items()))
+        raise UserError(
+            f"{name}({argument}={value!r}): unknown argument; overrides are strings, such as "
+            f'{name}("optim.lr=1e-3"), and the arguments are model, text and data'
+        )
+    for override in overrides:
+        if not isinstance(override, str):
+            raise UserError(f'{name}({override!r}): overrides are strings, such as {name}("optim.lr=1e-3")')
+        flag = override.startswith("-")
+        advice = "bigramlm.sweep() runs a sweep" if override in ("-m", "--multirun") else "flags are for the shell"
+        require(not flag, f"{override}: not an override; {advice}")
+        require(
+            not override.startswith("hydra.mode="),
+            f"{override}: cannot be set here; bigramlm.train() makes one run, and bigramlm.sweep() many",
+        )
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    # Errors that the user can fix become UserError, whoever raises them.
+    try:
+        with exclusive(name):
+            set_up_hydra()
+            yield
+    except CommandExit as ended:
+        if ended.error is not None:
+            raise _as_user_error(ended.error) from ended.error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _as_user_error(error) from error
+
+
+def _as_user_error(error: BaseException) -> BaseException:
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return as_user_error(error)
+    # Hydra's messages have several lines. Those about its syntax and its search path do not help here.
+    texts = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
+    texts = [text.partition("\nConfig search path:")[0] for text in texts]
+    hidden = ("To append", "full_key", "object_type", "reference_type", "See https")
+    lines = [line.strip().rstrip(".") for text in texts for line in text.splitlines()]
+    shown = dict.fromkeys(line for line in lines if line and not line.startswith(hidden))
+    first, *options = ", ".join(shown).split(":, ")
+    return UserError(": ".join([first, *options]))
+
+
+def _words(
+    overrides: Sequence[str],
+    *,
+    model: nn.Module | ModelFactory | None = None,
+    text: str | None = None,
+    data: str | os.PathLike[str] | None = None,
+    sweeps: bool = False,
+) -> list[str]:
+    """Return the overrides for Hydra.
+
+    Those that implement the other arguments precede those of the user.
+    """
+    typed = Overrides.typed(overrides, sweeps=sweeps)
+    is_resumed = typed.get("resume", "null") != "null"
+    first: list[str] = []
+    if text is not None or data is not None:
+        require(text is None or data is None, "text= data=: both give the text to train on; omit one of them")
+        argument = "text" if data is None else "data"
+        require(
+            not typed.has("data", "data.path"),
+            f"{argument}=: cannot be combined with data={typed.get('data', '...')}; omit one of them",
+        )
+        path = _stored(text) if data is None else Path(data)
+        first = [] if is_resumed else ["data=text"]  # a resumed run has its data config, and checks the text
+        first.append(f"data.path={path}")
+    if model is not None and not is_resumed:
+        require(
+            not typed.has("model"),
+            f"model=: cannot be combined with the override model={typed.get('model')}; omit one of them",
+        )
+        from bigramlm.model.python import name_of
+
+        config = OmegaConf.structured(PythonConfig(source=name_of(model)))
+        ConfigStore.instance().store(SAVED, config, group="model")
+        first.append(f"model={SAVED}")
+    flag = ["-m"] if sweeps else []
+    words = command_line([*flag, *first, *overrides], has_model=model is not None)
+    return [*_QUIET, *(word for word in words if word not in flag)]
+
+
+def _stored(text: object) -> Path:
+    # A text is kept in a file that is named after its content, so that the run can be resumed and continued.
+    if not isinstance(text, str):
+        raise UserError(f"text={type(text).__name__}: must be a str that contains the text; use data= for a file")
+    path = paths.home() / "outputs" / "texts" / f"{files.sha256_of(text)[:16]}.txt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(path, [text.encode("utf-8")])
+    return path
+
+
+def _train(words: list[str], model: nn.Module | ModelFactory | None) -> tuple[Path, int | None]:
+    # Returns the run folder, and the signal that stopped the run, if any.
+    folders: list[Path] = []
+    raised: list[Exception] = []
+
+    def job(composed: DictConfig) -> None:
+        hydra_cfg = HydraConfig.get()
+        folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
+        folders.append(folder.path)
+        overrides = Overrides(hydra_cfg.overrides.task).without_choice(SAVED)
+        try:
+            train_run(composed, folder, overrides, replace(run_context(folder.path), model=model))
+        except Exception as error:  # Hydra would print it
+            raised.append(error)
+
+    try:
+        with _hydra() as hydra:
+            hydra.run("train", job, words)
+    except Stopped as stopped:
+        return folders[0], stopped.signal
+    for error in raised:
+        raise error
+    return folders[0], None
+
+
+def _sweep(words: list[str], model: ModelFactory | None) -> tuple[Path, int | None]:
+    # Returns the sweep folder, and the signal that stopped the sweep, if any.
+    with _hydra() as hydra:
+        config = hydra.compose_config("train", words, RunMode.MULTIRUN, with_log_configuration=False)
+        folder = Path(config.hydra.sweep.dir).absolute()
+        try:
+            # The default folder contains the time, so it must not be composed again.
+            hydra.multirun("train", partial(_job, model=model), [*words, f"hydra.sweep.dir={quoted(str(folder))}"])
+        except CommandExit as ended:
+            if ended.error is not None:
+                raise
+            code = int(ended.code or 0)
+            return folder, code - 128 if code > 128 else None
+    return folder, None
+
+
+def _job(composed: DictConfig, model: ModelFactory | None = None) -> float | None:
+    # A job of a sweep, perhaps in another process.
+    hydra_cfg = HydraConfig.get()
+    overrides = Overrides(hydra_cfg.overrides.task).without_choice(SAVED).without("sweep")
+    return run_job(composed, RunFolder(Path(hydra_cfg.runtime.output_dir)), overrides, model=model)
+
+
+@contextmanager
+def _hydra() -> Iterator[Hydra]:
+    with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        yield hydra
+
+
+def _pass_on(number: int | None) -> None:
+    # Ctrl-C ends the run only. Any other signal was meant for the process, which would not have survived it.
+    if number is not None and number != signal.SIGINT:
+        signal.raise_signal(number)

@@ -1,0 +1,223 @@
+"""Runs and sweeps as objects: what they found, and the models that they trained."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bigramlm.api.records import Records, Table
+from bigramlm.api.state import torch_state
+from bigramlm.config.run_config import RunConfig, SampleConfig
+from bigramlm.config.run_config import load as load_config
+from bigramlm.device.config import DeviceConfig
+from bigramlm.errors import UserError, require
+from bigramlm.runs.find import find_sweep, saved_config
+from bigramlm.runs.summary import RunSummary
+from bigramlm.sweeps import plan
+from bigramlm.sweeps.results import Results
+from bigramlm.utils.console import relative
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bigramlm.checkpoint.checkpoint import Checkpoint
+    from bigramlm.device.device import Device
+    from bigramlm.model.base import LanguageModel
+    from bigramlm.model.python import ModelFactory
+    from bigramlm.tokenizer.base import Tokenizer
+
+
+@dataclass
+class _SampleArguments(SampleConfig):
+    prefix: ClassVar[str] = ""  # messages name the arguments of `Run.sample`
+
+
+class Run:
+    """A run: its config, its results and its trained model.
+
+    All facts are read from the run folder when they are asked for. The model is loaded at its first use.
+    """
+
+    def __init__(
+        self, folder: Path, *, checkpoint: str = "last", model: nn.Module | ModelFactory | None = None
+    ) -> None:
+        """Refer to the run in a folder.
+
+        `bigramlm.train` and `bigramlm.load` return runs.         checkpoint: the checkpoint that `model` and
+        `tokenizer` are loaded from: `last`, `best` or a step. model: the model that was passed to `bigramlm.train`, if
+        there was one.
+        """
+        self.folder = folder
+        self._which = checkpoint
+        self._passed = model
+
+    def __repr__(self) -> str:
+        parts = [f"status={self.status!r}"]
+        if "val/loss" in self.final:
+            parts.append(f"val_loss={self.final['val/loss']:.4f}")
+        return f"<bigramlm.Run {relative(self.folder)} {' '.join(parts)}>"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The contents of summary.json; empty if there is no such file."""
+        return self._read().summary
+
+    @property
+    def status(self) -> str:
+        """The status of the run.
+
+        It is completed, stopped, pruned, failed, killed, running, or pending if the run has not begun.
+        """
+        return self._read().status
+
+    @property
+    def final(self) -> dict[str, float]:
+        """The final losses by metric name, e.g. `val/loss`; empty before completion."""
+        return dict(self.summary.get("final") or {})
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The lowest val loss during training, as `step` and `val/loss`.
+
+        It is empty before the first evaluation.
+        """
+        return dict(self.summary.get("best") or {})
+
+    @property
+    def config(self) -> RunConfig:
+        """The resolved config of the run. Raises UserError if the run has saved none."""
+        return load_config(saved_config(self.folder))
+
+    def metrics(self) -> Records:
+        """Return the records of metrics.jsonl, one dictionary per record."""
+        return Records(self._read().records)
+
+    @functools.cached_property
+    def model(self) -> LanguageModel:
+        """The trained model, on the device that was chosen for it, in evaluation mode."""
+        from bigramlm.engine.load import load_model
+
+        with torch_state():
+            model, _, _ = load_model(self._checkpoint, None, self._passed)
+            self._device = self._place(model)
+        return model.eval()
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model."""
+        return self._checkpoint.tokenizer(self.config.tokenizer)
+
+    def sample(
+        self,
+        prompt: str = "",
+        *,
+        max_new_tokens: int = SampleConfig.max_new_tokens,
+        temperature: float = SampleConfig.temperature,
+        top_k: int = SampleConfig.top_k,
+        top_p: float = SampleConfig.top_p,
+        stop_at_end: bool = SampleConfig.stop_at_end,
+        seed: int = 1337,
+    ) -> str:
+        """Return the prompt and its continuation, as `scripts/sample.py` prints them.
+
+        The arguments are the fields of that command. Raises UserError if the tokenizer cannot encode the prompt.
+        """
+        from bigramlm.engine import sampling
+        from bigramlm.generate import truncate_at
+
+        cfg = _SampleArguments(max_new_tokens, prompt, temperature, top_k, top_p, stop_at_end)
+        ids, end = self._encode(prompt), sampling.end_token(cfg, self.tokenizer)
+        model = self.model
+        with torch_state():
+            device = self._place(model)
+            new = [int(token) for token in sampling.stream_tokens(cfg, model, [ids], device, seed, end)]
+        return str(self.tokenizer.decode(ids + truncate_at(new, end)))
+
+    def logits(self, text: str) -> Tensor:
+        """Return the logits (T, V) of the T tokens of a text, on the CPU in fp32.
+
+        Row t scores the token that follows token t. Raises UserError if the text is empty, is longer than the block
+        size, or contains characters that the tokenizer cannot encode.
+        """
+        import torch
+
+        ids, model = self._encode(text) if text else [], self.model
+        require(
+            0 < len(ids) <= model.block_size,
+            f"logits(): the text has {len(ids)} tokens; it must have 1 to {model.block_size}, the model's block size",
+        )
+        with torch_state(), torch.inference_mode():
+            device = self._place(model)
+            with device.autocast():
+                logits, _ = model(torch.tensor([ids], device=device.torch))
+        found: Tensor = logits[0].float().cpu().clone()
+        return found
+
+    @functools.cached_property
+    def _checkpoint(self) -> Checkpoint:
+        from bigramlm.engine.load import open_checkpoint
+
+        return open_checkpoint(str(self.folder), self._which)
+
+    def _place(self, model: LanguageModel) -> Device:
+        # Sets PyTorch's threads too, which the caller restores.
+        from bigramlm.engine.sampling import place
+
+        is_cpu = self.config.device.name == "cpu"
+        return place(model, DeviceConfig(name="cpu") if is_cpu else DeviceConfig())
+
+    def _encode(self, text: str) -> list[int]:
+        from bigramlm.tokenizer.base import start_tokens
+
+        try:
+            return start_tokens(self.tokenizer, text)
+        except UserError as error:
+            raise UserError(f"text {text!r}: {error}") from None
+
+    def _read(self) -> RunSummary:
+        return RunSummary.read(self.folder)
+
+
+class Sweep:
+    """A sweep: its runs, and the table of their results."""
+
+    def __init__(self, folder: str | os.PathLike[str] = "latest", *, model: ModelFactory | None = None) -> None:
+        """Refer to the sweep in a folder; `latest` is the sweep that was used last.
+
+        model: the factory that was passed to `bigramlm.sweep`, if there was one. Raises UserError if there is no such
+        sweep.
+        """
+        self.folder = find_sweep(os.fspath(folder))
+        self._passed = model
+
+    def __repr__(self) -> str:
+        return f"<bigramlm.Sweep {relative(self.folder)} {Results(plan.Sweep(self.folder)).count()}>"
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """The runs of all jobs, in the order of the job numbers."""
+        sweep = plan.Sweep(self.folder)
+        return [Run(sweep.path(sweep.jobs[number]), model=self._passed) for number in sorted(sweep.jobs)]
+
+    @property
+    def best(self) -> Run:
+        """The completed run with the lowest final val loss.
+
+        Raises UserError if no run has completed, or if their losses cannot be compared.
+        """
+        best = Results(plan.Sweep(self.folder)).best
+        if best is None:
+            raise UserError(f"{relative(self.folder)}: no run has completed with a loss that can be compared")
+        return Run(best.folder, model=self._passed)
+
+    def table(self) -> Table:
+        """Return the results as one dictionary per run, best run first.
+
+        The table is shown as the shell prints it.
+        """
+        results = Results(plan.Sweep(self.folder))
+        return Table(results.to_records(), results.text())
