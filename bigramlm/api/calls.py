@@ -56,7 +56,7 @@ def train(
 ) -> Run:
     """Train a model or resume a run: `train("model=gpt", "optim.lr=1e-3")`.
 
-    overrides: the overrides of the command line.     model: a network of your own: a module, of which a copy is
+    overrides: the overrides of the command line. model: a network of your own: a module, of which a copy is
     trained, or a function or class that makes one from vocab_size and block_size. Its forward takes token ids (B, T)
     and returns logits (B, T, V). text: the text to train on. data: the file of the text to train on.
 
@@ -83,7 +83,7 @@ def sweep(
 ) -> Sweep:
     """Run a sweep: `sweep("optim.lr=1e-3,1e-2", "seed=1,2")`.
 
-    The override `sweep=FOLDER` continues a sweep.     The arguments are those of `train`, but `model` must be a
+    The override `sweep=FOLDER` continues a sweep. The arguments are those of `train`, but `model` must be a
     function or class, because each run needs a new model. Returns the sweep, also if some runs failed, or if it was
     stopped by Ctrl-C. Raises UserError if no run could start.
     """
