@@ -52,7 +52,7 @@ def test_an_absent_device_is_refused_with_the_available_ones(machine) -> None:
         resolved(name="cuda")
     machine(cuda=2)
     assert resolved(name="cuda:1").name == "cuda:1"
-    with refuses("2 CUDA", field="device.name", value="cuda:2"):
+    with refuses("CUDA GPUs on this machine: 2", field="device.name", value="cuda:2"):
         resolved(name="cuda:2")
     with refuses("cuda, cpu", field="device.name", value="mps"):
         resolved(name="mps")
