@@ -12,7 +12,7 @@ from bigramlm.utils import paths
 
 PACKAGE = paths.home() / "bigramlm"
 # Tests of the whole project, which belong to no subpackage.
-WHOLE_PROJECT = {"docs", "layout", "old", "presets", "properties"}
+WHOLE_PROJECT = {"docs", "examples", "layout", "old", "presets", "properties"}
 TESTS = sorted((paths.home() / "tests").rglob("*.py"))
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
@@ -215,7 +215,7 @@ def test_the_top_level_of_the_repository_is_as_planned() -> None:
     if not tracked:
         pytest.skip("not a git checkout")
     assert {name.split("/")[0] for name in tracked if not name.startswith(".")} == {
-        *("conf", "bigramlm", "hydra_plugins", "scripts", "outputs", "sources", "tests", "docs"),
+        *("conf", "bigramlm", "hydra_plugins", "scripts", "outputs", "sources", "tests", "docs", "examples"),
         *("pyproject.toml", "README.md", "Makefile", "constraints.txt", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"),
     }
     assert [name for name in tracked if name.startswith("outputs/")] == ["outputs/README.md"]
