@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bigramlm.api.run import Run, Sweep
 from bigramlm.api.state import exclusive
+from bigramlm.config.extensions import import_extensions, names_in
 from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import RunConfig, to_run_config
 from bigramlm.engine.command_line import command_line, set_up_hydra
@@ -64,7 +65,7 @@ def train(
     user can fix, and any other exception unchanged.
     """
     _check(overrides, unknown, "train")
-    with _translated("train"):
+    with _translated("train", overrides):
         words = _words(overrides, model=model, text=text, data=data)
         several = [override.input_line for override in Overrides(words).parsed() if override.is_sweep_override()]
         if several:
@@ -95,7 +96,7 @@ def sweep(
         f"model={type(model).__name__}: is a module, but each run of a sweep needs a new one; pass a function or class "
         "that makes it from vocab_size and block_size",
     )
-    with _translated("sweep"):
+    with _translated("sweep", overrides):
         folder, stopped_by = _sweep(_words(overrides, model=model, text=text, data=data, sweeps=True), model)
     _pass_on(stopped_by)
     return Sweep(folder, model=model)
@@ -106,13 +107,16 @@ def load(
     *,
     checkpoint: str | int = "last",
     model: nn.Module | ModelFactory | None = None,
+    extensions: str | Sequence[str] = (),
 ) -> Run:
     """Load a run, to read its results and to use its model.
 
     where: the folder of a run or of a checkpoint, or `latest` for the run that was started last. checkpoint: the
     checkpoint to load the model from: `last`, `best` or a step. model: the network that was passed to `train`, if there
-    was one. Raises UserError if there is no such run; a checkpoint is read when it is used.
+    was one. extensions: the Python files with the model or tokenizer of the run, if it was trained with any. Raises
+    UserError if there is no such run; a checkpoint is read when it is used.
     """
+    import_extensions(names_in(extensions))
     folder = find.find(os.fspath(where), containing="config.yaml")
     find.saved_config(folder)
     return Run(folder, checkpoint=str(checkpoint), model=model)
@@ -124,7 +128,7 @@ def compose(*overrides: str) -> RunConfig:
     Raises UserError for an invalid config.
     """
     _check(overrides, {}, "compose")
-    with _translated("compose"):
+    with _translated("compose", overrides):
         words = _words(overrides)
         with _hydra():
             return to_run_config(hydra_compose("train", words))
@@ -151,11 +155,11 @@ def _check(overrides: Sequence[object], unknown: dict[str, Any], name: str) -> N
 
 
 @contextmanager
-def _translated(name: str) -> Iterator[None]:
+def _translated(name: str, overrides: Sequence[str]) -> Iterator[None]:
     # Errors that the user can fix become UserError, whoever raises them.
     try:
         with exclusive(name):
-            set_up_hydra()
+            set_up_hydra(overrides)
             yield
     except CommandExit as ended:
         if ended.error is not None:

@@ -9,6 +9,7 @@ import textwrap
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from bigramlm.config.extensions import registered
 from bigramlm.config.run_config import GROUPS, KINDS
 from bigramlm.utils import paths
 
@@ -79,4 +80,5 @@ def choices_of_groups() -> dict[str, list[str]]:
 
 
 def _choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (paths.conf_dir() / group).glob("*.yaml"))
+    presets = {path.stem for path in (paths.conf_dir() / group).glob("*.yaml")}
+    return sorted(presets | set(registered(group)))

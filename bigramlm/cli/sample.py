@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 
 from bigramlm.cli.common import command, parse_fields
+from bigramlm.config.extensions import import_extensions, names_in
 from bigramlm.config.run_config import SampleConfig, prefer_our_presets
 from bigramlm.device.config import DeviceConfig
 from bigramlm.errors import UserError, require
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 # Preceding tokens that can affect how a new token is decoded.
 _CONTEXT = 4
 
-FREE_TEXT = ("run", "checkpoint", "base", "prompt", "prompts_file")
+FREE_TEXT = ("run", "checkpoint", "base", "prompt", "prompts_file", "extensions")
 
 _HELP = """\
 Writes text with a trained model. A run folder, or a checkpoint alone, contains
@@ -54,6 +55,8 @@ class SampleCommand(SampleConfig):
     """A run folder or a checkpoint folder; `latest` is the most recently started run."""
     checkpoint: str = "last"
     """The checkpoint of the run: `last` (the newest intact checkpoint), `best` (the lowest val loss) or a step."""
+    extensions: Any = None
+    """Python files with the model or tokenizer of the run, as for training: `extensions=my_models.py`."""
     base: str | None = None
     """The current location of an adapter's base weights, if they have moved since training."""
     num_samples: int = 1
@@ -107,6 +110,7 @@ def sample(cfg: SampleCommand) -> None:
     from bigramlm.engine.load import load_model, open_checkpoint
     from bigramlm.engine.sampling import completions, count_params, end_token, place, stream_tokens
 
+    import_extensions(names_in(cfg.extensions))
     checkpoint = open_checkpoint(cfg.run, cfg.checkpoint)
     model, tokenizer, _ = load_model(checkpoint, cfg.base)
     encoded = [_encode(tokenizer, prompt, cfg, line) for line, prompt in enumerate(prompts, start=1)]

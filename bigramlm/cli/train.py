@@ -46,7 +46,7 @@ def main() -> None:
     The exit code is 0 if the run completed, 1 if it failed, 2 for an error that the user can fix, and 130 or 143 if it
     was stopped by Ctrl-C or SIGTERM.
     """
-    set_up_hydra()
+    set_up_hydra(sys.argv[1:])
     if {"--help", "-h"} & set(sys.argv[1:]):
         show(help_text(Overrides.from_arguments(sys.argv[1:]).words))
     else:

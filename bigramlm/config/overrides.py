@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 
 from bigramlm.config.run_config import escape_references
 
-FREE_TEXT = ("sample.prompt", "data.path", "tokenizer.path", "resume", "init_from", "base", "sweep")
+FREE_TEXT = ("sample.prompt", "data.path", "tokenizer.path", "resume", "init_from", "base", "sweep", "extensions")
 """The free-text fields of `train`. Their values are taken literally instead of being parsed by Hydra's grammar."""
 
 # For these, null means no value, not a folder named "null".
@@ -140,6 +140,8 @@ def _quoted(word: str, free_text: Sequence[str], *, sweeps: bool) -> str:
     if not match:
         return word
     prefix, field, text = match.groups()
+    if field == "extensions" and text.startswith("["):
+        return word
     if (text == "null" and field in _NULLABLE) or (sweeps and _LIST.fullmatch(text)):
         return word
     return prefix + quoted(text)

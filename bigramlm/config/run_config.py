@@ -6,6 +6,9 @@ import hashlib
 import json
 import math
 import re
+import shlex
+import sys
+from collections.abc import Iterable
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -102,6 +105,10 @@ class RunConfig:
     sweep: str | None = None
     """The sweep folder to continue with -m, or `latest`. Jobs that are completed with the same config and text are
     skipped, interrupted jobs resume, and all other jobs start. In a saved config this field is always null."""
+    extensions: Any = field(default_factory=list)
+    """Python files that add models, tokenizers, datasets, optimizers or loggers: `extensions=my_models.py`, or several
+    as `[a.py,b.py]`. A saved config records their names and SHA-256, but never imports them: a command that needs them
+    must name them again."""
 
     def __post_init__(self) -> None:
         require(
@@ -216,9 +223,9 @@ def tokenizer_config(fields: dict[str, Any]) -> TokenizerConfig:
 
 
 # Fields that describe how a run was started, not the run itself.
-_NOT_HASHED = ("resume", "sweep", "base")
+_NOT_HASHED = ("resume", "sweep", "base", "extensions")
 
-ADDED: frozenset[str] = frozenset()
+ADDED: frozenset[str] = frozenset({"extensions"})
 """The full names of the fields that were added after `config_hash` was introduced.
 
 Hashes from before that time cover all fields that existed then, so these fields are left out of them.
@@ -298,6 +305,19 @@ def load(path: Path) -> RunConfig:
     return to_run_config(load_composed(path))
 
 
+def _missing_class(group: str, name: str, saved: Iterable[Any]) -> str:
+    """Return the error message for a saved config whose class is not registered."""
+    names = [str(entry["name"]) for entry in saved]
+    if not names:
+        return f"{group}={name} is unknown; choose one of {', '.join(KINDS[group])}"
+    override = f"extensions={names[0]}" if len(names) == 1 else f"extensions=[{','.join(names)}]"
+    program = Path(sys.argv[0]).name
+    is_command = program in ("train.py", "sample.py", "bigramlm-train", "bigramlm-sample")
+    command = shlex.join([*(["python"] if program.endswith(".py") else []), *sys.argv, override])
+    advice = command if is_command else f"import {', '.join(Path(name).stem for name in names)} first"
+    return f"{group}={name} comes from {', '.join(names)}, which is not loaded: {advice}"
+
+
 def load_composed(path: Path) -> DictConfig:
     """Read the saved config of a run as an OmegaConf object.
 
@@ -308,10 +328,14 @@ def load_composed(path: Path) -> DictConfig:
         assert isinstance(plain, DictConfig), "not a mapping"
         schema = OmegaConf.structured(RunConfig)
         for group, kinds in KINDS.items():
-            before_adapters = group == "adapter" and group not in plain
-            schema[group] = OmegaConf.structured(kinds["none" if before_adapters else plain[group].name])
+            name = "none" if group == "adapter" and group not in plain else plain[group].name
+            if name not in kinds:
+                raise UserError(f"{path}: {_missing_class(group, name, plain.get('extensions') or [])}")
+            schema[group] = OmegaConf.structured(kinds[name])
         merged = OmegaConf.merge(schema, plain)
         assert isinstance(merged, DictConfig)
+    except UserError:
+        raise
     except Exception as error:  # YAML, OmegaConf and the schemas each raise their own types
         raise UserError(f"{path} is not the config of a run: {(str(error) or 'empty').splitlines()[0]}") from error
     return merged

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from bigramlm.config.extensions import import_extensions, names_in, store_presets
 from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import register_schemas
 from bigramlm.engine.resume import saved_presets
@@ -15,9 +19,14 @@ from bigramlm.runs.find import PLAN
 from bigramlm.utils import paths
 
 
-def set_up_hydra() -> None:
-    """Register the config schemas and resolvers that conf/ refers to."""
+def set_up_hydra(arguments: Sequence[str] = ()) -> None:
+    """Register the config schemas and resolvers that conf/ refers to.
+
+    arguments: those of the command line, whose extensions are imported. Raises UserError if one cannot be imported.
+    """
+    import_extensions(_extensions(arguments))
     register_schemas()
+    store_presets()
     OmegaConf.register_new_resolver("home", lambda: str(paths.home()), replace=True)
 
 
@@ -39,6 +48,27 @@ def command_line(arguments: Sequence[str], *, has_model: bool = False) -> list[s
     # The last override of a field wins: presets replace fields of an experiment, and later overrides those of presets.
     first, rest = overrides.split_after("resume", "init_from", "experiment")
     return (first + presets + rest).words
+
+
+def _extensions(arguments: Sequence[str]) -> list[str]:
+    # The extensions that the overrides name, and those that a chosen recipe names.
+    overrides = Overrides.typed(Overrides.from_arguments(arguments).words)
+    given = [part for word in overrides.only("extensions").parsed() for part in names_in(word.value())]
+    folders = [paths.conf_dir(), *config_dirs(arguments)]
+    for name in (overrides.get("experiment") or "").split(","):
+        for folder in folders:
+            preset = folder / "experiment" / f"{name}.yaml"
+            if name and preset.is_file():
+                with contextlib.suppress(Exception):  # Hydra reports a damaged preset
+                    given += names_in(OmegaConf.to_container(OmegaConf.load(preset)).get("extensions"))  # type: ignore[union-attr]
+    return list(dict.fromkeys(given))
+
+
+def config_dirs(arguments: Sequence[str]) -> list[Path]:
+    """Return the folders of presets that the arguments add with --config-dir or -cd."""
+    found = [argument.partition("=")[2] for argument in arguments if argument.startswith(("--config-dir=", "-cd="))]
+    pairs = itertools.pairwise(arguments)
+    return [Path(path).absolute() for path in [*found, *(b for a, b in pairs if a in ("--config-dir", "-cd"))]]
 
 
 def _sweep_folder(overrides: Overrides, *, sweeps: bool) -> Overrides:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from omegaconf import DictConfig
 
+from bigramlm.config.extensions import import_extensions, names_in
 from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import RunConfig, config_hash, config_hashes, load, to_run_config
 from bigramlm.engine.failures import as_user_error, is_out_of_memory, out_of_memory
@@ -35,6 +36,7 @@ def train(
     for an error that the user can fix, Stopped after a signal, and any other exception unchanged. Each of them has been
     logged when it is raised.
     """
+    import_extensions(names_in(composed.extensions))  # in the process of a sweep's job
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(folder.lock())

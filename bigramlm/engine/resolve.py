@@ -10,6 +10,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from bigramlm.config.extensions import describe
 from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import RunConfig, differences, load, to_dict, tokenizer_config
 from bigramlm.data.config import PairsConfig
@@ -102,7 +103,7 @@ def resolve(
     requested.adapter.require_installed()
     # The saved config describes the run itself, not how the run was started.
     data = requested.data.prepare(require_same=requested.resume is not None)
-    cfg = replace(requested, data=data, resume=None, sweep=None, base=None)
+    cfg = replace(requested, data=data, resume=None, sweep=None, base=None, extensions=describe(requested.extensions))
     text = cfg.data.read()
     if isinstance(text, TokenFiles):
         has_weights = cfg.init_from is not None or requested.resume is not None

@@ -21,6 +21,7 @@ from hydra.core.utils import JobReturn, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from bigramlm.config.extensions import import_extensions, names_in
 from bigramlm.config.run_config import register_schemas
 from bigramlm.sweeps.executor import failed
 from bigramlm.utils.stop import Stopped, handle_sigterm_only
@@ -201,6 +202,7 @@ def _exit_with_parent(parent: int) -> None:
 
 
 def _run(number: int, overrides: list[str], context: HydraContext, config: DictConfig, task: TaskFunction) -> JobReturn:
+    import_extensions(names_in(config.extensions))  # before the job's config is composed
     job = context.config_loader.load_sweep_config(config, overrides)
     with open_dict(job):
         job.hydra.job.id = f"{job.hydra.job.name}_{number}"
