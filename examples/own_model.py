@@ -1,4 +1,4 @@
-"""Train a network of your own: any module that maps token ids (B, T) to logits (B, T, V)."""
+"""Train a network of your own: a module that returns logits (B, T, V)."""
 
 import torch
 from torch import nn

@@ -1,10 +1,10 @@
-"""Train from Python: the same words, the same run folders and the same bits as in a shell."""
+"""Train from Python, with the overrides, run folders and bits of the shell."""
 
 import bigramlm
 
 
 def main() -> None:
-    """Train a bigram, look at its results, and sweep two learning rates over two seeds."""
+    """Train a bigram, show its results, and sweep two learning rates."""
     run = bigramlm.train("data=bundled", "trainer.steps=1000", "optim.lr=1e-2")
     print(run)
     print("val loss:", run.final["val/loss"])

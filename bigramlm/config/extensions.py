@@ -105,16 +105,19 @@ def import_extensions(names: Iterable[str]) -> list[Extension]:
 
 
 def describe(value: Any) -> list[dict[str, str]]:
-    """Return the name and SHA-256 of each extension in the value of the field `extensions`.
+    """Return the name and SHA-256 of each extension.
 
-    Entries of a saved config are returned unchanged.
+    value: the value of the field `extensions`.     Entries of a saved config are returned unchanged.
     """
     saved = [] if value is None or isinstance(value, str) else [dict(e) for e in value if not isinstance(e, str)]
     return saved + [{"name": e.name, "sha256": e.sha256} for e in import_extensions(names_in(value))]
 
 
 def names_in(value: Any) -> list[str]:
-    """Return the extensions to import: `a.py,b.py` or a list; entries of a saved config are left out."""
+    """Return the names of the extensions to import.
+
+    value: the value of the field `extensions`: `a.py,b.py` or a list. Entries of a saved config are left out.
+    """
     entries = value.split(",") if isinstance(value, str) else list(value or [])
     return [str(entry) for entry in entries if isinstance(entry, str) and entry]
 

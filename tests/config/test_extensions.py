@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 
 import bigramlm
 from bigramlm.cli import sample
+from bigramlm.cli import train as train_command
 from bigramlm.utils import paths
 from tests.helpers import SHORT, Ended, assert_refused, command, summary
 
@@ -221,6 +223,28 @@ def test_a_file_must_have_a_name_of_its_own(tmp_path: Path) -> None:
     for name in ("json.py", "my-models.py", "my_models.txt"):
         (tmp_path / name).write_text(MODEL, "utf-8")
         assert_refused(command(*SHORT, f"extensions={tmp_path / name}"), name)
+
+
+def test_the_commands_in_the_docs_run(tmp_path: Path) -> None:
+    page = (paths.home() / "docs" / "python.md").read_text("utf-8")
+    (snippet,) = re.findall(r"```python\n(# my_models\.py\n.*?)```", page, re.DOTALL)
+    (network,) = re.findall(r"^class RecurrentModel.*?(?=^\n\n|^run = )", page, re.DOTALL | re.MULTILINE)
+    network = network.replace("RecurrentModel", "Recurrent").replace("block_size)", "width)").replace("64", "width")
+    (tmp_path / "my_models.py").write_text(snippet, "utf-8")
+    (tmp_path / "my_networks.py").write_text(f"from torch import nn\n\n\n{network}", "utf-8")
+    lines = re.findall(r"^python scripts/(?:train|sample)\.py .*extensions=.*$", page, re.MULTILINE)
+    assert len(lines) == 4
+    single, sweep, resume, sampling = (shlex.split(line)[2:] for line in lines)
+    run = tmp_path / "run"
+    for words, main in (
+        ([*single, *SHORT, f"hydra.run.dir={run}"], train_command.main),
+        ([*sweep, *SHORT, f"hydra.sweep.dir={tmp_path / 'sweep'}"], train_command.main),
+        ([word.replace("latest", str(run)).replace("20000", "9") for word in resume], train_command.main),
+        ([*sampling, f"run={run}"], sample.main),
+    ):
+        ended = command(*words, main=main, cwd=tmp_path)
+        assert ended.code == 0, (words, ended.err)
+    assert summary(run)["step"] == 9
 
 
 def in_python(extension: Path, run: Path) -> None:
