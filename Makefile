@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-all soak lint docs pictures clean
+.PHONY: train test test-all soak lint docs notebook pictures clean
 
 train: .venv/installed  ## Train and print a sample; overrides: make train ARGS="optim.lr=1e-2"
 	@$(BIN)/python scripts/train.py $(ARGS)
@@ -25,6 +25,9 @@ lint: .venv/installed-dev  ## Check style and types
 docs: .venv/installed  ## Generate docs/config.md and docs/pictures/floors.svg from the code
 	@$(BIN)/python scripts/config_reference.py
 	@$(BIN)/python -m bigramlm.dev.layers
+
+notebook: .venv/installed-dev  ## Execute examples/ladder.ipynb and save its outputs
+	@$(BIN)/python -m bigramlm.dev.notebook
 
 pictures: .venv/installed-dev  ## Retake the screenshots in docs/pictures; requires Chromium
 	@$(BIN)/python scripts/pictures.py

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.version import VersionBase
 from omegaconf.basecontainer import BaseContainer
+from tqdm import TqdmWarning
 
 from bigramlm.config.run_config import register_schemas
 from bigramlm.errors import UserError
@@ -55,6 +56,7 @@ def exclusive(name: str) -> Iterator[None]:
 def preserved() -> Iterator[None]:
     """Restore Hydra, logging, PyTorch, the environment and warnings after the block."""
     with _hydra(), _logging(), torch_state(), warnings.catch_warnings(), _environment():
+        warnings.simplefilter("ignore", TqdmWarning)  # in a notebook without ipywidgets, a library would warn
         yield
 
 
