@@ -90,7 +90,8 @@ class LoRA:
 
         The tensors get the names of transformers' layers. adapter_config.json sets fan_in_fan_out, because
         transformers stores the weight matrices of GPT-2 transposed. Only adapters of layers inside blocks can be
-        exported, because layers outside blocks may have more rows in transformers. base: as in `save`.
+        exported: in transformers, the embedding and the head may have rows for more tokens. base: the location of the
+        base weights.
         """
         tensors = {
             name.replace("base_model.model.h.", "base_model.model.transformer.h.", 1): tensor

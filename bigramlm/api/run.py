@@ -45,11 +45,10 @@ class Run:
     def __init__(
         self, folder: Path, *, checkpoint: str = "last", model: nn.Module | ModelFactory | None = None
     ) -> None:
-        """Refer to the run in a folder.
+        """Create a handle for the run in a folder, as `bigramlm.train` and `load` do.
 
-        `bigramlm.train` and `bigramlm.load` return runs.         checkpoint: the checkpoint that `model` and
-        `tokenizer` are loaded from: `last`, `best` or a step. model: the model that was passed to `bigramlm.train`, if
-        there was one.
+        checkpoint: the checkpoint that `model` and `tokenizer` are loaded from: `last`, `best` or a step. model: the
+        model that was passed to `bigramlm.train`, if there was one.
         """
         self.folder = folder
         self._which = checkpoint

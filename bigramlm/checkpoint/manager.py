@@ -124,8 +124,8 @@ class Checkpoints:
     def best_at(self, resumed: Checkpoint) -> dict[str, float]:
         """Return the best evaluation up to the checkpoint from which the run resumes.
 
-        resumed: this checkpoint. Returns an empty dict if the best checkpoint is missing or damaged. The next
-        evaluation then becomes the best one.
+        resumed: the checkpoint from which the run resumes. Returns an empty dict if the best checkpoint is missing or
+        damaged; in that case, the next evaluation becomes the best one.
         """
         if resumed.best and resumed.best["step"] != resumed.step:
             try:
@@ -168,9 +168,10 @@ class CheckpointManager(Checkpoints):
         self._restored: Checkpoint | None = None
 
     def has(self, progress: Progress) -> bool:
-        """Return True if the run was restored from a checkpoint with exactly this state.
+        """Return True if the run was restored from a checkpoint with this progress.
 
-        The state differs if a different step has become the best one since the run was restored.
+        A checkpoint also stores the best step. If a different step has become the best one since the run was restored,
+        the result is False.
         """
         restored = self._restored
         return restored is not None and (restored.step, restored.best) == (progress.step, progress.best)

@@ -1,7 +1,7 @@
 """The text of --help.
 
-This text replaces Hydra's own --help, which copies all configs for every group of every plugin. That is slow if there
-are many configs, whereas this module composes the config only once.
+It replaces the text of Hydra's own --help, which is slow: for every group of every plugin, Hydra copies all configs in
+memory. This module composes the config only once.
 """
 
 import textwrap

@@ -107,7 +107,7 @@ def print_list(filters: list[str], sort: str, *, reverse: bool, as_json: bool) -
     sort: a column or a config field. as_json: if True, print JSON objects instead of a table.
     """
     found = [run for folder in folders(outputs()) if (run := read_run(folder)) is not None]
-    require(bool(found), f"{outputs()} contains no run yet; start one with python scripts/train.py")
+    require(bool(found), f"{outputs()} contains no runs yet; start one with python scripts/train.py")
     fields = {*_COLUMNS, *(name for run in found for name in flat(run.config))}
     for text in (*filters, f"{sort}="):
         field = text.partition("=")[0]

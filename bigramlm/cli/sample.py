@@ -133,7 +133,7 @@ def sample(cfg: SampleCommand) -> None:
 
 
 def print_stream(tokenizer: Tokenizer, prompt: list[int], new: Iterable[Tensor | int], end: int | None) -> None:
-    """Print a prompt and its continuation, while the tokens are sampled.
+    """Print a prompt, then its continuation as the tokens are sampled.
 
     new: the sampled tokens. end: the token at which printing stops; if None, all tokens are printed. On a terminal,
     each token is printed immediately. Otherwise, text is printed at most ten times per second.

@@ -277,7 +277,10 @@ class Reader:
         """The SHA-256 of the file's bytes, set after all documents or objects are read."""
 
     def documents(self) -> Iterator[Blocks]:
-        """Yield the documents; read each document to its end before the next one."""
+        """Yield the documents.
+
+        The caller must read each document to its end before it requests the next one.
+        """
         if is_jsonl(self.path):
             for where, value in self.objects():
                 yield (get_text(value, self.field, where, setting="text_field"),)
@@ -366,7 +369,7 @@ def get_text(value: Any, field: str, where: str, *, setting: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where}: field {field!r} contains half of a surrogate pair; fix or remove the line") from None
+        raise UserError(f"{where}: field {field!r} contains an unpaired surrogate; fix or remove the line") from None
     return text
 
 

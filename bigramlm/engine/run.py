@@ -152,7 +152,8 @@ def find_prompt(cfg: RunConfig, corpus: Corpus, text: Text | TokenFiles | Pairs)
 def logger_context(cfg: RunConfig, folder: RunFolder, init: InitState, context: RunContext) -> LoggerContext:
     """Collect the facts about the run that the loggers need.
 
-    If the job does not override a swept field, the value of this field is taken from the run's config.
+    The facts include the value of each swept field: that of the job's override or, without an override of the field,
+    that in the config.
     """
     swept = None
     if context.swept is not None:

@@ -50,7 +50,7 @@ class SweepExecutor:
     """
 
     def __init__(self, sweep: Sweep, config: DictConfig, context: HydraContext, launcher: Launcher) -> None:
-        """Prepare to run jobs of the sweep.
+        """Prepare to run the jobs of a sweep.
 
         config: the config that Hydra composed for the sweep.
         """
@@ -74,8 +74,8 @@ class SweepExecutor:
     def plan(self, lines: Sequence[Sequence[str]]) -> None:
         """Plan one job per list of overrides, and reuse jobs that already exist.
 
-        lines: the overrides of each job. A job is reused if its config is unchanged. If the job has started, its text
-        must be unchanged too. Raises UserError for an invalid config, before any job runs.
+        lines: the overrides of each job. A job is reused if its config is unchanged and, if it has started, its
+        training text is unchanged too. Raises UserError for an invalid config, before any job runs.
         """
         require(
             not (self.sweep.folder / STUDY).exists(),
@@ -106,7 +106,10 @@ class SweepExecutor:
         progress = f": {n_done} done, {n_started} started, {n - n_done - n_started} not started" if n_known else ""
         log.info("sweep: %d %s in %s%s", n, "job" if n == 1 else "jobs", relative(self.sweep.folder), progress)
         if n_known and len(unclaimed) == n_known:
-            log.warning("none of these jobs was in the sweep before, so all of them are new")
+            log.warning(
+                "the sweep has jobs, but none with the config of a job of this command; to continue those jobs, repeat "
+                "their overrides"
+            )
         if not self.sweep.fields:
             log.warning("no field is swept; to sweep a field, list its values: FIELD=A,B")
 

@@ -178,8 +178,9 @@ def _check_size(backend: Backend, vocab_size: int, min_frequency: int) -> None:
     found = backend.get_vocab_size()
     require(
         found >= vocab_size,
-        f"tokenizer.vocab_size={vocab_size}: the training text yields only {found:,} tokens, because no further pair "
-        f"of tokens occurs tokenizer.min_frequency={min_frequency} times; choose at most {found}, or a longer text",
+        f"tokenizer.vocab_size={vocab_size}: the training text gives a vocabulary of only {found:,} tokens, because no "
+        f"further pair of tokens occurs tokenizer.min_frequency={min_frequency} times; choose at most "
+        f"{found}, or a longer text",
     )
     require(
         found == vocab_size,

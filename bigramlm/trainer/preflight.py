@@ -85,7 +85,8 @@ def check_round_trip(tokenizer: Tokenizer, text: str, split: str) -> None:
             at, original, result = difference
             raise UserError(
                 f"preflight: the tokenizer changes the text of the {split} split: {original!r} at character "
-                f"{start + at:,} is decoded as {result!r}, so the model would learn a wrong text; {_TRAIN_ANYWAY}"
+                f"{start + at:,} is decoded as {result!r}, so the model would be trained on an altered text; "
+                f"{_TRAIN_ANYWAY}"
             )
 
 

@@ -323,9 +323,11 @@ def test_continued_sweep_runs_only_missing_jobs(swept: Callable[..., Ended], cli
 
 
 def test_sweep_warns_if_all_jobs_are_new(swept: Callable[..., Ended], existing_sweep: Path) -> None:
-    assert "all of them are new" in swept(*SHORT, "seed=3").err
+    assert "none with the config of a job of this command" in swept(*SHORT, "seed=3").err
     shutil.rmtree(existing_sweep / "0")
-    assert "all of them are new" not in swept(*SHORT, "seed=1").err, "job 0 is in the plan, but has not started"
+    assert "none with the config of a job of this command" not in swept(*SHORT, "seed=1").err, (
+        "job 0 is in the plan, but has not started"
+    )
 
 
 def test_changed_config_gets_new_folder(swept: Callable[..., Ended], existing_sweep: Path) -> None:
