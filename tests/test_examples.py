@@ -1,6 +1,5 @@
 """Tests of the examples: each runs as a user runs it."""
 
-import os
 import runpy
 import sys
 from pathlib import Path
@@ -16,8 +15,7 @@ from tests.helpers import SHORT
 EXAMPLES = sorted((paths.home() / "examples").glob("*.py"))
 
 
-def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", {**os.environ, "PYTHONPATH": str(paths.home())})
+def test_the_notebook_runs(tmp_path: Path) -> None:
     notebook = executed(steps=20, cwd=tmp_path)
     assert sum(bool(cell.get("outputs")) for cell in notebook.cells) >= 7
 

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bigramlm.api.run import Run, Sweep
-from bigramlm.api.state import exclusive
+from bigramlm.api.state import exclusive, torch_state
 from bigramlm.config.extensions import import_extensions, names_in
 from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import RunConfig, to_run_config
@@ -162,8 +162,9 @@ def _translated(name: str, overrides: Sequence[str]) -> Iterator[None]:
             set_up_hydra(overrides)
             yield
     except CommandExit as ended:
-        if ended.error is not None:
-            raise _as_user_error(ended.error) from ended.error
+        if ended.error is None:  # `_sweep` handles the exit of a sweep that has reported its results
+            raise
+        raise _as_user_error(ended.error) from ended.error
     except (HydraException, OmegaConfBaseException) as error:
         raise _as_user_error(error) from error
 
@@ -204,8 +205,8 @@ def _words(
             f"{argument}=: cannot be combined with data={typed.get('data', '...')}; omit one of them",
         )
         path = _stored(text) if data is None else Path(data)
-        first = [] if is_resumed else ["data=text"]  # a resumed run has its data config, and checks the text
-        first.append(f"data.path={path}")
+        # A resumed run has its data config, and checks the text.
+        first += [f"data.path={path}"] if is_resumed else ["data=text", f"data.path={path}"]
     if model is not None and not is_resumed:
         require(
             not typed.has("model"),
@@ -248,7 +249,7 @@ def _train(words: list[str], model: nn.Module | ModelFactory | None) -> tuple[Pa
             raised.append(error)
 
     try:
-        with _hydra() as hydra:
+        with torch_state(), _hydra() as hydra:
             hydra.run("train", job, words)
     except Stopped as stopped:
         return folders[0], stopped.signal
@@ -259,7 +260,7 @@ def _train(words: list[str], model: nn.Module | ModelFactory | None) -> tuple[Pa
 
 def _sweep(words: list[str], model: ModelFactory | None) -> tuple[Path, int | None]:
     # Returns the sweep folder, and the signal that stopped the sweep, if any.
-    with _hydra() as hydra:
+    with torch_state(), _hydra() as hydra:
         config = hydra.compose_config("train", words, RunMode.MULTIRUN, with_log_configuration=False)
         folder = Path(config.hydra.sweep.dir).absolute()
         try:

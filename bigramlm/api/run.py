@@ -102,7 +102,7 @@ class Run:
 
         with torch_state():
             model, _, _ = load_model(self._checkpoint, None, self._passed)
-            self._device = self._place(model)
+            self._place(model)
         return model.eval()
 
     @functools.cached_property
@@ -172,8 +172,9 @@ class Run:
     def _encode(self, text: str) -> list[int]:
         from bigramlm.tokenizer.base import start_tokens
 
+        tokenizer = self.tokenizer  # outside of the block: a failure to load it is not about the text
         try:
-            return start_tokens(self.tokenizer, text)
+            return start_tokens(tokenizer, text)
         except UserError as error:
             raise UserError(f"text {text!r}: {error}") from None
 

@@ -54,8 +54,11 @@ def exclusive(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def preserved() -> Iterator[None]:
-    """Restore Hydra, logging, PyTorch, the environment and warnings after the block."""
-    with _hydra(), _logging(), torch_state(), warnings.catch_warnings(), _environment():
+    """Restore Hydra, logging, the environment and warnings after the block.
+
+    PyTorch is restored by `torch_state`, which imports it.
+    """
+    with _hydra(), _logging(), warnings.catch_warnings(), _environment():
         warnings.simplefilter("ignore", TqdmWarning)  # in a notebook without ipywidgets, a library would warn
         yield
 

@@ -87,21 +87,16 @@ def print_end(end: RunResult, folder: RunFolder) -> None:
     final, references = end.final, end.references
     lines = ["----", f"End of training. Loss: {final['train/loss']:.4f} (val {final['val/loss']:.4f})", end.sample, ""]
     if folder.summary["tokenizer"]["characters_per_token"]["val"] != 1:
-        lines.append(
-            f"Bits per character: {final['val/bpc']:.4f} on val (comparable between tokenizers; the loss is per token)"
-        )
+        lines.append(f"Bits per character: {final['val/bpc']:.4f} on val, to compare tokenizers")
     for name, loss in references.items():
         split, _, model = name.partition("/best_")
         if split == "train":
             val_loss = references[f"val/best_{model}"] + 0.0  # turns -0.0 into 0.0
             lines.append(f"By counting: {loss + 0.0:.4f} on the whole training text, the minimum for any {model},")
-            lines.append(
-                f"and {val_loss:.4f} on val. The train loss above is measured on a part of that text, as long as val."
-            )
+            lines.append(f"and {val_loss:.4f} on val. The train loss above covers a part of it, as long as val.")
     if ngrams := [loss for name, loss in references.items() if name.startswith("val/ngram_")]:
-        lines.append(
-            f"Val losses by counting n-grams, orders 1 to {len(ngrams)}: {' '.join(f'{loss:.3f}' for loss in ngrams)}"
-        )
+        counted = " ".join(f"{loss:.3f}" for loss in ngrams)
+        lines.append(f"Val loss of counted n-grams, orders 1 to {len(ngrams)}: {counted}")
     lines.append(f"Run: {relative(folder.path)}")
     if "tensorboard" in end.cfg.logger.use:
         outputs = paths.home() / "outputs"

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from bigramlm.config.run_config import KINDS, register_schemas
 from bigramlm.errors import UserError, require
 from bigramlm.logger.config import LOGGERS
-from bigramlm.utils import files, paths
+from bigramlm.utils import files
 
 T = TypeVar("T", bound=type[Any])
 
@@ -35,10 +35,7 @@ class Extension:
 
     name: str
     """The file or folder, as the user gave it."""
-    path: Path
     sha256: str
-    module: str
-    """The name of its module."""
 
 
 _imported: dict[Path, Extension] = {}
@@ -88,11 +85,8 @@ def registered(group: str) -> list[str]:
 def store_presets() -> None:
     """Offer the registered classes to Hydra as presets, with their default values."""
     for group, name in _registered:
-        has_preset = (paths.conf_dir() / group / f"{name}.yaml").exists()
-        if group == "logger":
-            ConfigStore.instance().store(name, {"use": [name]}, group=group)
-        elif not has_preset:
-            ConfigStore.instance().store(name, REGISTRIES[group][name], group=group)
+        preset = {"use": [name]} if group == "logger" else REGISTRIES[group][name]
+        ConfigStore.instance().store(name, preset, group=group)
 
 
 def import_extensions(names: Iterable[str]) -> list[Extension]:
@@ -107,7 +101,7 @@ def import_extensions(names: Iterable[str]) -> list[Extension]:
 def describe(value: Any) -> list[dict[str, str]]:
     """Return the name and SHA-256 of each extension.
 
-    value: the value of the field `extensions`.     Entries of a saved config are returned unchanged.
+    value: the value of the field `extensions`. Entries of a saved config are returned unchanged.
     """
     saved = [] if value is None or isinstance(value, str) else [dict(e) for e in value if not isinstance(e, str)]
     return saved + [{"name": e.name, "sha256": e.sha256} for e in import_extensions(names_in(value))]
@@ -153,17 +147,15 @@ def _import(name: str) -> Extension:
         same = Path(str(module.__file__)).absolute() == source
         if same and known is not None:
             importlib.reload(module)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
+    except BaseException as error:  # SystemExit too
         raise UserError(f"extensions={name}: the file cannot be imported: {type(error).__name__}: {error}") from error
     require(
         same,
         f"extensions={name}: there is a different module {module_name} ({module.__file__}); rename the file",
     )
-    _imported[path] = extension = Extension(name, path, sha256, module_name)
+    _imported[path] = extension = Extension(name, sha256)
     return extension
 
 

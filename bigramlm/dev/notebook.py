@@ -24,11 +24,12 @@ def executed(path: Path = NOTEBOOK, *, steps: int | None = None, cwd: Path | Non
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
-    os.environ["TQDM_DISABLE"] = "1"  # a progress bar would be saved as text
+    # A progress bar would be saved as text.
+    environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONPATH": str(paths.home())}
     if steps is not None:
-        os.environ[STEPS] = str(steps)
+        environment[STEPS] = str(steps)
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(cwd or paths.home())}})
-    client.execute()
+    client.execute(env=environment)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # the times of the execution
     notebook.metadata.pop("language_info", None)

@@ -36,9 +36,9 @@ def train(
     for an error that the user can fix, Stopped after a signal, and any other exception unchanged. Each of them has been
     logged when it is raised.
     """
-    import_extensions(names_in(composed.extensions))  # in the process of a sweep's job
     with contextlib.ExitStack() as stack:
         try:
+            import_extensions(names_in(composed.extensions))  # a job may run in a process that has none yet
             stack.enter_context(folder.lock())
             continuing = continues and folder.has_run_of(config_hashes(to_run_config(composed)))
             if composed.resume is None and not continuing:

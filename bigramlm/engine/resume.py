@@ -127,7 +127,7 @@ def _resume(values: dict[str, str], *, sweeps: bool, has_model: bool) -> list[st
     saved = load_composed(folder / "config.yaml")
     _check_model(saved, f"resume={where}", has_model=has_model)
     for name in differing(saved.get("extensions") or []):
-        log.warning("extensions=%s: the file has changed since the run was started", name)
+        log.warning("extensions=%s: the file has changed since the run last started", name)
     presets = [_register(group, saved[group]) for group in GROUPS if group != "experiment" and group not in values]
     rest = {name: value for name, value in saved.items_ex(resolve=False) if name not in (*GROUPS, "resume")}
     return [

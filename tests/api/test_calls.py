@@ -410,6 +410,8 @@ import sys, bigramlm
 heavy = [name for name in ("torch", "hydra", "omegaconf", "numpy") if name in sys.modules]
 assert not heavy, heavy
 assert set(bigramlm.__all__) <= set(dir(bigramlm))
+assert bigramlm.compose("optim.lr=0.5").optim.lr == 0.5
+assert "torch" not in sys.modules, "composing trains nothing"
 try:
     bigramlm.nothing
 except AttributeError as error:

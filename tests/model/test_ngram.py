@@ -138,7 +138,9 @@ def test_final_loss_of_a_run_is_the_reference_loss_of_its_order(cli: Cli) -> Non
     references = summary["references"]
     assert summary["final"]["val/loss"] == pytest.approx(references["val/ngram_3"], abs=1e-5)
     assert references["val/ngram_3"] < references["val/ngram_2"] < references["val/ngram_1"]
-    assert "Val losses by counting n-grams, orders 1 to 6:" in ended.out
+    assert "Val loss of counted n-grams, orders 1 to 6:" in ended.out
+    lines = ended.out.rpartition("\n\n")[2].splitlines()
+    assert max(len(line) for line in lines if not line.startswith(("Run: ", "Metrics: "))) <= 80, "except for paths"
     assert "steps: 0, because" in (ended.folder / "train.log").read_text("utf-8")
 
 
