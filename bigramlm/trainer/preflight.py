@@ -50,6 +50,7 @@ def preflight(
     rows = max(2, _TOKENS // x.shape[1])
     x, y = x[:rows], y[:rows]
     with torch.random.fork_rng([] if x.device.type == "cpu" else [x.device], device_type=x.device.type):
+        check_logits(model, x)
         if fresh and model.vocab_size >= _MIN_VOCAB_FOR_LOSS:
             check_fresh_loss(model, x, unmask_prompts(x, y))
         # Frozen parameters do not change, so the copy shares them.
@@ -57,6 +58,7 @@ def preflight(
         if list(model.parameters()):  # a model that is fitted by counting has no parameters
             check_gradients(model_copy, x, y)
         check_causality(model_copy, x)
+        check_lengths(model_copy, x)
 
 
 def check_targets(x: Tensor, y: Tensor) -> None:
@@ -88,6 +90,23 @@ def check_round_trip(tokenizer: Tokenizer, text: str, split: str) -> None:
                 f"{start + at:,} is decoded as {result!r}, so the model would be trained on an altered text; "
                 f"{_TRAIN_ANYWAY}"
             )
+
+
+@torch.inference_mode()
+def check_logits(model: LanguageModel, x: Tensor) -> None:
+    """Check that the model returns logits, not probabilities.
+
+    Trained on probabilities, a model learns slowly and never becomes certain.
+    """
+    was_training = model.training
+    logits, _ = model.eval()(x)  # (B, T, V)
+    are_probabilities = bool((logits >= 0).all()) and bool(((logits.sum(dim=-1) - 1).abs() < 1e-3).all())
+    require(
+        not are_probabilities or model.vocab_size == 1,
+        "preflight: the model returns probabilities, which sum to 1, but the loss needs logits; return the scores "
+        f"before the softmax; {_TRAIN_ANYWAY}",
+    )
+    model.train(was_training)
 
 
 @torch.inference_mode()
@@ -145,19 +164,60 @@ def check_gradients(model: LanguageModel, x: Tensor, y: Tensor) -> None:
 
 @torch.inference_mode()
 def check_causality(model: LanguageModel, x: Tensor) -> None:
-    """Check that changing a token does not change the logits of earlier positions."""
+    """Check that changing a token does not change the logits of earlier positions.
+
+    Checked in eval mode and in training mode, where some layers compute differently, e.g. BatchNorm.
+    """
     block_size = x.shape[1]
-    changed = sorted({block_size // 2, block_size - 1} - {0})
-    rows = x[:1].repeat(1 + len(changed), 1)
-    for row, position in enumerate(changed, start=1):
-        rows[row, position] = (rows[row, position] + 1) % model.vocab_size
-    logits, _ = model.eval()(rows)  # (1 + changed, T, V)
-    allowed = 1e-5 * max(1.0, logits.abs().max().item())  # tolerance for rounding
-    for row, position in enumerate(changed, start=1):
-        change = (logits[row, :position] - logits[0, :position]).abs().amax(dim=-1)  # (position,)
+    for position in sorted({block_size // 2, block_size - 1} - {0}):
+        changed = x[:1].clone()
+        changed[0, position] = (changed[0, position] + 1) % model.vocab_size
+        for mode in ("eval", "training"):
+            model.train(mode == "training")
+            logits = _logits(model, x[:1])
+            allowed = 1e-5 * max(1.0, logits.abs().max().item())  # tolerance for rounding
+            if (_logits(model, x[:1]) - logits).abs().max() > allowed:
+                continue  # the model has its own source of randomness, so nothing can be compared
+            change = (_logits(model, changed) - logits)[:position].abs().amax(dim=-1)  # (position,)
+            require(
+                change.max().item() <= allowed,
+                f"preflight: changing the token at position {position} changes the logits at position "
+                f"{int(change.argmax())} in {mode} mode: the model sees the tokens that it should predict, so its "
+                f"losses are meaningless; {_CAUSAL[mode]}; {_TRAIN_ANYWAY}",
+            )
+
+
+@torch.inference_mode()
+def check_lengths(model: LanguageModel, x: Tensor) -> None:
+    """Check that the model accepts sequences that are shorter than a row of the batch.
+
+    A sample starts with a single token.
+    """
+    block_size = x.shape[1]
+    for length in sorted({1, max(1, block_size - 1)}):
+        cause = ""
+        try:
+            logits, _ = model.eval()(x[:1, :length])
+            if logits.shape != (1, length, model.vocab_size):
+                cause = f"it returns logits of shape {tuple(logits.shape)}"
+        except Exception as error:
+            cause = (str(error) or repr(error)).splitlines()[0]
         require(
-            change.max().item() <= allowed,
-            f"preflight: changing the token at position {position} changes the logits at position "
-            f"{int(change.argmax())}: the model sees the tokens that it should predict, so its losses are meaningless; "
-            f"if the model has attention, make the mask causal; {_TRAIN_ANYWAY}",
+            not cause,
+            f"preflight: the model accepts a sequence of {block_size} tokens, but fails for {length} ({cause}), and a "
+            "sample starts with one token; compute positions from the length of the sequence, e.g. "
+            f"torch.arange(idx.shape[1]); {_TRAIN_ANYWAY}",
         )
+
+
+_CAUSAL = {
+    "eval": "make the mask of an attention causal, and pad a convolution on the left only",
+    "training": "replace BatchNorm, whose statistics include later tokens, by LayerNorm",
+}
+
+
+def _logits(model: LanguageModel, x: Tensor) -> Tensor:
+    # The logits (T, V) of one sequence (1, T). The seed is fixed, so that dropout is the same at each call.
+    torch.manual_seed(0)
+    logits, _ = model(x)
+    return logits[0]

@@ -139,6 +139,35 @@ class TrainingOnly(Attention):
         return logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
+class Normalised(Attention):
+    """A model with a BatchNorm over positions, which sees later tokens in training mode only."""
+
+    def __init__(self, *, vocab_size: int, block_size: int) -> None:
+        super().__init__(vocab_size=vocab_size, block_size=block_size)
+        self.norm = nn.BatchNorm1d(vocab_size)
+
+    def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+        logits, _ = super().forward(idx)
+        logits = self.norm(logits.transpose(1, 2)).transpose(1, 2)
+        return logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+class Probabilities(Attention):
+    """A model that returns probabilities instead of logits."""
+
+    def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+        logits = super().forward(idx)[0].softmax(dim=-1)
+        return logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+class FixedLength(Bigram):
+    """A model that computes positions for sequences of the block size only."""
+
+    def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+        logits = super().forward(idx)[0] + torch.linspace(0, 1, self.block_size)[:, None]  # (B, block_size, V)
+        return logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
 LONG = "".join(chr(65 + int(i)) for i in torch.randint(30, (20_000,), generator=torch.Generator().manual_seed(1)))
 
 
@@ -169,6 +198,12 @@ MISTAKES: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
     "everything frozen": (lambda: check(model().requires_grad_(False)), ("requires a gradient",)),
     "attention to the last token": (lambda: check(model(Peeks, peeks_at=7)), ("position 7", "logits")),
     "attention to the middle token": (lambda: check(model(Peeks, peeks_at=4)), ("position 4", "logits")),
+    "a BatchNorm over positions": (lambda: check(model(Normalised), fresh=False), ("training mode", "LayerNorm")),
+    "probabilities instead of logits": (lambda: check(model(Probabilities)), ("probabilities", "softmax")),
+    "a fixed length": (
+        lambda: check(model(FixedLength), fresh=False),
+        ("8 tokens", "fails for 1", "(1, 8, 30)", "arange"),
+    ),
     "an untrained model that knows the text": (lambda: check(model(Memorised)), ("loss", "3.401")),
     "a tokenizer that is wrong in the middle": (
         lambda: check(model(), tokenizer=WrongInTheMiddle(CHARS), texts={"train": LONG}),
@@ -208,6 +243,22 @@ def test_detached_parameters_are_named() -> None:
 
 def test_a_layer_that_is_used_in_training_only_passes() -> None:
     check(model(TrainingOnly, unused=True))
+
+
+def test_dropout_is_not_mistaken_for_a_look_at_the_future() -> None:
+    class Dropped(Attention):
+        def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+            logits = F.dropout(super().forward(idx)[0], 0.5, self.training)
+            return logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    class OwnRandomness(Attention):
+        def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+            noise = float(np.random.default_rng().normal()) if self.training else 0.0
+            logits = super().forward(idx)[0] + noise * torch.linspace(0, 1, self.vocab_size)
+            return logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    check(model(Dropped))
+    check(model(OwnRandomness))
 
 
 def test_the_loss_of_a_trained_model_is_not_checked() -> None:
