@@ -207,6 +207,11 @@ def _words(
         path = _stored(text) if data is None else Path(data)
         # A resumed run has its data config, and checks the text.
         first += [f"data.path={path}"] if is_resumed else ["data=text", f"data.path={path}"]
+    require(
+        model is None or callable(model),
+        f"model={model!r}: must be a torch.nn.Module, or a function or class that makes one; for a model of the "
+        f'config, use the override "model={model}"',
+    )
     if model is not None and not is_resumed:
         require(
             not typed.has("model"),

@@ -216,7 +216,7 @@ class Checkpoint:
             require(
                 saved_shape == shape,
                 f"{self.path}: the weights do not match the model: {name} has shape {saved_shape} in the checkpoint "
-                f"and {shape} in the model; use the model config of the checkpoint",
+                f"and {shape} in the model; use the model that the checkpoint was trained with",
             )
         with self.reading(MODEL):
             missing, unexpected = model.load_state_dict(tensors, strict=False)

@@ -8,15 +8,17 @@ records the name and the SHA-256 of each extension, but never imports one: it co
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from bigramlm.config.run_config import KINDS, register_schemas
 from bigramlm.errors import UserError, require
@@ -60,21 +62,41 @@ def register(group: str, name: str) -> Callable[[T], T]:
             "name",
         )
         if group != "logger":
-            base = next(iter(KINDS[group].values())).__mro__[-2]
-            require(
-                is_dataclass(cls) and issubclass(cls, base),
-                f"{group}={name}: {cls.__qualname__} must be a dataclass that is derived from {base.__qualname__}",
-            )
-            require(
-                OmegaConf.structured(cls).name == name,
-                f"{group}={name}: the field `name` of {cls.__qualname__} must have the default {name!r}",
-            )
+            _check_class(cls, group, name)
         REGISTRIES[group][name] = cls
         _registered[group, name] = cls.__module__
         register_schemas.cache_clear()
         return cls
 
     return decorate
+
+
+def _check_class(cls: type[Any], group: str, name: str) -> None:
+    # Refuses a class that Hydra could not use as a schema, or that could not be built.
+    base = next(iter(KINDS[group].values())).__mro__[-2]
+    which = f"{group}={name}: {cls.__qualname__}"
+    require(
+        "__dataclass_fields__" in vars(cls) and issubclass(cls, base),
+        f"{which} must be a dataclass that is derived from {base.__qualname__}, with @dataclass below @register",
+    )
+    default = next(field.default for field in fields(cls) if field.name == "name")
+    require(default == name, f"{which} must have the field `name: str = {name!r}`, the registered name")
+    try:
+        OmegaConf.structured(cls)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{which} has a field whose type or default a config cannot have: {reason}") from error
+    if not hasattr(base, "build"):
+        return
+    expected = inspect.signature(base.build)
+    parameters = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in expected.parameters.values()]
+    by_keyword = {parameter.name: None for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    declared = f"build{inspect.Signature(parameters)}"
+    require(cls.build is not base.build, f"{which} must have the method {declared}")
+    try:
+        inspect.signature(cls.build).bind(*[None] * (len(parameters) - len(by_keyword)), **by_keyword)
+    except TypeError as error:
+        raise UserError(f"{which}: its method must be {declared}: {error}") from None
 
 
 def registered(group: str) -> list[str]:

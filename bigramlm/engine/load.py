@@ -11,6 +11,7 @@ from bigramlm.checkpoint.checkpoint import CONFIG, MANIFEST, Checkpoint
 from bigramlm.checkpoint.manager import Checkpoints
 from bigramlm.config.run_config import RunConfig, load
 from bigramlm.errors import UserError, require
+from bigramlm.model import python
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.config import PythonConfig
 from bigramlm.model.huggingface import Pretrained
@@ -139,9 +140,7 @@ def build_model(cfg: RunConfig, vocab_size: int, passed: nn.Module | ModelFactor
     """
     shape = {"vocab_size": vocab_size, "block_size": cfg.data.block_size}
     if passed is None:
-        return cfg.model.build(**shape)
-    from bigramlm.model import python
-
+        return python.as_language_model(cfg.model.build(**shape), cfg.model.name, **shape)
     require(
         isinstance(cfg.model, PythonConfig),
         f"model=: the run has model={cfg.model.name}, which needs no model from Python; omit model=",

@@ -27,7 +27,13 @@ class PythonModel(LanguageModel):
         self.module = module
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        found = self.module(idx)
+        try:
+            found = self.module(idx)
+        except IndexError as error:
+            raise UserError(
+                f"model={type(self.module).__qualname__}: forward failed with {error} for token ids below "
+                f"{self.vocab_size}; an embedding of tokens needs vocab_size={self.vocab_size} rows"
+            ) from error
         logits = found[0] if isinstance(found, tuple) else found
         shape = (*idx.shape, self.vocab_size)
         if not isinstance(logits, Tensor) or logits.shape != shape:
@@ -47,11 +53,27 @@ def build_model(source: nn.Module | ModelFactory, *, vocab_size: int, block_size
     """
     name = name_of(source)
     module = _copied(source, name) if isinstance(source, nn.Module) else _made(source, name, vocab_size, block_size)
+    model = as_language_model(module, name, vocab_size=vocab_size, block_size=block_size)
     require(
-        any(p.requires_grad for p in module.parameters()),
+        any(p.requires_grad for p in model.parameters()),
         f"model={name}: has no parameters to train, because none of its parameters requires a gradient",
     )
+    return model
+
+
+def as_language_model(module: object, name: str, *, vocab_size: int, block_size: int) -> LanguageModel:
+    """Return a module as a LanguageModel, wrapped if necessary.
+
+    name: the name of the model, for messages. Raises UserError if the module is none, takes other arguments than the
+    token ids, or was made for a different vocabulary or block size.
+    """
+    if not isinstance(module, nn.Module):
+        raise UserError(f"model={name}: must return a torch.nn.Module, but returned {type(module).__name__}")
     if not isinstance(module, LanguageModel):
+        try:
+            inspect.signature(module.forward).bind(None)
+        except TypeError as error:
+            raise UserError(f"model={name}: forward must accept the token ids as its only argument: {error}") from None
         return PythonModel(module, vocab_size=vocab_size, block_size=block_size)
     require(
         (module.vocab_size, module.block_size) == (vocab_size, block_size),
@@ -79,7 +101,7 @@ def _copied(module: nn.Module, name: str) -> nn.Module:
         ) from error
 
 
-def _made(factory: ModelFactory, name: str, vocab_size: int, block_size: int) -> nn.Module:
+def _made(factory: ModelFactory, name: str, vocab_size: int, block_size: int) -> object:
     shape = {"vocab_size": vocab_size, "block_size": block_size}
     try:
         inspect.signature(factory).bind(**shape)
@@ -91,9 +113,4 @@ def _made(factory: ModelFactory, name: str, vocab_size: int, block_size: int) ->
             inspect.signature(factory).bind(*shape.values())
         except TypeError as error:
             raise UserError(f"model={name}: must take two arguments, vocab_size and block_size: {error}") from None
-    module = factory(**shape) if takes_names else factory(*shape.values())
-    require(
-        isinstance(module, nn.Module),
-        f"model={name}: must return a torch.nn.Module, but returned {type(module).__name__}",
-    )
-    return module
+    return factory(**shape) if takes_names else factory(*shape.values())

@@ -219,5 +219,5 @@ _CAUSAL = {
 def _logits(model: LanguageModel, x: Tensor) -> Tensor:
     # The logits (T, V) of one sequence (1, T). The seed is fixed, so that dropout is the same at each call.
     torch.manual_seed(0)
-    logits, _ = model(x)
+    logits: Tensor = model(x)[0]  # (1, T, V)
     return logits[0]

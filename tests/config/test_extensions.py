@@ -133,6 +133,16 @@ def test_a_model_trains_resumes_and_samples(extension: Path, tmp_path: Path) -> 
     assert f"{override}: the file has changed since the run last started" in ended.err
 
 
+def test_build_may_return_any_module(tmp_path: Path) -> None:
+    path, run = tmp_path / "my_models.py", tmp_path / "run"
+    content = MODEL.replace("model = Bigram(vocab_size=vocab_size, block_size=block_size)", "from torch import nn")
+    content = re.sub(r"        model\.token.*\n", "        model = nn.Embedding(vocab_size, vocab_size)\n", content)
+    path.write_text(content, "utf-8")
+    train(run, f"extensions={path}", "model=own")
+    ended = command(f"run={run}", "max_new_tokens=5", f"extensions={path}", main=sample.main)
+    assert ended.code == 0, ended.err
+
+
 def test_every_group_can_be_extended(extension: Path, tmp_path: Path) -> None:
     (tmp_path / "others.py").write_text(OTHERS, "utf-8")
     (tmp_path / "own.txt").write_text("To be, or not to be, that is the question.\n" * 40, "utf-8")
@@ -207,6 +217,12 @@ def test_a_package_is_an_extension(tmp_path: Path) -> None:
         (MODEL.replace('"own"', '"gpt"'), ("model=gpt", "exists", "GPTConfig")),
         (MODEL.replace("ModelConfig)", "object)"), ("model=own", "dataclass", "ModelConfig")),
         (MODEL.replace('name: str = "own"', 'name: str = "other"'), ("model=own", "name")),
+        (MODEL.replace('name: str = "own"', "pass"), ("model=own", "name: str = 'own'")),
+        (MODEL.replace("@dataclass\n", ""), ("model=own", "@dataclass below @register")),
+        (MODEL.replace("scale: float = 0.5", "scale: object = object()"), ("model=own", "type", "object")),
+        (MODEL.replace("def build", "def make"), ("model=own", "build(self, *, vocab_size, block_size)")),
+        (MODEL.replace("*, vocab_size, ", ""), ("model=own", "build(self, *, vocab_size, block_size)")),
+        (MODEL.replace("return model", "return 5"), ("model=own", "torch.nn.Module", "int")),
         (MODEL.replace('register("model"', 'register("models"'), ("models", "model, adapter")),
     ],
 )
@@ -215,8 +231,9 @@ def test_bad_extensions_are_refused(content: str | None, named: tuple[str, ...],
     if content is not None:
         path.write_text(content, "utf-8")
     run = tmp_path / "run"
-    assert_refused(command(*SHORT, f"extensions={path}", f"hydra.run.dir={run}"), *named)
-    assert not run.exists()
+    choice = "model=own" if "return 5" in str(content) else "model=bigram"
+    assert_refused(command(*SHORT, f"extensions={path}", choice, f"hydra.run.dir={run}"), *named)
+    assert choice == "model=own" or not run.exists()
 
 
 def test_a_file_must_have_a_name_of_its_own(tmp_path: Path) -> None:
