@@ -14,6 +14,7 @@ from bigramlm.checkpoint.checkpoint import CONFIG, Checkpoint
 from bigramlm.checkpoint.format import MODEL
 from bigramlm.checkpoint.manager import Checkpoints
 from bigramlm.cli.common import command
+from bigramlm.config.extensions import import_extensions, names_in
 from bigramlm.config.run_config import RunConfig, load
 from bigramlm.engine.export import export, export_adapter, merge
 from bigramlm.engine.load import open_checkpoint
@@ -41,6 +42,8 @@ def main() -> None:
     }.items():
         command = commands.add_parser(name, help=description, description=description)
         command.add_argument("path", help="a checkpoint folder, a run folder, or latest")
+        if name in ("inspect", "merge", "export"):
+            command.add_argument("--extensions", help="Python files with the model or tokenizer: a.py,b.py")
         if name == "strip":
             command.add_argument("--output", type=Path, help="the folder to write to (default: strip in place)")
         if name in ("merge", "export"):
@@ -50,6 +53,7 @@ def main() -> None:
             about = "write only the adapter, for use with peft and its base in transformers, instead of merging it"
             command.add_argument("--adapter", action="store_true", help=about)
     arguments = parser.parse_args()
+    import_extensions(names_in(getattr(arguments, "extensions", None)))
     if arguments.command == "inspect":
         inspect(arguments.path)
     elif arguments.command == "verify":

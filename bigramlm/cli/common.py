@@ -45,8 +45,7 @@ def parse_fields(config_name: str, schema: type[T], help_text: str, free_text: S
     cfg = compose_config(config_name, [argument for argument in sys.argv[1:] if argument not in flags], free_text)
     if flags:
         text = help_text.format(fields="".join(f"  {line}\n" for line in OmegaConf.to_yaml(cfg).splitlines()))
-        script = f"python scripts/{config_name}.py"
-        show(text if paths.IN_CHECKOUT else text.replace(script, f"bigramlm-{config_name}"))
+        show(text.replace(f"python scripts/{config_name}.py", paths.program(config_name)))
         return None
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:

@@ -5,12 +5,17 @@ memory. This module composes the config only once.
 """
 
 import textwrap
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from bigramlm.config.extensions import registered
+from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import GROUPS, KINDS
+from bigramlm.engine.recipes import preset_folders
 from bigramlm.utils import paths
 
 _TEXT = """\
@@ -46,39 +51,43 @@ Enable tab completion:   eval "$(python scripts/train.py -sc install=bash)"
 Hydra's own flags:       python scripts/train.py --hydra-help"""
 
 
-def help_text(overrides: list[str]) -> str:
-    """Return the help text, with the field values that result from the overrides.
+def help_text(arguments: Sequence[str]) -> str:
+    """Return the help text, with the field values that result from the arguments.
 
     Raises Hydra's exceptions for a wrong override.
     """
+    overrides, folders = Overrides.typed(Overrides.from_arguments(arguments).words), preset_folders(arguments)
+    if len(folders) > 1 and not overrides.has("hydra.searchpath"):
+        overrides += Overrides([f"hydra.searchpath=[{','.join(quoted(f'file://{path}') for path in folders[1:])}]"])
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
-        fields = OmegaConf.to_yaml(compose("train", overrides), resolve=True)
-    text = _TEXT if paths.IN_CHECKOUT else _TEXT.replace("python scripts/train.py", "bigramlm-train")
+        fields = OmegaConf.to_yaml(compose("train", overrides.words), resolve=True)
+    text = _TEXT.replace("python scripts/train.py", paths.program("train"))
     presets = {f"{kind}s": " ".join(_choices(f"hydra/{kind}")) for kind in ("launcher", "sweeper")}
     shown = "".join(f"  {line}\n" for line in fields.splitlines())
-    return text.format(groups=_group_choices(), fields=shown, **presets)
+    return text.format(groups=_group_choices(folders), fields=shown, **presets)
 
 
-def _group_choices() -> str:
+def _group_choices(folders: Sequence[Path]) -> str:
     lines = [
         textwrap.fill(" ".join(choices), 80, initial_indent=f"  {group:<12}", subsequent_indent=14 * " ")
-        for group, choices in choices_of_groups().items()
+        for group, choices in choices_of_groups(folders).items()
     ]
     return "".join(f"{line}\n" for line in lines)
 
 
-def choices_of_groups() -> dict[str, list[str]]:
+def choices_of_groups(folders: Sequence[Path] | None = None) -> dict[str, list[str]]:
     """List the presets of each config group.
 
-    Presets that are named after a config class come first, in the order of `KINDS`. The others follow alphabetically.
+    folders: the folders of presets; conf/ alone if None. Presets that are named after a config class come first, in the
+    order of `KINDS`. The others follow alphabetically.
     """
-    order = {group: list(kinds) for group, kinds in KINDS.items()}
-    return {
-        group: sorted(_choices(group), key=lambda choice: ([*order.get(group, []), choice].index(choice), choice))
-        for group in GROUPS
-    }
+
+    def order(group: str, choice: str) -> tuple[int, str]:
+        return [*KINDS.get(group, []), choice].index(choice), choice
+
+    return {group: sorted(_choices(group, folders), key=partial(order, group)) for group in GROUPS}
 
 
-def _choices(group: str) -> list[str]:
-    presets = {path.stem for path in (paths.conf_dir() / group).glob("*.yaml")}
+def _choices(group: str, folders: Sequence[Path] | None = None) -> list[str]:
+    presets = {path.stem for folder in folders or [paths.conf_dir()] for path in (folder / group).glob("*.yaml")}
     return sorted(presets | set(registered(group)))

@@ -7,6 +7,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -14,14 +15,16 @@ from omegaconf import MISSING
 from bigramlm.cli.common import command, parse_fields
 from bigramlm.config.run_config import prefer_our_presets, register_schemas
 from bigramlm.data.config import DataConfig, PairsConfig, TokensConfig
+from bigramlm.engine.command_line import set_up_hydra
 from bigramlm.errors import require
 from bigramlm.tokenizer.config import TokenizerConfig
+from bigramlm.utils import paths
 from bigramlm.utils.console import relative, show
 from bigramlm.utils.stop import Stopped, stop_signals
 
 log = logging.getLogger(__name__)
 
-FREE_TEXT = ("data.path", "tokenizer.path", "output")
+FREE_TEXT = ("data.path", "tokenizer.path", "output", "extensions")
 
 _HELP = """\
 Encodes a text of any length into token files, in constant memory and on all
@@ -47,11 +50,14 @@ class PrepareCommand:
     tokenizer: TokenizerConfig = MISSING
     output: str | None = None
     """The folder for the token files. If null, a folder in outputs/prepared is used, where training finds the files."""
+    extensions: Any = None
+    """Python files with the tokenizer or dataset, as for training: `extensions=my_models.py`."""
 
 
 @command
 def main() -> None:
     """Run the command line: python scripts/prepare.py [FIELD=VALUE] ..."""
+    set_up_hydra(sys.argv[1:])
     register()
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     for library in ("httpx", "huggingface_hub", "urllib3"):
@@ -121,6 +127,6 @@ def prepare(cfg: PrepareCommand) -> None:
     where = str(relative(token_files.folder))
     lines += [
         f"Files: {where}",
-        f"Train on these files: python scripts/train.py data=tokens {shlex.quote(f'data.path={where}')}",
+        f"Train on these files: {paths.program('train')} data=tokens {shlex.quote(f'data.path={where}')}",
     ]
     show("\n".join(lines))

@@ -23,6 +23,7 @@ from bigramlm.runs.find import PLAN, find, find_sweep, folders, outputs, read_ru
 from bigramlm.runs.summary import RunSummary
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.results import Results, runs_of
+from bigramlm.utils import paths
 from bigramlm.utils.console import relative, show, table
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def print_list(filters: list[str], sort: str, *, reverse: bool, as_json: bool) -
     sort: a column or a config field. as_json: if True, print JSON objects instead of a table.
     """
     found = [run for folder in folders(outputs()) if (run := read_run(folder)) is not None]
-    require(bool(found), f"{outputs()} contains no runs yet; start one with python scripts/train.py")
+    require(bool(found), f"{outputs()} contains no runs yet; start one with {paths.program('train')}")
     fields = {*_COLUMNS, *(name for run in found for name in flat(run.config))}
     for text in (*filters, f"{sort}="):
         field = text.partition("=")[0]
@@ -152,7 +153,7 @@ def print_report(targets: list[str], output: Path | None) -> None:
 
     folders = [_run_or_sweep(target) for target in targets]
     entries = {entry.folder.resolve(): entry for folder in folders for entry in _entries(folder)}
-    require(bool(entries), f"no run was found in {' '.join(targets)}; list all runs with python scripts/runs.py list")
+    require(bool(entries), f"no run was found in {' '.join(targets)}; list all runs with {paths.program('runs')} list")
     parents = sorted({entry.folder.parent for entry in entries.values()})
     sweeps = [Sweep(folder) for folder in parents if (folder / PLAN).exists()]
     outcomes: RunTable

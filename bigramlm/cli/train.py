@@ -48,7 +48,7 @@ def main() -> None:
     """
     set_up_hydra(sys.argv[1:])
     if {"--help", "-h"} & set(sys.argv[1:]):
-        show(help_text(Overrides.from_arguments(sys.argv[1:]).words))
+        show(help_text(sys.argv[1:]))
     else:
         sys.argv[1:] = command_line(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(paths.conf_dir()), config_name="train")(job)()

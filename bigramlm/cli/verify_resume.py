@@ -22,6 +22,7 @@ from bigramlm.cli import train
 from bigramlm.cli.common import command
 from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import load
+from bigramlm.engine.command_line import set_up_hydra
 from bigramlm.errors import UserError, require
 from bigramlm.logger.metrics import read_records
 from bigramlm.runs.folder import read_summary
@@ -71,6 +72,7 @@ def main() -> None:
         raise UserError(f"{wrong[0]}: this command starts and resumes its own runs; omit resume=")
     require(arguments.kills >= 0, f"--kills={arguments.kills}: must be 0 or more")
     with tempfile.TemporaryDirectory(prefix="bigramlm-resume-") as folder:
+        set_up_hydra(arguments.overrides)
         differences = verify(arguments.overrides, Path(folder), kills=arguments.kills, seed=arguments.seed)
     sys.exit(1 if differences else 0)
 
@@ -103,7 +105,7 @@ def verify(overrides: list[str], folder: Path, *, kills: int, seed: int = 0) -> 
             step = _killed(run, [*config, f"hydra.run.dir={run}"], at_step=steps // 2)
         killed_in_save += any((run / "checkpoints").glob(".step_*"))
         if (read_summary(run) or {}).get("status") != "completed":  # the kill may come after the run was completed
-            _complete(run, [f"resume={run}"])
+            _complete(run, [f"resume={run}", *given.only("extensions").words])
         difference = compare(reference, run)
         if difference is not None:
             differences.append(f"killed at step {step}: {difference}")

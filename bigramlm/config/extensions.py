@@ -139,9 +139,13 @@ def names_in(value: Any) -> list[str]:
 
 
 def differing(saved: Iterable[Any]) -> list[str]:
-    """Return the names of extensions whose content is no longer the saved one."""
-    now = {extension.name: extension.sha256 for extension in _imported.values()}
-    return [str(entry["name"]) for entry in saved if now.get(str(entry["name"]), entry["sha256"]) != entry["sha256"]]
+    """Return the names of extensions whose content is no longer the saved one.
+
+    An extension may have been moved to another folder since it was saved.
+    """
+    now = {Path(extension.name).name: extension.sha256 for extension in _imported.values()}
+    current = {entry["name"]: now.get(Path(entry["name"]).name, entry["sha256"]) for entry in saved}
+    return [str(entry["name"]) for entry in saved if current[entry["name"]] != entry["sha256"]]
 
 
 def _import(name: str) -> Extension:

@@ -310,11 +310,16 @@ def _missing_class(group: str, name: str, saved: Iterable[Any]) -> str:
     names = [str(entry["name"]) for entry in saved]
     if not names:
         return f"{group}={name} is unknown; choose one of {', '.join(KINDS[group])}"
-    override = f"extensions={names[0]}" if len(names) == 1 else f"extensions=[{','.join(names)}]"
+    joined = ",".join(names)
+    override = f"extensions={joined}" if len(names) == 1 else f"extensions=[{joined}]"
     program = Path(sys.argv[0]).name
-    is_command = program in ("train.py", "sample.py", "bigramlm-train", "bigramlm-sample")
-    command = shlex.join([*(["python"] if program.endswith(".py") else []), *sys.argv, override])
-    advice = command if is_command else f"import {', '.join(Path(name).stem for name in names)} first"
+    command = program.removesuffix(".py").removeprefix("bigramlm-")
+    flags = {"train": override, "sample": override, "checkpoint": f"--extensions={joined}"}
+    if command in flags:
+        python = ["python"] if program.endswith(".py") else []
+        advice = shlex.join([*python, *sys.argv, flags[command]])
+    else:
+        advice = f'add "{override}" to the overrides, or extensions="{joined}" to the arguments of bigramlm.load'
     return f"{group}={name} comes from {', '.join(names)}, which is not loaded: {advice}"
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 from collections.abc import Sequence
-from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from bigramlm.config.extensions import import_extensions, names_in, store_presets
 from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import register_schemas
+from bigramlm.engine.recipes import field_of_recipes, preset_folders
 from bigramlm.engine.resume import saved_presets
 from bigramlm.errors import UserError, require
 from bigramlm.runs import find as runs
@@ -42,7 +40,7 @@ def command_line(arguments: Sequence[str], *, has_model: bool = False) -> list[s
     if sweeps:  # Hydra accepts the flag before or after all overrides, but not between them
         overrides = Overrides(["-m", *(word for word in overrides.words if word not in flags)])
     overrides += _sweep_folder(overrides, sweeps=sweeps)
-    presets = saved_presets(overrides, sweeps=sweeps, has_model=has_model)
+    presets = saved_presets(overrides, preset_folders(arguments), sweeps=sweeps, has_model=has_model)
     if presets.has("model"):  # the config of the weights is more exact than model=gpt2
         overrides = overrides.without("model")
     # The last override of a field wins: presets replace fields of an experiment, and later overrides those of presets.
@@ -54,21 +52,9 @@ def _extensions(arguments: Sequence[str]) -> list[str]:
     # The extensions that the overrides name, and those that a chosen recipe names.
     overrides = Overrides.typed(Overrides.from_arguments(arguments).words)
     given = [part for word in overrides.only("extensions").parsed() for part in names_in(word.value())]
-    folders = [paths.conf_dir(), *config_dirs(arguments)]
-    for name in (overrides.get("experiment") or "").split(","):
-        for folder in folders:
-            preset = folder / "experiment" / f"{name}.yaml"
-            if name and preset.is_file():
-                with contextlib.suppress(Exception):  # Hydra reports a damaged preset
-                    given += names_in(OmegaConf.to_container(OmegaConf.load(preset)).get("extensions"))  # type: ignore[union-attr]
+    for value in field_of_recipes("extensions", overrides.get("experiment") or "", preset_folders(arguments)):
+        given += names_in(value)
     return list(dict.fromkeys(given))
-
-
-def config_dirs(arguments: Sequence[str]) -> list[Path]:
-    """Return the folders of presets that the arguments add with --config-dir or -cd."""
-    found = [argument.partition("=")[2] for argument in arguments if argument.startswith(("--config-dir=", "-cd="))]
-    pairs = itertools.pairwise(arguments)
-    return [Path(path).absolute() for path in [*found, *(b for a, b in pairs if a in ("--config-dir", "-cd"))]]
 
 
 def _sweep_folder(overrides: Overrides, *, sweeps: bool) -> Overrides:

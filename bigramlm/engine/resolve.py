@@ -226,6 +226,8 @@ def _resolve_resumed(
     # moved_to: as for `open_base`.
     changes = differences(to_dict(load(folder.path / "config.yaml")), to_dict(cfg))
     for name, old, new in changes:
+        if name == "extensions":  # a changed file is a warning, and its location does not matter
+            continue
         log.info("changed: %s=%s (previously %s)", name, new, old)
     weights: Weights | None = None
     if checkpoint is not None and checkpoint.is_adapter:

@@ -7,7 +7,8 @@ overrides to these presets and checks them, as for a new run.
 from __future__ import annotations
 
 import logging
-import re
+from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -15,12 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from bigramlm.config.extensions import differing
 from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import GROUPS, load_composed
+from bigramlm.engine.recipes import field_of_recipes
 from bigramlm.errors import UserError, require
 from bigramlm.model.config import PythonConfig
 from bigramlm.model.huggingface import Pretrained
 from bigramlm.runs import find as runs
 from bigramlm.tokenizer.config import GPT2TokenizerConfig
-from bigramlm.utils import paths
 
 log = logging.getLogger(__name__)
 
@@ -30,16 +31,19 @@ SAVED = "_saved"
 _FIXED = ("model", "adapter", "tokenizer", "data", "optim", "experiment")
 
 
-def saved_presets(overrides: Overrides, *, sweeps: bool = False, has_model: bool = False) -> Overrides:
+def saved_presets(
+    overrides: Overrides, folders: Sequence[Path], *, sweeps: bool = False, has_model: bool = False
+) -> Overrides:
     """Return the overrides that implement `resume=` or `init_from=`, if given.
 
-    sweeps: if True, the command line contains -m. has_model: if True, Python passed a model. Raises UserError if a run
-    cannot start from the given folder, or if `resume=` or `init_from=` contradicts the other overrides.
+    folders: the folders of presets, in which recipes may set `init_from`. sweeps: if True, the command line contains
+    -m. has_model: if True, Python passed a model. Raises UserError if a run cannot start from the given folder, or if
+    `resume=` or `init_from=` contradicts the other overrides.
     """
     values = overrides.values()
     if values.get("resume", "null") != "null":
         return Overrides(_resume(values, sweeps=sweeps, has_model=has_model))
-    where = values.get("init_from") or _init_from_of_experiments(values.get("experiment", ""))
+    where = values.get("init_from") or _init_from_of_recipes(values.get("experiment", ""), folders)
     if where in (None, "null"):
         return Overrides()
     assert where is not None
@@ -74,26 +78,16 @@ def _pretrained_presets(pretrained: Pretrained, values: dict[str, str]) -> list[
     return presets
 
 
-def _init_from_of_experiments(names: str) -> str | None:
-    # Return the value of init_from that these recipes share. A recipe may inherit it from a recipe in its defaults.
-    found = {_init_from_of_experiment(name) for name in names.split(",")}
-    values = ", ".join(sorted(str(where or "none") for where in found))
+def _init_from_of_recipes(names: str, folders: Sequence[Path]) -> str | None:
+    # Return the value of init_from that these recipes share.
+    found = {str(where or "none") for where in field_of_recipes("init_from", names, folders)}
     require(
         len(found) == 1,
-        f"experiment={names}: the recipes start from different weights ({values}); choose the weights with init_from=",
+        f"experiment={names}: the recipes start from different weights ({', '.join(sorted(found))}); choose the "
+        "weights with init_from=",
     )
-    return found.pop()
-
-
-def _init_from_of_experiment(name: str) -> str | None:
-    path = paths.conf_dir() / "experiment" / f"{name}.yaml"
-    if not re.fullmatch(r"[\w-]+", name) or not path.exists():
-        return None
-    preset = OmegaConf.load(path)
-    assert isinstance(preset, DictConfig)
-    bases = [base for base in preset.get("defaults", []) if isinstance(base, str)]
-    found = [preset.get("init_from"), *(_init_from_of_experiment(base) for base in reversed(bases))]
-    return next((str(where) for where in found if where is not None), None)
+    where = found.pop()
+    return None if where == "none" else where
 
 
 def _resume(values: dict[str, str], *, sweeps: bool, has_model: bool) -> list[str]:

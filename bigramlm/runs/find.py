@@ -65,7 +65,7 @@ def find_sweep(where: str) -> Path:
     if where == "latest":
         found = [path for path in (outputs() / "sweeps").glob("*") if (path / PLAN).exists()]
         require(
-            bool(found), f"{outputs() / 'sweeps'} contains no sweep yet; start a sweep with python scripts/train.py -m"
+            bool(found), f"{outputs() / 'sweeps'} contains no sweep yet; start a sweep with {paths.program('train')} -m"
         )
         return max(found, key=lambda path: (path / PLAN).stat().st_mtime_ns)  # the most recently used one
     folder = _require_existing(where)
@@ -96,7 +96,7 @@ _HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 def _require_existing(where: str) -> Path:
     folder = _lookup(where)
     if folder is None:
-        raise UserError(f"{where or repr('')}: this folder does not exist; python scripts/runs.py list shows all runs")
+        raise UserError(f"{where or repr('')}: this folder does not exist; {paths.program('runs')} list shows all runs")
     return folder
 
 
@@ -111,7 +111,7 @@ def _latest(containing: str) -> Path:
         if (run / containing).exists():
             return run
         log.warning("skipped: the run %s is newer but contains no %s", relative(run), containing)
-    raise UserError(f"{outputs()} contains no run with {containing} yet; start a run with python scripts/train.py")
+    raise UserError(f"{outputs()} contains no run with {containing} yet; start a run with {paths.program('train')}")
 
 
 def search_folders() -> tuple[Path, ...]:

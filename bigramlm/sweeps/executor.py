@@ -32,6 +32,7 @@ from bigramlm.runs.folder import FINISHED, HOLDER, LOCK, RunFolder, holder, read
 from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
 from bigramlm.sweeps.search import STUDY
+from bigramlm.utils import paths
 from bigramlm.utils.console import relative, show
 from bigramlm.utils.stop import Stopped, stop_signals
 
@@ -307,7 +308,7 @@ class SweepExecutor:
         loggers = self.config.logger.use
         if "tensorboard" in loggers:
             lines.append(f"Metrics: tensorboard --logdir {shlex.quote(str(folder))}")
-        lines.append(f"HTML report: python scripts/runs.py report {shlex.quote(str(folder))}")
+        lines.append(f"HTML report: {paths.program('runs')} report {shlex.quote(str(folder))}")
         show("\n".join(lines))
         return is_unfinished
 

@@ -25,6 +25,11 @@ def conf_dir() -> Path:
     return _PARENT / "conf" if IN_CHECKOUT else _PACKAGE / "conf"
 
 
+def program(name: str) -> str:
+    """Return the start of a command line: `python scripts/NAME.py`, or `bigramlm-NAME` if installed."""
+    return f"python scripts/{name}.py" if IN_CHECKOUT else f"bigramlm-{name}"
+
+
 def bundled_text() -> Path:
     """Return the path of the bundled text.
 

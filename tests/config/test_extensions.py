@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import bigramlm
-from bigramlm.cli import sample
+from bigramlm.cli import checkpoint, prepare, sample, verify_resume
 from bigramlm.cli import train as train_command
 from bigramlm.utils import paths
 from tests.helpers import SHORT, Ended, assert_refused, command, summary
@@ -110,6 +110,7 @@ def train(folder: Path, *overrides: str) -> Ended:
 
 def test_a_model_trains_resumes_and_samples(extension: Path, tmp_path: Path) -> None:
     run, override = tmp_path / "run", f"extensions={extension}"
+    (tmp_path / "elsewhere").mkdir()
     train(run, override, "model=own", "model.scale=0.25")
     saved = saved_config(run / "config.yaml")
     assert saved["model"] == {"name": "own", "scale": 0.25}
@@ -125,12 +126,20 @@ def test_a_model_trains_resumes_and_samples(extension: Path, tmp_path: Path) -> 
     assert ended.code == 0, ended.err
     assert summary(run)["step"] == 9
     assert "changed since" not in ended.err
+    assert "changed: extensions" not in (run / "train.log").read_text("utf-8")
     ended = command(f"run={run}", "max_new_tokens=5", override, main=sample.main)
     assert ended.code == 0, ended.err
     extension.write_text(MODEL + "\n# changed\n", "utf-8")
     ended = command(f"resume={run}", "trainer.steps=12", override)
     assert ended.code == 0, ended.err
     assert f"{override}: the file has changed since the run last started" in ended.err
+    moved = extension.rename(tmp_path / "elsewhere" / extension.name)
+    ended = command(f"resume={run}", "trainer.steps=15", f"extensions={moved}")
+    assert ended.code == 0, ended.err
+    assert "changed since" not in ended.err
+    moved.write_text(MODEL, "utf-8")
+    ended = command(f"resume={run}", "trainer.steps=18", f"extensions={moved}")
+    assert "changed since" in ended.err
 
 
 def test_build_may_return_any_module(tmp_path: Path) -> None:
@@ -188,6 +197,11 @@ def test_presets_name_extensions_and_help_shows_them(extension: Path, tmp_path: 
     ended = command("--config-dir", str(presets), *SHORT, "experiment=mine", f"hydra.run.dir={run}")
     assert ended.code == 0, ended.err
     assert saved_config(run / "config.yaml")["model"] == {"name": "own", "scale": 0.3}
+    shown = command("--config-dir", str(presets), "--help", "experiment=mine").out
+    assert " mine" in shown
+    assert "scale: 0.3" in shown
+    ended = command(*SHORT, f"hydra.searchpath=[file://{presets}]", "experiment=mine", f"hydra.run.dir={run}2")
+    assert ended.code == 0, ended.err
     shown = command("--help", f"extensions={extension}", "model=own").out
     assert " ngram own\n" in shown
     assert "scale: 0.5" in shown
@@ -204,6 +218,21 @@ def test_a_package_is_an_extension(tmp_path: Path) -> None:
     train(tmp_path / "run2", f"extensions={package}", "model=own")
     changed = saved_config(tmp_path / "run2" / "config.yaml")["extensions"]
     assert recorded != changed, "the hash covers the files of the package"
+
+
+def test_the_other_commands_take_extensions(extension: Path, tmp_path: Path) -> None:
+    (tmp_path / "others.py").write_text(OTHERS, "utf-8")
+    (tmp_path / "own.txt").write_text("To be, or not to be, that is the question.\n" * 40, "utf-8")
+    run, both = tmp_path / "run", f"{extension},{tmp_path / 'others.py'}"
+    train(run, f"extensions={both}", "model=own", "tokenizer=own")
+    ended = command("inspect", str(run), "--extensions", both, main=checkpoint.main)
+    assert (ended.code, "name=own scale=0.5" in ended.out) == (0, True), ended.err
+    assert_refused(command("inspect", str(run), main=checkpoint.main), "model=own", "my_models.py", "bigramlm.load")
+    words = ["extensions=" + both, "data=own", "tokenizer=own"]
+    ended = command(*words, f"output={tmp_path / 'tokens'}", main=prepare.main)
+    assert (ended.code, "Tokenizer: own" in ended.out) == (0, True), ended.err
+    ended = command(f"extensions={extension}", "model=own", "data=bundled", main=verify_resume.main)
+    assert (ended.code, ended.out[:9]) == (0, "bit-equal"), ended.err
 
 
 @pytest.mark.parametrize(
@@ -283,5 +312,5 @@ def test_python_imports_a_changed_file_again(extension: Path, tmp_path: Path) ->
     assert json.loads(ended.out) == [0.5, 0.75, 0.5, True], ended.err
     ended = command(main=functools.partial(not_imported, run))
     assert "model=own comes from" in ended.out
-    assert "import my_models first" in ended.out
+    assert f'"extensions={extension}" to the overrides, or extensions="{extension}"' in ended.out
     assert shlex.quote(str(extension)) in ended.out
