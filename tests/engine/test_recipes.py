@@ -1,0 +1,60 @@
+"""Tests of recipes in folders of the user's: they are read as those in conf/."""
+
+from pathlib import Path
+
+import pytest
+
+from bigramlm.engine.recipes import field_of_recipes, preset_folders
+from bigramlm.utils import paths
+from tests.helpers import SHORT, Cli, command, summary
+
+RECIPES = {
+    "mine": "init_from: RUN",
+    "child": "defaults: [mine]\nseed: 3",
+    "overrides": "defaults: [mine]\ninit_from: other",
+    "deep/nested": "init_from: nested",
+    "damaged": "init_from: [",
+    "other": "seed: 4",
+}
+
+
+@pytest.fixture
+def presets(tmp_path: Path) -> Path:
+    folder = tmp_path / "presets with a space"
+    for name, content in RECIPES.items():
+        path = folder / "experiment" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# @package _global_\n{content}\n", "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_field_is_found_in_a_recipe_or_its_defaults(name: str, presets: Path) -> None:
+    expected = {"mine": "RUN", "child": "RUN", "overrides": "other", "deep/nested": "nested"}
+    assert field_of_recipes("init_from", name, [paths.conf_dir(), presets]) == [expected.get(name)]
+
+
+def test_folders_are_found_in_the_arguments(tmp_path: Path) -> None:
+    for arguments in (
+        ["--config-dir", str(tmp_path)],
+        [f"--config-dir={tmp_path}", "seed=1"],
+        ["-cd", str(tmp_path)],
+        [f"hydra.searchpath=[file://{tmp_path},pkg://somewhere]"],
+    ):
+        assert preset_folders(arguments) == [paths.conf_dir(), tmp_path]
+
+
+@pytest.mark.parametrize("form", ["--config-dir", "hydra.searchpath"])
+def test_a_recipe_elsewhere_sets_the_initial_weights(form: str, presets: Path, tmp_path: Path, cli: Cli) -> None:
+    first = cli(*SHORT, "model=gpt", "model.n_layer=1", "model.n_embd=16", "model.n_head=2", "tokenizer=byte").folder
+    path = presets / "experiment" / "mine.yaml"
+    path.write_text(path.read_text("utf-8").replace("RUN", str(first)), "utf-8")
+    folder = ["--config-dir", str(presets)] if form == "--config-dir" else [f'{form}=["file://{presets}"]']
+    run = tmp_path / "second"
+    for recipe in ("mine", "child"):
+        ended = command(*folder, *SHORT, f"experiment={recipe}", f"hydra.run.dir={run}_{recipe}")
+        assert ended.code == 0, ended.err
+        assert summary(Path(f"{run}_{recipe}"))["vocab_size"] == 256
+    shown = command("--help", *folder, f"experiment={recipe}").out
+    assert " child " in shown
+    assert "seed: 3" in shown
