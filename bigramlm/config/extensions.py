@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bigramlm.config.run_config import KINDS, register_schemas
 from bigramlm.errors import UserError, require
 from bigramlm.logger.config import LOGGERS
-from bigramlm.utils import files
+from bigramlm.utils import files, paths
 
 T = TypeVar("T", bound=type[Any])
 
@@ -149,7 +149,7 @@ def differing(saved: Iterable[Any]) -> list[str]:
 
 
 def _import(name: str) -> Extension:
-    path = Path(name).expanduser().absolute()
+    path = paths.typed(name, "extensions")
     source = path / "__init__.py" if path.is_dir() else path
     require(source.is_file(), f"extensions={name}: {source} does not exist; give a Python file or a package's folder")
     module_name = path.stem

@@ -34,6 +34,11 @@ class Word(NamedTuple):
     value: str
     """The value after the equals sign, without surrounding quotes."""
 
+    @property
+    def prefix(self) -> str:
+        """The characters before the field: +, ++ or ~, or none."""
+        return self.text[: len(self.text) - len(self.text.lstrip("+~"))]
+
 
 class Overrides:
     """A list of overrides, FIELD=VALUE or GROUP=CHOICE.

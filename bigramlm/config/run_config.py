@@ -225,7 +225,7 @@ def tokenizer_config(fields: dict[str, Any]) -> TokenizerConfig:
 # Fields that describe how a run was started, not the run itself.
 _NOT_HASHED = ("resume", "sweep", "base", "extensions")
 
-ADDED: frozenset[str] = frozenset({"extensions"})
+ADDED: frozenset[str] = frozenset({"extensions", "data.format"})
 """The full names of the fields that were added after `config_hash` was introduced.
 
 Hashes from before that time cover all fields that existed then, so these fields are left out of them.
@@ -338,6 +338,8 @@ def load_composed(path: Path) -> DictConfig:
                 raise UserError(f"{path}: {_missing_class(group, name, plain.get('extensions') or [])}")
             schema[group] = OmegaConf.structured(kinds[name])
         merged = OmegaConf.merge(schema, plain)
+        if "format" in merged.data and "format" not in plain.data:  # saved by a version that went by the names of files
+            merged.data.format = "suffix"
         assert isinstance(merged, DictConfig)
     except UserError:
         raise

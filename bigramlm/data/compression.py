@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
 import gzip
 import hashlib
 import io
+import lzma
 import sys
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
+
+from bigramlm.errors import UserError
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-_COMPRESSED = {".gz", ".zst"}
+READ_SIZE = 1 << 20  # bytes per read
+
+# The first bytes of compressed files. The suffixes are those of earlier versions, which went by the name.
+_OPENERS: tuple[tuple[bytes, str, Any], ...] = (
+    (b"\x1f\x8b\x08", ".gz", lambda raw: gzip.GzipFile(fileobj=raw)),
+    (b"\x28\xb5\x2f\xfd", ".zst", zstd.ZstdFile),
+    (b"BZh", "", bz2.BZ2File),
+    (b"\xfd7zXZ\x00", "", lzma.LZMAFile),
+)
 _JSONL = {".jsonl", ".ndjson"}
 
 
@@ -39,18 +54,49 @@ class HashedFile(io.RawIOBase):
         return int(n)
 
 
-def decompress(raw: io.BufferedReader, path: Path) -> io.BufferedIOBase:
-    """Return a reader that decompresses a file according to the suffix of its name."""
-    if path.suffix == ".gz":
-        return gzip.GzipFile(fileobj=raw)
-    if path.suffix == ".zst":
-        return zstd.ZstdFile(raw)
+@contextlib.contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Convert the errors of reading and decompressing a file in the block to UserError."""
+    try:
+        yield
+    except EOFError:
+        raise UserError(
+            f"{path}: the compressed file is truncated; download it again, or give the decompressed file"
+        ) from None
+    except (zlib.error, gzip.BadGzipFile, zstd.ZstdError, lzma.LZMAError) as error:
+        raise _damaged(path, error) from None
+    except OSError as error:
+        if error.errno is None:  # from bz2
+            raise _damaged(path, error) from None
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = f"not a valid compressed file: {error}"
+    return UserError(f"{path}: {reason}; download it again, or give the decompressed file")
+
+
+def decompressed(raw: io.BufferedReader[Any]) -> io.BufferedReader[Any]:
+    """Return a reader that decompresses a file if its first bytes are those of a compressed file."""
+    head = raw.peek(10)
+    for signature, _, opener in _OPENERS:
+        if head.startswith(signature) and (signature != b"BZh" or head[4:10] in (b"1AY&SY", b"\x17rE8P\x90")):
+            return io.BufferedReader(opener(raw), READ_SIZE)
     return raw
 
 
-def is_jsonl(path: Path) -> bool:
+def decompressed_by_name(raw: io.BufferedReader[Any], path: Path) -> io.BufferedIOBase:
+    """Return a reader that decompresses a file according to its suffix, as earlier versions did."""
+    for _, suffix, opener in _OPENERS:
+        if suffix and path.suffix == suffix:
+            opened: io.BufferedIOBase = opener(raw)
+            return opened
+    return raw
+
+
+def is_jsonl_by_name(path: Path) -> bool:
     """Return True if a file name ends in .jsonl or .ndjson, compressed or not.
 
-    JSONL files contain one JSON object per line. An additional suffix .gz or .zst is ignored.
+    An additional suffix .gz or .zst is ignored.
     """
-    return (path.with_suffix("") if path.suffix in _COMPRESSED else path).suffix in _JSONL
+    return (path.with_suffix("") if path.suffix in (".gz", ".zst") else path).suffix in _JSONL

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,13 +13,18 @@ from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
-from bigramlm.errors import require
+from bigramlm.errors import require, require_choice
 from bigramlm.utils import paths
+from bigramlm.utils.globs import matching_files
 
 if TYPE_CHECKING:
     from bigramlm.data.pairs import Pairs
     from bigramlm.data.text import Text
     from bigramlm.data.tokens import TokenFiles
+
+
+FORMATS = ("auto", "text", "jsonl", "json", "suffix")
+"""The values of `data.format`."""
 
 
 @dataclass
@@ -62,6 +68,7 @@ class DataConfig:
             self.files(),
             name=self.name,
             field=self.field(),
+            format=self.file_format(),
             train_fraction=self.train_fraction,
             kept_at=self.kept_in() / "text.json",
         )
@@ -78,9 +85,15 @@ class DataConfig:
         """Return the name of the JSONL field that contains the text."""
         return "text"
 
+    def file_format(self) -> str:
+        """Return the format of the files, a value of `data.format`."""
+        return "auto"
+
     def kept_in(self) -> Path:
         """Return the cache folder for the description and token files of a long text."""
         about = [str(self.file()), self.field(), self.train_fraction]
+        if self.file_format() not in ("auto", "suffix"):
+            about.append(self.file_format())
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
         name = re.sub(r"[^\w.-]+", "_", self.file().name)[:60].strip("._") or "text"
         return paths.home() / "outputs" / "prepared" / f"{name}-{key}"
@@ -92,20 +105,37 @@ class FilesConfig(DataConfig):
 
     path: str = MISSING
     """The text file, or a glob such as `texts/**/*.txt` that matches several files, relative to the working folder or
-    absolute. Files are plain text or JSONL (*.jsonl), and may be compressed (*.gz or *.zst)."""
+    absolute. Files may be compressed (gzip, zstd, bzip2 or xz)."""
+    format: str = "auto"
+    """The format of the files: `text`, `jsonl` (one JSON object per line), `json` (an array of objects), or `auto`,
+    which recognises it from the content. The saved config has the recognised format; `auto` remains if the files
+    differ. `suffix` reads files as version 0.1 did, by their names."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("data.format", self.format, FORMATS)
 
     def prepare(self, *, require_same: bool = False) -> DataConfig:  # noqa: ARG002
-        return replace(self, path=str(self.file()))  # the saved config works from any folder
+        from bigramlm.data.content import resolve_format
+        from bigramlm.data.text import file_size
+
+        files = self.files()
+        for path in files:
+            file_size(path)  # raises UserError if the file cannot be read
+        format = resolve_format(files, self.field()) if self.format == "auto" else self.format
+        return replace(self, path=str(self.file()), format=format)  # the saved config works from any folder
+
+    def file_format(self) -> str:
+        return self.format
 
     def file(self) -> Path:
-        return Path(self.path).expanduser().absolute()
+        return paths.typed_pattern(self.path, "data.path")
 
     def files(self) -> list[Path]:
-        pattern = str(self.file())
-        if not glob.has_magic(pattern) or self.file().exists():
-            return [self.file()]
-        matches = map(Path, glob.iglob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-        found = sorted(path for path in matches if path.is_file())
+        pattern = self.file()
+        if not glob.has_magic(str(pattern)) or os.path.lexists(pattern):
+            return [pattern]
+        found = matching_files(pattern)
         require(bool(found), f"data.path={self.path} matches no file; give an existing file or a different glob")
         return found
 
@@ -114,12 +144,12 @@ class FilesConfig(DataConfig):
 class TextConfig(FilesConfig):
     """A UTF-8 text in one or more files: `data=text data.path=FILE`.
 
-    A plain text file is one document. In a JSONL file, each line is one document.
+    A plain text file is one document. In JSON Lines and in a JSON array, each object is one document.
     """
 
     name: str = "text"
     text_field: str = "text"
-    """The name of the JSONL field that contains the text."""
+    """The name of the JSON field that contains the text."""
 
     def field(self) -> str:
         return self.text_field
@@ -129,22 +159,33 @@ class TextConfig(FilesConfig):
 class PairsConfig(FilesConfig):
     """Prompt-completion pairs: `data=pairs data.path=FILE.jsonl`.
 
-    Each line of a JSONL file is one example, a prompt and its completion. The loss is computed on the completions only.
-    `data.train_fraction` is the fraction of examples used for training, taken from the start of the data; the rest are
-    used for validation.
+    Each line of JSON Lines, or each item of a JSON array, is one example, a prompt and its completion. The loss is
+    computed on the completions only. `data.train_fraction` is the fraction of examples used for training, taken from
+    the start of the data; the rest are used for validation.
     """
 
     name: str = "pairs"
     path: str = MISSING
-    """The JSONL file, or a glob such as `pairs/**/*.jsonl` that matches several files, relative to the working folder
-    or absolute. Files may be compressed (*.gz or *.zst)."""
+    """The file of JSON Lines or with a JSON array, or a glob such as `pairs/**/*.jsonl` that matches several files,
+    relative to the working folder or absolute. Files may be compressed (gzip, zstd, bzip2 or xz)."""
     prompt_field: str = "prompt"
-    """The name of the JSONL field that contains the prompt. A prompt may be empty."""
+    """The name of the JSON field that contains the prompt. A prompt may be empty."""
     completion_field: str = "completion"
-    """The name of the JSONL field that contains the completion. A completion must not be empty."""
+    """The name of the JSON field that contains the completion. A completion must not be empty."""
     block_size: int = 256
     """The maximum number of tokens per row (T). If all examples are shorter, rows are as long as the longest example.
     If an example is longer, its prompt is truncated from the left and, if necessary, its completion from the right."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.format != "text",
+            "data.format=text: pairs are JSON objects with a prompt and a completion; use data.format=jsonl or json, "
+            "or data=text",
+        )
+
+    def field(self) -> str:
+        return self.prompt_field
 
     def read(self) -> Pairs:
         from bigramlm.data.pairs import read_pairs
@@ -154,6 +195,7 @@ class PairsConfig(FilesConfig):
             name=self.name,
             prompt_field=self.prompt_field,
             completion_field=self.completion_field,
+            format=self.format,
             train_fraction=self.train_fraction,
         )
 
@@ -179,7 +221,7 @@ class TokensConfig(DataConfig):
         return open_tokens(self.file())
 
     def file(self) -> Path:
-        return Path(self.path).expanduser().absolute()
+        return paths.typed(self.path, "data.path")
 
 
 @dataclass

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bigramlm.data.compression import is_jsonl
-from bigramlm.data.text import File, Piece, Reader, describe_files, file_size, get_text, sha256_of
+from bigramlm.data.reader import Reader, get_text
+from bigramlm.data.text import File, Piece, describe_files, file_size, sha256_of
 from bigramlm.errors import require
 
 log = logging.getLogger(__name__)
@@ -79,22 +79,24 @@ class Pairs:
 
 
 def read_pairs(
-    paths: Sequence[Path], *, name: str, prompt_field: str, completion_field: str, train_fraction: float
+    paths: Sequence[Path],
+    *,
+    name: str,
+    prompt_field: str,
+    completion_field: str,
+    format: str,
+    train_fraction: float,
 ) -> Pairs:
-    """Read examples from JSONL files.
+    """Read examples from files of JSON Lines or JSON arrays.
 
-    Raises UserError if the files cannot be used. The message contains the file and, for a bad line, the line number.
+    format: a value of `data.format`, but not text. Raises UserError if the files cannot be used. The message contains
+    the file and, for a bad line, the line number.
     """
     files, kept = [], []
     for path in paths:
-        require(
-            is_jsonl(path),
-            f'{path} is not a *.jsonl file: data=pairs requires one JSON object per line, such as {{"{prompt_field}": '
-            f'"2 + 3 =", "{completion_field}": " 5"}}; for plain text, use data=text',
-        )
         file_size(path)  # raises UserError if the file cannot be read
         status = path.stat()
-        reader = Reader(path, prompt_field)
+        reader = Reader(path, prompt_field, format)
         for where, value in reader.objects():
             prompt = get_text(value, prompt_field, where, setting="prompt_field")
             completion = get_text(value, completion_field, where, setting="completion_field")

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import array
 import bisect
-import codecs
 import contextlib
-import gzip
 import hashlib
-import io
 import json
 import re
+import stat
 import sys
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from bigramlm.data.compression import HashedFile, decompress, is_jsonl, zstd
+from bigramlm.data.reader import Blocks, Reader
 from bigramlm.errors import UserError, require
 from bigramlm.utils import files
 from bigramlm.utils.progress import bar
@@ -34,11 +30,7 @@ PIECE = 1 << 16
 # The preferred place for a cut is before a space between two words, which no usual tokenizer merges across.
 _CUT = re.compile(r"\w(?= \w)")
 
-READ_SIZE = 1 << 20  # bytes per read
 MAX_ENDS = 200_000  # the most document ends that are remembered to find the split
-
-Blocks = Iterable[str]
-"""A document as consecutive strings."""
 
 
 class Piece(NamedTuple):
@@ -71,13 +63,15 @@ class Text:
     name: str
     files: tuple[File, ...]
     jsonl_field: str
-    """The name of the JSONL field that contains the text."""
+    """The name of the JSON field that contains the text."""
     n_characters: int
     characters: str
     """The distinct characters of the text, sorted."""
     documents: int
     split: int
     """The number of training characters, from the start of the text. The other characters are for validation."""
+    format: str = "suffix"
+    """The format of the files: a value of `data.format`."""
     kept: list[list[str]] | None = field(default=None, repr=False, compare=False)
     """The documents, each a list of strings; None if the text is not kept in memory."""
     kept_at: Path | None = field(default=None, repr=False, compare=False)
@@ -122,7 +116,7 @@ class Text:
 
     def _documents(self) -> Iterator[Blocks]:
         for file in self.files:
-            reader = Reader(Path(file.path), self.jsonl_field)
+            reader = Reader(Path(file.path), self.jsonl_field, self.format)
             yield from reader.documents()
             if reader.sha256 != file.sha256:
                 raise self._text_changed(file)
@@ -153,24 +147,29 @@ def from_dict(about: dict[str, Any]) -> Text:
     return Text(**{**about, "files": tuple(File(**file) for file in about["files"])})
 
 
-def read_text(paths: Sequence[Path], *, name: str, field: str, train_fraction: float, kept_at: Path) -> Text:
+def read_text(
+    paths: Sequence[Path], *, name: str, field: str, format: str, train_fraction: float, kept_at: Path
+) -> Text:
     """Read a text from its files.
 
-    kept_at: the file that caches the description of a long text, so that the next run need not read the whole text.
-    Raises UserError if the files cannot be used. The message contains the file and, for bad content, the line.
+    format: a value of `data.format`. kept_at: the file that caches the description of a long text, so that the next run
+    need not read the whole text. Raises UserError if the files cannot be used. The message contains the file and, for
+    bad content, the line.
     """
     sizes = [file_size(path) for path in paths]
     cached = _load_description(paths, name, kept_at)
     if cached is not None:
         return replace(cached, kept_at=kept_at)
-    text = _read(paths, sizes, name, field, train_fraction)
+    text = _read(paths, sizes, name, field, format, train_fraction)
     if text.kept is not None:
         return text
     _save_description(text, kept_at)
     return replace(text, kept_at=kept_at)
 
 
-def _read(paths: Sequence[Path], sizes: Sequence[int], name: str, field: str, train_fraction: float) -> Text:
+def _read(
+    paths: Sequence[Path], sizes: Sequence[int], name: str, field: str, format: str, train_fraction: float
+) -> Text:
     read_files: list[File] = []
     ends = array.array("q")  # the ends of the documents, in characters from the start of the text
     seen = np.zeros(sys.maxunicode + 1, dtype=bool)
@@ -179,7 +178,7 @@ def _read(paths: Sequence[Path], sizes: Sequence[int], name: str, field: str, tr
     with bar(sum(sizes), hidden=sum(sizes) <= IN_MEMORY_UP_TO, desc="reading", unit="B", unit_scale=True) as progress:
         for path in paths:
             status = path.stat()
-            reader = Reader(path, field, progress)
+            reader = Reader(path, field, format, progress)
             for document in reader.documents():
                 start, blocks = n, []
                 for block in document:
@@ -199,7 +198,8 @@ def _read(paths: Sequence[Path], sizes: Sequence[int], name: str, field: str, tr
             read_files.append(File(str(path), status.st_size, status.st_mtime_ns, reader.sha256))
     require(n > 0, f"{describe_files(paths)}: the text is empty, so there is nothing to train on")
     characters = np.flatnonzero(seen).astype(np.uint32).tobytes().decode("utf-32-le")
-    return Text(name, tuple(read_files), field, n, characters, documents, _split(n, ends, train_fraction), kept)
+    split = _split(n, ends, train_fraction)
+    return Text(name, tuple(read_files), field, n, characters, documents, split, format, kept)
 
 
 def _split(n: int, ends: Sequence[int], train_fraction: float) -> int:
@@ -222,16 +222,21 @@ def _thin_ends(ends: array.array[int], n: int) -> array.array[int]:
 
 def file_size(path: Path) -> int:
     """Return the size of a file in bytes; raise UserError if it cannot be read."""
-    require(
-        not path.is_dir(),
-        f"{path} is a folder; give a text file, or a glob that matches text files (data.path='{path}/*.txt')",
-    )
     try:
-        return path.stat().st_size
+        status = path.stat()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give the path of an existing file (data.path=FILE)") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    require(
+        not stat.S_ISDIR(status.st_mode),
+        f"{path} is a folder; give a text file, or a glob that matches text files (data.path='{path}/*.txt')",
+    )
+    require(
+        stat.S_ISREG(status.st_mode),
+        f"{path} is a pipe or a device, which cannot be read twice; give a file, or the pipe as data.path=/dev/stdin",
+    )
+    return status.st_size
 
 
 def _load_description(paths: Sequence[Path], name: str, kept_at: Path) -> Text | None:
@@ -259,118 +264,6 @@ def _save_description(text: Text, kept_at: Path) -> None:
     with contextlib.suppress(OSError):  # without the description, the text is read again the next time
         kept_at.parent.mkdir(parents=True, exist_ok=True)
         files.write(kept_at, [json.dumps(text.to_dict(), indent=1, ensure_ascii=False).encode()])
-
-
-class Reader:
-    """A reader of the documents in a file that also computes the file's SHA-256.
-
-    A plain text file is one document. In a JSONL file, the text in `field` of each line is one document. Both kinds of
-    file may be compressed with gzip or zstd.
-    """
-
-    def __init__(self, path: Path, field: str, bar: tqdm[Any] | None = None) -> None:
-        """Store the path, the name of the JSONL field, and a progress bar in bytes."""
-        self.path = path
-        self.field = field
-        self.bar = bar
-        self.sha256 = ""
-        """The SHA-256 of the file's bytes, set after all documents or objects are read."""
-
-    def documents(self) -> Iterator[Blocks]:
-        """Yield the documents.
-
-        The caller must read each document to its end before it requests the next one.
-        """
-        if is_jsonl(self.path):
-            for where, value in self.objects():
-                yield (get_text(value, self.field, where, setting="text_field"),)
-            return
-        with self._open() as content:
-            yield self._blocks(content)
-
-    def objects(self) -> Iterator[tuple[str, Any]]:
-        """Yield the location (file and line number) and the value of each JSONL line."""
-        with self._open() as content:
-            yield from self._lines(content)
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[io.BufferedIOBase]:
-        with self._as_user_errors(), self.path.open("rb") as file:
-            hashed = HashedFile(file, self.bar)
-            yield decompress(io.BufferedReader(hashed, READ_SIZE), self.path)
-            while hashed.read(READ_SIZE):  # hash the rest of the file too
-                pass
-            self.sha256 = hashed.digest.hexdigest()
-
-    @contextlib.contextmanager
-    def _as_user_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError) as error:
-            cut = isinstance(error, EOFError)
-            reason = "the compressed file is truncated" if cut else f"not a valid compressed file: {error}"
-            raise UserError(f"{self.path}: {reason}; download it again, or give the decompressed file") from None
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be read: {error.strerror or error}") from None
-
-    def _blocks(self, content: io.BufferedIOBase) -> Iterator[str]:
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        offset = lines = 0  # the bytes and lines that are decoded
-        while True:
-            with self._as_user_errors():  # the handler in `_open` does not see errors of this generator
-                block = content.read(READ_SIZE)
-            pending = decoder.getstate()[0]
-            try:
-                text = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                raw = pending + block
-                line = lines + raw.count(b"\n", 0, error.start) + 1
-                raise UserError(
-                    f"{self.path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset "
-                    f"{offset - len(pending) + error.start:,} (line {line:,}); "
-                    "convert the file to UTF-8 first, e.g. with iconv -f latin1 -t utf-8"
-                ) from None
-            if text:
-                yield text
-            if not block:
-                return
-            offset += len(block)
-            lines += block.count(b"\n")
-
-    def _lines(self, content: io.BufferedIOBase) -> Iterator[tuple[str, Any]]:
-        for number, line in enumerate(content, start=1):
-            if not line.strip():
-                continue
-            where = f"{self.path}, line {number:,}"
-            try:
-                value = json.loads(line)
-            except UnicodeDecodeError as error:
-                raise UserError(f"{where}: not UTF-8: byte 0x{line[error.start]:02x}; convert the file first") from None
-            except (ValueError, RecursionError) as error:
-                reason = f"{error.msg} (column {error.colno:,})" if isinstance(error, json.JSONDecodeError) else error
-                raise UserError(f"{where}: the line is not valid JSON: {reason}; fix or remove the line") from None
-            yield where, value
-
-
-def get_text(value: Any, field: str, where: str, *, setting: str) -> str:
-    """Return the text in a field of a JSONL line.
-
-    where: the file and line, for messages. setting: the config field under `data` that selects `field`, for messages.
-    Raises UserError if `value` is not an object or its `field` is missing or contains no valid text.
-    """
-    require(isinstance(value, dict), f'{where}: the line is not a JSON object such as {{"{field}": "To be"}}')
-    if field not in value:
-        names = ", ".join(list(value)[:10]) or "none"
-        reason = f"the field {field!r} is missing; the fields are: {names}"
-        raise UserError(f"{where}: {reason}; select one of them with data.{setting}=NAME")
-    text = value[field]
-    if not isinstance(text, str):
-        raise UserError(f"{where}: the field {field!r} is not a string; fix or remove the line")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: field {field!r} contains an unpaired surrogate; fix or remove the line") from None
-    return text
 
 
 def split_into_pieces(document: Blocks) -> Iterator[tuple[str, bool]]:

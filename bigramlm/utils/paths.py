@@ -1,7 +1,14 @@
 """Paths of configs, texts and runs, in a checkout and in an installed package."""
 
+import contextlib
+import errno
+import glob
+import os
 import re
+import sys
 from pathlib import Path
+
+from bigramlm.errors import UserError
 
 _PACKAGE = Path(__file__).parent.parent
 _PARENT = _PACKAGE.parent
@@ -14,7 +21,55 @@ def home() -> Path:
 
     In a checkout this folder is the repository, otherwise the working directory.
     """
-    return _PARENT if IN_CHECKOUT else Path.cwd()
+    return _PARENT if IN_CHECKOUT else working_folder()
+
+
+def working_folder() -> Path:
+    """Return the folder in which the command was typed.
+
+    With hydra.job.chdir=true, Hydra changes the current folder for the duration of a job.
+    """
+    hydra_config = sys.modules.get("hydra.core.hydra_config")
+    config = hydra_config.HydraConfig.instance().cfg if hydra_config else None
+    return Path.cwd() if config is None else Path(config.hydra.runtime.cwd)
+
+
+def typed(path: str, field: str) -> Path:
+    """Return the absolute path that a user typed as the value of a field.
+
+    A leading `~` means a home folder only if there is such a user, and no file of this name. Raises UserError for a
+    path that no file can have, or that no config can store.
+    """
+    literal = working_folder() / path
+    try:
+        path.encode()
+        os.lstat(literal)
+    except UnicodeEncodeError:
+        raise UserError(f"{field}={path!r}: the name is not UTF-8, so a config cannot store it; rename it") from None
+    except ValueError as error:  # a NUL character
+        raise UserError(f"{field}={path!r}: not a path: {error}") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{field}={path[:40]}...: the path is too long for a file; give a shorter path") from None
+        if path.startswith("~"):
+            with contextlib.suppress(RuntimeError):  # there is no such user
+                return Path(path).expanduser()
+    return literal
+
+
+def typed_pattern(pattern: str, field: str) -> Path:
+    """Return the absolute path of a file, or the pattern that a user typed.
+
+    In a pattern, the leading folders that exist are taken literally, also if their names contain brackets. The
+    errors are those of `typed`.
+    """
+    path = typed(pattern, field)
+    if not glob.has_magic(pattern) or os.path.lexists(path):
+        return path
+    folder, rest = Path(path.anchor), list(path.parts[1:])
+    while rest and (folder / rest[0]).is_dir():
+        folder /= rest.pop(0)
+    return Path(glob.escape(str(folder)), *rest)
 
 
 def conf_dir() -> Path:
@@ -26,7 +81,10 @@ def conf_dir() -> Path:
 
 
 def program(name: str) -> str:
-    """Return the start of a command line: `python scripts/NAME.py`, or `bigramlm-NAME` if installed."""
+    """Return how the command is typed here.
+
+    This is `python scripts/NAME.py` in a checkout, and `bigramlm-NAME` for an installed package.
+    """
     return f"python scripts/{name}.py" if IN_CHECKOUT else f"bigramlm-{name}"
 
 

@@ -114,3 +114,11 @@ def test_defaults_still_match_old_hashes() -> None:
         group = "" if name == "run" else name.split(".")[0] + "."
         added |= {f"{group}{field}" for field in now.keys() - known[name].keys() - {*KINDS, *one_kind}}
     assert added == config.ADDED, "ADDED lists the fields that old hashes lack"
+
+
+def test_a_config_of_an_earlier_version_reads_its_text_as_then(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(run_config("data=text", "data.path=a.json")), "utf-8")
+    assert getattr(config.load(path).data, "format") == "auto"  # noqa: B009 - not every dataset has it
+    path.write_text(path.read_text("utf-8").replace("  format: auto\n", ""), "utf-8")
+    assert getattr(config.load(path).data, "format") == "suffix"  # noqa: B009

@@ -18,9 +18,11 @@ from bigramlm.data.text import Text, TextChanged, check_length, read_text, split
 from tests.helpers import refuses
 
 
-def read(*files: Path, name: str = "text", field: str = "text", train_fraction: float = 0.9) -> Text:
+def read(
+    *files: Path, name: str = "text", field: str = "text", train_fraction: float = 0.9, format: str = "auto"
+) -> Text:
     kept_at = files[0].parent / "kept" / "text.json"
-    return read_text(list(files), name=name, field=field, train_fraction=train_fraction, kept_at=kept_at)
+    return read_text(list(files), name=name, field=field, format=format, train_fraction=train_fraction, kept_at=kept_at)
 
 
 def write(path: Path, content: bytes | str) -> Path:
@@ -188,14 +190,14 @@ def test_split_needs_one_token_more_than_a_block() -> None:
 
 
 def test_text_is_read_unchanged(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.txt", "\ufeffline\r\nüber\n")
+    path = write(tmp_path / "a.txt", "line\r\nüber\ufeff\n")
     text = read(path)
-    assert documents(text) == ["\ufeffline\r\nüber\n"]
+    assert documents(text) == ["line\r\nüber\ufeff\n"]
     assert text.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_characters_across_read_blocks_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigramlm.data.text.READ_SIZE", 3)
+    monkeypatch.setattr("bigramlm.data.reader.READ_SIZE", 3)
     content = "日本\n\U0001f40dé"
     assert documents(read(write(tmp_path / "a.txt", content))) == [content]
     with refuses("b.txt", "0xff", "offset 14", "line 2"):
@@ -234,7 +236,7 @@ def test_truncated_archive_is_refused(tmp_path: Path, name: str) -> None:
         path.write_bytes(raw[:length])
         with refuses(path, "truncated"):
             read(path)
-    path.write_bytes(b"no archive at all")
+    path.write_bytes(b"no archive at all, but \xc3\x28")
     with refuses(path, "not a valid compressed file"):
         read(path)
 
@@ -265,6 +267,7 @@ def test_glob_returns_files_in_order(tmp_path: Path) -> None:
 
 def test_relative_path_is_saved_as_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.txt", "a text")
     prepared = TextConfig(path="a.txt").prepare()
     assert prepared.file() == tmp_path / "a.txt"
     assert isinstance(prepared, TextConfig)

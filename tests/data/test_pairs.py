@@ -353,7 +353,7 @@ def test_generation_stops_when_every_row_has_ended(until: int | None, calls: int
 
 GOOD = '{"prompt": "a", "completion": "b"}\n'
 BAD: dict[str, tuple[str | None, str, dict[str, Any], tuple[str, ...]]] = {
-    "not JSONL": ("a.txt", GOOD, {}, ("a.txt", "*.jsonl", "data=text")),
+    "not JSON": ("a.txt", "a text\n", {}, ("a.txt", "JSON Lines", "data=text")),
     "no such file": (None, "", {}, ("a.jsonl", "data.path=FILE")),
     "empty": ("a.jsonl", "\n", {}, ("a.jsonl", "no examples")),
     "one example": ("a.jsonl", GOOD, {}, ("a.jsonl", "one example")),

@@ -140,7 +140,7 @@ class TrainingOnly(Attention):
 
 
 class Normalised(Attention):
-    """A model with a BatchNorm over positions, which sees later tokens in training mode only."""
+    """A model with a BatchNorm over positions: it sees later tokens in training."""
 
     def __init__(self, *, vocab_size: int, block_size: int) -> None:
         super().__init__(vocab_size=vocab_size, block_size=block_size)

@@ -1,0 +1,291 @@
+"""One-line messages for mistakes in overrides and presets.
+
+Hydra's own messages take several lines, and advise adding a field with `+`, which bigramlm refuses.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hydra.conf import HydraConf
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
+
+from bigramlm.config.overrides import FREE_TEXT, Overrides
+from bigramlm.config.run_config import GROUPS, KINDS, RunConfig, flat
+from bigramlm.errors import UserError, require
+from bigramlm.utils import paths
+from bigramlm.utils.console import relative
+
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
+"""The exceptions that a mistake in an override or a preset raises, when Hydra composes the config."""
+
+_HOW_TO_SET = "set fields with FIELD=VALUE (--help lists them)"
+
+# The types in OmegaConf's messages, in the user's words.
+_TYPES = {"Float": "a number such as 1e-3", "Integer": "a whole number"}
+
+
+def names_of(schema: type[Any] = RunConfig) -> list[str]:
+    """List the groups and fields of a config, with those of all kinds of each group."""
+    plain = OmegaConf.to_container(OmegaConf.structured(schema))
+    assert isinstance(plain, dict)
+    names = [*map(str, plain), *flat({str(name): value for name, value in plain.items()})]
+    for group in [group for group in KINDS if group in plain]:
+        names += [f"{group}.{field.name}" for kind in KINDS[group].values() for field in fields(kind)]
+    return list(dict.fromkeys([*names, *(GROUPS if schema is RunConfig else [])]))
+
+
+def check_words(
+    words: Sequence[str],
+    names: Sequence[str] = (),
+    free_text: Sequence[str] = FREE_TEXT,
+    folders: Sequence[Path] = (),
+) -> None:
+    """Refuse arguments that are not overrides, and new fields; suggest the right spelling.
+
+    words: the arguments without flags. names: the groups and fields; those of a run if empty. free_text: the fields
+    whose values are taken literally. folders: the folders of presets. Raises UserError, and Hydra's exceptions for a
+    malformed override.
+    """
+    names, overrides = names or names_of(), Overrides.typed(words, free_text)
+    for at, (text, word) in enumerate(zip(words, overrides, strict=True)):
+        name, equals, value = text.partition("=")
+        if not equals and word.prefix != "~":
+            bare = list(itertools.takewhile(lambda other: "=" not in other, words[at:]))
+            raise UserError(_bare(bare, words[at - 1] if at else "", words[at + len(bare) :], names, free_text))
+        field = name.strip()[len(word.prefix) :]
+        require(field != "", f"{text}: a field is missing; {_HOW_TO_SET}")
+        written = _quoted(f"{name.strip()}={value.strip()}")
+        require(name == name.strip(), f"{text}: there must be no space before the =; write {written}")
+        if word.prefix in ("+", "++"):
+            is_group = field in GROUPS and field in names
+            require(
+                not is_group or field == "experiment",
+                f"{text}: the group exists, so omit the {word.prefix}: {field}={value}",
+            )
+            is_users = any((folder / field.partition("@")[0]).is_dir() for folder in folders)
+            require(is_users or _is_known(field, names), _unknown(f"{field}={value}", names, typed=text))
+    _check_choices(overrides)
+
+
+def check_flag(flag: str, value: str, names: Sequence[str] = ()) -> None:
+    """Refuse a flag that the command does not have; suggest the field that is meant.
+
+    value: the argument after the flag. names: the groups and fields; those of a run if empty. Raises UserError.
+    """
+    names = names or names_of()
+    name, equals, given = flag.lstrip("-").replace("-", "_").partition("=")
+    has_value = not equals and value != "" and not value.startswith("-") and "=" not in value
+    meant = given if equals else value if has_value else "VALUE"
+    similar = _or(f"{other}={meant}" for other in nearest(name, names))
+    advice = f"write {name}={meant}" if name in names else f"did you mean {similar}?" if similar else "see --help"
+    shown = f"{flag} {value}" if has_value else flag
+    raise UserError(f"{shown}: unknown flag; fields are set without dashes, as FIELD=VALUE; {advice}")
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """List the names that are most similar to a name, at most three.
+
+    The last parts are compared too, so that `lr` and `trainer.lr` mean `optim.lr`.
+    """
+
+    def similarity(other: str) -> float:
+        pairs = ((name, other), (name.rpartition(".")[2], other.rpartition(".")[2]))
+        return max(difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio() for a, b in pairs)
+
+    rated = {other: similarity(other) for other in names}
+    best = max(rated.values(), default=0.0)
+    return [other for other, rating in rated.items() if rating == best >= 0.6][:3]
+
+
+def explained(error: BaseException, names: Sequence[str] = ()) -> UserError:
+    """Return one of CONFIG_ERRORS as a UserError in one line.
+
+    names: the groups and fields that may be meant; those of a run if empty.
+    """
+    names = names or names_of()
+    if isinstance(error, YAMLError):
+        return UserError(_damaged(error))
+    if isinstance(error, MissingConfigException):
+        return UserError(_missing(error))
+    if isinstance(error, OverrideParseException):
+        return UserError(_malformed(error, names))
+    match = re.fullmatch(r"(?:In '([^']*)': )?([\s\S]*)", str(error))
+    where, text = match.groups() if match else ("", "")
+    text = f"{text}\n{error.__cause__ or ''}"
+    message = _about_values(text, names) or _about_names(text, names) or _flattened(text)
+    return UserError(f"{where}.yaml: {message}" if where else message)
+
+
+def _about_values(text: str, names: Sequence[str]) -> str | None:
+    """Return the message for several values, or for a value of a wrong type."""
+    if match := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
+        field, _, value = match[1].partition("=")
+        as_list = "" if "(" in value else f", or write {field}=[{value}] for a list"
+        return f"{match[1]}: gives several values; add -m to sweep over them{as_list}"
+    key = re.search(r"full_key: (\S+)", text)
+    if key is None:
+        return None
+    field = re.sub(r"\[\d+\]$", "", key[1])
+    override = re.match(r"Error merging override (.*)", text)
+    given = override[1] if override else field
+    if override and given.lstrip("+").partition("=")[0] not in (field, key[1]) and not given.startswith("~"):
+        return _unknown(given, names)  # below a field, such as optim.lr.x
+    value = "" if override else " the value"
+    if match := re.search(r"Value '(.*)' of type '.*' could not be converted to (Float|Integer)", text):
+        whole = re.fullmatch(r"(-?\d+)\.0", match[1]) if match[2] == "Integer" else None
+        value = "" if override else f" {match[1]}"
+        return f"{given}:{value} must be {_TYPES[match[2]]}{f', such as {whole[1]}' if whole else ''}"
+    if "is not a valid bool" in text:
+        return f"{given}:{value} must be true or false"
+    if "is not Optional" in text:
+        return f"{given}:{value} cannot be null; omit {field}= for the default"
+    if match := re.search(r"expected one of \[(.*)\]", text):
+        return f"{given}:{value} must be one of {match[1]}"
+    if "is not a ListConfig, list or tuple" in text:
+        return f"{given}:{value} must be a list, such as {field}=[{given.partition('=')[2]}]"
+    return None
+
+
+def _about_names(text: str, names: Sequence[str]) -> str | None:
+    """Return the message for a field or group that does not exist, or exists already."""
+    if match := re.match(r"Could not append to config\. An item is already at '.*'\.\n.*: '(.*)'", text):
+        return f"+{match[1]}: the field exists, so omit the +: {match[1]}"
+    if match := re.match(r"Could not override '.*'[\s\S]*use \+(.*)", text):
+        return _unknown(match[1], names)
+    if match := re.match(r"Could not (override|delete) (?:from config\. )?'([^'=]*)", text):
+        return _unknown(match[2], names, typed="~" * (match[1] == "delete") + match[2])
+    if match := re.search(r"Key '(.*)' not in '.*'\n\s*full_key: (.*)", text):
+        if match[1] == match[2] == "experiment":  # Hydra has put the content of the file below this key
+            return "the file is no recipe; its first line must be: # @package _global_"
+        return _unknown(match[2], names)
+    if match := re.match(r"Error merging override (~\S+)[\s\S]*does not support deletion", text):
+        return f"{match[1]}: a field cannot be deleted; omit {match[1]}"
+    return None
+
+
+def _bare(bare: list[str], before: str, after: Sequence[str], names: Sequence[str], free_text: Sequence[str]) -> str:
+    """Return the message for arguments without an equals sign.
+
+    bare: these arguments. before, after: the argument before them, and those after them.
+    """
+    if after and after[0].startswith("="):  # optim.lr =0.1, or optim.lr = 0.1
+        bare = [*bare, *filter(None, [after[0][1:], *itertools.takewhile(lambda other: "=" not in other, after[1:])])]
+    text, joined, field = bare[0], " ".join(bare), before.partition("=")[0].lstrip("+")
+    if before.endswith(",") or text.startswith(","):
+        return f"{before} {joined}: the list has a space; write {_quoted(before + ''.join(bare))}"
+    if before.endswith("="):
+        return f"{before} {joined}: there must be no space after the =; write {_quoted(before + joined)}"
+    name, _, value = re.split(r"(:|\s|$)\s*", text, maxsplit=1)
+    values = " ".join([value, *bare[1:]]).strip() or "VALUE"
+    if name in names:
+        return f"{joined}: write {_quoted(f'{name}={values}')}"
+    if field in free_text:
+        whole = f"{before} {joined}"
+        return f"{whole}: put the argument in quotes, because it contains spaces: {shlex.quote(whole)}"
+    if not text:
+        return f"an argument is empty, after {before or 'the name of the command'}; omit it"
+    similar = _or(f"{other}={values}" for other in nearest(name, names))
+    return f"{joined}: is not an override; {f'did you mean {similar}?' if similar else _HOW_TO_SET}"
+
+
+def _check_choices(overrides: Overrides) -> None:
+    # Hydra reports a traceback if the choice of a group is a number, true, false or null.
+    for override in overrides.parsed():
+        group = override.key_or_group
+        if override.is_delete() or override.is_sweep_override() or not (group in GROUPS or "/" in group):
+            continue
+        choices = ", ".join(_presets(group, [paths.conf_dir()]))
+        require(
+            isinstance(override.value(), (str, list, dict)),
+            f"{override.input_line}: choose one of {choices}, or omit {group}=",
+        )
+
+
+def _unknown(override: str, names: Sequence[str], *, typed: str = "") -> str:
+    """Return the message for a field or group that does not exist, or not with the chosen kinds."""
+    name, equals, value = override.partition("=")
+    group, _, field = name.partition(".")
+    typed = typed or override
+    if match := re.match(r"hydra\.(launcher|sweeper)\.", name):
+        return f"{typed}: the chosen {match[1]} has no such field; choose the {match[1]} with hydra/{match[1]}=NAME"
+    if group == "hydra":
+        names = [f"hydra.{other}" for other in names_of(HydraConf)]
+    kinds = [kind for kind, schema in KINDS.get(group, {}).items() if field in {of.name for of in fields(schema)}]
+    if name in names and kinds:
+        return f"{typed}: this field exists only with {group}={_or(kinds)}; choose one of them, or omit {name}="
+    similar = _or(f"{other}{equals}{value}" for other in nearest(name, names))
+    return f"{typed}: there is no field or group {name}; " + (f"did you mean {similar}?" if similar else "see --help")
+
+
+def _missing(error: MissingConfigException) -> str:
+    """Return the message for a preset that does not exist, with the choices."""
+    match = re.match(r"(?:In '(.*)': )?Could not (?:find|load) '(.*)/(.*)'", str(error))
+    if match is None:
+        return _flattened(str(error))
+    where, group, name = match.groups()
+    folders = [Path(path) for path in re.findall(r"path=file://(.*)", str(error))]
+    choices = list(error.options or _presets(group, folders))
+    similar = difflib.get_close_matches(name, choices, n=1)
+    hint = f"did you mean {group}={similar[0]}? " if similar else ""
+    message = f"{group}={name}: there is no such preset; {hint}The choices are {', '.join(choices)}"
+    return f"{where}.yaml: {message}" if where and "/" in where else message
+
+
+def _presets(group: str, folders: Sequence[Path]) -> list[str]:
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+
+
+def _malformed(error: OverrideParseException, names: Sequence[str]) -> str:
+    """Return the message for an override that Hydra's parser refuses."""
+    (word,) = Overrides([str(error.override)])
+    name, _, value = word.text.partition("=")
+    if not _is_known(name[len(word.prefix) :], names):
+        return _unknown(word.text, names)
+    text = value.strip("\"'")
+    return (
+        f"{word.text}: the value has a character that needs quotes; for a text, use two pairs of quotes: "
+        + shlex.quote(f'{name}="{text}"')
+    )
+
+
+def _damaged(error: YAMLError) -> str:
+    mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
+    if mark is None or not isinstance(error, MarkedYAMLError):
+        return f"a preset is not valid YAML: {_flattened(str(error))}"
+    return f"{relative(Path(mark.name))}, line {mark.line + 1}: this is not valid YAML: {error.problem}"
+
+
+def _is_known(field: str, names: Sequence[str]) -> bool:
+    # Elements of a field, settings of Hydra, and packages (optim@x) are left to Hydra.
+    leaves = set(names) - {name.rpartition(".")[0] for name in names}
+    parents = set(itertools.accumulate(field.partition("@")[0].split("."), lambda one, other: f"{one}.{other}"))
+    return bool(parents & leaves) or field.partition("@")[0] in names or re.match(r"hydra\b", field) is not None
+
+
+def _flattened(text: str) -> str:
+    # Lines about Hydra's syntax and its search path do not help here.
+    hidden = ("To append", "full_key", "object_type", "reference_type", "See https")
+    stripped = (line.strip().rstrip(".") for line in text.partition("\nConfig search path:")[0].splitlines())
+    shown = dict.fromkeys(line for line in stripped if line and not line.startswith(hidden))
+    first, *options = ", ".join(shown).split(":, ")
+    return ": ".join([first, *options])
+
+
+def _quoted(override: str) -> str:
+    return shlex.quote(override) if re.search(r"\s", override) else override
+
+
+def _or(names: Iterable[str]) -> str:
+    *others, last = list(names) or [""]
+    return f"{', '.join(others)} or {last}" if others else last

@@ -1,0 +1,60 @@
+"""Texts that are piped to a command: `zcat big.gz | python scripts/train.py data=text data.path=/dev/stdin`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from bigramlm.errors import UserError, require
+from bigramlm.utils import files, paths
+
+_READ_SIZE = 1 << 20
+
+
+def kept_text(content: bytes) -> Path:
+    """Return a file in outputs/texts/ with this content, named after the content."""
+    return _kept(iter([content]))
+
+
+def keep_piped(path: str, field: str) -> str:
+    """Return the path of a file with the content of a pipe that the command has inherited.
+
+    A pipe can be read only once, but a text is read several times, also to resume the run. Any other path is returned
+    unchanged. Raises UserError if the pipe is empty or closed.
+    """
+    if not re.fullmatch(r"/dev/stdin|/dev/fd/\d+|/proc/self/fd/\d+", path):
+        return path
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - the path is a string that must not be resolved
+        if stat.S_ISREG(mode):  # the command was called with < FILE
+            return str(Path(path).resolve())
+        require(
+            stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode),
+            f"{field}={path}: nothing is piped to this command; pipe a text, or give a file",
+        )
+        return str(_kept(_blocks(int(path.rpartition("/")[2].replace("stdin", "0")))))
+    except OSError as error:
+        raise UserError(f"{field}={path}: cannot be read: {error.strerror}; pipe a text, or give a file") from None
+
+
+def _blocks(fd: int) -> Iterator[bytes]:
+    while block := os.read(fd, _READ_SIZE):
+        yield block
+
+
+def _kept(blocks: Iterator[bytes]) -> Path:
+    folder, digest = paths.home() / "outputs" / "texts", hashlib.sha256()
+
+    def hashed() -> Iterator[bytes]:
+        for block in blocks:
+            digest.update(block)
+            yield block
+
+    folder.mkdir(parents=True, exist_ok=True)
+    unnamed = files.temporary_path(folder / "text")
+    files.write(unnamed, hashed())
+    return unnamed.replace(folder / f"{digest.hexdigest()[:16]}.txt")
