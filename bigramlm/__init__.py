@@ -4,6 +4,7 @@ The functions `train`, `sweep`, `load` and `compose` do in Python what the comma
 fast, because torch and Hydra are imported by the first call.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from bigramlm.errors import UserError
@@ -25,3 +26,17 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _module_to_run() -> str:
+    # The NAME of `python -m bigramlm.NAME`, while Python looks for this module.
+    words = iter(sys.orig_argv[1:] if sys.argv[:1] == ["-m"] else [])
+    option = next((word for word in words if word.startswith("-") and word.endswith("m")), None)
+    package, _, name = (next(words, "") if option else "").partition(".")
+    return name if package == "bigramlm" and "." not in name and name != "__main__" else ""
+
+
+if _module_to_run():  # no module beside this one is a command: Python would report an error, or run nothing
+    from bigramlm.__main__ import refuse_module
+
+    refuse_module(_module_to_run())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
-from bigramlm.cli.common import command
-from bigramlm.errors import require
+from bigramlm.cli.common import command, exit_codes
+from bigramlm.errors import UserError, require
 from bigramlm.utils.console import show
 
 COMMANDS = {
@@ -33,6 +33,14 @@ def main() -> None:
     require(name in COMMANDS, f"{name}: unknown command; choose one of {', '.join(COMMANDS)}")
     sys.argv = [f"python -m bigramlm {name}", *arguments]
     importlib.import_module(COMMANDS[name][0]).main()
+
+
+def refuse_module(name: str) -> None:
+    """Refuse `python -m bigramlm.NAME`, and name the command that is meant."""
+    meant = name.removesuffix("_tool")  # checkpoint_tool is an old name
+    advice = f"type: python -m bigramlm {meant} ..." if meant in COMMANDS else "python -m bigramlm lists the commands"
+    with exit_codes():
+        raise UserError(f"python -m bigramlm.{name}: this module is not a command; {advice}")
 
 
 if __name__ == "__main__":

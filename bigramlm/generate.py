@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bigramlm.device.device import Device
+from bigramlm.errors import UserError
 from bigramlm.model.base import LanguageModel
 
 
@@ -101,4 +102,12 @@ def draw(logits: Tensor, *, temperature: float, top_k: int, top_p: float, genera
         ranked_p, ranked = p.sort(dim=-1, descending=True, stable=True)
         likelier_p = ranked_p.cumsum(dim=-1) - ranked_p  # the probability of all likelier tokens
         p = p.scatter(-1, ranked, ranked_p.masked_fill(likelier_p >= top_p, 0.0))
-    return torch.multinomial(p, 1, generator=generator)
+    try:
+        return torch.multinomial(p, 1, generator=generator)
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):
+            raise
+        raise UserError(
+            "no token can be sampled, because the model computes logits that are NaN or infinite: its weights are "
+            "damaged or too large; use a different checkpoint"
+        ) from None

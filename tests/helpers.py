@@ -88,7 +88,7 @@ def composed(*overrides: str) -> DictConfig:
     """Compose a config from overrides with Hydra."""
     set_up_hydra()
     with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
-        return compose("train", command_line(list(overrides)))
+        return compose("train", command_line(list(overrides), sweeps=False))
 
 
 def run_config(*overrides: str) -> RunConfig:

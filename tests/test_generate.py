@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from bigramlm.device.device import Device
-from bigramlm.generate import generate, stream
+from bigramlm.generate import draw, generate, stream
 from bigramlm.model.bigram import Bigram
 from bigramlm.model.config import GPTConfig
 from bigramlm.model.gpt import GPT
-from tests.helpers import PRESETS, Stub, build, run_config, small
+from tests.helpers import PRESETS, Stub, build, refuses, run_config, small
 
 DEVICE = Device(torch.device("cpu"), "fp32", compile=False)
 V, BLOCK = 11, 8
@@ -85,3 +85,11 @@ def test_extreme_temperatures_do_not_overflow(temperature: float) -> None:
     ids = generate(model, start, 20, temperature=temperature, seed=0, device=DEVICE)
     likeliest = generate(model, start, 20, temperature=0.0, seed=0, device=DEVICE)
     assert torch.equal(ids, likeliest) == (temperature < 1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("settings", [{}, {"top_k": 2}, {"top_p": 0.5}], ids=str)
+def test_logits_that_are_not_numbers_are_refused_in_one_line(settings: dict[str, float], value: float) -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, value, 2.0]])
+    with refuses("NaN", "weights", "checkpoint"):
+        draw(logits, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, **settings}, generator=torch.Generator())  # type: ignore[arg-type]

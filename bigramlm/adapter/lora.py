@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bigramlm.adapter.config import ALL_LINEAR, LoRAConfig
 from bigramlm.errors import require
+from bigramlm.utils.tensors import require_finite
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -102,7 +103,8 @@ class LoRA:
     def load(self, folder: Path) -> None:
         """Load the adapter's tensors from a folder.
 
-        Raises ValueError if the names or shapes of the saved tensors differ from those of this adapter.
+        Raises ValueError if the names or shapes of the saved tensors differ from those of this adapter, and UserError
+        if the tensors are not finite.
         """
         from peft import set_peft_model_state_dict
 
@@ -115,6 +117,7 @@ class LoRA:
             shape, expected_shape = tuple(tensor.shape), tuple(expected[name].shape)
             if shape != expected_shape:
                 raise ValueError(f"{name} has shape {shape}, but the adapter config requires {expected_shape}")
+        require_finite(folder / ADAPTER, tensors.items())
         set_peft_model_state_dict(self._peft_model, tensors)
 
     def merge(self) -> None:

@@ -12,22 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from bigramlm.api.run import Run, Sweep
 from bigramlm.api.state import exclusive, torch_state
 from bigramlm.config.extensions import import_extensions, names_in
+from bigramlm.config.mistakes import CONFIG_ERRORS
 from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import RunConfig, to_run_config
-from bigramlm.engine.command_line import command_line, set_up_hydra
+from bigramlm.data.piped import kept_text
+from bigramlm.engine.command_line import command_line, job_overrides, open_hydra, refuse_ranks, set_up_hydra
 from bigramlm.engine.failures import CommandExit, as_user_error
 from bigramlm.engine.job import train as train_run
 from bigramlm.engine.resume import SAVED
@@ -36,7 +33,6 @@ from bigramlm.model.config import PythonConfig
 from bigramlm.runs import find
 from bigramlm.runs.folder import RunFolder
 from bigramlm.sweeps.job import run_context, run_job
-from bigramlm.utils import files, paths
 from bigramlm.utils.stop import Stopped
 
 if TYPE_CHECKING:
@@ -65,11 +61,9 @@ def train(
     user can fix, and any other exception unchanged.
     """
     _check(overrides, unknown, "train")
+    refuse_ranks()
     with _translated("train", overrides):
         words = _words(overrides, model=model, text=text, data=data)
-        several = [override.input_line for override in Overrides(words).parsed() if override.is_sweep_override()]
-        if several:
-            raise UserError(f"{several[0]}: gives several values, but train() makes one run; use bigramlm.sweep()")
         folder, stopped_by = _train(words, model)
     _pass_on(stopped_by)
     return Run(folder, model=model)
@@ -89,6 +83,7 @@ def sweep(
     stopped by Ctrl-C. Raises UserError if no run could start.
     """
     _check(overrides, unknown, "sweep")
+    refuse_ranks()
     from torch import nn
 
     require(
@@ -130,7 +125,7 @@ def compose(*overrides: str) -> RunConfig:
     _check(overrides, {}, "compose")
     with _translated("compose", overrides):
         words = _words(overrides)
-        with _hydra():
+        with open_hydra():
             return to_run_config(hydra_compose("train", words))
 
 
@@ -164,22 +159,9 @@ def _translated(name: str, overrides: Sequence[str]) -> Iterator[None]:
     except CommandExit as ended:
         if ended.error is None:  # `_sweep` handles the exit of a sweep that has reported its results
             raise
-        raise _as_user_error(ended.error) from ended.error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise _as_user_error(error) from error
-
-
-def _as_user_error(error: BaseException) -> BaseException:
-    if not isinstance(error, (HydraException, OmegaConfBaseException)):
-        return as_user_error(error)
-    # Hydra's messages have several lines. Those about its syntax and its search path do not help here.
-    texts = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
-    texts = [text.partition("\nConfig search path:")[0] for text in texts]
-    hidden = ("To append", "full_key", "object_type", "reference_type", "See https")
-    lines = [line.strip().rstrip(".") for text in texts for line in text.splitlines()]
-    shown = dict.fromkeys(line for line in lines if line and not line.startswith(hidden))
-    first, *options = ", ".join(shown).split(":, ")
-    return UserError(": ".join([first, *options]))
+        raise as_user_error(ended.error) from ended.error
+    except CONFIG_ERRORS as error:
+        raise as_user_error(error) from error
 
 
 def _words(
@@ -222,20 +204,20 @@ def _words(
         config = OmegaConf.structured(PythonConfig(source=name_of(model)))
         ConfigStore.instance().store(SAVED, config, group="model")
         first.append(f"model={SAVED}")
-    flag = ["-m"] if sweeps else []
-    words = command_line([*flag, *first, *overrides], has_model=model is not None)
-    return [*_QUIET, *(word for word in words if word not in flag)]
+    words = command_line([*first, *overrides], sweeps=sweeps, has_model=model is not None)
+    several = [str(override.input_line) for override in Overrides(words).parsed() if override.is_sweep_override()]
+    require(
+        sweeps or not several,
+        f"{', '.join(several)}: gives several values for one run; bigramlm.sweep() makes a run for each of them",
+    )
+    return [*_QUIET, *words]
 
 
 def _stored(text: object) -> Path:
     # A text is kept in a file that is named after its content, so that the run can be resumed and continued.
     if not isinstance(text, str):
         raise UserError(f"text={type(text).__name__}: must be a str that contains the text; use data= for a file")
-    path = paths.home() / "outputs" / "texts" / f"{files.sha256_of(text)[:16]}.txt"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, [text.encode("utf-8")])
-    return path
+    return kept_text(text.encode("utf-8"))
 
 
 def _train(words: list[str], model: nn.Module | ModelFactory | None) -> tuple[Path, int | None]:
@@ -244,17 +226,15 @@ def _train(words: list[str], model: nn.Module | ModelFactory | None) -> tuple[Pa
     raised: list[Exception] = []
 
     def job(composed: DictConfig) -> None:
-        hydra_cfg = HydraConfig.get()
-        folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
+        folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
         folders.append(folder.path)
-        overrides = Overrides(hydra_cfg.overrides.task).without_choice(SAVED)
         try:
-            train_run(composed, folder, overrides, replace(run_context(folder.path), model=model))
+            train_run(composed, folder, job_overrides(), replace(run_context(folder.path), model=model))
         except Exception as error:  # Hydra would print it
             raised.append(error)
 
     try:
-        with torch_state(), _hydra() as hydra:
+        with torch_state(), open_hydra() as hydra:
             hydra.run("train", job, words)
     except Stopped as stopped:
         return folders[0], stopped.signal
@@ -265,7 +245,7 @@ def _train(words: list[str], model: nn.Module | ModelFactory | None) -> tuple[Pa
 
 def _sweep(words: list[str], model: ModelFactory | None) -> tuple[Path, int | None]:
     # Returns the sweep folder, and the signal that stopped the sweep, if any.
-    with torch_state(), _hydra() as hydra:
+    with torch_state(), open_hydra() as hydra:
         config = hydra.compose_config("train", words, RunMode.MULTIRUN, with_log_configuration=False)
         folder = Path(config.hydra.sweep.dir).absolute()
         try:
@@ -281,17 +261,8 @@ def _sweep(words: list[str], model: ModelFactory | None) -> tuple[Path, int | No
 
 def _job(composed: DictConfig, model: ModelFactory | None = None) -> float | None:
     # A job of a sweep, perhaps in another process.
-    hydra_cfg = HydraConfig.get()
-    overrides = Overrides(hydra_cfg.overrides.task).without_choice(SAVED).without("sweep")
-    return run_job(composed, RunFolder(Path(hydra_cfg.runtime.output_dir)), overrides, model=model)
-
-
-@contextmanager
-def _hydra() -> Iterator[Hydra]:
-    with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        yield hydra
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    return run_job(composed, folder, job_overrides().without("sweep"), model=model)
 
 
 def _pass_on(number: int | None) -> None:

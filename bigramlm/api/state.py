@@ -19,8 +19,9 @@ from omegaconf.basecontainer import BaseContainer
 from tqdm import TqdmWarning
 
 from bigramlm.config.run_config import register_schemas
+from bigramlm.engine.failures import normalise_full_error
 from bigramlm.errors import UserError
-from bigramlm.utils.console import muted
+from bigramlm.utils.console import muted, open_streams
 
 # Held while a run is in progress: Hydra, logging and PyTorch have one state per process.
 _lock = threading.Lock()
@@ -46,7 +47,8 @@ def exclusive(name: str) -> Iterator[None]:
         )
     try:
         _owner["pid"] = os.getpid()
-        with preserved(), muted():
+        with open_streams(), preserved(), muted():
+            normalise_full_error()
             yield
     finally:
         _lock.release()

@@ -7,4 +7,6 @@ The optimizer state is saved by parameter name and not by parameter index.
 
 A checkpoint records the step of the last evaluation. A resumed run repeats this evaluation, and the record prevents
 early stopping from counting it twice.
+
+A run deletes its old checkpoints at any moment. Other processes that read one of them continue with the newest one.
 """

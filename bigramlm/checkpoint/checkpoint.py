@@ -5,11 +5,9 @@ Reading a checkpoint executes no code from it, because its files are safetensors
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,19 +26,20 @@ from bigramlm.checkpoint.format import (
     STATE,
     TOKENIZER,
     TRAINING,
-    UNREADABLE,
-    first_line,
+    MissingCheckpointError,
     manifest_entry,
     manifest_text,
     read_manifest,
     write_manifest,
 )
+from bigramlm.checkpoint.reading import CheckpointFolder
 from bigramlm.checkpoint.state import allocate_count_tables, by_index, device_of, truncate_positions
 from bigramlm.errors import UserError, require
 from bigramlm.model.base import is_count_table
 from bigramlm.tokenizer.base import Tokenizer
 from bigramlm.tokenizer.config import TokenizerConfig
 from bigramlm.utils import files, paths
+from bigramlm.utils.tensors import require_finite
 
 log = logging.getLogger(__name__)
 
@@ -75,15 +74,28 @@ class Progress:
     """The step of the last evaluation; -1 before the first evaluation."""
 
 
-class Checkpoint:
-    """A complete checkpoint, in which every file matches its SHA-256 in the manifest."""
+class Checkpoint(CheckpointFolder):
+    """A complete checkpoint, in which every file matches its SHA-256 in the manifest.
+
+    The run of the checkpoint may delete or replace the folder at any time. Its other users then read the checkpoint
+    that `reopen` returns, if it is set.
+    """
 
     def __init__(self, path: Path) -> None:
         """Verify every file against the manifest and read the progress.
 
-        Raises UserError for the first file that is missing or damaged.
+        Raises UserError for the first file that is missing or damaged, and MissingCheckpointError if the folder does
+        not exist, or is deleted meanwhile.
         """
-        self.path = path
+        super().__init__(path)
+        try:
+            self._verify()
+        except UserError:
+            self.require_unchanged()
+            raise
+
+    def _verify(self) -> None:
+        path = self.path
         self.manifest = read_manifest(path)
         for name, entry in self.manifest["files"].items():
             try:
@@ -93,7 +105,9 @@ class Checkpoint:
             if found != entry:
                 raise UserError(f"{path / name}: the file is damaged: its SHA-256 differs from that in {MANIFEST}")
         with self.reading(STATE):
-            self.state: dict[str, Any] = json.loads((path / STATE).read_text("utf-8"))
+            self._state_json = (path / STATE).read_bytes()
+            self._tokenizer_json = (path / TOKENIZER).read_bytes()
+            self.state: dict[str, Any] = json.loads(self._state_json.decode())
             best = {name: float(value) for name, value in self.state["best"].items()}
             self.progress = Progress(
                 step=int(self.state["step"]),
@@ -136,12 +150,21 @@ class Checkpoint:
         The location may differ from the saved one: if the saved location no longer exists, but the base is still at the
         same relative path from this checkpoint, the base's current path is returned.
         """
+        return self.follow(self._read_base)
+
+    def _read_base(self) -> BaseWeights:
         with self.reading(BASE):
             content = json.loads((self.path / BASE).read_text("utf-8"))
             # The base may have moved together with this checkpoint.
             moved = content["from_here"] and (self.path / content["from_here"]).resolve()
             is_moved = moved and moved.exists() and not Path(content["place"]).exists()
             return BaseWeights(str(moved if is_moved else content["place"]), str(content["sha256"]))
+
+    @property
+    def size(self) -> int:
+        """The number of bytes of all files."""
+        entries = self.manifest["files"]
+        return len(manifest_text(self.step, entries)) + sum(int(entry["bytes"]) for entry in entries.values())
 
     @property
     def location(self) -> str:
@@ -166,20 +189,33 @@ class Checkpoint:
         marker, because no run deletes it. reason: the text to write into the marker file.
         """
         if paths.step_of(self.path.name) is not None:
-            try:
-                files.write(pin_path(self.path), [reason.encode()])
-            except OSError as error:
-                log.warning(
-                    "%s: the checkpoint cannot be marked as in use (%s); its run may delete it after a resume",
-                    self.path,
-                    error.strerror,
-                )
+            self.follow(lambda: self._pin(reason))
+
+    def _pin(self, reason: str) -> None:
+        path = pin_path(self.path)
+        try:
+            files.write(path, [reason.encode()])
+        except OSError as error:
+            log.warning(
+                "%s: the checkpoint cannot be marked as in use (%s); its run may delete it after a resume",
+                self.path,
+                error.strerror,
+            )
+            return
+        try:
+            self.require_unchanged()
+        except MissingCheckpointError:
+            path.unlink(missing_ok=True)
+            raise
 
     def load_adapter(self, adapter: LoRA) -> None:
         """Load the saved tensors into an adapter that is attached to a model.
 
-        Raises UserError if the tensors do not match the adapter.
+        Raises UserError if the tensors do not match the adapter, or are not finite.
         """
+        self.follow(lambda: self._load_adapter(adapter))
+
+    def _load_adapter(self, adapter: LoRA) -> None:
         with self.reading(ADAPTER):
             adapter.load(self.path)
 
@@ -189,16 +225,17 @@ class Checkpoint:
         cfg: the tokenizer config of the run.
         """
         with self.reading(TOKENIZER):
-            return cfg.restore((self.path / TOKENIZER).read_text("utf-8"))
+            return cfg.restore(self._tokenizer_json.decode())
 
     def load_weights(self, model: nn.Module, *, counted: bool = True) -> None:
         """Load the weights into a model.
 
         counted: if True, also load n-gram count tables, which are counted on the text and not trained. Raises UserError
-        if the names or shapes of the tensors do not match the model.
+        if the names or shapes of the tensors do not match the model, or if their values are not finite.
         """
-        with self.reading(MODEL):
-            tensors = load_file(self.path / MODEL)
+        tensors = self.follow(self._read_weights)
+        # Counts are not weights: a table may contain any value.
+        require_finite(self.path / MODEL, ((name, t) for name, t in tensors.items() if not is_count_table(name)))
         if not counted:
             saved_tables, model_tables = (set(filter(is_count_table, names)) for names in (tensors, model.state_dict()))
             if saved_tables != model_tables:
@@ -231,6 +268,10 @@ class Checkpoint:
                 "config of the checkpoint",
             )
 
+    def _read_weights(self) -> dict[str, torch.Tensor]:
+        with self.reading(MODEL):
+            return load_file(self.path / MODEL)
+
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, adapter: LoRA | None = None) -> None:
         """Load the weights, the optimizer state and the random state.
 
@@ -256,6 +297,7 @@ class Checkpoint:
                 plain = json.loads(file.metadata()["optimizer"])
             random = {name: tensors.pop(name) for name in [name for name in tensors if name.startswith("rng/")]}
             per_param = {name: dict(values) for name, values in plain.items()}
+            require_finite(self.path / TRAINING, tensors.items())
             for name, tensor in tensors.items():
                 _, parameter, key = name.split("/")
                 per_param.setdefault(parameter, {})[key] = tensor
@@ -287,9 +329,16 @@ class Checkpoint:
                 return
         except OSError as error:
             raise UserError(f"{output}: the folder cannot be written: {error.strerror}") from error
+        self.follow(lambda: self._copy_stripped(output))
+
+    def _copy_stripped(self, output: Path) -> None:
         with files.atomic_folder(output) as folder:
             for name in self.manifest["files"].keys() - {TRAINING}:
-                shutil.copyfile(self.path / name, folder / name)
+                try:
+                    shutil.copyfile(self.path / name, folder / name)
+                except FileNotFoundError:
+                    self.require_unchanged()
+                    raise
             write_manifest(folder, self.step)
 
     def write_merged(self, output: Path, model: nn.Module, config: str) -> None:
@@ -301,25 +350,10 @@ class Checkpoint:
         """
         with files.atomic_folder(output) as folder:
             save_model(model, str(folder / MODEL))
-            for name in (STATE, TOKENIZER):
-                shutil.copyfile(self.path / name, folder / name)
+            (folder / STATE).write_bytes(self._state_json)
+            (folder / TOKENIZER).write_bytes(self._tokenizer_json)
             (folder / CONFIG).write_text(config, "utf-8")
             write_manifest(folder, self.step)
-
-    @contextlib.contextmanager
-    def reading(self, name: str) -> Iterator[None]:
-        """Raise UserError if the block reads a malformed file.
-
-        name: the name of this file in the checkpoint folder, for the message.
-        """
-        try:
-            yield
-        except torch.OutOfMemoryError:
-            raise
-        except UNREADABLE as error:
-            raise UserError(
-                f"{self.path / name}: the file was not saved by bigramlm, or is damaged: {first_line(error)}"
-            ) from error
 
 
 def pin_path(path: Path) -> Path:

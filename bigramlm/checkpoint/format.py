@@ -37,8 +37,15 @@ UNREADABLE = (
 )
 
 
+class MissingCheckpointError(UserError):
+    """An error raised if a checkpoint does not exist, or no longer exists."""
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
-    require(path.is_dir(), f"{path}: there is no such checkpoint; a checkpoint is a folder that contains a {MANIFEST}")
+    hint = f"a checkpoint is a folder that contains a {MANIFEST}"
+    if not path.exists():
+        raise MissingCheckpointError(f"{path}: there is no such checkpoint; {hint}")
+    require(path.is_dir(), f"{path}: this is not a checkpoint; {hint}")
     try:
         raw = (path / MANIFEST).read_text("utf-8")
         manifest: dict[str, Any] = json.loads(raw)

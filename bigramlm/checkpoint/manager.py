@@ -25,10 +25,12 @@ from bigramlm.checkpoint.format import (
     STATE,
     TOKENIZER,
     TRAINING,
+    MissingCheckpointError,
     sync_all,
     write_json,
     write_manifest,
 )
+from bigramlm.checkpoint.reading import retry
 from bigramlm.checkpoint.state import training_state
 from bigramlm.errors import UserError, require
 from bigramlm.utils import files, paths
@@ -92,23 +94,35 @@ class Checkpoints:
 
         The list includes steps whose checkpoint is not complete.
         """
-        steps = (paths.step_of(path.name) for path in self.folder.glob("step_*"))
+        steps = (paths.step_of(path.name) for path in self.folder.glob("step_*") if path.is_dir())
         return sorted(step for step in steps if step is not None)
 
     def newest(self) -> Checkpoint | None:
         """Return the newest complete checkpoint, or None if there are no checkpoints.
 
-        Every checkpoint that is not complete is skipped with a warning that gives the reason. Raises UserError if there
-        are checkpoints and none of them is complete.
+        Every checkpoint that is not complete is skipped with a warning that gives the reason. If the run deletes a
+        checkpoint meanwhile, the search starts again. Raises UserError if there are checkpoints and none of them is
+        complete.
         """
-        steps = self.steps()
+        return retry(self._newest)
+
+    def _newest(self) -> Checkpoint | None:
+        steps, skipped, found = self.steps(), list[UserError](), None
         for step in reversed(steps):
             try:
-                return Checkpoint(self.folder / f"step_{step}")
+                found = Checkpoint(self.folder / f"step_{step}")
+                break
+            except MissingCheckpointError:
+                raise
             except UserError as error:
-                log.warning("checkpoint skipped: %s", error)
-        require(not steps, f"{self.folder}: none of the {len(steps)} checkpoints in this folder is complete")
-        return None
+                skipped.append(error)
+        for reason in skipped:
+            log.warning("checkpoint skipped: %s", reason)
+        require(
+            found is not None or not steps,
+            f"{self.folder}: none of the {len(steps)} checkpoints in this folder is complete",
+        )
+        return found
 
     def quarantine(self, *, after: int | None) -> None:
         """Rename the checkpoints after a step to `damaged_step_<n>.<random>`.
@@ -139,19 +153,19 @@ class Checkpoints:
         """Restore or delete the temporary files and folders that a crash left behind.
 
         A temporary folder with a complete checkpoint is renamed to `step_<n>`, unless that folder exists. All other
-        temporary files and folders are deleted. The caller must hold the run's lock.
+        temporary files and folders are deleted. Everything else, such as a user's hidden file, is left alone, and so is
+        a temporary file or folder that cannot be deleted. The caller must hold the run's lock.
         """
         for path in self.folder.glob(".*"):
-            if path.is_dir():
-                final = path.with_name(path.name.split(".")[1])
-                with contextlib.suppress(UserError):
-                    Checkpoint(path)
-                    if not final.exists():
-                        path.rename(final)
-                        continue
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            name = files.final_name(path.name)
+            if name is None or path.is_symlink():
+                continue
+            is_marker = name.endswith(".kept") and paths.step_of(name.removesuffix(".kept")) is not None
+            with contextlib.suppress(OSError):
+                if paths.step_of(name) is not None and path.is_dir():
+                    _recover(path, path.with_name(name))
+                elif (name in ("last", "best") or is_marker) and path.is_file():
+                    path.unlink()
 
 
 class CheckpointManager(Checkpoints):
@@ -269,6 +283,16 @@ def _relative_location(location: str, checkpoint: Path) -> str | None:
     return None
 
 
+def _recover(temporary: Path, final: Path) -> None:
+    # Renames a temporary folder with a complete checkpoint, unless the step has one already; deletes any other one.
+    with contextlib.suppress(UserError):
+        Checkpoint(temporary)
+        if not final.exists():
+            temporary.rename(final)
+            return
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _replace(temporary: Path, final: Path) -> None:
     # Replaces an existing checkpoint of the same step, because the step may have become the best one since the run
     # resumed.
@@ -276,4 +300,4 @@ def _replace(temporary: Path, final: Path) -> None:
     temporary.rename(final)
     files.sync(final.parent)
     if replaced is not None:
-        shutil.rmtree(replaced)
+        shutil.rmtree(replaced, ignore_errors=True)  # the next resume tries again

@@ -10,14 +10,14 @@ from pathlib import Path
 from safetensors import safe_open
 
 from bigramlm.adapter.lora import ADAPTER
-from bigramlm.checkpoint.checkpoint import CONFIG, Checkpoint
-from bigramlm.checkpoint.format import MODEL
+from bigramlm.checkpoint.checkpoint import Checkpoint
+from bigramlm.checkpoint.format import MODEL, MissingCheckpointError
 from bigramlm.checkpoint.manager import Checkpoints
 from bigramlm.cli.common import command
 from bigramlm.config.extensions import import_extensions, names_in
-from bigramlm.config.run_config import RunConfig, load
+from bigramlm.config.run_config import RunConfig
 from bigramlm.engine.export import export, export_adapter, merge
-from bigramlm.engine.load import open_checkpoint
+from bigramlm.engine.load import config_of, open_checkpoint
 from bigramlm.errors import UserError, require
 from bigramlm.runs import find as runs
 from bigramlm.runs.folder import RunFolder, read_summary
@@ -71,7 +71,8 @@ def main() -> None:
 def inspect(where: str) -> None:
     """Print the config, progress, files and tensors of a checkpoint."""
     checkpoint = open_checkpoint(where)
-    cfg = load(checkpoint.path / CONFIG)
+    tensors = checkpoint.follow(lambda: _tensors(checkpoint))
+    cfg = config_of(checkpoint)
     best = checkpoint.best
     facts = {
         "checkpoint": relative(checkpoint.path),
@@ -92,13 +93,18 @@ def inspect(where: str) -> None:
         table(("file", "bytes", "SHA-256"), [(n, f"{seal['bytes']:,}", seal["sha256"][:16]) for n, seal in files])
         + "\n"
     )
-    with safe_open(checkpoint.path / (ADAPTER if checkpoint.is_adapter else MODEL), "pt") as file:
+    show(table(("tensor", "shape", "type", "elements"), tensors))
+
+
+def _tensors(checkpoint: Checkpoint) -> list[tuple[str, str, str, str]]:
+    """Return the rows of the table of tensors."""
+    name = ADAPTER if checkpoint.is_adapter else MODEL
+    with checkpoint.reading(name), safe_open(checkpoint.path / name, "pt") as file:
         tensors = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118 - not a dictionary
-        rows = [
+        return [
             (name, str(tuple(part.get_shape())), part.get_dtype(), f"{math.prod(part.get_shape()):,}")
             for name, part in tensors
         ]
-    show(table(("tensor", "shape", "type", "elements"), rows))
 
 
 def _adapter_facts(checkpoint: Checkpoint, cfg: RunConfig) -> dict[str, str]:
@@ -115,9 +121,9 @@ def _adapter_facts(checkpoint: Checkpoint, cfg: RunConfig) -> dict[str, str]:
 def verify(where: str) -> None:
     """Print whether a checkpoint, or each checkpoint of a run, is intact.
 
-    Exits with code 2 if a file is missing or damaged.
+    Exits with code 2 if a file is missing or damaged. A checkpoint that its run deletes meanwhile is not damaged.
     """
-    intact = True
+    intact, given = True, runs.find(where)
     for path in _paths(where):
         try:
             checkpoint = Checkpoint(path)
@@ -125,6 +131,9 @@ def verify(where: str) -> None:
             stripped = ", stripped" if checkpoint.stripped else ""
             show(f"intact  {relative(path)}: {len(files)} files, {sum(f['bytes'] for f in files):,} bytes{stripped}")
         except UserError as error:
+            if isinstance(error, MissingCheckpointError) and path != given:
+                show(f"deleted {relative(path)} by its run, while this command read it")
+                continue
             intact = False
             show(f"damaged {error}")
     if not intact:
@@ -138,21 +147,20 @@ def strip(where: str, output: Path | None) -> None:
     run, either all checkpoints are stripped in place, or the newest intact checkpoint is copied. Raises UserError if
     the checkpoints of a run that is not completed would be stripped in place, because the run could not be resumed.
     """
-    found = [Checkpoint(path) for path in _paths(where)]
-    status = (read_summary(runs.find(where)) or {}).get("status", "completed")
+    paths, folder = _paths(where), runs.find(where)
+    status = (read_summary(folder) or {}).get("status", "completed")
     require(
         output is not None or status == "completed",
         f"{where}: the run is {status}, and without the training state it could not be resumed; write a stripped copy "
         "with --output FOLDER, or give the folder of a single checkpoint",
     )
     if output is not None:
-        if len(found) > 1:
-            found = [open_checkpoint(where)]
+        source = open_checkpoint(str(folder))
         require_new(output)
-        found[0].strip(output)
-        show(f"stripped {relative(found[0].path)} into {output}: {_size(found[0].path)} -> {_size(output)} bytes")
+        source.strip(output)
+        show(f"stripped {relative(source.path)} into {output}: {source.size:,} -> {_size(output)} bytes")
         return
-    for checkpoint in found:
+    for checkpoint in [Checkpoint(path) for path in paths]:
         if checkpoint.stripped:
             show(f"{relative(checkpoint.path)} is already stripped")
             continue
@@ -180,3 +188,7 @@ def _paths(where: str) -> list[Path]:
 
 def _size(path: Path) -> str:
     return f"{sum(file.stat().st_size for file in path.iterdir()):,}"
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -11,12 +12,13 @@ from typing import TypeVar
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from bigramlm.config.mistakes import CONFIG_ERRORS, check_flag, check_words, explained, names_of
 from bigramlm.config.overrides import Overrides
-from bigramlm.engine.failures import CommandExit, errors_as_exits
-from bigramlm.errors import UserError
+from bigramlm.engine.failures import CommandExit, errors_as_exits, normalise_full_error
+from bigramlm.errors import UserError, require
 from bigramlm.runs.folder import versions
 from bigramlm.utils import paths
-from bigramlm.utils.console import show
+from bigramlm.utils.console import note, open_streams, show
 
 T = TypeVar("T")
 
@@ -36,13 +38,20 @@ def parse_fields(config_name: str, schema: type[T], help_text: str, free_text: S
 
     Returns an instance of schema, whose values come from conf/<config_name>.yaml and the overrides. If --help is given,
     prints help_text, in which {fields} is replaced by the fields and their values, and returns None. Raises UserError
-    for an unknown flag or a missing value, and Hydra's exceptions for a wrong field or value.
+    for an unknown flag, a missing value, or a wrong field or value.
     """
     flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
-    unknown = [flag for flag in flags if flag not in ("--help", "-h")]
-    if unknown:
-        raise UserError(f"{unknown[0]}: unknown flag; set fields with FIELD=VALUE (see --help)")
-    cfg = compose_config(config_name, [argument for argument in sys.argv[1:] if argument not in flags], free_text)
+    words, names = [argument for argument in sys.argv[1:] if argument not in flags], names_of(schema)
+    for flag, following in itertools.pairwise([*sys.argv[1:], ""]):
+        if flag in flags and flag not in ("--help", "-h"):
+            check_flag(flag, following, names)
+    try:
+        check_words(words, names, free_text)
+        for override in Overrides.typed(words, free_text).parsed():
+            require(not override.is_sweep_override(), f"{override.input_line}: must be a single value")
+        cfg = compose_config(config_name, words, free_text)
+    except CONFIG_ERRORS as error:
+        raise explained(error, names) from error
     if flags:
         text = help_text.format(fields="".join(f"  {line}\n" for line in OmegaConf.to_yaml(cfg).splitlines()))
         show(text.replace(f"python scripts/{config_name}.py", paths.program(config_name)))
@@ -76,18 +85,17 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 def exit_codes() -> Iterator[None]:
     """Convert an error in the block to a message on standard error and an exit code.
 
-    The exit codes are those of `errors_as_exits`. The message is one line for an error that the user can fix, and
-    Hydra's message for an error from Hydra or OmegaConf.
+    The exit codes are those of `errors_as_exits`. The message is one line. Standard streams that are closed are
+    replaced with the null device.
     """
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # for terminals that cannot encode every character
-    try:
-        with errors_as_exits():
-            yield
-    except CommandExit as ended:
-        error = ended.error
-        if isinstance(error, UserError):
-            print(f"error: {error}", file=sys.stderr)
-        elif error is not None:
-            print(error, error.__cause__ or "", sep="\n", file=sys.stderr)
-        sys.exit(ended.code)
+    with open_streams():
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")  # for terminals that cannot encode every character
+        normalise_full_error()
+        try:
+            with errors_as_exits():
+                yield
+        except CommandExit as ended:
+            if ended.error is not None:
+                note(f"error: {ended.error}")
+            sys.exit(ended.code)

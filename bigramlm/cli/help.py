@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import OmegaConf
 
 from bigramlm.config.extensions import registered
-from bigramlm.config.overrides import Overrides, quoted
+from bigramlm.config.mistakes import check_words
+from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import GROUPS, KINDS
+from bigramlm.engine.command_line import open_hydra, parse_flags
 from bigramlm.engine.recipes import preset_folders
 from bigramlm.utils import paths
 
@@ -54,13 +56,13 @@ Hydra's own flags:       python scripts/train.py --hydra-help"""
 def help_text(arguments: Sequence[str]) -> str:
     """Return the help text, with the field values that result from the arguments.
 
-    Raises Hydra's exceptions for a wrong override.
+    Raises UserError and Hydra's exceptions for a wrong override.
     """
-    overrides, folders = Overrides.typed(Overrides.from_arguments(arguments).words), preset_folders(arguments)
-    if len(folders) > 1 and not overrides.has("hydra.searchpath"):
-        overrides += Overrides([f"hydra.searchpath=[{','.join(quoted(f'file://{path}') for path in folders[1:])}]"])
-    with initialize_config_dir(str(paths.conf_dir()), version_base="1.3"):
-        fields = OmegaConf.to_yaml(compose("train", overrides.words), resolve=True)
+    flags, folders = parse_flags(arguments), preset_folders(arguments)
+    check_words(flags.overrides, folders=folders)
+    with open_hydra(flags):
+        composed = compose(flags.config_name or "train", Overrides.typed(flags.overrides).words)
+    fields = OmegaConf.to_yaml(composed, resolve=True)
     text = _TEXT.replace("python scripts/train.py", paths.program("train"))
     presets = {f"{kind}s": " ".join(_choices(f"hydra/{kind}")) for kind in ("launcher", "sweeper")}
     shown = "".join(f"  {line}\n" for line in fields.splitlines())

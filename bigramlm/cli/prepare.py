@@ -6,7 +6,6 @@ import logging
 import shlex
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -15,11 +14,12 @@ from omegaconf import MISSING
 from bigramlm.cli.common import command, parse_fields
 from bigramlm.config.run_config import prefer_our_presets, register_schemas
 from bigramlm.data.config import DataConfig, PairsConfig, TokensConfig
-from bigramlm.engine.command_line import set_up_hydra
+from bigramlm.data.piped import keep_piped_text
+from bigramlm.engine.command_line import refuse_ranks, set_up_hydra
 from bigramlm.errors import require
 from bigramlm.tokenizer.config import TokenizerConfig
 from bigramlm.utils import paths
-from bigramlm.utils.console import relative, show
+from bigramlm.utils.console import note, relative, show
 from bigramlm.utils.stop import Stopped, stop_signals
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,10 @@ class PrepareCommand:
 @command
 def main() -> None:
     """Run the command line: python scripts/prepare.py [FIELD=VALUE] ..."""
+    refuse_ranks()
     set_up_hydra(sys.argv[1:])
     register()
+    sys.argv[1:] = keep_piped_text(sys.argv[1:])
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     for library in ("httpx", "huggingface_hub", "urllib3"):
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -69,7 +71,7 @@ def main() -> None:
         with stop_signals():
             prepare(command)
     except Stopped as stopped:
-        print(f"{stopped}; finished work is kept: run the same command again to continue", file=sys.stderr)
+        note(f"{stopped}; finished work is kept: run the same command again to continue")
         sys.exit(128 + stopped.signal)
 
 
@@ -103,7 +105,7 @@ def prepare(cfg: PrepareCommand) -> None:
     if cfg.output is None:
         token_files = corpus.prepare_cached(text, cfg.tokenizer, None, data.kept_in())
     else:
-        folder = Path(cfg.output).expanduser().absolute()
+        folder = paths.typed(cfg.output, "output")
         require(
             not folder.exists() or folder.is_dir(),
             f"output={cfg.output}: this is a file; choose a folder for the token files",
@@ -130,3 +132,7 @@ def prepare(cfg: PrepareCommand) -> None:
         f"Train on these files: {paths.program('train')} data=tokens {shlex.quote(f'data.path={where}')}",
     ]
     show("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

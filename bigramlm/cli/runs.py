@@ -19,8 +19,9 @@ from bigramlm.config.run_config import differences, flat
 from bigramlm.errors import UserError, require
 from bigramlm.report.results import RunTable
 from bigramlm.runs.compare import compare_losses
-from bigramlm.runs.find import PLAN, find, find_sweep, folders, outputs, read_run, search_folders
+from bigramlm.runs.find import PLAN, find, find_sweep, outputs, read_run, search_folders
 from bigramlm.runs.summary import RunSummary
+from bigramlm.runs.walk import run_folders, walk
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.results import Results, runs_of
 from bigramlm.utils import paths
@@ -107,7 +108,7 @@ def print_list(filters: list[str], sort: str, *, reverse: bool, as_json: bool) -
 
     sort: a column or a config field. as_json: if True, print JSON objects instead of a table.
     """
-    found = [run for folder in folders(outputs()) if (run := read_run(folder)) is not None]
+    found = [run for folder in run_folders(outputs()) if (run := read_run(folder)) is not None]
     require(bool(found), f"{outputs()} contains no runs yet; start one with {paths.program('train')}")
     fields = {*_COLUMNS, *(name for run in found for name in flat(run.config))}
     for text in (*filters, f"{sort}="):
@@ -118,9 +119,12 @@ def print_list(filters: list[str], sort: str, *, reverse: bool, as_json: bool) -
     for text in filters:
         field, _, value = text.partition("=")
         found = [run for run in found if _matches(_value(run, field), value)]
-    # Sorts are stable: equal values stay in order of age, the newest last.
-    found.sort(key=lambda run: run.started)
-    found.sort(key=lambda run: _order(_value(run, sort)), reverse=reverse)
+    # Sorts are stable: equal values stay in the order of starting, the newest last.
+    found.sort(key=lambda run: run.start_order)
+    if sort != "when":
+        found.sort(key=lambda run: _order(_value(run, sort)), reverse=reverse)
+    elif reverse:
+        found.reverse()
     if as_json:
         for run in found:
             show(json.dumps({name: value(run) for name, value in _COLUMNS.items()}))
@@ -152,16 +156,20 @@ def print_report(targets: list[str], output: Path | None) -> None:
     from bigramlm.report import page
 
     folders = [_run_or_sweep(target) for target in targets]
-    entries = {entry.folder.resolve(): entry for folder in folders for entry in _entries(folder)}
+    found: dict[Path, RunSummary] = {}
+    for entry in (entry for folder in folders for entry in _entries(folder)):
+        found.setdefault(entry.folder.resolve(), entry)
+    entries = sorted(found.values(), key=lambda entry: entry.start_order)
     require(bool(entries), f"no run was found in {' '.join(targets)}; list all runs with {paths.program('runs')} list")
-    parents = sorted({entry.folder.parent for entry in entries.values()})
+    parents = sorted({entry.folder.parent for entry in entries})
     sweeps = [Sweep(folder) for folder in parents if (folder / PLAN).exists()]
     outcomes: RunTable
-    if len(folders) == 1 and (folders[0] / PLAN).exists():
+    if len(folders) == 1 and [sweep.folder for sweep in sweeps] == folders and parents == folders:
         outcomes, title = Results(sweeps[0]), f"Sweep {sweeps[0].folder.name}"
     else:
-        names = [_short(path) for path in entries] if len(entries) == 1 else _names_below_common_parent(list(entries))
-        named = [replace(entry, name=name) for entry, name in zip(entries.values(), names, strict=True)]
+        names = [entry.folder for entry in entries]
+        short = [_short(path) for path in names] if len(names) == 1 else _names_below_common_parent(names)
+        named = [replace(entry, name=name) for entry, name in zip(entries, short, strict=True)]
         swept = [field for sweep in sweeps for field in sweep.fields]
         outcomes = RunTable(named, list(dict.fromkeys(swept)))
         title = f"Run {named[0].name}" if len(named) == 1 else f"{len(named)} runs"
@@ -192,15 +200,11 @@ def _run_or_sweep(where: str) -> Path:
 
 def _entries(below: Path) -> Iterator[RunSummary]:
     """Yield the runs below a folder, including sweep jobs without a summary."""
-    for folder, inner, names in os.walk(below):
-        inner.sort()
-        path = Path(folder)
+    for folder, names in walk(below):
         if PLAN in names:
-            inner.clear()
-            yield from runs_of(Sweep(path))
-        elif "summary.json" in names:
-            inner.clear()
-            yield RunSummary.read(path)
+            yield from runs_of(Sweep(folder))
+        if "summary.json" in names:
+            yield RunSummary.read(folder)
 
 
 def print_diff(a: RunSummary, b: RunSummary) -> None:
@@ -287,3 +291,7 @@ def _when(started: str) -> str:
     except ValueError:
         return "-"
     return f"{start:%H:%M}" if start.date() == datetime.now().date() else f"{start:%m-%d}"
+
+
+if __name__ == "__main__":
+    main()

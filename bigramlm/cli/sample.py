@@ -19,7 +19,8 @@ from bigramlm.config.extensions import import_extensions, names_in
 from bigramlm.config.run_config import SampleConfig, prefer_our_presets
 from bigramlm.device.config import DeviceConfig
 from bigramlm.errors import UserError, require
-from bigramlm.utils.console import relative, show
+from bigramlm.utils import paths
+from bigramlm.utils.console import note, relative, show
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,7 @@ class SampleCommand(SampleConfig):
     num_samples: int = 1
     """The number of texts per prompt."""
     prompts_file: str | None = None
-    """A file with prompts to continue, one per line. A *.jsonl file has one JSON object with a `prompt` per line. For
+    """A file with prompts to continue: one per line, or JSON Lines or a JSON array of objects with a `prompt`. For
     standard input, give -. The output has one JSON object with `prompt` and `completion` per line."""
     seed: int = 1337
     """The random seed for sampling."""
@@ -105,7 +106,8 @@ def sample(cfg: SampleCommand) -> None:
 
     Raises UserError, before any text is printed, if the checkpoint, a prompt or the device cannot be used.
     """
-    prompts = [cfg.prompt] if cfg.prompts_file is None else _read_prompts(Path(cfg.prompts_file).expanduser())
+    from_file = cfg.prompts_file is not None
+    prompts = _read_prompts(cfg.prompts_file) if cfg.prompts_file else [(f"prompt={cfg.prompt!r}", cfg.prompt)]
 
     from bigramlm.engine.load import load_model, open_checkpoint
     from bigramlm.engine.sampling import completions, count_params, end_token, place, stream_tokens
@@ -113,14 +115,14 @@ def sample(cfg: SampleCommand) -> None:
     import_extensions(names_in(cfg.extensions))
     checkpoint = open_checkpoint(cfg.run, cfg.checkpoint)
     model, tokenizer, _ = load_model(checkpoint, cfg.base)
-    encoded = [_encode(tokenizer, prompt, cfg, line) for line, prompt in enumerate(prompts, start=1)]
+    encoded = [_encode(tokenizer, prompt, where) for where, prompt in prompts]
     device = place(model, cfg.device)
-    print(f"{relative(checkpoint.path)}, {count_params(model):,} parameters", file=sys.stderr)
+    note(f"{relative(checkpoint.path)}, {count_params(model):,} parameters")
 
     texts = completions(cfg, model, tokenizer, encoded, device, num_samples=cfg.num_samples, seed=cfg.seed)
-    if cfg.prompts_file is not None:
+    if from_file:
         for prompt, text in texts:
-            if not show(json.dumps({"prompt": prompts[prompt], "completion": text}, ensure_ascii=False)):
+            if not show(json.dumps({"prompt": prompts[prompt][1], "completion": text}, ensure_ascii=False)):
                 return
     elif cfg.num_samples > 1:
         prompt_text = tokenizer.decode(encoded[0])
@@ -164,45 +166,41 @@ def _new_part(text: str, old: str) -> str:
     return text[len(os.path.commonprefix([text, old])) :]  # noqa: RUF071 - the arguments are not paths
 
 
-def _encode(tokenizer: Tokenizer, prompt: str, cfg: SampleCommand, line: int) -> list[int]:
+def _encode(tokenizer: Tokenizer, prompt: str, where: str) -> list[int]:
     """Encode a prompt as token ids.
 
-    Raises UserError if the tokenizer cannot encode the prompt. The message contains the prompt, or the number of its
-    line in prompts_file.
+    where: the location of the prompt, for messages. Raises UserError if the tokenizer cannot encode the prompt.
     """
     from bigramlm.tokenizer.base import start_tokens
 
     try:
         return start_tokens(tokenizer, prompt)
     except UserError as error:
-        where = f"prompt={prompt!r}" if cfg.prompts_file is None else f"{cfg.prompts_file}, line {line}"
         raise UserError(f"{where}: {error}") from None
 
 
-def _read_prompts(path: Path) -> list[str]:
-    """Read the prompts in a text file or a *.jsonl file.
+def _read_prompts(where: str) -> list[tuple[str, str]]:
+    """Return the prompts in a file, each with its location for messages.
 
-    path: the file, or - for standard input. Raises UserError if the file is empty, or cannot be read or parsed.
+    where: the file, or - for standard input. Raises UserError if the file is empty, or cannot be read or parsed.
     """
-    try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts_file={path}: cannot be read as UTF-8 text: {error}") from None
-    lines = text.split("\n")[: -1 if text.endswith("\n") else None]
-    require(text != "", f"prompts_file={path}: the file is empty; write one prompt per line")
-    if path.suffix != ".jsonl":
-        return lines
+    from bigramlm.data.reader import Reader
+
+    is_stdin = where == "-"
+    require(not is_stdin or sys.stdin is not None, "prompts_file=-: standard input is closed; give a file")
+    path = Path("standard input") if is_stdin else paths.typed(where, "prompts_file")
     prompts = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            prompt = json.loads(line)["prompt"]
+    try:
+        for location, value in Reader(path, "prompt", "auto", file=sys.stdin.buffer if is_stdin else None).lines():
+            prompt = value.get("prompt") if isinstance(value, dict) else value
             if not isinstance(prompt, str):
-                raise TypeError
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f'prompts_file={path}: line {number} is not a JSON object such as {{"prompt": "To be"}}'
-            ) from None
-        prompts.append(prompt)
+                raise UserError(f'{location} is not a JSON object such as {{"prompt": "To be"}}')
+            prompts.append((location, prompt))
+    except UserError as error:
+        raise UserError(f"prompts_file={where}: {error}") from None
+    require(bool(prompts), f"prompts_file={where}: the file is empty; write one prompt per line")
     return prompts
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,7 @@
 
 The calls from the command line to the update of the weights:
 
-1. `main` translates the overrides (`engine/command_line.py`), and Hydra composes the config and calls `job`.
+1. `main` translates the arguments (`engine/command_line.py`), and Hydra composes the config and calls `job`.
 2. `job` calls `train` (`engine/job.py`), which locks the run folder and records how the run ends.
 3. `train` calls `run` (`engine/run.py`), which builds all parts of the run and calls `Trainer.fit`.
 4. `Trainer.fit` (`trainer/trainer.py`) is the training loop. It calls a `TrainStep` (`trainer/step.py`) per update.
@@ -17,17 +17,22 @@ import shlex
 import sys
 from pathlib import Path
 
-import hydra
+from hydra import main as main_of_hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from bigramlm.cli.common import command
 from bigramlm.cli.help import help_text
-from bigramlm.config.overrides import Overrides
-from bigramlm.engine.command_line import command_line, set_up_hydra
+from bigramlm.engine.command_line import (
+    command_line,
+    job_overrides,
+    open_hydra,
+    parse_flags,
+    refuse_ranks,
+    set_up_hydra,
+)
 from bigramlm.engine.job import train
-from bigramlm.engine.resume import SAVED
 from bigramlm.engine.run import RunResult
 from bigramlm.errors import UserError
 from bigramlm.runs.folder import RunFolder
@@ -46,12 +51,32 @@ def main() -> None:
     The exit code is 0 if the run completed, 1 if it failed, 2 for an error that the user can fix, and 130 or 143 if it
     was stopped by Ctrl-C or SIGTERM.
     """
-    set_up_hydra(sys.argv[1:])
-    if {"--help", "-h"} & set(sys.argv[1:]):
-        show(help_text(sys.argv[1:]))
+    arguments = sys.argv[1:]
+    flags = parse_flags(arguments)
+    set_up_hydra(arguments)
+    if flags.help:
+        show(help_text(arguments))
+    elif flags.shell_completion or flags.hydra_help or flags.experimental_rerun:
+        _hydra_main(arguments)
+    elif flags.cfg or flags.info:
+        words = command_line(arguments, sweeps=False)[:-1]  # without hydra.mode
+        with open_hydra(flags) as hydra:  # refuses an invalid config in one line
+            hydra.compose_config(flags.config_name or "train", words, RunMode.RUN)
+        options = ("cfg", "info", "package", "config_dir", "config_name", "config_path")
+        given = [f"--{name.replace('_', '-')}={value}" for name in options if (value := getattr(flags, name))]
+        _hydra_main([*given, *["--resolve"] * flags.resolve, *words])
     else:
-        sys.argv[1:] = command_line(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(paths.conf_dir()), config_name="train")(job)()
+        refuse_ranks()
+        words = command_line(arguments)
+        with open_hydra(flags) as hydra:
+            start = hydra.multirun if words[-1] == "hydra.mode=MULTIRUN" else hydra.run
+            start(flags.config_name or "train", job, words)
+
+
+def _hydra_main(arguments: list[str]) -> None:
+    # Hydra's own flags, such as --cfg, -sc and --hydra-help.
+    sys.argv[1:] = arguments
+    main_of_hydra(version_base="1.3", config_path=str(paths.conf_dir()), config_name="train")(job)()
 
 
 def job(composed: DictConfig) -> float | None:
@@ -61,7 +86,7 @@ def job(composed: DictConfig) -> float | None:
     """
     hydra_cfg = HydraConfig.get()
     folder = RunFolder(Path(hydra_cfg.runtime.output_dir))
-    overrides = Overrides(hydra_cfg.overrides.task).without_choice(SAVED)
+    overrides = job_overrides()
     if hydra_cfg.mode == RunMode.MULTIRUN:
         return run_job(composed, folder, overrides.without("sweep"))
     try:
@@ -103,3 +128,7 @@ def print_end(end: RunResult, folder: RunFolder) -> None:
         where = relative(outputs if outputs in folder.path.parents else folder.path)
         lines.append(f"Metrics: tensorboard --logdir {shlex.quote(str(where))}")
     show("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

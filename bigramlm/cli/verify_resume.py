@@ -22,7 +22,7 @@ from bigramlm.cli import train
 from bigramlm.cli.common import command
 from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import load
-from bigramlm.engine.command_line import set_up_hydra
+from bigramlm.engine.command_line import refuse_ranks, set_up_hydra
 from bigramlm.errors import UserError, require
 from bigramlm.logger.metrics import read_records
 from bigramlm.runs.folder import read_summary
@@ -66,6 +66,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="the seed of the random moments (default: 0)")
     arguments = parser.parse_args()
+    refuse_ranks()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the temporary folder is deleted
     wrong = Overrides(arguments.overrides).only("resume").words
     if wrong:
@@ -267,3 +268,7 @@ def _text(path: Path) -> str | None:
 
 def _without_timings(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in _TIMINGS}
+
+
+if __name__ == "__main__":
+    main()

@@ -29,14 +29,12 @@ from bigramlm.utils.console import relative
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 """The exceptions that a mistake in an override or a preset raises, when Hydra composes the config."""
 
-_HOW_TO_SET = "set fields with FIELD=VALUE (--help lists them)"
-
 # The types in OmegaConf's messages, in the user's words.
 _TYPES = {"Float": "a number such as 1e-3", "Integer": "a whole number"}
 
 
 def names_of(schema: type[Any] = RunConfig) -> list[str]:
-    """List the groups and fields of a config, with those of all kinds of each group."""
+    """List the groups and fields of a config, including those of all kinds."""
     plain = OmegaConf.to_container(OmegaConf.structured(schema))
     assert isinstance(plain, dict)
     names = [*map(str, plain), *flat({str(name): value for name, value in plain.items()})]
@@ -51,11 +49,11 @@ def check_words(
     free_text: Sequence[str] = FREE_TEXT,
     folders: Sequence[Path] = (),
 ) -> None:
-    """Refuse arguments that are not overrides, and new fields; suggest the right spelling.
+    """Refuse arguments that are not overrides, and fields that `+` would add.
 
-    words: the arguments without flags. names: the groups and fields; those of a run if empty. free_text: the fields
-    whose values are taken literally. folders: the folders of presets. Raises UserError, and Hydra's exceptions for a
-    malformed override.
+    The message suggests the right spelling. words: the arguments without flags. names: the groups and fields; those of
+    a run if empty. free_text: the fields whose values are taken literally. folders: the folders of presets. Raises
+    UserError, and Hydra's exceptions for a malformed override.
     """
     names, overrides = names or names_of(), Overrides.typed(words, free_text)
     for at, (text, word) in enumerate(zip(words, overrides, strict=True)):
@@ -64,13 +62,12 @@ def check_words(
             bare = list(itertools.takewhile(lambda other: "=" not in other, words[at:]))
             raise UserError(_bare(bare, words[at - 1] if at else "", words[at + len(bare) :], names, free_text))
         field = name.strip()[len(word.prefix) :]
-        require(field != "", f"{text}: a field is missing; {_HOW_TO_SET}")
+        require(field != "", f"{text}: a field is missing before the =; --help lists the fields")
         written = _quoted(f"{name.strip()}={value.strip()}")
         require(name == name.strip(), f"{text}: there must be no space before the =; write {written}")
         if word.prefix in ("+", "++"):
-            is_group = field in GROUPS and field in names
             require(
-                not is_group or field == "experiment",
+                field not in GROUPS or field not in names,
                 f"{text}: the group exists, so omit the {word.prefix}: {field}={value}",
             )
             is_users = any((folder / field.partition("@")[0]).is_dir() for folder in folders)
@@ -79,7 +76,7 @@ def check_words(
 
 
 def check_flag(flag: str, value: str, names: Sequence[str] = ()) -> None:
-    """Refuse a flag that the command does not have; suggest the field that is meant.
+    """Refuse a flag that the command does not have, and suggest a field.
 
     value: the argument after the flag. names: the groups and fields; those of a run if empty. Raises UserError.
     """
@@ -96,12 +93,16 @@ def check_flag(flag: str, value: str, names: Sequence[str] = ()) -> None:
 def nearest(name: str, names: Iterable[str]) -> list[str]:
     """List the names that are most similar to a name, at most three.
 
-    The last parts are compared too, so that `lr` and `trainer.lr` mean `optim.lr`.
+    The last parts are compared too, so that `lr` and `trainer.lr` mean `optim.lr`. They count less than whole names,
+    so that `modle` means `model`, not `logger.mode`.
     """
 
+    def ratio(a: str, b: str) -> float:
+        return difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio()
+
     def similarity(other: str) -> float:
-        pairs = ((name, other), (name.rpartition(".")[2], other.rpartition(".")[2]))
-        return max(difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio() for a, b in pairs)
+        last = ratio(name.rpartition(".")[2], other.rpartition(".")[2])
+        return max(ratio(name, other), 0.95 if last == 1 else 0.85 * last)
 
     rated = {other: similarity(other) for other in names}
     best = max(rated.values(), default=0.0)
@@ -124,11 +125,13 @@ def explained(error: BaseException, names: Sequence[str] = ()) -> UserError:
     where, text = match.groups() if match else ("", "")
     text = f"{text}\n{error.__cause__ or ''}"
     message = _about_values(text, names) or _about_names(text, names) or _flattened(text)
-    return UserError(f"{where}.yaml: {message}" if where else message)
+    return UserError(_of_preset(where, message))
 
 
 def _about_values(text: str, names: Sequence[str]) -> str | None:
     """Return the message for several values, or for a value of a wrong type."""
+    if match := re.match(r"Sweeping over Hydra's configuration is not supported : '(.*)'", text):
+        return f"{match[1]}: a setting of Hydra cannot be swept; choose one value"
     if match := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
         field, _, value = match[1].partition("=")
         as_list = "" if "(" in value else f", or write {field}=[{value}] for a list"
@@ -139,12 +142,12 @@ def _about_values(text: str, names: Sequence[str]) -> str | None:
     field = re.sub(r"\[\d+\]$", "", key[1])
     override = re.match(r"Error merging override (.*)", text)
     given = override[1] if override else field
-    if override and given.lstrip("+").partition("=")[0] not in (field, key[1]) and not given.startswith("~"):
+    if override and next(iter(Overrides([given]))).field not in (field, key[1], ""):
         return _unknown(given, names)  # below a field, such as optim.lr.x
     value = "" if override else " the value"
     if match := re.search(r"Value '(.*)' of type '.*' could not be converted to (Float|Integer)", text):
         whole = re.fullmatch(r"(-?\d+)\.0", match[1]) if match[2] == "Integer" else None
-        value = "" if override else f" {match[1]}"
+        value = "" if override and key[1] == field else f" {match[1]}"
         return f"{given}:{value} must be {_TYPES[match[2]]}{f', such as {whole[1]}' if whole else ''}"
     if "is not a valid bool" in text:
         return f"{given}:{value} must be true or false"
@@ -154,11 +157,11 @@ def _about_values(text: str, names: Sequence[str]) -> str | None:
         return f"{given}:{value} must be one of {match[1]}"
     if "is not a ListConfig, list or tuple" in text:
         return f"{given}:{value} must be a list, such as {field}=[{given.partition('=')[2]}]"
-    return None
+    return f"{given}: {_flattened(text)}" if "nterpolation" in text or "at input" in text else None
 
 
 def _about_names(text: str, names: Sequence[str]) -> str | None:
-    """Return the message for a field or group that does not exist, or exists already."""
+    """Return the message for a field that does not exist, or exists already."""
     if match := re.match(r"Could not append to config\. An item is already at '.*'\.\n.*: '(.*)'", text):
         return f"+{match[1]}: the field exists, so omit the +: {match[1]}"
     if match := re.match(r"Could not override '.*'[\s\S]*use \+(.*)", text):
@@ -181,22 +184,23 @@ def _bare(bare: list[str], before: str, after: Sequence[str], names: Sequence[st
     """
     if after and after[0].startswith("="):  # optim.lr =0.1, or optim.lr = 0.1
         bare = [*bare, *filter(None, [after[0][1:], *itertools.takewhile(lambda other: "=" not in other, after[1:])])]
-    text, joined, field = bare[0], " ".join(bare), before.partition("=")[0].lstrip("+")
+    text, joined = bare[0], " ".join(bare)
     if before.endswith(",") or text.startswith(","):
         return f"{before} {joined}: the list has a space; write {_quoted(before + ''.join(bare))}"
     if before.endswith("="):
         return f"{before} {joined}: there must be no space after the =; write {_quoted(before + joined)}"
-    name, _, value = re.split(r"(:|\s|$)\s*", text, maxsplit=1)
+    name, value = [*re.split(r"\s*:\s*|\s+", text, maxsplit=1), ""][:2]
     values = " ".join([value, *bare[1:]]).strip() or "VALUE"
     if name in names:
         return f"{joined}: write {_quoted(f'{name}={values}')}"
-    if field in free_text:
+    if Overrides.typed([before], free_text).has(*free_text):
         whole = f"{before} {joined}"
         return f"{whole}: put the argument in quotes, because it contains spaces: {shlex.quote(whole)}"
     if not text:
         return f"an argument is empty, after {before or 'the name of the command'}; omit it"
     similar = _or(f"{other}={values}" for other in nearest(name, names))
-    return f"{joined}: is not an override; {f'did you mean {similar}?' if similar else _HOW_TO_SET}"
+    advice = f"did you mean {similar}?" if similar else "--help lists the fields"
+    return f"{joined}: arguments have the form FIELD=VALUE; {advice}"
 
 
 def _check_choices(overrides: Overrides) -> None:
@@ -213,14 +217,15 @@ def _check_choices(overrides: Overrides) -> None:
 
 
 def _unknown(override: str, names: Sequence[str], *, typed: str = "") -> str:
-    """Return the message for a field or group that does not exist, or not with the chosen kinds."""
+    """Return the message for a field that does not exist with the chosen presets."""
     name, equals, value = override.partition("=")
     group, _, field = name.partition(".")
-    typed = typed or override
+    value = next(iter(Overrides([override]))).value or value  # without the quotes of a free text
+    typed = typed or f"{name}{equals}{value}"
     if match := re.match(r"hydra\.(launcher|sweeper)\.", name):
         return f"{typed}: the chosen {match[1]} has no such field; choose the {match[1]} with hydra/{match[1]}=NAME"
-    if group == "hydra":
-        names = [f"hydra.{other}" for other in names_of(HydraConf)]
+    if re.match(r"hydra\b", name):
+        names = [f"hydra{mark}{other}" for mark in "./" for other in names_of(HydraConf)]
     kinds = [kind for kind, schema in KINDS.get(group, {}).items() if field in {of.name for of in fields(schema)}]
     if name in names and kinds:
         return f"{typed}: this field exists only with {group}={_or(kinds)}; choose one of them, or omit {name}="
@@ -239,7 +244,12 @@ def _missing(error: MissingConfigException) -> str:
     similar = difflib.get_close_matches(name, choices, n=1)
     hint = f"did you mean {group}={similar[0]}? " if similar else ""
     message = f"{group}={name}: there is no such preset; {hint}The choices are {', '.join(choices)}"
-    return f"{where}.yaml: {message}" if where and "/" in where else message
+    return _of_preset(where, message)
+
+
+def _of_preset(where: str | None, message: str) -> str:
+    # The main config, and Hydra's, take their choices from the command line.
+    return f"{where}.yaml: {message}" if where and "/" in where and not where.startswith("hydra/") else message
 
 
 def _presets(group: str, folders: Sequence[Path]) -> list[str]:

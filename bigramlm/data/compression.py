@@ -56,7 +56,7 @@ class HashedFile(io.RawIOBase):
 
 @contextlib.contextmanager
 def read_errors(path: Path) -> Iterator[None]:
-    """Convert the errors of reading and decompressing a file in the block to UserError."""
+    """Convert errors of reading and decompressing a file to UserError."""
     try:
         yield
     except EOFError:
@@ -77,7 +77,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def decompressed(raw: io.BufferedReader[Any]) -> io.BufferedReader[Any]:
-    """Return a reader that decompresses a file if its first bytes are those of a compressed file."""
+    """Return a reader that decompresses a file, if its first bytes say so."""
     head = raw.peek(10)
     for signature, _, opener in _OPENERS:
         if head.startswith(signature) and (signature != b"BZh" or head[4:10] in (b"1AY&SY", b"\x17rE8P\x90")):
@@ -86,7 +86,7 @@ def decompressed(raw: io.BufferedReader[Any]) -> io.BufferedReader[Any]:
 
 
 def decompressed_by_name(raw: io.BufferedReader[Any], path: Path) -> io.BufferedIOBase:
-    """Return a reader that decompresses a file according to its suffix, as earlier versions did."""
+    """Return a reader that decompresses a file by its suffix, as version 0.1 did."""
     for _, suffix, opener in _OPENERS:
         if suffix and path.suffix == suffix:
             opened: io.BufferedIOBase = opener(raw)

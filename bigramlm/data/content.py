@@ -1,4 +1,4 @@
-"""Recognition of the contents of files: archives, encodings, and the format of the documents."""
+"""Recognition of the contents of files: archives, encodings and formats."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 
 from bigramlm.data.compression import READ_SIZE, decompressed, read_errors
 from bigramlm.errors import UserError, require
+from bigramlm.utils.files import MARKS, mark_of
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +26,6 @@ HEAD = 1 << 16
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
 _JSON_SUFFIXES = (*_JSONL_SUFFIXES, ".json")
-
-# Byte-order marks. UTF-32 is first, because its little-endian mark begins with that of UTF-16.
-_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32-le",
-    codecs.BOM_UTF32_BE: "utf-32-be",
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF16_LE: "utf-16-le",
-    codecs.BOM_UTF16_BE: "utf-16-be",
-}
 
 _UNPACK = "unpack it, and give its text files, e.g. data.path='FOLDER/**/*.txt'"
 _AS_TEXT = "save its content as plain text first"
@@ -77,11 +69,11 @@ def open_content(raw: io.BufferedReader[Any], path: Path) -> io.BufferedReader[A
     """
     content = decompressed(raw)
     head = content.peek(1)
-    mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
+    mark = mark_of(head)
     if mark == codecs.BOM_UTF8:
         content.read(len(mark))
     elif mark:
-        content = io.BufferedReader(_Converted(content, _MARKS[mark], path), READ_SIZE)
+        content = io.BufferedReader(_Converted(content, MARKS[mark], path), READ_SIZE)
     else:
         is_damaged = content is raw and path.suffix.lower() in _COMPRESSED and not _is_utf8(head)
         _refuse_binary(head, path)
@@ -204,7 +196,10 @@ def encoding_advice(raw: bytes, at: int, *, has_multibyte: bool) -> str:
 
 
 def refuse_nul(block: bytes, path: Path, offset: int) -> None:
-    """Raise UserError if a part of a text contains a NUL byte; offset: where the part begins."""
+    """Raise UserError if a part of a text contains a NUL byte.
+
+    offset: the position of the part in the file.
+    """
     at = block.find(b"\0")
     require(
         at < 0,

@@ -1,4 +1,4 @@
-"""Texts that are piped to a command: `zcat big.gz | python scripts/train.py data=text data.path=/dev/stdin`."""
+"""Texts that are piped to a command, as `data.path=/dev/stdin`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bigramlm.errors import UserError, require
@@ -20,8 +20,17 @@ def kept_text(content: bytes) -> Path:
     return _kept(iter([content]))
 
 
+def keep_piped_text(words: Iterable[str]) -> list[str]:
+    """Replace a pipe in the override data.path= by a file with its content.
+
+    The other overrides are returned unchanged. The errors are those of `keep_piped`.
+    """
+    field = "data.path="
+    return [field + keep_piped(word[len(field) :], field[:-1]) if word.startswith(field) else word for word in words]
+
+
 def keep_piped(path: str, field: str) -> str:
-    """Return the path of a file with the content of a pipe that the command has inherited.
+    """Return the path of a file with the content of an inherited pipe.
 
     A pipe can be read only once, but a text is read several times, also to resume the run. Any other path is returned
     unchanged. Raises UserError if the pipe is empty or closed.

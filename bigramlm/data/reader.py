@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
@@ -30,12 +30,16 @@ class Reader:
     document. All kinds of files may be compressed.
     """
 
-    def __init__(self, path: Path, field: str, format: str, bar: tqdm[Any] | None = None) -> None:
-        """Store the path, the name of the JSON field, the format, and a progress bar in bytes.
+    def __init__(
+        self, path: Path, field: str, format: str, bar: tqdm[Any] | None = None, *, file: BinaryIO | None = None
+    ) -> None:
+        """Store the arguments.
 
-        format: a value of `data.format`.
+        field: the name of the JSON field with the text. format: a value of `data.format`. bar: a progress bar in bytes.
+        file: an open file to read instead of the path.
         """
         self.path = path
+        self.file = file
         self.field = field
         self.format = format
         self.bar = bar
@@ -67,10 +71,21 @@ class Reader:
             )
             yield from self._values(content, format)
 
+    def lines(self) -> Iterator[tuple[str, Any]]:
+        """Yield the location and value of each line of a text, or of each JSON object."""
+        with self._open() as (content, format):
+            if format == "text":
+                text = io.StringIO("".join(self._blocks(content)), newline=None)
+                for number, line in enumerate(text, start=1):
+                    yield f"{self.path}, line {number:,}", line.removesuffix("\n")
+            else:
+                yield from self._values(content, format)
+
     @contextlib.contextmanager
     def _open(self) -> Iterator[tuple[io.BufferedIOBase, str]]:
         # Opens the file, and finds its format.
-        with read_errors(self.path), self.path.open("rb") as file:
+        with read_errors(self.path), contextlib.ExitStack() as stack:
+            file = self.file or stack.enter_context(self.path.open("rb"))
             hashed = HashedFile(file, self.bar)
             raw = io.BufferedReader(hashed, READ_SIZE)
             if self.format == "suffix":

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bigramlm.errors import UserError, require
-from bigramlm.utils import files
+from bigramlm.utils import files, paths
 
 MANIFEST, TOKENIZER, PROGRESS = "manifest.json", "tokenizer.json", "progress.json"
 SPLITS = ("train", "val")
@@ -134,9 +134,14 @@ def open_tokens(folder: Path) -> TokenFiles:
         tokens = TokenFiles(folder, About(**manifest["about"]), splits)
         width = np.dtype(tokens.about.dtype).itemsize
     except FileNotFoundError:
-        unfinished = (folder / PROGRESS).exists()
-        reason = "their preparation is not finished; to continue it, run the command that started it again"
-        advice = reason if unfinished else "make token files with prepare.py"
+        advice = "make token files with prepare.py"
+        if (folder / PROGRESS).exists():
+            advice = "their preparation is not finished; to continue it, run the command that started it again"
+        elif any((folder / f"{split}.bin").exists() for split in SPLITS):
+            advice = (
+                "its train.bin and val.bin were written by another program, such as nanoGPT, and do not say which text "
+                f"their ids stand for; encode the text itself: {paths.program('prepare')} data.path=FILE tokenizer=bpe"
+            )
         raise UserError(f"{folder} contains no complete token files (there is no {MANIFEST}); {advice}") from None
     except UserError:
         raise

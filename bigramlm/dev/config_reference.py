@@ -177,3 +177,7 @@ def _field_docs(kind: type[Any]) -> dict[str, str]:
             ):
                 found[field.target.id] = " ".join(str(doc.value.value).split()).replace("|", "\\|")
     return found
+
+
+if __name__ == "__main__":
+    main()

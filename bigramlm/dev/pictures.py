@@ -88,3 +88,7 @@ def _take_screenshot(window: Browser, path: Path, *, height: int) -> None:
     with Image.open(path) as image:
         image.convert("RGB").quantize(128).save(path, optimize=True)  # a third of the size, with no visible difference
     show(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

@@ -59,14 +59,18 @@ def put_init_weights(
     weights = init.init_weights
     if isinstance(weights, Pretrained):
         check_vocabulary(weights, model.vocab_size)
-    if weights is not None and not cfg.from_scratch:
-        put_weights(weights, model, counted=False, base=init.base)
+    loaded = None
+    while weights is not None and loaded != weights.location:  # keeping the base may choose a newer checkpoint
+        if not cfg.from_scratch:
+            put_weights(weights, model, counted=False, base=init.base)
+        loaded = weights.location
+        if cfg.adapter.adapts:
+            keep_base(weights, folder.path)
     log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
     adapter = cfg.adapter.attach(model)
     model.to(device.torch)
     if adapter is None or weights is None:
         return None
-    keep_base(weights, folder.path)
     for line in adapter.audit():
         log.info("%s", line)
     return AdapterState(adapter, BaseWeights(weights.location, weights.sha256))
@@ -188,7 +192,7 @@ def check(model: LanguageModel, corpus: Corpus, batch: tuple[Tensor, Tensor], *,
     mistake found.
     """
     began = time.perf_counter()
-    preflight(model, corpus.tokenizer, corpus.texts if corpus.tokenizer.lossless else {}, batch, fresh=fresh)
+    preflight(model, corpus.tokenizer, corpus.texts, batch, fresh=fresh)
     log.info("preflight: passed, in %.0f ms", 1e3 * (time.perf_counter() - began))
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from bigramlm.engine.failures import CommandExit
 from bigramlm.errors import UserError
+from bigramlm.runs.discard import discard, remember
 from bigramlm.utils import paths
 
 # The optional launchers and sweepers by class name: the override that selects them, their extra, the required module.
@@ -52,10 +53,12 @@ def _is_installed(module: str) -> bool:
 
 
 def _check_folder(field: str, folder: Path) -> None:
+    remember(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        discard(folder, [])
         refusal = UserError(f"{field}={folder}: the folder cannot be created or written to: {error.strerror}")
         raise CommandExit(2, refusal) from error

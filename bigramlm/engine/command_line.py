@@ -1,20 +1,115 @@
-"""Translation of the user's overrides into overrides for Hydra."""
+"""Translation of the user's arguments into flags and overrides for Hydra."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import contextlib
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
 
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from bigramlm.config.extensions import import_extensions, names_in, store_presets
+from bigramlm.config.mistakes import check_flag, check_words
 from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import register_schemas
+from bigramlm.data.piped import keep_piped_text
 from bigramlm.engine.recipes import field_of_recipes, preset_folders
-from bigramlm.engine.resume import saved_presets
+from bigramlm.engine.resume import SAVED, saved_presets
 from bigramlm.errors import UserError, require
 from bigramlm.runs import find as runs
 from bigramlm.runs.find import PLAN
 from bigramlm.utils import paths
+
+# A field in the style of other programs, -lr=0.1, which argparse would read as several flags: -l -r.
+_FIELD_AS_FLAG = re.compile(r"-(?!(cd|cp|cn|c|p|i)=)[^-=][^=]*=.*", re.DOTALL)
+
+
+def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse Hydra's flags, which may be anywhere on the command line.
+
+    In the result, `overrides` contains all other arguments. Raises UserError for a flag that Hydra does not have, and
+    for flags that cannot be combined.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        given = " ".join(argument for argument in arguments if argument.startswith("-"))
+        raise UserError(f"{given}: {message}; --hydra-help lists the flags")
+
+    followed = dict(itertools.pairwise([*arguments, ""]))
+    for flag in filter(_FIELD_AS_FLAG.fullmatch, arguments):
+        check_flag(flag, "")
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    flags, unknown = parser.parse_known_intermixed_args(list(arguments))
+    for flag in unknown:
+        if flag.startswith("-"):
+            check_flag(flag, followed.get(flag, ""))
+    commands = {"--run": flags.run, "--multirun": flags.multirun, "--cfg": flags.cfg, "--info": flags.info}
+    given = [name for name, value in commands.items() if value]
+    require(len(given) <= 1, f"{' '.join(given)}: only one of these flags can be given")
+    require(not flags.resolve or bool(flags.cfg), "--resolve: has no effect without --cfg; add --cfg job, or omit it")
+    return flags
+
+
+@contextlib.contextmanager
+def open_hydra(flags: argparse.Namespace | None = None) -> Iterator[Hydra]:
+    """Set up Hydra for the presets in conf/ and in the folders that the flags name.
+
+    Raises UserError if such a folder does not exist, or if a preset is not a text.
+    """
+    flags = flags or parse_flags([])
+    conf = str(paths.conf_dir() if flags.config_path is None else Path(flags.config_path).absolute())
+    search_path = create_config_search_path(conf)
+    if flags.config_dir is not None:
+        folder = Path(flags.config_dir).absolute()
+        require(folder.is_dir(), f"--config-dir={flags.config_dir}: there is no such folder")
+        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    version.setbase("1.3")
+    try:
+        yield Hydra.create_main_hydra2("train", search_path)
+    except UnicodeDecodeError as error:
+        where = ", ".join(map(str, _not_utf8([Path(conf), Path(flags.config_dir or conf)])))
+        raise UserError(f"{where or 'a preset'}: is not UTF-8 text ({error}); save the file as UTF-8") from error
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _not_utf8(folders: Sequence[Path]) -> list[Path]:
+    found = []
+    for path in (path for folder in dict.fromkeys(folders) for path in folder.rglob("*.yaml")):
+        try:
+            path.read_text("utf-8")
+        except UnicodeDecodeError:
+            found.append(path)
+    return found
+
+
+def refuse_ranks() -> None:
+    """Raise UserError in a process that torchrun has started beside others.
+
+    Each of these processes would train a run of its own.
+    """
+    try:
+        n = int(os.environ.get("WORLD_SIZE", ""))
+    except ValueError:
+        return
+    require(
+        n <= 1,
+        f"WORLD_SIZE={n}: training on several devices is not supported yet, and each of the {n} processes would train "
+        "a run of its own; start the command without torchrun (or unset WORLD_SIZE)",
+    )
 
 
 def set_up_hydra(arguments: Sequence[str] = ()) -> None:
@@ -28,24 +123,53 @@ def set_up_hydra(arguments: Sequence[str] = ()) -> None:
     OmegaConf.register_new_resolver("home", lambda: str(paths.home()), replace=True)
 
 
-def command_line(arguments: Sequence[str], *, has_model: bool = False) -> list[str]:
-    """Translate the command-line arguments into arguments for Hydra.
+def command_line(arguments: Sequence[str], *, sweeps: bool | None = None, has_model: bool = False) -> list[str]:
+    """Translate the command-line arguments into overrides for Hydra.
 
-    Free text is quoted, and resume=, init_from= and sweep= are expanded into overrides. has_model: if True, Python
-    passed a model.
+    Flags are dropped. Free text is quoted, and resume=, init_from= and sweep= are expanded into overrides. The last
+    override sets `hydra.mode`. sweeps: if None, the flag -m and the composed `hydra.mode` decide whether the command
+    sweeps. has_model: if True, Python passed a model. Raises UserError for arguments that are not overrides.
     """
-    flags = {"-m", "--multirun"}
-    sweeps = bool(flags & set(arguments))
-    overrides = Overrides.typed(arguments, sweeps=sweeps)
-    if sweeps:  # Hydra accepts the flag before or after all overrides, but not between them
-        overrides = Overrides(["-m", *(word for word in overrides.words if word not in flags)])
+    flags, folders = parse_flags(arguments), preset_folders(arguments)
+    check_words(flags.overrides, folders=folders)
+    words = keep_piped_text(flags.overrides)
+    overrides = Overrides.typed(words)
+    where, advice = overrides.get("resume", "null"), "resumes a single run; omit -m, or continue a sweep with sweep="
+    require(where == "null" or not flags.multirun, f"resume={where}: {advice}")
+    presets = saved_presets(overrides, folders, has_model=has_model)
+    if sweeps is None:
+        sweeps = flags.multirun or _composed_mode(flags, _merged(overrides, presets)) == RunMode.MULTIRUN
+    if sweeps:
+        require(where == "null", f"resume={where}: {advice}")
+        overrides = Overrides.typed(words, sweeps=True)
     overrides += _sweep_folder(overrides, sweeps=sweeps)
-    presets = saved_presets(overrides, preset_folders(arguments), sweeps=sweeps, has_model=has_model)
+    mode = RunMode.MULTIRUN if sweeps else RunMode.RUN
+    return [*_merged(overrides, presets).words, f"hydra.mode={mode.name}"]
+
+
+def _merged(overrides: Overrides, presets: Overrides) -> Overrides:
     if presets.has("model"):  # the config of the weights is more exact than model=gpt2
         overrides = overrides.without("model")
     # The last override of a field wins: presets replace fields of an experiment, and later overrides those of presets.
     first, rest = overrides.split_after("resume", "init_from", "experiment")
-    return (first + presets + rest).words
+    return first + presets + rest
+
+
+def _composed_mode(flags: argparse.Namespace, overrides: Overrides) -> RunMode | None:
+    # None if no preset or override sets the mode, or if the config is invalid, which Hydra reports later.
+    with open_hydra(flags) as hydra:
+        mode: RunMode | None = hydra.get_mode(flags.config_name or "train", overrides.words)
+    return mode
+
+
+def job_overrides() -> Overrides:
+    """Return the overrides of the job that Hydra is running.
+
+    Those that implement `resume=` and `init_from=` are left out.
+    """
+    words = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # ${...} belongs to the config
+    assert isinstance(words, list)
+    return Overrides(map(str, words)).without_choice(SAVED)
 
 
 def _extensions(arguments: Sequence[str]) -> list[str]:

@@ -9,9 +9,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
+from bigramlm.config.mistakes import CONFIG_ERRORS, explained
 from bigramlm.config.run_config import RunConfig
 from bigramlm.errors import UserError
 
@@ -41,13 +39,11 @@ class CommandExit(SystemExit):
 def errors_as_exits() -> Iterator[None]:
     """Convert an error in the block to CommandExit.
 
-    The exit code is 2 for an error that the user can fix, 1 for an error from Hydra or OmegaConf, and 130 for Ctrl-C.
-    Any other error propagates. If HYDRA_FULL_ERROR is set, errors that the user can fix propagate too.
+    The exit code is 2 for an error that the user can fix, and 130 for Ctrl-C. Any other error propagates. If
+    HYDRA_FULL_ERROR is set, errors that the user can fix propagate too.
     """
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise CommandExit(1, error) from error
     except KeyboardInterrupt:
         raise CommandExit(128 + signal.SIGINT) from None
     except Exception as raised:
@@ -60,9 +56,11 @@ def errors_as_exits() -> Iterator[None]:
 def as_user_error(error: BaseException, folder: Path | None = None) -> BaseException:
     """Return the error as a UserError if the user can fix it, e.g. a full disk.
 
-    folder: the folder that was written to. The message contains it if the error does not say which file failed. Other
-    errors are returned unchanged.
+    The user can fix all errors in overrides and presets. folder: the folder that was written to. The message contains
+    it if the error does not say which file failed. Other errors are returned unchanged.
     """
+    if isinstance(error, CONFIG_ERRORS):
+        return explained(error)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         path = Path(error.filename or folder or "")
         while path.name.startswith("."):  # the hidden temporary file or folder of a write
@@ -72,6 +70,17 @@ def as_user_error(error: BaseException, folder: Path | None = None) -> BaseExcep
     if is_out_of_memory(error):
         return UserError(f"out of memory: {(str(error) or 'no memory is left').splitlines()[0]}")
     return error
+
+
+def normalise_full_error() -> None:
+    """Give HYDRA_FULL_ERROR the only value that Hydra reads as yes, 1, or remove it.
+
+    Empty, 0, false, no and off mean no; any other value means yes.
+    """
+    if os.environ.get("HYDRA_FULL_ERROR", "").strip().lower() in ("", "0", "false", "no", "off"):
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+    else:
+        os.environ["HYDRA_FULL_ERROR"] = "1"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

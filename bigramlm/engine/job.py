@@ -30,16 +30,28 @@ def train(
     """Train a run, and record its outcome in the log and the summary.
 
     continues: if True and the folder already contains a run with this config, that run is resumed, or skipped if it is
-    finished. The jobs of a sweep use this flag.
+    finished. The jobs of a sweep use this flag. A run that is refused before it trains leaves no folder, unless it is
+    such a job, whose summary then says why it failed.
 
     Returns the result of a completed run. Returns None if the run was pruned, or was already finished. Raises UserError
     for an error that the user can fix, Stopped after a signal, and any other exception unchanged. Each of them has been
     logged when it is raised.
     """
+    try:
+        return _train(composed, folder, overrides, context, continues=continues)
+    except UserError:
+        if not continues:
+            folder.discard()
+        raise
+
+
+def _train(
+    composed: DictConfig, folder: RunFolder, overrides: Overrides, context: RunContext, *, continues: bool
+) -> RunResult | None:
     with contextlib.ExitStack() as stack:
         try:
-            import_extensions(names_in(composed.extensions))  # a job may run in a process that has none yet
             stack.enter_context(folder.lock())
+            import_extensions(names_in(composed.extensions))  # a job may run in a process that has none yet
             continuing = continues and folder.has_run_of(config_hashes(to_run_config(composed)))
             if composed.resume is None and not continuing:
                 folder.claim()
@@ -57,7 +69,7 @@ def train(
                 cfg = _begin(composed, folder, overrides, continuing=continuing)
                 return run(cfg, overrides, folder, replace(context, stop=stop))
         except (Exception, KeyboardInterrupt, Stopped) as raised:
-            error = _record_failure(raised, composed, folder, quiet=continues)
+            error = _record_failure(raised, composed, folder, is_job=continues)
             if error is raised:
                 raise
             raise error from raised
@@ -75,11 +87,12 @@ def _begin(composed: DictConfig, folder: RunFolder, overrides: Overrides, *, con
     return cfg
 
 
-def _record_failure(raised: BaseException, composed: DictConfig, folder: RunFolder, *, quiet: bool) -> BaseException:
+def _record_failure(raised: BaseException, composed: DictConfig, folder: RunFolder, *, is_job: bool) -> BaseException:
     """Log the exception that ended a run, and return it.
 
-    The returned exception is converted to UserError or Stopped where possible. If the run had begun, the summary
-    records the exception too. quiet: if True, a stop is logged as information instead of a warning.
+    The returned exception is converted to UserError or Stopped where possible. If the run had begun, and its folder
+    stays, the summary records the exception too. is_job: if True, the folder stays, and a stop is logged as information
+    instead of a warning.
     """
     end = Stopped(signal.SIGINT) if isinstance(raised, KeyboardInterrupt) else as_user_error(raised, folder.path)
     path = folder.path / "config.yaml"
@@ -90,12 +103,13 @@ def _record_failure(raised: BaseException, composed: DictConfig, folder: RunFold
         hint = "training had not begun; the same command starts the run again and reuses the prepared data"
         if path.exists():
             hint = shlex.quote(f"resume={relative(folder.path)}") + " resumes the run"
-        log.log(logging.INFO if quiet else logging.WARNING, "%s; %s", end, hint)
+        log.log(logging.INFO if is_job else logging.WARNING, "%s; %s", end, hint)
     elif isinstance(end, UserError):
         log.error("error: %s", end, exc_info=raised if os.environ.get("HYDRA_FULL_ERROR") else None)
     else:
         log.exception("the run failed", exc_info=raised)
-    if folder.begun:
+    is_refused = isinstance(end, UserError) and folder.is_discardable
+    if folder.begun and (is_job or not is_refused):
         with contextlib.suppress(OSError):  # the run may have failed because the disk is full
             status = "stopped" if isinstance(end, Stopped) else "failed"
             folder.update_summary(status=status, error=str(end) or repr(end))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigramlm.adapter.lora import LoRA
 from bigramlm.checkpoint.checkpoint import CONFIG, MANIFEST, Checkpoint
 from bigramlm.checkpoint.manager import Checkpoints
+from bigramlm.checkpoint.reading import retry
 from bigramlm.config.run_config import RunConfig, load
 from bigramlm.errors import UserError, require
 from bigramlm.model import python
@@ -41,12 +43,26 @@ def open_checkpoint(where: str, which: str = "last") -> Checkpoint:
     """Open a checkpoint, given its own folder or its run folder.
 
     where: a path as for `find` in runs/find.py, or `latest` for the run that was started last. which: the checkpoint to
-    open if `where` is a run folder: `last` (the newest intact checkpoint), `best` or a step. Raises UserError if there
+    open if `where` is a run folder: `last` (the newest intact checkpoint), `best` or a step. If the run deletes the
+    checkpoint while it is read, the one that is then the last or the best is read instead. Raises UserError if there
     is no such checkpoint, or if the checkpoint is damaged.
     """
     folder = runs.find(where, containing="checkpoints")
+    if Path(where).name in ("last", "best") and paths.step_of(folder.name) is not None:  # a file that names the folder
+        return _open_following(lambda: retry(lambda: Checkpoint(runs.find(where))))
     if (folder / MANIFEST).exists() or paths.step_of(folder.name) is not None:
         return Checkpoint(folder)
+    return _open_in_run(folder, where, which)
+
+
+def _open_following(select: Callable[[], Checkpoint]) -> Checkpoint:
+    checkpoint = select()
+    checkpoint.reopen = lambda: _open_following(select)
+    return checkpoint
+
+
+def _open_in_run(folder: Path, where: str, which: str) -> Checkpoint:
+    # folder: the folder of a run, or of its checkpoints.
     checkpoints = Checkpoints(folder if folder.name == "checkpoints" else folder / "checkpoints")
     steps = checkpoints.steps()
     require(
@@ -54,11 +70,16 @@ def open_checkpoint(where: str, which: str = "last") -> Checkpoint:
         f"{where} is not a checkpoint and contains none; a run saves its first checkpoint at step 0",
     )
     if which == "last":
-        newest = checkpoints.newest()
-        assert newest is not None
-        return newest
+
+        def newest() -> Checkpoint:
+            found = checkpoints.newest()
+            require(found is not None, f"{where} contains no checkpoint any more: its checkpoints were deleted")
+            assert found is not None
+            return found
+
+        return _open_following(newest)
     if which == "best":
-        return Checkpoint(checkpoints.path("best"))
+        return _open_following(lambda: retry(lambda: Checkpoint(checkpoints.path("best"))))
     step = which.removeprefix("step_")
     require(
         step.isdecimal() and int(step) in steps,
@@ -127,10 +148,20 @@ def put_adapter(checkpoint: Checkpoint, model: LanguageModel, *, counted: bool =
     """
     weights, inner_base = open_base(checkpoint, base)
     put_weights(weights, model, counted=counted, base=inner_base)
-    adapter = load(checkpoint.path / CONFIG).adapter.attach(model)
+    adapter = config_of(checkpoint).adapter.attach(model)
     assert adapter is not None, "the checkpoint contains an adapter"
     checkpoint.load_adapter(adapter)
     return adapter
+
+
+def config_of(checkpoint: Checkpoint) -> RunConfig:
+    """Read the config that is saved in a checkpoint."""
+
+    def read() -> RunConfig:
+        with checkpoint.reading(CONFIG):
+            return load(checkpoint.path / CONFIG)
+
+    return checkpoint.follow(read)
 
 
 def build_model(cfg: RunConfig, vocab_size: int, passed: nn.Module | ModelFactory | None = None) -> LanguageModel:
@@ -152,7 +183,7 @@ def build(
     checkpoint: Checkpoint, passed: nn.Module | ModelFactory | None = None
 ) -> tuple[LanguageModel, Tokenizer, RunConfig]:
     """Build the model (with fresh weights), tokenizer and config of a checkpoint."""
-    cfg = load(checkpoint.path / CONFIG)
+    cfg = config_of(checkpoint)
     tokenizer = checkpoint.tokenizer(cfg.tokenizer)
     if passed is None and isinstance(cfg.model, PythonConfig):
         raise UserError(

@@ -71,9 +71,9 @@ class InitState:
                 return None
             trained_with = GPT2TokenizerConfig(path=path)
         else:
-            from bigramlm.checkpoint.checkpoint import CONFIG
+            from bigramlm.engine.load import config_of
 
-            trained_with = load(weights.path / CONFIG).tokenizer
+            trained_with = config_of(weights).tokenizer
         require(
             trained_with == cfg,
             f"{_as_overrides(cfg)}: the weights in {relative(weights.path)} were trained with "
@@ -101,6 +101,7 @@ def resolve(
     from bigramlm.data.tokens import TokenFiles
 
     requested.adapter.require_installed()
+    requested.logger.check()
     # The saved config describes the run itself, not how the run was started.
     data = requested.data.prepare(require_same=requested.resume is not None)
     cfg = replace(requested, data=data, resume=None, sweep=None, base=None, extensions=describe(requested.extensions))
@@ -246,8 +247,7 @@ def _resolve_resumed(
 
 def _resolve_weights(cfg: RunConfig, overrides: Overrides | None) -> tuple[RunConfig, Weights]:
     # overrides: None if the block size is already resolved.
-    from bigramlm.checkpoint.checkpoint import CONFIG
-    from bigramlm.engine.load import open_weights
+    from bigramlm.engine.load import config_of, open_weights
 
     weights = open_weights(str(cfg.init_from))
     label = "weights: initialised from"
@@ -260,7 +260,7 @@ def _resolve_weights(cfg: RunConfig, overrides: Overrides | None) -> tuple[RunCo
         cfg = _resolve_block_size(cfg, weights, is_fixed=is_block_size_fixed)
         log.info("%s GPT-2 (%s) in %s", label, weights.model_config().size, relative(weights.path))
         return cfg, weights
-    trained_with = load(weights.path / CONFIG).data.block_size
+    trained_with = config_of(weights).data.block_size
     if not is_block_size_fixed and cfg.data.block_size != trained_with:
         log.info("block size: %d (the block size with which the weights were trained)", trained_with)
         cfg = replace(cfg, data=replace(cfg.data, block_size=trained_with))

@@ -31,18 +31,16 @@ SAVED = "_saved"
 _FIXED = ("model", "adapter", "tokenizer", "data", "optim", "experiment")
 
 
-def saved_presets(
-    overrides: Overrides, folders: Sequence[Path], *, sweeps: bool = False, has_model: bool = False
-) -> Overrides:
+def saved_presets(overrides: Overrides, folders: Sequence[Path], *, has_model: bool = False) -> Overrides:
     """Return the overrides that implement `resume=` or `init_from=`, if given.
 
-    folders: the folders of presets, in which recipes may set `init_from`. sweeps: if True, the command line contains
-    -m. has_model: if True, Python passed a model. Raises UserError if a run cannot start from the given folder, or if
-    `resume=` or `init_from=` contradicts the other overrides.
+    folders: the folders of presets, in which recipes may set `init_from`. has_model: if True, Python passed a model.
+    Raises UserError if a run cannot start from the given folder, or if `resume=` or `init_from=` contradicts the other
+    overrides.
     """
     values = overrides.values()
     if values.get("resume", "null") != "null":
-        return Overrides(_resume(values, sweeps=sweeps, has_model=has_model))
+        return Overrides(_resume(values, has_model=has_model))
     where = values.get("init_from") or _init_from_of_recipes(values.get("experiment", ""), folders)
     if where in (None, "null"):
         return Overrides()
@@ -90,9 +88,8 @@ def _init_from_of_recipes(names: str, folders: Sequence[Path]) -> str | None:
     return None if where == "none" else where
 
 
-def _resume(values: dict[str, str], *, sweeps: bool, has_model: bool) -> list[str]:
+def _resume(values: dict[str, str], *, has_model: bool) -> list[str]:
     where = values["resume"]
-    require(not sweeps, f"resume={where}: resumes a single run; omit -m, or continue a sweep with sweep=")
     folder = runs.find(where, containing="config.yaml")
     for name in _FIXED:
         require(

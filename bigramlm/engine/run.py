@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import RunConfig, to_dict, to_yaml
 from bigramlm.engine.resolve import InitState, resolve, resolve_for_model
-from bigramlm.errors import UserError
+from bigramlm.errors import UserError, require
 from bigramlm.logger.base import LoggerContext
 from bigramlm.logger.metrics import Metrics
 from bigramlm.runs.folder import RunFolder
@@ -119,7 +119,7 @@ def find_row_length(cfg: RunConfig, corpus: Corpus) -> int:
     """Return the number of tokens in a row of a batch (T).
 
     T is the block size. For pairs, T is smaller if all examples are shorter than the block size. Raises UserError if
-    the text is too short.
+    the text has too few tokens, because it is too short or because the tokenizer makes too few of it.
     """
     from bigramlm.data.pairs import row_length
     from bigramlm.data.text import check_length
@@ -127,6 +127,14 @@ def find_row_length(cfg: RunConfig, corpus: Corpus) -> int:
     if corpus.bounds:
         return row_length(corpus.bounds, cfg.data.block_size)
     for name, ids in corpus.ids.items():
+        size, characters = cfg.data.block_size, corpus.characters[name]
+        require(
+            not len(ids) <= size < characters,
+            f"tokenizer={cfg.tokenizer.name} encodes the {characters:,} characters of the {name} split of "
+            f"{relative(cfg.data.file())} as only {len(ids):,} of the {size + 1:,} tokens that data.block_size={size} "
+            "needs; choose a tokenizer that divides this text into shorter tokens, such as tokenizer=byte, lower "
+            "data.block_size, or use a longer text",
+        )
         check_length(len(ids), split=name, block_size=cfg.data.block_size, text=str(relative(cfg.data.file())))
     return cfg.data.block_size
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import io
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +50,19 @@ class WandbLogger:
                 settings=wandb.Settings(init_timeout=8, console="off", silent=True, x_disable_stats=True),
             )
 
-        mode = cfg.mode or os.environ.get("WANDB_MODE", "online")
+        mode = cfg.wandb_mode
         stdin, sys.stdin = sys.stdin, io.StringIO()  # at a terminal wandb.init would prompt for a key and block
         try:
-            self._run = start(mode)
+            with _readable_environment(mode):
+                self._run = start(mode)
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             if mode != "online":
                 raise
             log.warning("W&B: cannot connect (%s); the run is recorded offline", str(error).partition("\n")[0])
             wandb.teardown()
             mode = "offline"
-            self._run = start(mode)
+            with _readable_environment(mode):
+                self._run = start(mode)
         finally:
             sys.stdin = stdin
         if mode == "online":
@@ -82,3 +86,18 @@ class WandbLogger:
 
     def close(self, *, completed: bool) -> None:
         self._run.finish(exit_code=0 if completed else 1)
+
+
+@contextlib.contextmanager
+def _readable_environment(mode: str) -> Iterator[None]:
+    # W&B refuses empty variables, and a WANDB_MODE in capitals or with spaces, even if the mode is an argument too.
+    given = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+    changed = {name: value for name, value in given.items() if name == "WANDB_MODE" or not value.strip()}
+    try:
+        for name in changed:
+            del os.environ[name]
+        if "WANDB_MODE" in changed:
+            os.environ["WANDB_MODE"] = mode
+        yield
+    finally:
+        os.environ.update(changed)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from bigramlm.errors import UserError, require
 from bigramlm.model.config import GPT2Config, GPTConfig
-from bigramlm.utils import files, hub
+from bigramlm.utils import files, foreign, hub
+from bigramlm.utils.tensors import require_finite
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -106,7 +107,7 @@ class Pretrained:
         """Load the weights into a GPT that was built from `model_config()`.
 
         Positions beyond the model's block size and rows that only pad the vocabulary are skipped. Raises UserError with
-        the names of the tensors that do not match the model.
+        the names of the tensors that do not match the model, or are not finite.
         """
         import torch
         from safetensors import SafetensorError, safe_open
@@ -115,10 +116,12 @@ class Pretrained:
         tied = _is_tied(state)
         with ExitStack() as stack, torch.no_grad():
             try:
-                opened = [stack.enter_context(safe_open(path, "pt")) for path in self._weight_files()]
+                paths = self._weight_files()
+                opened = [stack.enter_context(safe_open(path, "pt")) for path in paths]
                 found = self._match_tensors(opened, state, tied=tied)
                 for name, (file, saved) in found.items():
                     tensor = file.get_tensor(saved)
+                    require_finite(paths[opened.index(file)], [(saved, tensor)])
                     tensor = tensor.T if _TRANSPOSED.fullmatch(name) else tensor
                     if tied and name == _HEAD:
                         self._check_head(tensor, found[_TOKENS])
@@ -168,15 +171,14 @@ class Pretrained:
         return self.path.is_absolute()
 
     def _weight_files(self) -> list[Path]:
-        whole = self._file(WEIGHTS)
-        if whole is not None:
-            return [whole]
-        index = self._file(INDEX)
+        index = self._file(WEIGHTS, INDEX)
         if index is None:
             self._refuse_pickle()
             raise UserError(f"{self.location} contains no weights: there is no {WEIGHTS}")
+        if index.name == WEIGHTS:
+            return [index]
         try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            names = sorted(set(json.loads(files.read_text(index))["weight_map"].values()))
             parts = [self._file(Path(str(name)).name) for name in names]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index} does not list the files that contain the weights: {error}") from None
@@ -184,25 +186,17 @@ class Pretrained:
             require(part is not None, f"{self.location} lacks {name}, although {INDEX} lists this file")
         return [part for part in parts if part is not None]
 
-    def _file(self, name: str) -> Path | None:
+    def _file(self, *names: str) -> Path | None:
+        # Returns the first of these files that exists.
         if self._is_local:
-            return self.path / name if (self.path / name).is_file() else None
-        return _fetch(self.location, name)
+            return next((path for name in names if (path := self.path / name).is_file()), None)
+        return _fetch(self.location, *names)
 
     def _refuse_pickle(self) -> None:
-        pickled = _find_pickle(self.location) if self._is_local else hub.has(self.location, _PICKLE) and _PICKLE
-        if pickled:
-            raise UserError(
-                f"{self.location}: the weights are in a pickle file ({pickled}), which is not read because loading a "
-                'pickle can run code; if you trust the file, convert it with transformers: python -c "import '
-                "transformers; transformers.AutoModelForCausalLM.from_pretrained('FOLDER').save_pretrained('NEW')\""
-                "; then copy the tokenizer files to NEW, and use init_from=NEW"
-            )
-
-
-def _find_pickle(folder: str) -> str | None:
-    found = sorted(path.name for path in Path(folder).glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    return found[0] if found else None
+        on_hub = not self._is_local and hub.has(self.location, _PICKLE)
+        pickled = foreign.find_pickle(self.path) if self._is_local else _PICKLE if on_hub else None
+        if pickled is not None:
+            raise UserError(f"{self.location}: {foreign.describe_pickle(pickled, is_pretrained=True)}")
 
 
 def _is_tied(state: dict[str, Tensor]) -> bool:
@@ -232,16 +226,17 @@ def open_pretrained(location: str) -> Pretrained:
     GPT-2, or if its computation differs from that of this project's GPT.
     """
     file = Path(location) / CONFIG if Path(location).is_absolute() else _fetch(location, CONFIG)
-    require(
-        file is not None,
-        f"init_from={location}: the Hugging Face Hub has no {CONFIG} under this name, so it is not the name of a model "
-        "in Hugging Face's layout; choose the name of a GPT-2 model",
-    )
-    assert file is not None
+    if file is None:
+        adapter = _fetch(location, foreign.ADAPTER_CONFIG)
+        require(adapter is None, f"init_from={location} {adapter and foreign.describe_adapter(adapter)}")
+        raise UserError(
+            f"init_from={location}: the Hugging Face Hub has no {CONFIG} under this name, so it is not the name of a "
+            "model in Hugging Face's layout; choose the name of a GPT-2 model"
+        )
     try:
-        given = json.loads(file.read_text("utf-8"))
-        kind = given["model_type"]
-        require(kind == "gpt2", f"{location}: {CONFIG} has model_type={kind!r}, but only gpt2 is supported")
+        given = json.loads(files.read_text(file))
+        kind = given.get("model_type")
+        require(kind == "gpt2", f"{location}: {foreign.unsupported(kind)}")
         positions = given.get("n_positions", given.get("n_ctx", 1024))
         config = {**_defaults(), **given, "n_positions": positions}
         for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
@@ -283,15 +278,16 @@ def _defaults() -> dict[str, Any]:
     return {**shape, **others, **_FIXED_FIELDS}
 
 
-def _fetch(name: str, file: str) -> Path | None:
+def _fetch(name: str, *files: str) -> Path | None:
+    # Returns the first of these files that the model contains, or None if it contains none of them.
     try:
-        return hub.fetch(name, file)
+        return hub.fetch_first(name, *((file,) for file in files))[0]
     except hub.MissingFileError:
         return None
     except hub.FetchError as reason:
         raise UserError(
-            f"init_from={name}: there is no folder of this name, and {file} could not be downloaded from the Hugging "
-            f"Face Hub ({reason}); on a machine with network access, download config.json, {WEIGHTS} and "
+            f"init_from={name}: there is no folder of this name, and {files[0]} could not be downloaded from the "
+            f"Hugging Face Hub ({reason}); on a machine with network access, download config.json, {WEIGHTS} and "
             f"tokenizer.json of {name} into a new folder, and use init_from=FOLDER"
         ) from None
 

@@ -135,7 +135,7 @@ class RunTable:
         found = []
         for values, rows in groups.items():
             # If the seed is not among the fields, all runs have the same seed.
-            newest = {row.values.get("seed"): row for row in sorted(rows, key=_by_age)}
+            newest = {row.values.get("seed"): row for row in sorted(rows, key=lambda row: row.start_order)}
             counted = tuple(row for row in rows if row is newest[row.values.get("seed")])
             losses = [row.final for row in counted if row.final is not None]
             name = " ".join(f"{f}={short(v)}" for f, v in zip(others, values, strict=True))
@@ -189,11 +189,6 @@ def one_line(text: str | None) -> str:
 def typed(run: RunSummary) -> str:
     """Return the values that distinguish a run from the others, as overrides."""
     return " ".join(f"{field}={short(value)}" for field, value in run.values.items())
-
-
-def _by_age(run: RunSummary) -> tuple[str, int]:
-    # If runs started at the same time, the last one in the given order counts as the newest.
-    return run.started, run.number
 
 
 def _rank(row: RunSummary) -> tuple[int, float]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from bigramlm.errors import UserError, require
 from bigramlm.model.huggingface import Pretrained, is_pretrained, open_pretrained
-from bigramlm.runs.folder import read_summary
+from bigramlm.runs.folder import read_summary, start_order
 from bigramlm.runs.summary import RunSummary
-from bigramlm.utils import hub, paths
+from bigramlm.runs.walk import run_folders, walk
+from bigramlm.utils import foreign, hub, paths
 from bigramlm.utils.console import relative
 
 log = logging.getLogger(__name__)
@@ -24,14 +23,6 @@ def read_run(folder: Path) -> RunSummary | None:
     """Read the run in a folder; return None if there is no readable summary."""
     run = RunSummary.read(folder)
     return run if run.has_summary else None
-
-
-def folders(below: Path) -> Iterator[Path]:
-    """Yield all run folders in a folder, or the folder itself if it is a run folder."""
-    for folder, inner, files in os.walk(below):
-        if "summary.json" in files:
-            inner.clear()
-            yield Path(folder)
 
 
 def outputs() -> Path:
@@ -53,6 +44,10 @@ def find(where: str, *, containing: str = "summary.json") -> Path:
         name = folder.read_text("utf-8", "replace").strip()
         require(paths.step_of(name) is not None, f"{where} should name a checkpoint, but contains {name[:60]!r}")
         return folder.with_name(name)
+    if not (folder / containing).exists():
+        about = foreign.describe(folder)
+        # A folder of runs may also contain the files of other programs.
+        require(about is None or any(run_folders(folder)), f"{where} {about}")
     return folder
 
 
@@ -63,10 +58,8 @@ def find_sweep(where: str) -> Path:
     sweep.
     """
     if where == "latest":
-        found = [path for path in (outputs() / "sweeps").glob("*") if (path / PLAN).exists()]
-        require(
-            bool(found), f"{outputs() / 'sweeps'} contains no sweep yet; start a sweep with {paths.program('train')} -m"
-        )
+        found = [folder for folder, names in walk(outputs()) if PLAN in names]
+        require(bool(found), f"{outputs()} contains no sweep yet; start a sweep with {paths.program('train')} -m")
         return max(found, key=lambda path: (path / PLAN).stat().st_mtime_ns)  # the most recently used one
     folder = _require_existing(where)
     is_sweep = (folder / PLAN).exists() or any(folder.glob("*/summary.json"))
@@ -96,18 +89,25 @@ _HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 def _require_existing(where: str) -> Path:
     folder = _lookup(where)
     if folder is None:
+        require(not _is_on_hub(where), f"{where} {foreign.describe_model('gpt2', Path(where))}")
         raise UserError(f"{where or repr('')}: this folder does not exist; {paths.program('runs')} list shows all runs")
     return folder
 
 
+def _is_on_hub(where: str) -> bool:
+    # True for a well-known model with or without its owner, and for a model in the cache.
+    is_known = where.rpartition("/")[2] in _HUB_NAMES
+    return hub.is_name(where) and (is_known or ("/" in where and hub.is_cached(where)))
+
+
 def _lookup(where: str) -> Path | None:
-    candidates = [Path(where).expanduser().absolute(), *(parent / where for parent in search_folders())]
+    candidates = [paths.typed(where), *(parent / where for parent in search_folders())]
     return next((candidate for candidate in candidates if where and candidate.exists()), None)
 
 
 def _latest(containing: str) -> Path:
-    found = sorted((str((read_summary(run) or {}).get("started", "")), run) for run in folders(outputs()))
-    for _, run in reversed(found):
+    found = sorted(run_folders(outputs()), key=lambda run: start_order(run, read_summary(run) or {}))
+    for run in reversed(found):
         if (run / containing).exists():
             return run
         log.warning("skipped: the run %s is newer but contains no %s", relative(run), containing)
@@ -125,11 +125,7 @@ def saved_config(folder: Path) -> Path:
     Raises UserError if there is no config.yaml.
     """
     path = folder / "config.yaml"
-    weights = next((file.name for file in folder.glob("*") if file.suffix in (".safetensors", ".bin")), None)
-    require(
-        path.is_file() or weights is None,
-        f"{folder} contains {weights} but no config.json, so the shape of the model is unknown; copy config.json from "
-        "the source of the weights",
-    )
+    about = None if path.is_file() else foreign.describe(folder)
+    require(about is None, f"{folder} {about}")
     require(path.is_file(), f"{folder} is neither a run nor a checkpoint: it contains no config.yaml")
     return path

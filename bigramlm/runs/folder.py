@@ -16,7 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bigramlm.errors import UserError
+from bigramlm.errors import UserError, require
+from bigramlm.runs.discard import close_new_logs, discard, is_new
+from bigramlm.runs.walk import run_folders
 from bigramlm.utils import files, paths
 
 LOCK, HOLDER = ".lock", ".lock.json"
@@ -38,18 +40,32 @@ class RunFolder:
         self.path = path
         self.summary: dict[str, Any] = {}
         self.begun = False
+        self._has_been_locked = False
+        self._has_trained = False
 
     def claim(self) -> None:
         """Prepare the folder for a new run.
 
-        Raises UserError if the folder contains the metrics or checkpoints of a run, because they must not be
-        overwritten.
+        Raises UserError if the folder contains the metrics or checkpoints of a run, or a config.yaml of something else,
+        because they must not be overwritten. Other runs in folders below are refused too: they would look like parts
+        of this run.
         """
         if (self.path / "metrics.jsonl").exists() or any(self.path.glob("checkpoints/step_*")):
             raise UserError(
                 f"{self.path} already contains a run, which would be overwritten; resume that run with "
                 f"resume={self.path}, or choose a different folder"
             )
+        config = self.path / "config.yaml"
+        require(
+            not config.exists() or (self.path / "summary.json").exists(),
+            f"{config} was not written by a run, and would be overwritten; choose a different folder",
+        )
+        other = next((folder for folder in run_folders(self.path) if folder != self.path), None)
+        require(
+            other is None,
+            f"{self.path} contains other runs, such as {other}; choose a folder of its own for this run, or omit "
+            "hydra.run.dir",
+        )
         self.summary = {"id": uuid.uuid4().hex[:12]}
 
     def has_run_of(self, hashes: Sequence[str]) -> bool:
@@ -98,7 +114,23 @@ class RunFolder:
             if is_changed:
                 self.summary["asked"] = None
             self.begin(overrides, resumed_at=resumed_at)
+        self._has_trained = True
         self.save_config(config, overrides, resumed_at=resumed_at)
+
+    @property
+    def is_discardable(self) -> bool:
+        """True if the run has not trained, and no earlier run recorded a summary here."""
+        is_own = not self.begun or is_new(self.path / "summary.json")
+        return self._has_been_locked and not self._has_trained and is_own
+
+    def discard(self) -> None:
+        """Delete all that was made for a run which was refused before it trained.
+
+        Files and folders that existed before the run stay. Must be called after the lock was released.
+        """
+        if self.is_discardable:
+            written = ["summary.json", "config.yaml"] if self.begun else []
+            discard(self.path, [*written, *close_new_logs(self.path), LOCK, HOLDER])
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -118,6 +150,7 @@ class RunFolder:
                 f"{self.path}: another process trains in it: pid {holder.get('pid')} on {holder.get('host')}, "
                 f"since {holder.get('started')}; wait for that process, stop it, or choose a different folder"
             ) from None
+        self._has_been_locked = True
         try:
             _write(self.path / HOLDER, json.dumps(process()))
             yield
@@ -195,6 +228,21 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def start_order(folder: Path, summary: dict[str, Any]) -> tuple[datetime, int, str]:
+    """Return a key that sorts runs by the moment at which they began.
+
+    Earlier versions recorded whole seconds. Jobs that began in the same second are sorted by their numbers, other runs
+    by their paths. Runs without a recorded start come first.
+    """
+    try:
+        began = datetime.fromisoformat(str(summary.get("started", "")))
+    except ValueError:
+        began = datetime.min
+    if began.tzinfo is None:
+        began = began.replace(tzinfo=timezone.utc)
+    return began, int(folder.name) if folder.name.isdecimal() else -1, str(folder)
+
+
 def status(folder: Path, summary: dict[str, Any]) -> str:
     """Return the status of a run, as recorded or `killed`.
 
@@ -242,7 +290,7 @@ def versions() -> dict[str, str]:
 
 def process() -> dict[str, Any]:
     """Return the start time, host name and process id of this process."""
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    started = datetime.now(timezone.utc).isoformat(timespec="microseconds")
     return {"started": started, "host": platform.node(), "pid": os.getpid()}
 
 

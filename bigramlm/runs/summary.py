@@ -6,13 +6,14 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import KINDS, flat
 from bigramlm.logger.metrics import read_records
-from bigramlm.runs.folder import last_sample, read_config, read_summary, status
+from bigramlm.runs.folder import last_sample, read_config, read_summary, start_order, status
 
 T = TypeVar("T")
 
@@ -183,6 +184,11 @@ class RunSummary:
     def started(self) -> str:
         """The start time as ISO 8601; empty if unknown."""
         return str(self.summary.get("started", ""))
+
+    @property
+    def start_order(self) -> tuple[datetime, int, str]:
+        """The key that sorts runs by the moment at which they began."""
+        return start_order(self.folder, self.summary)
 
     @property
     def text(self) -> str | None:

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import shlex
-import shutil
 import signal
 import tempfile
 import time
@@ -21,13 +20,14 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import RunConfig, config_hashes, to_run_config
 from bigramlm.data.config import DataConfig
 from bigramlm.engine.failures import CommandExit, as_user_error
 from bigramlm.errors import UserError, require
+from bigramlm.runs.discard import discard
 from bigramlm.runs.folder import FINISHED, HOLDER, LOCK, RunFolder, holder, read_summary
 from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 
 # Seconds to wait for the summary of a job that the launcher has reported as completed.
 WRITTEN_WITHIN = 60.0
+
+# The settings of Hydra that apply to the whole sweep.
+_OF_A_SWEEP = ("sweeper", "launcher", "sweep")
 
 _COMMON_TEXT_FIELDS = {field.name for field in fields(DataConfig)}
 
@@ -151,15 +154,25 @@ class SweepExecutor:
     def compose(self, overrides: Overrides) -> RunConfig:
         """Compose the config of a job.
 
-        Raises UserError if the config is invalid. The message contains the job's swept values.
+        Raises UserError if the config is invalid, or contains settings of the sweep. The message contains the job's
+        swept values.
         """
         composed = self.context.config_loader.load_sweep_config(self.config, overrides.words)
+        values = [f"{name}={value}" for name, value in overrides.values().items() if name in self.sweep.fields]
+        for name in _OF_A_SWEEP:
+            # A recipe that is swept over is composed for its job only, when the sweep has begun with other settings.
+            require(
+                OmegaConf.to_container(composed.hydra[name]) == OmegaConf.to_container(self.config.hydra[name]),
+                f"{' '.join(values)}: sets hydra.{name}, which has no effect in a job of a sweep; set it on the "
+                "command line, or do not sweep over this preset",
+            )
         with open_dict(composed):
             del composed["hydra"]
         try:
-            return to_run_config(composed)
+            cfg = to_run_config(composed)
+            cfg.logger.check()
+            return cfg
         except UserError as error:
-            values = [f"{name}={value}" for name, value in overrides.values().items() if name in self.sweep.fields]
             raise UserError(f"{error} (in the job with {' '.join(values)})") from None
 
     def _is_unchanged(self, job: Job, cfg: RunConfig) -> bool:
@@ -353,9 +366,9 @@ def open_executor(config: DictConfig, context: HydraContext, launcher: Launcher)
 
 
 def _remove_empty(folder: Path, *, ignore: set[str]) -> None:
-    # A command that is refused before its first job must leave no folder.
+    # A command that is refused before its first job must leave no folder that it has made.
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= ignore:
-        shutil.rmtree(folder, ignore_errors=True)
+        discard(folder, ignore)
 
 
 def failed(error: BaseException) -> JobReturn:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +15,24 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from bigramlm.errors import UserError, require
-from bigramlm.tokenizer.base import END_OF_TEXT
-from bigramlm.utils import hub
+from bigramlm.tokenizer.base import END_OF_TEXT, round_trip_difference
+from bigramlm.utils import files, hub, paths
+
+log = logging.getLogger(__name__)
 
 # Names of the token that ends a document, here and in other vocabularies.
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 _UNKNOWN = "[UNK]"
+# The files of other kinds of tokenizers: SentencePiece and BERT.
+_CONVERTIBLE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
 
 # A word with the white space before it. For Python \x1c to \x1f are white space too, for the library they are not.
 _WORD = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
 # The cache is cleared above this number of words, and words above this number of characters are not cached.
 MAX_CACHED_WORDS, _MAX_WORD_LENGTH = 1 << 17, 64
+
+# The start of a piece of a longer text, which is cut before a space between two words (`_CUT` in data/text.py).
+_CONTINUES = re.compile(r" \w")
 
 # A text that tests for losses: all sorts of white space, both cases, accents, other scripts, control characters.
 _PROBE = "x  A\tbc\r\n\n it's 1,234 \u00e9e\u0301 \u65e5\u672c \U0001f40d\x00 <|endoftext|> x "
@@ -45,18 +54,21 @@ class SubwordTokenizer:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True  # the name of a special token in a text is plain text
-        self._backend = backend
-        self._by_words = _splits_before_space(json.loads(backend.to_str()))
+        self.sampling = _switch_off_sampling(backend)
+        about = json.loads(backend.to_str())
+        self._backend, self._inner = backend, _without_start(backend, about)
+        self._by_words = _splits_before_space(about)
         self._cache: dict[str, bytes] = {}
+        self.unknown: int | None = _unknown(backend, about["model"])
         self.vocab_size = max(backend.get_vocab().values()) + 1
         self.end_of_text: int | None = next(
             (id_ for name in _ENDS if (id_ := backend.token_to_id(name)) is not None), None
         )
         try:
-            self.lossless = self.decode(self.encode(_PROBE).tolist()) == _PROBE
+            self.lossless = round_trip_difference(self, _PROBE) is None
         except UserError:  # unknown characters are refused, not lost: test with the known ones
             known = "".join(c for c in _PROBE if backend.token_to_id(c) is not None)
-            self.lossless = bool(known) and self.decode(self.encode(known).tolist()) == known
+            self.lossless = bool(known) and round_trip_difference(self, known) is None
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """Encode a text as token ids (N,).
@@ -75,8 +87,10 @@ class SubwordTokenizer:
         return np.frombuffer(b"".join(ids for ids in found if ids is not None), dtype=np.int32)
 
     def _encode(self, texts: list[str]) -> Iterator[bytes]:
+        # A tokenizer that changes the start of a text has a single text here, because it does not split by words.
+        backend = self._inner if _CONTINUES.match(texts[0]) else self._backend
         try:
-            encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+            encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:  # half of a surrogate pair, which a command line can contain
             bad = next((c for text in texts for c in text if 0xD800 <= ord(c) < 0xE000), None)
             if bad is None:
@@ -101,17 +115,56 @@ class SubwordTokenizer:
         return str(self._backend.to_str()) if self._saved is None else self._saved
 
 
-def _splits_before_space(about: dict[str, object]) -> bool:
+def _switch_off_sampling(backend: Backend) -> str | None:
+    # A text must always have the same tokens, but some tokenizers draw them at random, for training in other programs:
+    # BPE-dropout (Provilkov et al. 2020) and subword regularisation (Kudo 2018). Returns the setting, if there is one.
+    found = None
+    for name in ("dropout", "alpha", "nbest_size"):
+        if value := getattr(backend.model, name, None):
+            setattr(backend.model, name, None)
+            found = found or f"{name}={value:g}"
+    return found
+
+
+def _unknown(backend: Backend, model: dict[str, Any]) -> int | None:
+    # The id of the token of unknown words or characters. A Unigram model contains the id, other models the name.
+    if model.get("unk_id") is not None:
+        return int(model["unk_id"])
+    name = model.get("unk_token")
+    return None if name is None else backend.token_to_id(name)
+
+
+def _without_start(backend: Backend, about: dict[str, Any]) -> Backend:
+    # The tokenizer for a piece of a longer text that does not start the text: it neither adds something in front of the
+    # piece nor strips its first space. (A pre-tokenizer that adds a space leaves a piece that starts with one as is.)
+    normalizer = _without_start_of(about["normalizer"])
+    if normalizer == about["normalizer"]:
+        return backend
+    inner = Backend.from_str(json.dumps({**about, "normalizer": normalizer}))
+    inner.encode_special_tokens = True
+    return inner
+
+
+def _without_start_of(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:
+    kind = None if normalizer is None else normalizer["type"]
+    if normalizer is None or kind == "Prepend":
+        return None
+    if kind == "Strip":
+        return {**normalizer, "strip_left": False}
+    if kind == "Sequence":
+        parts = [part for each in normalizer["normalizers"] if (part := _without_start_of(each)) is not None]
+        return {**normalizer, "normalizers": parts}
+    return normalizer
+
+
+def _splits_before_space(about: dict[str, Any]) -> bool:
     # True if no token crosses from the end of a word into white space, so that words can be looked up one by one. This
     # is known for the splitting of GPT-2 and of BERT.
-    splitting = about["pre_tokenizer"]
-    assert isinstance(splitting, (dict, type(None)))
-    added = about["added_tokens"]
-    assert isinstance(added, list)
+    splitting, added = about["pre_tokenizer"], about["added_tokens"]
     if splitting is None or about["normalizer"] is not None or not all(token["special"] for token in added):
         return False
     gpt2 = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    return splitting["type"] == "BertPreTokenizer" or gpt2.items() <= splitting.items()
+    return bool(splitting["type"] == "BertPreTokenizer" or gpt2.items() <= splitting.items())
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int) -> SubwordTokenizer:
@@ -209,30 +262,51 @@ def from_path(path: str) -> tuple[SubwordTokenizer, str]:
     merges.txt as released with GPT-2. Returns the tokenizer, and the absolute path or the name on the hub. Raises
     UserError if there is no tokenizer.
     """
-    local = Path(path).expanduser().absolute()
+    local = paths.typed(path, "tokenizer.path")
     if not local.exists():
         local, path = _from_hub(path), path
     else:
         path = str(local)
-    field = f"tokenizer.path={path}"
-    file = local / "tokenizer.json" if local.is_dir() else local
-    vocab, merges = (file.with_name(name) for name in ("vocab.json", "merges.txt"))
     try:
-        if file.name not in ("vocab.json", "merges.txt") and file.exists():
-            return from_json(file.read_text("utf-8")), path
-        require(
-            vocab.is_file() and merges.is_file(),
-            f"{field} contains no tokenizer; give a tokenizer.json, or a folder with a tokenizer.json or with both "
-            "vocab.json and merges.txt",
-        )
-        backend = _byte_level(models.BPE.from_file(str(vocab), str(merges)))
+        tokenizer = _open(local, field=f"tokenizer.path={path}")
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{field}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"tokenizer.path={path}: {str(error).splitlines()[0]}") from None
+    if tokenizer.sampling is not None:
+        log.info(
+            "tokenizer: %s in %s is switched off, because a text must always have the same tokens",
+            *(tokenizer.sampling, path),
+        )
+    return tokenizer, path
+
+
+def _open(path: Path, *, field: str) -> SubwordTokenizer:
+    file = path / "tokenizer.json" if path.is_dir() else path
+    vocab, merges = (file.with_name(name) for name in ("vocab.json", "merges.txt"))
+    if file.name not in ("vocab.json", "merges.txt") and file.exists():
+        return from_json(files.read_text(file))
+    if not (vocab.is_file() and merges.is_file()):
+        other = next((name for name in _CONVERTIBLE if file.with_name(name).is_file()), None)
+        convert = (
+            f'; {other} is converted by: python -c "import transformers; transformers.AutoTokenizer.from_pretrained('
+            f"'FOLDER').save_pretrained('NEW')\", then tokenizer.path=NEW"
+        )
+        raise UserError(
+            f"{field} contains no tokenizer; give a tokenizer.json, or a folder with a tokenizer.json or with both "
+            f"vocab.json and merges.txt{convert if other else ''}"
+        )
+    backend = _byte_level(_bpe(vocab, merges))
     if backend.token_to_id(END_OF_TEXT) is not None:
         backend.add_special_tokens([END_OF_TEXT])
-    return SubwordTokenizer(backend), path
+    return SubwordTokenizer(backend)
+
+
+def _bpe(vocab: Path, merges: Path) -> models.BPE:
+    # Read here and not by the library, which does not drop a byte-order mark. The first line may be "#version: 0.2".
+    lines = files.read_text(merges).split("\n")
+    pairs = [line.rstrip("\r").split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+    return models.BPE(json.loads(files.read_text(vocab)), [(left, right) for left, right in pairs])
 
 
 def _from_hub(name: str) -> Path:
@@ -242,7 +316,7 @@ def _from_hub(name: str) -> Path:
         "both vocab.json and merges.txt, or the name of a model on the Hugging Face hub",
     )
     try:
-        return hub.fetch(name, "tokenizer.json")
+        return hub.fetch_first(name, ("tokenizer.json",), ("vocab.json", "merges.txt"))[0]
     except hub.FetchError as reason:
         raise UserError(
             f"tokenizer.path={name}: no such file or folder, and the Hugging Face hub did not provide it ({reason}); "

@@ -7,8 +7,10 @@ They use a few sequences of the first batch, on the model's device. They change 
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Mapping
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -16,15 +18,19 @@ from torch import Tensor
 from bigramlm.data.batches import IGNORED
 from bigramlm.errors import UserError, require
 from bigramlm.model.base import LanguageModel
-from bigramlm.tokenizer.base import Tokenizer, round_trip_difference
+from bigramlm.tokenizer.base import Tokenizer, lost_share, round_trip_difference
+
+log = logging.getLogger(__name__)
 
 # The approximate number of tokens of the first batch that the model is checked on.
 _TOKENS = 1024
 # The number of characters that are encoded and decoded at the start, in the middle and at the end of each split.
 _CHARACTERS = 4096
-# The minimum vocabulary size for checking the loss: with a smaller vocabulary, the loss of an untrained model can
-# differ from ln V by more than the tolerance by chance.
-_MIN_VOCAB_FOR_LOSS = 16
+# The minimum number of different targets for checking the loss: with fewer, the loss of an untrained model can differ
+# from ln V by more than the tolerance by chance.
+_MIN_TARGETS_FOR_LOSS = 16
+# The shares of the text that a tokenizer may lose without a warning, and at all.
+_LOST_UNNOTICED, _LOST_AT_MOST = 0.01, 0.5
 
 _TRAIN_ANYWAY = "set preflight=false to train anyway"
 
@@ -39,20 +45,25 @@ def preflight(
 ) -> None:
     """Run all checks, and raise UserError for the first check that fails.
 
-    texts: the texts of the splits, by name, on which the tokenizer is checked; empty for a tokenizer that is not
-    lossless, and for a text that is not in memory. batch: the inputs and targets of the first step, each (B, T), on the
+    texts: the texts of the splits, by name, on which the tokenizer is checked; empty for a text that is not in memory.
+    batch: the inputs and targets of the first step, each (B, T), on the
     model's device. fresh: if True, the model is untrained, and its loss is checked too.
     """
     x, y = batch
     check_targets(x, y)
-    for split, text in texts.items():
-        check_round_trip(tokenizer, text, split)
+    if tokenizer.lossless:
+        for split, text in texts.items():
+            check_round_trip(tokenizer, text, split)
+    else:
+        check_coverage(tokenizer, texts, x)
+    check_vocabulary(model, tokenizer)
     rows = max(2, _TOKENS // x.shape[1])
     x, y = x[:rows], y[:rows]
     with torch.random.fork_rng([] if x.device.type == "cpu" else [x.device], device_type=x.device.type):
         check_logits(model, x)
-        if fresh and model.vocab_size >= _MIN_VOCAB_FOR_LOSS:
-            check_fresh_loss(model, x, unmask_prompts(x, y))
+        targets = unmask_prompts(x, y)
+        if fresh and len(targets.unique()) >= _MIN_TARGETS_FOR_LOSS:
+            check_fresh_loss(model, x, targets)
         # Frozen parameters do not change, so the copy shares them.
         model_copy = copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
         if list(model.parameters()):  # a model that is fitted by counting has no parameters
@@ -80,9 +91,50 @@ def unmask_prompts(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(is_unpadded & (y == IGNORED), x.roll(-1, dims=1), y)
 
 
+def check_vocabulary(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    """Check that there is more than one token, so that there is something to predict."""
+    require(
+        model.vocab_size > 1 or not list(model.parameters()),
+        f"preflight: the text has only one character, {tokenizer.decode([0])!r}, so that the vocabulary has one token "
+        f"and there is nothing to predict; choose a different text; {_TRAIN_ANYWAY}, with a loss of 0",
+    )
+
+
+def check_coverage(tokenizer: Tokenizer, texts: Mapping[str, str], x: Tensor) -> None:
+    """Check that a tokenizer which is not lossless covers most of the text.
+
+    Logs a warning if it loses more than one character in a hundred. x: the tokens (B, T) of the first batch, on which a
+    text that is not in memory is judged.
+    """
+    lost = {
+        f"characters in the {split} split": fmean(
+            lost_share(tokenizer, text[start : start + _CHARACTERS]) for start in _excerpts(text)
+        )
+        for split, text in texts.items()
+    }
+    unknown = getattr(tokenizer, "unknown", None)
+    if not lost and unknown is not None:
+        lost["tokens of the first batch"] = (x == unknown).float().mean().item()
+    name = "" if unknown is None else f", which become {tokenizer.decode([unknown])!r}"
+    for what, share in lost.items():
+        problem = f"the vocabulary of the tokenizer does not cover {share:.0%} of the {what}{name}"
+        require(
+            share <= _LOST_AT_MOST,
+            f"preflight: {problem}; choose a tokenizer that was made for such a text, e.g. tokenizer=bpe or "
+            f"tokenizer=byte; {_TRAIN_ANYWAY}",
+        )
+        if share > _LOST_UNNOTICED:
+            log.warning("tokenizer: %s", problem)
+
+
+def _excerpts(text: str) -> list[int]:
+    # The first characters of the excerpts on which the tokenizer is checked.
+    return sorted({0, max(0, (len(text) - _CHARACTERS) // 2), max(0, len(text) - _CHARACTERS)})
+
+
 def check_round_trip(tokenizer: Tokenizer, text: str, split: str) -> None:
     """Check that decoding the encoded text of a split returns the original text."""
-    for start in sorted({0, max(0, (len(text) - _CHARACTERS) // 2), max(0, len(text) - _CHARACTERS)}):
+    for start in _excerpts(text):
         if difference := round_trip_difference(tokenizer, text[start : start + _CHARACTERS]):
             at, original, result = difference
             raise UserError(
@@ -94,12 +146,19 @@ def check_round_trip(tokenizer: Tokenizer, text: str, split: str) -> None:
 
 @torch.inference_mode()
 def check_logits(model: LanguageModel, x: Tensor) -> None:
-    """Check that the model returns logits, not probabilities.
+    """Check that the model returns logits, not NaN and not probabilities.
 
-    Trained on probabilities, a model learns slowly and never becomes certain.
+    NaN would make the model fail the other checks for the wrong reason. Trained on probabilities, a model learns slowly
+    and never becomes certain.
     """
     was_training = model.training
     logits, _ = model.eval()(x)  # (B, T, V)
+    if logits.isnan().any():
+        broken = next((name for name, tensor in model.named_parameters() if not tensor.isfinite().all()), None)
+        cause = (
+            f"its parameter {broken} is not finite" if broken else "look for 0/0, inf-inf or the log of 0 in forward"
+        )
+        raise UserError(f"preflight: the model returns logits that are NaN: {cause}; {_TRAIN_ANYWAY}")
     are_probabilities = bool((logits >= 0).all()) and bool(((logits.sum(dim=-1) - 1).abs() < 1e-3).all())
     require(
         not are_probabilities or model.vocab_size == 1,
@@ -149,10 +208,20 @@ def check_gradients(model: LanguageModel, x: Tensor, y: Tensor) -> None:
             loss.requires_grad,
             f"preflight: the loss depends on no parameter, so nothing would be trained; {_TRAIN_ANYWAY}",
         )
+        require(
+            bool(loss.isfinite()),
+            f"preflight: the loss of the first batch is {loss.item()} in training mode; look for 0/0, inf-inf or the "
+            f"log of 0 in what the model computes in training mode only; {_TRAIN_ANYWAY}",
+        )
         gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
         with torch.no_grad():
             for (name, parameter), gradient in zip(trainable.items(), gradients, strict=True):
                 if gradient is not None and gradient.any():
+                    require(
+                        not gradient.isnan().any(),
+                        f"preflight: the gradient of {name} is NaN, although the loss is a number; look for sqrt or "
+                        f"norm at 0, or a where() that hides NaN; {_TRAIN_ANYWAY}",
+                    )
                     missing.pop(name, None)
                     parameter.sub_(0.01 * gradient.sign())
     require(

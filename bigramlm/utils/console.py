@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from bigramlm.errors import UserError
 
@@ -36,12 +37,55 @@ def show(text: str, end: str = "\n") -> bool:
     try:
         print(text, end=end, flush=True)
     except OSError as error:
-        # The rest of the buffer is flushed when the process ends and must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         if isinstance(error, BrokenPipeError):
             return False
         raise UserError(f"standard output cannot be written: {error.strerror}") from None
     return True
+
+
+def note(text: str) -> None:
+    """Print text on standard error, unless it cannot be written there."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    # The rest of the buffer is flushed when the process ends and must not fail again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def open_streams() -> Iterator[None]:
+    """Replace closed standard streams with the null device in the block.
+
+    A shell closes them with >&- and 2>&-, and pythonw has none. The next file that is opened would become the stream,
+    and code that prints would fail.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, number)  # for the processes that this one starts
+            if null == number:
+                os.set_inheritable(number, True)
+            else:
+                os.close(null)
+    replaced = {}
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None or stream.closed:
+            replaced[name] = stream
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
+    try:
+        yield
+    finally:
+        for name, stream in replaced.items():
+            getattr(sys, name).close()
+            setattr(sys, name, stream)
 
 
 @contextlib.contextmanager

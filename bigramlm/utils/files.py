@@ -1,8 +1,10 @@
 """Atomic writes of files and folders, and SHA-256 hashes."""
 
+import codecs
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -18,6 +20,12 @@ def temporary_path(path: Path) -> Path:
     New contents are written to the temporary path, which is then renamed to `path`.
     """
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def final_name(name: str) -> str | None:
+    """Return the name that a name of `temporary_path` stands for; None for others."""
+    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}", name)
+    return found[1] if found else None
 
 
 def write(path: Path, content: Iterable[bytes], *, durable: bool = True) -> None:
@@ -67,6 +75,31 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+"""The encodings by byte-order mark. UTF-32 is first, because its little-endian mark begins with that of UTF-16."""
+
+
+def mark_of(head: bytes) -> bytes:
+    """Return the byte-order mark at the start of a file; empty if there is none."""
+    return next((mark for mark in MARKS if head.startswith(mark)), b"")
+
+
+def read_text(path: Path) -> str:
+    """Read a text as UTF-8, or in the encoding of its byte-order mark.
+
+    The mark is dropped.
+    """
+    content = path.read_bytes()
+    mark = mark_of(content)
+    return content[len(mark) :].decode(MARKS.get(mark, "utf-8"))
 
 
 def sync(path: Path) -> None:

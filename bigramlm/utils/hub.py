@@ -1,4 +1,8 @@
-"""Downloads from the Hugging Face Hub."""
+"""Downloads from the Hugging Face Hub, and the cache of its library.
+
+The environment variables of the library are obeyed: HF_HOME and HF_HUB_CACHE move the cache, and HF_HUB_OFFLINE=1
+forbids any use of the network.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import contextlib
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 # The timeout for a response of the Hub, in seconds.
@@ -31,12 +36,33 @@ def is_name(text: str) -> bool:
 def has(name: str, file: str) -> bool:
     """Check whether a model on the Hub contains a file.
 
-    Returns False if the Hub cannot be reached.
+    Returns False if the Hub cannot be reached, or must not be, and the file is not cached.
     """
     from huggingface_hub import file_exists
 
     try:
-        return bool(file_exists(name, file))
+        return cached(name, file) is not None or bool(file_exists(name, file))
+    except Exception:
+        return False
+
+
+def cached(name: str, file: str) -> Path | None:
+    """Return the path of a model's file in the cache, or None if it is not cached.
+
+    Raises MissingFileError if the cache records that the model does not contain the file.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, file)
+    if found is None or isinstance(found, str):
+        return None if found is None else Path(found)
+    raise MissingFileError(f"{name} contains no {file}, as the cache records")
+
+
+def is_cached(name: str) -> bool:
+    """Check whether the cache contains a model, without any use of the network."""
+    try:
+        return cached(name, "config.json") is not None
     except Exception:
         return False
 
@@ -47,17 +73,44 @@ def fetch(name: str, file: str) -> Path:
     Raises MissingFileError if the model does not contain the file, and FetchError if the file cannot be fetched for
     another reason.
     """
-    from huggingface_hub import constants, errors, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import constants, errors, hf_hub_download
 
     try:
-        cached = try_to_load_from_cache(name, file)
-        if isinstance(cached, str):
-            return Path(cached)
+        found = cached(name, file)
+        if found is not None:
+            return found
+        if constants.HF_HUB_OFFLINE:
+            raise FetchError(f"HF_HUB_OFFLINE is set, and {file} is not in the cache, {constants.HF_HUB_CACHE}")
         # Checks the connection once, because without a network the Hub's library would retry five times.
         with contextlib.suppress(urllib.error.HTTPError):
             urllib.request.urlopen(constants.ENDPOINT, timeout=_TIMEOUT).close()
         return Path(hf_hub_download(name, file))
+    except FetchError:
+        raise
     except Exception as error:  # the network and the Hub raise many types
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         missing = isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError)
         raise (MissingFileError if missing else FetchError)(reason[:200]) from None
+
+
+def fetch_first(name: str, *alternatives: Sequence[str]) -> list[Path]:
+    """Return the local paths of the first of several groups of files.
+
+    A later group is used if the model does not contain the earlier ones, or if only the later group is cached and the
+    Hub cannot be reached. Raises MissingFileError if the model contains no group, and FetchError if a group cannot be
+    fetched for another reason.
+    """
+    missing: MissingFileError | None = None
+    failed: FetchError | None = None
+    for group in alternatives:
+        try:
+            if failed is None:
+                return [fetch(name, file) for file in group]
+            paths = [path for file in group if (path := cached(name, file)) is not None]
+            if len(paths) == len(group):
+                return paths
+        except MissingFileError as error:
+            missing = error
+        except FetchError as error:
+            failed = error
+    raise failed or missing or FetchError("no file was asked for")

@@ -34,23 +34,23 @@ def working_folder() -> Path:
     return Path.cwd() if config is None else Path(config.hydra.runtime.cwd)
 
 
-def typed(path: str, field: str) -> Path:
-    """Return the absolute path that a user typed as the value of a field.
+def typed(path: str, field: str = "") -> Path:
+    """Return the absolute path that a user typed.
 
-    A leading `~` means a home folder only if there is such a user, and no file of this name. Raises UserError for a
-    path that no file can have, or that no config can store.
+    field: the field, for messages. A leading `~` means a home folder only if there is such a user, and no file of this
+    name. Raises UserError for a path that no file can have, or that no config can store.
     """
-    literal = working_folder() / path
+    literal, named = working_folder() / path, f"{field}=" if field else ""
     try:
         path.encode()
         os.lstat(literal)
     except UnicodeEncodeError:
-        raise UserError(f"{field}={path!r}: the name is not UTF-8, so a config cannot store it; rename it") from None
+        raise UserError(f"{named}{path!r}: the name is not UTF-8, so a config cannot store it; rename it") from None
     except ValueError as error:  # a NUL character
-        raise UserError(f"{field}={path!r}: not a path: {error}") from None
+        raise UserError(f"{named}{path!r}: not a path: {error}") from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise UserError(f"{field}={path[:40]}...: the path is too long for a file; give a shorter path") from None
+            raise UserError(f"{named}{path[:40]}...: the path is too long for a file; give a shorter path") from None
         if path.startswith("~"):
             with contextlib.suppress(RuntimeError):  # there is no such user
                 return Path(path).expanduser()

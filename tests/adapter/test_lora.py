@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bigramlm.adapter.config import LoRAConfig
+from bigramlm.checkpoint.format import write_manifest
+from bigramlm.cli import checkpoint, sample
 from bigramlm.model.config import BigramConfig, GPTConfig
 from bigramlm.utils import paths
-from tests.helpers import Cli, assert_refused, command, refuses, run_config
+from tests.helpers import Cli, assert_refused, command, gpt2_folder, refuses, resumed, run_config
 
 SHORT = ("data=bundled", "logger=none", "trainer.eval_batches=1", "sample.max_new_tokens=5", "data.batch_size=4")
 SMALL = ("model=nanogpt", "model.n_layer=2", "model.n_head=2", "model.n_embd=16", "model.bias=true")
@@ -90,3 +93,43 @@ def test_recipes_require_weights_to_start_from() -> None:
     assert "init_from: openai-community/gpt2" in (paths.conf_dir() / "experiment" / "finetune_gpt2.yaml").read_text()
     with refuses("init_from=", field="adapter", value="lora"):
         run_config("experiment=finetune_lora")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_an_adapter_that_is_not_finite_is_refused_everywhere(
+    cli: Cli, tool: Cli, base: Path, tmp_path: Path, value: float
+) -> None:
+    run = cli(*SHORT, f"init_from={base}", "adapter=lora", "trainer.steps=1").folder
+    step = run / "checkpoints" / "step_1"
+    file = step / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "lora_B" in name)
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    (step / "manifest.json").unlink()
+    write_manifest(step, 1)
+    for ended in (
+        tool(sample.main, f"run={run}"),
+        resumed(cli, run, "trainer.steps=3"),
+        cli(*SHORT, f"init_from={run}"),
+        cli(*SHORT, f"init_from={run}", "adapter=lora"),
+        tool(checkpoint.main, "merge", str(run), str(tmp_path / "merged")),
+    ):
+        assert_refused(ended, file, name, "NaN" if value != value else "inf", "damaged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_exported_adapter_is_no_base_and_no_start(cli: Cli, tool: Cli, tmp_path: Path) -> None:
+    gpt2 = gpt2_folder(tmp_path / "gpt2")
+    run = cli(*SHORT, f"init_from={gpt2}", "adapter=lora", "trainer.steps=1").folder
+    exported = tmp_path / "adapter"
+    assert tool(checkpoint.main, "export", str(run), str(exported), "--adapter").code == 0
+    for ended in (
+        cli(*SHORT, f"init_from={exported}"),
+        cli(*SHORT, f"init_from={run}", f"base={exported}"),
+        resumed(cli, run, "trainer.steps=3", f"base={exported}"),
+        tool(sample.main, f"run={exported}"),
+        tool(sample.main, f"run={run}", f"base={exported}"),
+        tool(checkpoint.main, "merge", str(run), str(tmp_path / "merged"), "--base", str(exported)),
+    ):
+        assert_refused(ended, exported, "is a peft adapter", f"base {gpt2}", "resume=RUN", "merge RUN NEW")

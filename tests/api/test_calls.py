@@ -221,10 +221,13 @@ def test_a_file_trains(text_file: Path) -> None:
         (("--config-dir=x",), {}, ("--config-dir=x",)),
         (("hydra.mode=MULTIRUN",), {}, ("hydra.mode",)),
         (("seed=1,2",), {}, ("seed=1,2", "sweep()")),
-        (("optim.lrr=1",), {}, ("optim.lrr",)),
-        (("optim.lr=x",), {}, ("optim.lr", "'x'", "float")),
-        (("model=none",), {}, ("model/none", "transformer")),
-        (("optim.lr",), {}, ("optim.lr",)),
+        (("optim.lrr=1",), {}, ("optim.lrr=1", "did you mean optim.lr=1?")),
+        (("+optim.lrr=1",), {}, ("optim.lrr=1", "did you mean optim.lr=1?")),
+        (("optim.lr=x",), {}, ("optim.lr=x", "number")),
+        (("model=none",), {}, ("model=none", "transformer")),
+        (("model=gtp",), {}, ("model=gtp", "did you mean model=gpt?")),
+        (("optim.lr",), {}, ("optim.lr=VALUE",)),
+        (("optim.lr 0.1",), {}, ("optim.lr=0.1",)),
         (("trainer.steps=-1",), {}, ("trainer.steps=-1",)),
         (("resume=nowhere",), {}, ("nowhere",)),
         (SHORT, {"model": WrongShape}, ("WrongShape", "(32, 8, ", "(B, T, V)")),
@@ -255,6 +258,14 @@ def test_bad_input_is_a_user_error(
         assert part.lower() in message.lower(), message
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+def test_processes_of_torchrun_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for call in (bigramlm.train, bigramlm.sweep):
+        with refuses("torchrun", field="WORLD_SIZE", value=2):
+            call(*SHORT, "seed=1,2")
+    assert bigramlm.compose("seed=3").seed == 3
 
 
 def test_refusals_of_sweeps_and_loading() -> None:

@@ -404,11 +404,14 @@ def test_damaged_checkpoints_are_skipped_with_a_warning(
 
 def test_complete_temporary_folders_are_restored_after_a_crash(run: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "run")) / "checkpoints"
-    (folder / "step_4").rename(folder / ".step_4.abc")  # a crash between the two renames when a step is saved again
-    (folder / "step_5").rename(folder / ".step_5.abc")
-    (folder / ".step_5.abc" / "state.json").unlink()  # a crash during a save or a removal
-    shutil.copytree(folder / "step_2", folder / ".step_2.abc")
-    (folder / ".last.abc").write_text("step_")
+    random_part = "0123456789abcdef" * 2
+    # A crash between the two renames when a step is saved again.
+    (folder / "step_4").rename(folder / f".step_4.{random_part}")
+    (folder / "step_5").rename(folder / f".step_5.{random_part}")
+    (folder / f".step_5.{random_part}" / "state.json").unlink()  # a crash during a save or a removal
+    shutil.copytree(folder / "step_2", folder / f".step_2.{random_part}")
+    for name in ("last", "best", "step_2.kept"):
+        (folder / f".{name}.{random_part}").write_text("step_")
     Checkpoints(folder).clean_up()
     assert sorted(path.name for path in folder.iterdir()) == ["best", "last", "step_0", "step_2", "step_4"]
     Checkpoint(folder / "step_4")

@@ -264,3 +264,22 @@ def test_a_killed_command_leaves_no_process_and_can_be_continued(number: signal.
     tokenizer = BPEConfig().restore(made.tokenizer())
     assert sum(counts.characters for counts in made.splits.values()) == 2 * len(TEXT)
     assert tokenizer.decode(made.ids("val").tolist()) == (TEXT * 2)[int(0.9 * 2 * len(TEXT)) :]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        ("tokenizer.vocab_siz=300", "did you mean tokenizer.vocab_size=300?"),
+        ("tokenizer.vocab_size=300", "bpe"),
+        ("optim.lr=1", "--help"),
+        ("data=txt", "did you mean data=text?"),
+        ("my.txt", "FIELD=VALUE"),
+        ("data.path my.txt", "write data.path=my.txt"),
+        ("data.path=my text.txt", "'data.path=my text.txt'"),
+        ("--output there", "write output=there"),
+        ("tokenizer=bpe,char", "single value"),
+        ("data.train_fraction=most", "number"),
+    ],
+)
+def test_mistakes_give_one_line_with_the_right_spelling(arguments: str, advice: str, tool: Cli) -> None:
+    assert_refused(tool(prepare.main, *arguments.split()), arguments, advice)

@@ -1,5 +1,6 @@
 """Tests of the command `sample`, from a run folder or a checkpoint alone."""
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -118,9 +119,17 @@ def test_prompts_from_a_file_give_jsonl_in_the_same_order(run: Path, tmp_path: P
         assert [line["prompt"] for line in found] == expected
         for line in found:
             assert greedy(run, line["prompt"] or "\n", 8) == (line["prompt"] or "\n") + line["completion"]
-    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbf" + b"Joan")
-    done = tool(sample.main, f"run={run}", f"prompts_file={tmp_path / 'bom.txt'}", "max_new_tokens=0")
-    assert json.loads(done.out)["prompt"] == "Joan"
+    lines = "".join(json.dumps({"prompt": p}) + "\n" for p in prompts)
+    for name, content in (
+        ("bom.txt", b"\xef\xbb\xbf" + "\r\n".join(prompts).encode()),
+        ("utf16.txt", "\n".join(prompts).encode("utf-16")),
+        ("~lines.txt", lines.encode()),
+        ("array.JSON", json.dumps([{"prompt": p} for p in prompts]).encode()),
+        ("lines.gz", gzip.compress(lines.encode())),
+    ):
+        (tmp_path / name).write_bytes(content)
+        done = tool(sample.main, f"run={run}", f"prompts_file={tmp_path / name}", "max_new_tokens=0")
+        assert [json.loads(line)["prompt"] for line in done.out.splitlines()] == prompts, name
     twice = tool(sample.main, f"run={run}", f"prompts_file={tmp_path / 'p.txt'}", "num_samples=2", "max_new_tokens=3")
     assert [json.loads(line)["prompt"] for line in twice.out.splitlines()] == [p for p in prompts for _ in "12"]
 
@@ -224,6 +233,9 @@ def test_invalid_prompts_files_give_an_error_with_the_line_number(run: Path, tmp
         ("b.txt", "a\n日\n", ["line 2", "62", "'日'"]),
         ("c.txt", "", ["empty;"]),
         ("d.txt", b"\xff", ["UTF-8", "0xff"]),
+        ("e.jsonl", '{"prompt": "a"}\n\n{"prompt": "日"}\n', ["line 3", "'日'"]),
+        ("f.txt", "a".encode("utf-16-le"), ["NUL"]),
+        ("g.txt", b"%PDF-1.7", ["PDF"]),
     ):
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         done = tool(sample.main, f"run={run}", f"prompts_file={tmp_path / name}")
@@ -233,11 +245,27 @@ def test_invalid_prompts_files_give_an_error_with_the_line_number(run: Path, tmp
     assert_refused(both, "prompt=a", f"prompts_file={tmp_path / 'b.txt'}")
 
 
-def test_errors_of_hydra_keep_their_text_and_exit_code(run: Path, tool: Cli) -> None:
-    done = tool(sample.main, f"run={run}", "promt=a")
-    assert done.code == 1
-    assert "Key 'promt' not in 'SampleCommand'" in done.err
-    assert "Traceback" not in done.err
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        ("promt=a", "did you mean prompt=a?"),
+        ("+promt=a", "did you mean prompt=a?"),
+        ("hello", "FIELD=VALUE"),
+        ("prompt hello", "write prompt=hello"),
+        ("prompt=To be", "'prompt=To be'"),
+        ("--prompt=a", "write prompt=a"),
+        ("--top-k 5", "write top_k=5"),
+        ("-n 5", "FIELD=VALUE"),
+        ("top_k=1.5", "whole number"),
+        ("temperature=hot", "number"),
+        ("temperature=1,2", "single value"),
+        ("device=gpu", "did you mean device=cpu?"),
+        ("device=1", "auto, cpu"),
+        ("num_samples:3", "write num_samples=3"),
+    ],
+)
+def test_mistakes_give_one_line_with_the_right_spelling(arguments: str, advice: str, tool: Cli) -> None:
+    assert_refused(tool(sample.main, *arguments.split()), arguments, advice)
 
 
 def test_help_names_every_field_without_torch() -> None:

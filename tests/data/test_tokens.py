@@ -148,3 +148,11 @@ def test_batches_from_files_match_those_from_memory(tmp_path: Path) -> None:
         from_file = Batches(Stream(mapped, block_size=7), batch_size=3, seed=1)[step]
         from_memory = Batches(Stream(torch.from_numpy(ids.astype(np.int32)), block_size=7), batch_size=3, seed=1)[step]
         assert all(torch.equal(a, b) for a, b in zip(from_file, from_memory, strict=True))
+
+
+@pytest.mark.parametrize("names", [("train.bin", "val.bin", "meta.pkl"), ("train.bin",), ("val.bin",)])
+def test_token_files_of_another_program_are_refused(names: tuple[str, ...], cli: Cli, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"\0\1" * 1000)
+    refused = cli(*SHORT, "data=tokens", f"data.path={tmp_path}")
+    assert_refused(refused, tmp_path, "manifest.json", "nanoGPT", "prepare.py data.path=FILE")

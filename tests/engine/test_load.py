@@ -1,4 +1,4 @@
-"""Tests of init_from, which starts a new run from trained weights."""
+"""Tests of loading: init_from, and weights that are not finite."""
 
 import json
 import shutil
@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from bigramlm.checkpoint.format import write_manifest
+from bigramlm.cli import checkpoint, sample
+from bigramlm.engine.load import load_model, open_checkpoint
 from bigramlm.runs import find as runs
 from tests.engine.helpers import records, weights
 from tests.helpers import Cli, assert_refused, command, resumed, summary
@@ -104,3 +108,69 @@ def test_overridden_block_size_survives_a_resume_at_step_0(source: Path, cli: Cl
     shutil.rmtree(ended.folder / "checkpoints")
     assert resumed(cli, ended.folder, "trainer.steps=3").code == 0
     assert "block_size: 5" in (ended.folder / "config.yaml").read_text("utf-8")
+
+
+def damage(run: Path, file: str, name: str, value: float) -> Path:
+    """Set one element of a tensor in the newest checkpoint, and seal it again."""
+    folder = run / "checkpoints" / "step_10"
+    with safe_open(folder / file, "pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(folder / file)
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, folder / file, metadata=metadata)
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, 10)
+    return folder / file
+
+
+TABLE = "token_embedding_table.weight"
+
+
+@pytest.mark.parametrize(("value", "named"), [(float("nan"), "NaN"), (float("inf"), "inf"), (float("-inf"), "inf")])
+def test_weights_that_are_not_finite_are_refused_everywhere(
+    source: Path, tmp_path: Path, cli: Cli, tool: Cli, value: float, named: str
+) -> None:
+    run = Path(shutil.copytree(source, tmp_path / "damaged"))
+    file = damage(run, "model.safetensors", TABLE, value)
+    for ended in (
+        cli("data=bundled", "logger=none", f"init_from={run}"),
+        cli("data=bundled", "logger=none", f"init_from={run}", "preflight=false"),
+        resumed(cli, run, "trainer.steps=20"),
+        tool(sample.main, f"run={run}"),
+        tool(sample.main, f"run={run}", "temperature=0"),
+    ):
+        assert_refused(ended, file, TABLE, named, "damaged")
+        assert "learning rate" not in ended.err
+        assert "attention" not in ended.err
+    scratch = cli(*RUN, f"init_from={run}", "from_scratch=true")
+    assert scratch.code == 0, scratch.err
+
+
+def test_an_optimizer_state_that_is_not_finite_is_refused(source: Path, tmp_path: Path, cli: Cli) -> None:
+    run = Path(shutil.copytree(source, tmp_path / "damaged"))
+    name = f"optimizer/{TABLE}/exp_avg"
+    file = damage(run, "training.safetensors", name, float("nan"))
+    assert_refused(resumed(cli, run, "trainer.steps=20"), file, name, "NaN", "damaged")
+    assert cli(*RUN, f"init_from={run}").code == 0, "a new run needs the weights only"
+
+
+def test_counts_are_not_checked(tmp_path: Path, cli: Cli) -> None:
+    run = cli("data=bundled", "logger=none", "model=ngram", "sample.max_new_tokens=5").folder
+    step = run / "checkpoints" / "step_0"
+    tensors = load_file(step / "model.safetensors")
+    changed = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    for tensor in changed.values():
+        tensor.view(-1)[0] = float("-inf")
+    save_file(tensors, step / "model.safetensors")
+    (step / "manifest.json").unlink()
+    write_manifest(step, 0)
+    load_model(open_checkpoint(str(run)))
+
+
+def test_a_gpt_that_is_not_finite_is_not_exported(tmp_path: Path, cli: Cli, tool: Cli) -> None:
+    gpt = ("model=nanogpt", "model.n_layer=1", "model.n_head=2", "model.n_embd=16")
+    run = cli(*RUN, *gpt).folder
+    file = damage(run, "model.safetensors", "h.0.attn.c_attn.weight", float("nan"))
+    refused = tool(checkpoint.main, "export", str(run), str(tmp_path / "exported"))
+    assert_refused(refused, file, "h.0.attn.c_attn.weight", "NaN")
+    assert not (tmp_path / "exported").exists()

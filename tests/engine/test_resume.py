@@ -147,7 +147,7 @@ def test_latest_is_the_most_recently_started_run(
         old = json.loads((run / "summary.json").read_text("utf-8"))
         (run / "summary.json").write_text(json.dumps({**old, "started": began}), "utf-8")
     (tmp_path / "outputs" / "runs" / "refused").mkdir()
-    (tmp_path / "outputs" / "runs" / "refused" / "summary.json").write_text('{"started": "2030"}')
+    (tmp_path / "outputs" / "runs" / "refused" / "summary.json").write_text('{"started": "2030-01-01T00:00:00+00:00"}')
     assert cli("resume=latest", run_dir=False).code == 0
     (warning,) = [line for line in caplog.messages if str(Path("runs") / "refused") in line]
     assert "config.yaml" in warning, "the warning names the skipped run and the missing file"
@@ -251,9 +251,8 @@ def test_resume_of_a_folder_without_a_run_is_refused_in_one_line(
 
 
 def test_hydra_checks_overrides_against_the_saved_config(whole: Path, cli: Cli) -> None:
-    ended = resumed(cli, whole, "optim.lrr=1")
-    assert ended.code == 1
-    assert "'lrr'" in ended.err
+    assert_refused(resumed(cli, whole, "optim.lrr=1"), "optim.lr=1", field="optim.lrr", value="1")
+    assert_refused(resumed(cli, whole, "optim.lr=fast"), "number", field="optim.lr", value="fast")
 
 
 def test_a_changed_text_is_refused(tmp_path: Path, text_file: Path, cli: Cli) -> None:
@@ -404,7 +403,7 @@ def test_a_folder_with_checkpoints_counts_as_a_run(whole: Path, tmp_path: Path, 
 
 def test_an_intact_temporary_checkpoint_is_recovered(whole: Path, tmp_path: Path, cli: Cli) -> None:
     run = crashed_copy(whole, tmp_path / "run", 30)
-    (run / "checkpoints" / "step_30").rename(run / "checkpoints" / ".step_30.abc")
+    (run / "checkpoints" / "step_30").rename(run / "checkpoints" / f".step_30.{'a' * 32}")
     ended = resumed(cli, run)
     assert "step 30" in ended.err
     assert compare(whole, run) is None

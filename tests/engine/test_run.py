@@ -10,7 +10,7 @@ from bigramlm.config.run_config import RunConfig, load, to_dict
 from bigramlm.engine import run as engine
 from bigramlm.runs.folder import RunFolder
 from bigramlm.utils.stop import Stopped, StopSignals
-from tests.helpers import SHORT, run_config
+from tests.helpers import SHORT, Cli, assert_refused, run_config
 
 TINY = (*SHORT, "model=gpt", "model.n_layer=1", "model.n_head=2", "model.n_embd=16", "data.block_size=16")
 
@@ -86,3 +86,19 @@ def test_a_stop_request_saves_a_checkpoint_and_raises(tmp_path: Path) -> None:
         engine.run(cfg, Overrides(SHORT), run, engine.RunContext(stop=Stops()))
     assert stopped.value.signal == 15
     assert (tmp_path / "checkpoints" / "step_0").is_dir()
+
+
+def test_a_split_shorter_than_a_block_names_its_cause(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("to be or not to be, that is the question. " * 50, "utf-8")
+    for tokenizer, size, is_cause in (
+        (("tokenizer=bpe", "tokenizer.vocab_size=270"), 200, True),  # the 210 characters of val are enough
+        (("tokenizer=bpe", "tokenizer.vocab_size=270"), 300, False),
+        (("tokenizer=char",), 210, False),
+    ):
+        refused = cli(*SHORT, "data=text", f"data.path={path}", *tokenizer, f"data.block_size={size}")
+        assert_refused(refused, "val split", path, field="data.block_size", value=size)
+        last = refused.err.splitlines()[-1]
+        named = (tokenizer[0] in last, "210 characters" in last, "tokenizer=byte" in last)
+        assert named == (is_cause,) * 3, last
+    assert cli(*SHORT, "data=text", f"data.path={path}", "data.block_size=200").code == 0

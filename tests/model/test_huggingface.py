@@ -285,6 +285,44 @@ def test_missing_surplus_and_misshapen_tensors_are_named(
         bigramlm_model(weights)
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF], ids=str)
+@pytest.mark.parametrize("name", ["h.0.attn.c_attn.weight", "wte.weight", "h.1.mlp.c_fc.bias", "ln_f.weight"])
+def test_weights_that_are_not_finite_are_named(cli: Cli, weights: Path, name: str, value: float) -> None:
+    def change(tensors: Tensors) -> Tensors:
+        tensors[f"transformer.{name}"].view(-1)[-1] = value
+        return tensors
+
+    rewrite(weights, change)
+    with refuses(weights / "model.safetensors", f"transformer.{name}", "NaN" if value != value else "inf", "damaged"):
+        bigramlm_model(weights)
+    refused = train(cli, weights, "preflight=false")
+    assert_refused(refused, weights, name)
+    assert "learning rate" not in refused.err
+
+
+def test_the_part_with_the_damage_is_named(weights: Path) -> None:
+    transformers_model(weights).save_pretrained(weights / "parts", max_shard_size="10KB")
+    part = next(
+        path for path in (weights / "parts").glob("*.safetensors") if any("mlp" in name for name in load_file(path))
+    )
+    tensors = load_file(part)
+    name = next(name for name in tensors if "mlp" in name)
+    tensors[name].view(-1)[0] = NAN
+    save_file(tensors, part, metadata={"format": "pt"})
+    with refuses(part, name, "NaN"):
+        bigramlm_model(weights / "parts")
+
+
+def test_masks_of_any_value_are_ignored(weights: Path) -> None:
+    before = logits(bigramlm_model(weights), tokens())
+    rewrite(weights, with_masks)
+    rewrite(weights, lambda t: {n: x * -INF if n.endswith((".attn.bias", "masked_bias")) else x for n, x in t.items()})
+    assert torch.equal(logits(bigramlm_model(weights), tokens()), before)
+
+
 def test_head_equal_to_the_tied_embedding_is_accepted(weights: Path) -> None:
     before = logits(bigramlm_model(weights), tokens())
     rewrite(weights, lambda t: {**t, "lm_head.weight": t["transformer.wte.weight"].clone()})

@@ -25,7 +25,7 @@ from bigramlm.sweeps import executor as launch
 from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
 from bigramlm.utils import paths, stop
-from tests.helpers import TIMEOUT, Ended, assert_refused, composed, refuses
+from tests.helpers import TIMEOUT, Cli, Ended, assert_refused, composed, refuses
 from tests.sweeps.helpers import SHORT, kill_at_step, start_sweep
 
 # A job takes some tenths of a second and saves several checkpoints.
@@ -243,3 +243,39 @@ def test_resubmitted_job_resumes_or_is_done(tmp_path: Path) -> None:
     with refuses(folder):
         train(composed(*SHORT, "seed=2"), RunFolder(folder), Overrides(), RunContext(), continues=True)
     assert state(folder) == before
+
+
+# What a recipe sets, and whether it applies to a sweep as a whole.
+SETTINGS = {
+    "hydra: {sweeper: {params: {seed: '1,2'}}}": "hydra.sweeper",
+    "hydra: {sweep: {subdir: elsewhere}}": "hydra.sweep",
+    "defaults: [override /hydra/launcher: joblib]": "hydra.launcher",
+    "hydra: {job: {env_set: {BIGRAMLM_TEST: '1'}}}": "",
+    "hydra: {mode: MULTIRUN}": "",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_of_the_sweep_in_a_swept_recipe_are_refused(setting: str, cli: Cli, tmp_path: Path) -> None:
+    presets, sweep = tmp_path / "presets", tmp_path / "sweep"
+    (presets / "experiment").mkdir(parents=True)
+    (presets / "experiment" / "a.yaml").write_text(f"# @package _global_\n{setting}\n", "utf-8")
+    (presets / "experiment" / "b.yaml").write_text("# @package _global_\nseed: 3\n", "utf-8")
+    line = ["-m", f"--config-dir={presets}", *SHORT, "experiment=b,a", f"hydra.sweep.dir={sweep}"]
+    ended = cli(*line, run_dir=False)
+    if SETTINGS[setting]:
+        assert_refused(ended, "experiment=a", f"sets {SETTINGS[setting]}")
+        assert not sweep.exists()
+    else:
+        assert ended.code == 0, ended.err
+        assert "2 jobs: 2 completed" in ended.out
+
+
+def test_settings_of_the_sweep_in_the_only_recipe_apply(cli: Cli, tmp_path: Path) -> None:
+    presets, sweep = tmp_path / "presets", tmp_path / "sweep"
+    (presets / "experiment").mkdir(parents=True)
+    recipe = "# @package _global_\nhydra: {sweeper: {params: {seed: '1,2'}}}\n"
+    (presets / "experiment" / "a.yaml").write_text(recipe, "utf-8")
+    ended = cli("-m", f"--config-dir={presets}", *SHORT, "experiment=a", f"hydra.sweep.dir={sweep}", run_dir=False)
+    assert ended.code == 0, ended.err
+    assert "2 jobs: 2 completed" in ended.out

@@ -4,6 +4,7 @@ import copy
 import itertools
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram
 from bigramlm.tokenizer.char import CharTokenizer
 from bigramlm.trainer.preflight import preflight
-from tests.helpers import SHORT, Cli, Stub, assert_refused, refuses, summary
+from tests.helpers import SHORT, Cli, Stub, assert_refused, refuses
 
 TEXT = "".join(chr(65 + int(i)) for i in torch.randint(30, (4000,), generator=torch.Generator().manual_seed(0)))
 
@@ -274,6 +275,118 @@ def test_the_loss_of_a_tiny_vocabulary_is_not_checked() -> None:
     preflight(tiny, CharTokenizer("ab"), {"train": "abab"}, (ids, 1 - ids), fresh=True)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("name", ["token.weight", "qkv.bias", "head.weight"])
+def test_a_parameter_that_is_not_finite_is_the_named_cause(name: str, value: float) -> None:
+    """Set a value that makes some logits NaN, and not a look at the future."""
+    broken = model()
+    with torch.no_grad():
+        parameter = broken.get_parameter(name)
+        parameter.view(-1)[:] = value
+        parameter.view(-1)[1] = -value
+    with refuses(name, "NaN", field="preflight", value="preflight=false") as raised:
+        check(broken, fresh=False)
+    assert "attention" not in str(raised.value)
+
+
+class Undefined(Attention):
+    """A model that computes 0/0 in one mode, or only in its gradient."""
+
+    where = "eval"
+
+    def forward(self, idx: torch.Tensor, targets: torch.Tensor | None = None) -> Any:
+        logits = super().forward(idx)[0]
+        zero = logits * 0
+        if self.where == "gradient":
+            logits = logits + zero.norm(dim=-1, keepdim=True) + zero.square().sum(dim=-1, keepdim=True).sqrt()
+        elif (self.where == "training") == self.training:
+            logits = logits + zero / zero
+        return logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+@pytest.mark.parametrize(
+    ("where", "named"), [("eval", "logits"), ("training", "training mode"), ("gradient", "the gradient of")]
+)
+def test_nan_in_a_model_is_not_mistaken_for_a_look_at_the_future(where: str, named: str) -> None:
+    with refuses("NaN" if where != "training" else "nan", named, field="preflight", value="preflight=false") as raised:
+        check(model(Undefined, where=where))
+    assert "attention" not in str(raised.value)
+
+
+def write(path: Path, text: str) -> tuple[str, str]:
+    path.write_text(text, "utf-8")
+    return "data=text", f"data.path={path}"
+
+
+@pytest.mark.parametrize("overrides", [(), ("model=attention",), ("model=gpt", "model.n_embd=16", "model.n_head=2")])
+def test_a_text_of_one_character_is_the_named_cause(cli: Cli, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    text = write(tmp_path / "a.txt", "a" * 20_000)
+    refused = cli(*SHORT, *text, *overrides)
+    assert_refused(refused, "the text has only one character, 'a'", "preflight=false")
+    trained = cli(*SHORT, *text, *overrides, "preflight=false")
+    assert trained.code == 0, trained.err
+    assert "val 0.0000" in trained.err
+
+
+@pytest.mark.parametrize(
+    ("text", "tokenizer"),
+    [
+        *itertools.product(("a", "ab"), (("tokenizer=byte",), ("tokenizer=bpe", "tokenizer.vocab_size=258"))),
+        ("ab", ("tokenizer=char",)),
+        ("to be ", ("tokenizer=byte",)),
+    ],
+)
+def test_a_text_of_few_characters_trains(cli: Cli, tmp_path: Path, text: str, tokenizer: tuple[str, ...]) -> None:
+    for seed in (1, 2):
+        ended = cli(*SHORT, *write(tmp_path / "text.txt", text * 9_000), *tokenizer, f"seed={seed}")
+        assert ended.code == 0, ended.err
+
+
+def test_counts_of_a_text_of_one_character_need_nothing_to_learn(cli: Cli, tmp_path: Path) -> None:
+    ended = cli(*SHORT, *write(tmp_path / "a.txt", "a" * 20_000), "model=ngram")
+    assert ended.code == 0, ended.err
+
+
+class Unknowing(CharTokenizer):
+    """A tokenizer that loses characters, as an unknown token or without a token."""
+
+    lossless = False
+    unknown: int | None = None
+
+    def encode(self, text: str) -> Any:
+        known = [char if char in self.chars else "?" for char in text]
+        return super().encode("".join(char for char in known if char != "?" or self.unknown is not None))
+
+
+@pytest.mark.parametrize("unknown", [None, 0])
+@pytest.mark.parametrize(("share", "outcome"), [(0.004, "passes"), (0.2, "warning"), (0.7, "refused")])
+def test_characters_without_a_token_are_counted(
+    unknown: int | None, share: float, outcome: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = Unknowing("?ABCDEFGHI")
+    tokenizer.unknown = unknown
+    known = "ABCDEFGHI"
+    text = "".join("z" if i % 1000 < 1000 * share else known[i % 9] for i in range(5000))
+    ids = torch.from_numpy(tokenizer.encode(known * 20)).long()
+    x, y = ids[:160].view(20, 8), ids[1:161].view(20, 8)
+    torch.manual_seed(0)
+    checked = Bigram(vocab_size=10, block_size=8)
+    if outcome == "refused":
+        with refuses("70%", "train split", "tokenizer=byte", field="preflight", value="preflight=false"):
+            preflight(checked, tokenizer, {"train": text}, (x, y), fresh=False)
+        return
+    preflight(checked, tokenizer, {"train": text, "val": text}, (x, y), fresh=False)
+    assert ["20%" in record.getMessage() for record in caplog.records] == [True] * (2 if outcome == "warning" else 0)
+
+
+def test_unknown_tokens_of_a_text_on_disk_are_counted_in_the_batch() -> None:
+    tokenizer = Unknowing("?ABCDEFGHI")
+    tokenizer.unknown = 0
+    ids = torch.tensor([[0, 0, 0, 1, 0, 0, 2, 0, 0]])
+    with refuses("75%", "first batch", "'?'", field="preflight"):
+        preflight(Bigram(vocab_size=10, block_size=8), tokenizer, {}, (ids[:, :-1], ids[:, 1:]), fresh=False)
+
+
 def test_a_failed_check_stops_the_run_before_it_trains(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Batches.__getitem__
 
@@ -284,8 +397,7 @@ def test_a_failed_check_stops_the_run_before_it_trains(cli: Cli, monkeypatch: py
     monkeypatch.setattr(Batches, "__getitem__", shifted_twice)
     failed = cli(*SHORT)
     assert_refused(failed, "targets", field="preflight", value="preflight=false")
-    assert summary(failed.folder)["status"] == "failed"
-    assert not (failed.folder / "metrics.jsonl").exists()
+    assert not failed.folder.exists()
     assert cli(*SHORT, "preflight=false").code == 0
 
 

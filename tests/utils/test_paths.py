@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bigramlm.utils.paths import typed, typed_pattern
-from tests.helpers import refuses
+from tests.helpers import SHORT, command, refuses, summary
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +59,20 @@ def test_the_pattern_is_what_was_typed(folder: Path) -> None:
     assert typed_pattern("sub[1]/a.txt", "data.path") == folder / "sub[1]" / "a.txt"
     again = str(typed_pattern("*.txt", "data.path"))
     assert str(typed_pattern(again, "data.path")) == again, "a saved pattern keeps its meaning"
+
+
+@pytest.mark.parametrize("flags", [[], ["-m", "seed=1,2"]])
+def test_paths_are_relative_to_where_they_were_typed(flags: list[str], folder: Path, tmp_path: Path) -> None:
+    """With hydra.job.chdir=true, a job begins in its run folder."""
+    (folder / "~a.txt").write_text("To be, or not to be, that is the question.\n" * 60, "utf-8")
+    (folder / "my_loggers.py").write_text("SEEN = True\n", "utf-8")
+    options = [option for option in SHORT if not option.startswith("data=")]
+    run = tmp_path / "run"
+    words = ["data=text", "data.path=~a.txt", "extensions=my_loggers.py", "hydra.job.chdir=true"]
+    target = f"hydra.sweep.dir={run}" if flags else f"hydra.run.dir={run}"
+    ended = command(*flags, *options, *words, target, cwd=folder)
+    assert ended.code == 0, ended.err
+    assert summary(run / "1" if flags else run)["status"] == "completed"
+    if not flags:
+        ended = command(f"resume={run}", "trainer.steps=9", "extensions=my_loggers.py", cwd=folder)
+        assert ended.code == 0, ended.err

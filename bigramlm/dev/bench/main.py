@@ -70,3 +70,7 @@ def main() -> None:
         show(json.dumps(result.to_dict()) if arguments.json else str(result))
         ok = ok and getattr(result, "ok", True)
     sys.exit(0 if ok else 1)
+
+
+if __name__ == "__main__":
+    main()

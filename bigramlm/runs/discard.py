@@ -1,0 +1,66 @@
+"""Removal of a folder that a command made for a run or sweep which never started."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class _Before:
+    missing: list[Path]  # the folder and its parents, as far as they did not exist; the innermost first
+    names: set[str]  # the names in the folder
+
+
+# The state of each output folder of this process before its command touched the folder.
+_before: dict[Path, _Before] = {}
+
+
+def remember(folder: Path) -> None:
+    """Record which parts of a folder exist, before the command makes the others."""
+    folder = folder.resolve()
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    _before[folder] = _Before([path for path in (folder, *folder.parents) if not os.path.lexists(path)], names)
+
+
+def is_new(path: Path) -> bool:
+    """Check whether a file in a folder did not exist when the command began.
+
+    Returns False if the state of the folder was not recorded.
+    """
+    before = _before.get(path.parent.resolve())
+    return before is not None and path.name not in before.names
+
+
+def discard(folder: Path, names: Iterable[str]) -> None:
+    """Delete files and folders that this command has made.
+
+    names: the files in the folder to delete, unless they existed before the command. The folder and its parents are
+    deleted if the command made them and they are empty now. A file or folder that cannot be deleted is left.
+    """
+    folder = folder.resolve()
+    for path in (folder / name for name in names):
+        if is_new(path):
+            with contextlib.suppress(OSError):
+                path.unlink()
+    for path in _before[folder].missing if folder in _before else []:
+        with contextlib.suppress(OSError):  # it is not empty, or could not be made
+            path.rmdir()
+
+
+def close_new_logs(folder: Path) -> list[str]:
+    """Close the log files that the command made in a folder; return their names."""
+    root, folder = logging.getLogger(), folder.resolve()
+    names = []
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.FileHandler):
+            path = Path(handler.baseFilename)
+            if path.parent.resolve() == folder and is_new(path):
+                root.removeHandler(handler)
+                handler.close()
+                names.append(path.name)
+    return names

@@ -1,0 +1,114 @@
+"""Tests of the Hugging Face hub's cache, filled as the hub's own library does."""
+
+import http.server
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from tests.helpers import Ended, assert_refused, command, gpt2_folder, serving
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+# An address at which no server listens.
+NOWHERE = "http://127.0.0.1:9"
+OFFLINE, UNREACHABLE = {"HF_HUB_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": NOWHERE}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """Return a cache with the model me/tiny, whose weights are in several files."""
+    model = tmp_path / "hub" / "models--me--tiny"
+    snapshot = model / "snapshots" / REVISION
+    gpt2_folder(tmp_path / "gpt2")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2").save_pretrained(snapshot, max_shard_size="10KB")
+    (tmp_path / "gpt2" / "tokenizer.json").rename(snapshot / "tokenizer.json")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(REVISION, "utf-8")
+    return model
+
+
+def record_missing(cache: Path, *names: str) -> None:
+    """Record that the model does not contain these files."""
+    folder = cache / ".no_exist" / REVISION
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def train(name: str, folder: Path, **env: str) -> Ended:
+    # The library reads its environment variables when it is imported.
+    quick = ("data=bundled", "logger=none", "trainer.steps=0", "trainer.eval_batches=1", "sample.max_new_tokens=1")
+    env = {"NO_PROXY": "*", "no_proxy": "*", **env}
+    return command(*quick, f"init_from={name}", f"hydra.run.dir={folder / 'run'}", env=env)
+
+
+@pytest.mark.parametrize("network", [OFFLINE, UNREACHABLE], ids=["offline", "unreachable"])
+@pytest.mark.parametrize("missing", [(), ("model.safetensors",)], ids=["not asked yet", "known as missing"])
+def test_cached_parts_are_used_without_a_network(
+    cache: Path, tmp_path: Path, missing: tuple[str, ...], network: dict[str, str]
+) -> None:
+    record_missing(cache, *missing)
+    ended = train("me/tiny", tmp_path, HF_HUB_CACHE=str(cache.parent), **network)
+    assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize("network", [OFFLINE, UNREACHABLE], ids=["offline", "unreachable"])
+def test_cached_vocab_and_merges_are_a_tokenizer(cache: Path, tmp_path: Path, network: dict[str, str]) -> None:
+    snapshot = cache / "snapshots" / REVISION
+    model = json.loads((snapshot / "tokenizer.json").read_text("utf-8"))["model"]
+    (snapshot / "vocab.json").write_text(json.dumps(model["vocab"]), "utf-8")
+    (snapshot / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, model["merges"])), "utf-8")
+    (snapshot / "tokenizer.json").unlink()
+    ended = train("me/tiny", tmp_path, HF_HOME=str(cache.parent.parent), **network)
+    assert ended.code == 0, ended.err
+
+
+class Recorder(http.server.BaseHTTPRequestHandler):
+    """A server that records every request."""
+
+    requests: list[str]
+
+    def do_GET(self) -> None:
+        self.requests.append(self.path)
+        self.send_error(404)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def requests() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def server(requests: list[str]) -> Iterator[str]:
+    with serving(Recorder, requests=requests) as address:
+        yield address
+
+
+def test_offline_means_no_request_at_all(cache: Path, tmp_path: Path, server: str, requests: list[str]) -> None:
+    env = {"HF_ENDPOINT": server, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    assert train("me/tiny", tmp_path, **env).code == 0
+    for name, file in (("me/other", "config.json"), ("me/tiny", "model-00002-of")):
+        for part in cache.rglob("model-00002-of*"):
+            part.unlink()
+        refused = train(name, tmp_path / "other", **env)
+        assert_refused(refused, file, "HF_HUB_OFFLINE", tmp_path / "hub", field="init_from", value=name)
+    assert requests == []
+    train("me/other", tmp_path / "other", **{**env, "HF_HUB_OFFLINE": "0"})
+    assert requests, "otherwise nothing was tested"
+
+
+def test_an_adapter_on_the_hub_is_called_one(cache: Path, tmp_path: Path) -> None:
+    snapshot = cache / "snapshots" / REVISION
+    (snapshot / "config.json").unlink()
+    (snapshot / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}', "utf-8")
+    record_missing(cache, "config.json")
+    refused = train("me/tiny", tmp_path, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert_refused(refused, "me/tiny", "peft adapter", "some/base")
