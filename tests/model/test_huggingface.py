@@ -463,3 +463,11 @@ def test_hub_model_with_only_a_pickle_is_refused(files: dict[str, bytes], tmp_pa
     with serving(Hub, files=files) as hub:
         assert_refused(from_hub("some/gpt2", hub, tmp_path), "some/gpt2", "pytorch_model.bin", "init_from=")
     assert not list(tmp_path.rglob("pytorch_model.bin"))  # the pickle must not be downloaded
+
+
+def test_files_with_a_byte_order_mark_are_read(weights: Path, cli: Cli) -> None:
+    for name, encoding in (("config.json", "utf-16"), ("tokenizer.json", "utf-8-sig")):
+        path = weights / name
+        if path.exists():
+            path.write_text(path.read_text("utf-8"), encoding)
+    assert train(cli, weights).code == 0

@@ -240,3 +240,20 @@ def test_special_tokens_are_text_in_every_piece(tmp_path: Path) -> None:
     tokenizer = opened(saved(backend, tmp_path))
     for text in ("a </s>", " a </s>"):
         assert tokenizer.end_of_text not in tokenizer.encode(text).tolist()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_files_with_a_byte_order_mark_are_read(encoding: str, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    path = saved(bpe(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False)), whole)
+    expected = opened(path).encode(TEXT[:500]).tolist()
+    model = json.loads(path.read_text("utf-8"))["model"]
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    path.write_text(path.read_text("utf-8"), encoding)
+    assert opened(path).encode(TEXT[:500]).tolist() == expected
+    (parts / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding)
+    merges = "\r\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"]), ""])
+    (parts / "merges.txt").write_text(merges, encoding, newline="")
+    assert opened(parts).encode(TEXT[:500]).tolist() == expected
