@@ -29,6 +29,26 @@ from bigramlm.utils.console import relative
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 """The exceptions that a mistake in an override or a preset raises, when Hydra composes the config."""
 
+# The names that other programs give to these fields.
+_SYNONYMS = {
+    **dict.fromkeys(("learning_rate", "lr"), "optim.lr"),
+    **dict.fromkeys(("max_iters", "iters", "iterations", "max_steps", "num_steps"), "trainer.steps"),
+    **dict.fromkeys(("eval_interval", "eval_steps", "eval_freq"), "trainer.eval_every"),
+    **dict.fromkeys(("eval_iters", "limit_val_batches"), "trainer.eval_batches"),
+    **dict.fromkeys(("log_interval", "log_steps", "log_every_n_steps"), "trainer.log_every"),
+    **dict.fromkeys(("save_steps", "save_interval"), "trainer.checkpoint_every"),
+    **dict.fromkeys(("accumulate_grad_batches", "gradient_accumulation_steps"), "trainer.grad_accumulation"),
+    **dict.fromkeys(("gradient_clip_val", "clip_grad", "max_grad_norm"), "optim.grad_clip"),
+    **dict.fromkeys(("warmup_iters", "warmup"), "optim.warmup_steps"),
+    "dtype": "device.precision",
+    **dict.fromkeys(("context_length", "seq_len", "max_seq_len", "seq_length", "ctx"), "data.block_size"),
+    **dict.fromkeys(("n_layers", "num_layers", "depth"), "model.n_layer"),
+    **dict.fromkeys(("n_heads", "num_heads"), "model.n_head"),
+    **dict.fromkeys(("d_model", "hidden_size", "dim", "embed_dim"), "model.n_embd"),
+    **dict.fromkeys(("max_tokens", "n_tokens"), "max_new_tokens"),
+    **dict.fromkeys(("ckpt", "ckpt_path", "model_path"), "run"),
+}
+
 # The types in OmegaConf's messages, in the user's words.
 _TYPES = {"Float": "a number such as 1e-3", "Integer": "a whole number"}
 
@@ -96,6 +116,9 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
     The last parts are compared too, so that `lr` and `trainer.lr` mean `optim.lr`. They count less than whole names,
     so that `modle` means `model`, not `logger.mode`.
     """
+    names = list(names)
+    if (synonym := _SYNONYMS.get(name.rpartition(".")[2].lower().replace("-", "_"))) in names:
+        return [str(synonym)]
 
     def ratio(a: str, b: str) -> float:
         return difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio()

@@ -15,6 +15,11 @@ ARGUMENTS = {
     # Flags of other programs
     "--lr=0.1": "did you mean optim.lr=0.1?",
     "--optim.lr 0.1": "write optim.lr=0.1",
+    "--learning_rate=0.1": "did you mean optim.lr=0.1?",
+    "--learning-rate 0.1": "did you mean optim.lr=0.1?",
+    "max_iters=9": "did you mean trainer.steps=9?",
+    "--dtype=bf16": "did you mean device.precision=bf16?",
+    "--n_layers 2": "did you mean model.n_layer=2?",
     "--optim.lr=0.1": "write optim.lr=0.1",
     "-lr 0.1": "did you mean optim.lr=0.1?",
     "-lr=0.1": "did you mean optim.lr=0.1?",
