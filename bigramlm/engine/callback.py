@@ -53,8 +53,8 @@ def _is_installed(module: str) -> bool:
 
 
 def _check_folder(field: str, folder: Path) -> None:
-    remember(folder)
     try:
+        remember(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass

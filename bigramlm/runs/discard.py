@@ -20,9 +20,13 @@ class _Before:
 _before: dict[Path, _Before] = {}
 
 
+def _real(folder: Path) -> Path:
+    return Path(os.path.realpath(folder))  # unlike Path.resolve, this raises nothing for a loop of links
+
+
 def remember(folder: Path) -> None:
     """Record which parts of a folder exist, before the command makes the others."""
-    folder = folder.resolve()
+    folder = _real(folder)
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     _before[folder] = _Before([path for path in (folder, *folder.parents) if not os.path.lexists(path)], names)
 
@@ -32,7 +36,7 @@ def is_new(path: Path) -> bool:
 
     Returns False if the state of the folder was not recorded.
     """
-    before = _before.get(path.parent.resolve())
+    before = _before.get(_real(path.parent))
     return before is not None and path.name not in before.names
 
 
@@ -42,7 +46,7 @@ def discard(folder: Path, names: Iterable[str]) -> None:
     names: the files in the folder to delete, unless they existed before the command. The folder and its parents are
     deleted if the command made them and they are empty now. A file or folder that cannot be deleted is left.
     """
-    folder = folder.resolve()
+    folder = _real(folder)
     for path in (folder / name for name in names):
         if is_new(path):
             with contextlib.suppress(OSError):
@@ -54,12 +58,12 @@ def discard(folder: Path, names: Iterable[str]) -> None:
 
 def close_new_logs(folder: Path) -> list[str]:
     """Close the log files that the command made in a folder; return their names."""
-    root, folder = logging.getLogger(), folder.resolve()
+    root, folder = logging.getLogger(), _real(folder)
     names = []
     for handler in list(root.handlers):
         if isinstance(handler, logging.FileHandler):
             path = Path(handler.baseFilename)
-            if path.parent.resolve() == folder and is_new(path):
+            if _real(path.parent) == folder and is_new(path):
                 root.removeHandler(handler)
                 handler.close()
                 names.append(path.name)

@@ -55,11 +55,14 @@ class RunFolder:
                 f"{self.path} already contains a run, which would be overwritten; resume that run with "
                 f"resume={self.path}, or choose a different folder"
             )
-        config = self.path / "config.yaml"
-        require(
-            not config.exists() or (self.path / "summary.json").exists(),
-            f"{config} was not written by a run, and would be overwritten; choose a different folder",
-        )
+        has_summary = "id" in (read_summary(self.path) or {})
+        others = ["checkpoints"] if (self.path / "checkpoints").is_file() else []
+        others += [] if has_summary else ["config.yaml", "summary.json", "samples.txt"]
+        for path in (self.path / name for name in others):
+            require(
+                not os.path.lexists(path),
+                f"{path} was not written by a run, and would be overwritten; choose a different folder",
+            )
         other = next((folder for folder in run_folders(self.path) if folder != self.path), None)
         require(
             other is None,

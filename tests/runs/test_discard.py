@@ -161,10 +161,18 @@ def test_a_run_inside_a_run_is_found(
     assert bigramlm.load("latest").folder == run / where
 
 
-def test_a_config_of_something_else_is_not_overwritten(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("mine: 1\n")
-    assert_refused(cli(*SHORT, f"hydra.run.dir={tmp_path}", run_dir=False), tmp_path / "config.yaml")
-    assert contents(tmp_path) == {"config.yaml": b"mine: 1\n"}
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json", "samples.txt", "checkpoints", "metrics.jsonl"])
+def test_a_file_of_something_else_is_not_overwritten(cli: Cli, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine: 1\n")
+    named = tmp_path if name == "metrics.jsonl" else tmp_path / name
+    assert_refused(cli(*SHORT, f"hydra.run.dir={tmp_path}", run_dir=False), named)
+    assert contents(tmp_path) == {name: b"mine: 1\n"}
+
+
+@pytest.mark.parametrize("name", ["loop", "loop/x", "x" * 300])
+def test_a_folder_that_no_run_can_have_is_refused(cli: Cli, tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert_refused(cli(*SHORT, f"hydra.run.dir={tmp_path / name}", run_dir=False), "hydra.run.dir=", name)
 
 
 def test_the_folder_of_a_running_run_is_not_touched(cli: Cli, tmp_path: Path) -> None:
