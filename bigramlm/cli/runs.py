@@ -140,7 +140,9 @@ def print_results(folder: Path, *, as_csv: bool) -> None:
 
     as_csv: if True, print the content of results.csv instead of a table.
     """
-    results = Results(Sweep(folder))
+    sweep = Sweep(folder)
+    require(bool(sweep.all_jobs()), f"{relative(folder)} contains no jobs of a sweep; give the folder of a sweep")
+    results = Results(sweep)
     try:
         results.write()
     except OSError as error:  # another user's folder

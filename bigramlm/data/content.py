@@ -105,7 +105,7 @@ class _Converted(io.RawIOBase):
                 name = self._encoding.upper()
                 raise UserError(
                     f"{self._path} begins as {name}, but is damaged: {error}; convert the file to UTF-8 first, e.g. "
-                    f"with iconv -c -f {self._encoding} -t utf-8"
+                    f"with iconv -c -f {iconv_name(self._encoding)} -t utf-8"
                 ) from None
             if not block:
                 break
@@ -186,13 +186,21 @@ def encoding_advice(raw: bytes, at: int, *, has_multibyte: bool) -> str:
     """
     high = [byte for byte in raw if byte >= 0x80]
     is_cut = at >= len(raw) - 3 and raw[at] >= 0xC2
-    if is_cut or has_multibyte or not raw[:at].isascii():
+    # In other encodings too, some bytes are valid UTF-8 by chance.
+    n_invalid = raw.decode("utf-8", "replace").count("\ufffd")
+    is_mostly_valid = len(high) > 20 * n_invalid and not raw[:at].isascii()
+    if is_mostly_valid or (has_multibyte and is_cut):
         return "the file is damaged UTF-8; drop the invalid bytes with iconv -c -f utf-8 -t utf-8"
     if len(high) > len(raw) // 4:
         return "convert the file to UTF-8 first, with iconv -f ENCODING -t utf-8, e.g. gb18030, shift_jis or koi8-r"
     is_windows = any(byte < 0xA0 for byte in high)
     encoding = "windows-1252" if is_windows else "latin1"
     return f"convert the file to UTF-8 first, e.g. with iconv -f {encoding} -t utf-8"
+
+
+def iconv_name(encoding: str) -> str:
+    """Return the name of an encoding for iconv, e.g. utf-16le for utf-16-le."""
+    return re.sub(r"-([lb]e)$", r"\1", encoding)
 
 
 def refuse_nul(block: bytes, path: Path, offset: int) -> None:
@@ -203,8 +211,7 @@ def refuse_nul(block: bytes, path: Path, offset: int) -> None:
     at = block.find(b"\0")
     require(
         at < 0,
-        f"{path} is not a text: it contains a NUL byte at offset {offset + at:,}; give a text file, or delete the NUL "
-        "bytes with tr -d '\\000'",
+        f"{path} is not a text: it contains a NUL byte at offset {offset + at:,}; give a text file",
     )
 
 
@@ -220,7 +227,7 @@ def _refuse_binary(head: bytes, path: Path) -> None:
     if b"\0" in head and (encoding := _unmarked_encoding(head)):
         raise UserError(
             f"{path} is {encoding.upper()} without a byte-order mark; convert the file to UTF-8 first, with "
-            f"iconv -f {encoding} -t utf-8"
+            f"iconv -f {iconv_name(encoding)} -t utf-8"
         )
 
 

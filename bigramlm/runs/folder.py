@@ -57,7 +57,8 @@ class RunFolder:
             )
         has_summary = "id" in (read_summary(self.path) or {})
         others = ["checkpoints"] if (self.path / "checkpoints").is_file() else []
-        others += [] if has_summary else ["config.yaml", "summary.json", "samples.txt"]
+        if not has_summary:
+            others += ["config.yaml", "summary.json", "samples.txt", "checkpoints/last", "checkpoints/best"]
         for path in (self.path / name for name in others):
             require(
                 not os.path.lexists(path),

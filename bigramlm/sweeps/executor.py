@@ -338,6 +338,7 @@ def open_executor(config: DictConfig, context: HydraContext, launcher: Launcher)
     try:
         if hasattr(launcher, "check"):
             launcher.check()
+        Sweep(folder).require_free()
         with RunFolder(folder).lock():
             try:
                 executor = SweepExecutor(Sweep(folder), config, context, launcher)

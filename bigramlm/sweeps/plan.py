@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bigramlm.config.overrides import Overrides
-from bigramlm.errors import UserError
+from bigramlm.errors import UserError, require
 from bigramlm.runs.find import PLAN
 from bigramlm.runs.folder import read_summary, status
 from bigramlm.utils import files
@@ -76,6 +76,14 @@ class Sweep:
             "jobs": [asdict(self.jobs[number]) for number in sorted(self.jobs)],
         }
         files.write(self.folder / PLAN, [json.dumps(plan, indent=1, ensure_ascii=False).encode()], durable=False)
+
+    def require_free(self) -> None:
+        """Raise UserError if a new sweep would overwrite results that it did not write."""
+        for path in (self.folder / name for name in ("results.csv", "results.md")):
+            require(
+                (self.folder / PLAN).exists() or not path.exists(),
+                f"{path} was not written by this sweep, and would be overwritten; choose a different folder",
+            )
 
     def all_jobs(self) -> list[Job]:
         """Return the jobs, sorted by number.

@@ -74,7 +74,7 @@ ARGUMENTS = {
     "experiment=quik": "did you mean experiment=quick?",
     "experiment=null": "omit experiment=",
     "hydra/launcher=jobli": "did you mean hydra/launcher=joblib?",
-    "-m model=gpt,gtp": "did you mean model=gpt?",
+    "-m data=bundled model=gpt,gtp": "did you mean model=gpt?",
     # Arguments without an equals sign, and spaces
     "config/x.py": "FIELD=VALUE",
     "hello": "FIELD=VALUE",
@@ -93,7 +93,7 @@ ARGUMENTS = {
     # Values
     "optim.lr=abc": "a number",
     "optim.lr=": "a number",
-    "-m optim.lr=1,abc": "optim.lr=abc: must be a number",
+    "-m data=bundled optim.lr=1,abc": "optim.lr=abc: must be a number",
     "trainer.steps=1.5": "a whole number",
     "trainer.steps=1e3": "such as 1000",
     "trainer.steps=null": "omit trainer.steps=",

@@ -121,6 +121,14 @@ def test_a_refused_sweep_leaves_only_what_it_did_not_make(cli: Cli, tmp_path: Pa
         assert contents(tmp_path) == {"mine": None}
 
 
+@pytest.mark.parametrize("name", ["results.csv", "results.md"])
+def test_a_sweep_overwrites_no_table_of_something_else(cli: Cli, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    words = ("-m", *SHORT, "seed=1,2", f"hydra.sweep.dir={tmp_path}")
+    assert_refused(cli(*words, run_dir=False), tmp_path / name)
+    assert contents(tmp_path) == {name: b"mine"}
+
+
 def test_a_refused_job_stays_in_its_sweep(cli: Cli, tmp_path: Path) -> None:
     ended = cli("-m", *SHORT, "data.block_size=8,1000000", f"hydra.sweep.dir={tmp_path / 'sweep'}", run_dir=False)
     assert ended.code == 1
@@ -161,12 +169,24 @@ def test_a_run_inside_a_run_is_found(
     assert bigramlm.load("latest").folder == run / where
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "summary.json", "samples.txt", "checkpoints", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.yaml",
+        "summary.json",
+        "samples.txt",
+        "checkpoints",
+        "metrics.jsonl",
+        "checkpoints/last",
+        "checkpoints/best",
+    ],
+)
 def test_a_file_of_something_else_is_not_overwritten(cli: Cli, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine: 1\n")
     named = tmp_path if name == "metrics.jsonl" else tmp_path / name
     assert_refused(cli(*SHORT, f"hydra.run.dir={tmp_path}", run_dir=False), named)
-    assert contents(tmp_path) == {name: b"mine: 1\n"}
+    assert contents(tmp_path) in ({name: b"mine: 1\n"}, {name: b"mine: 1\n", "checkpoints": None})
 
 
 @pytest.mark.parametrize("name", ["loop", "loop/x", "x" * 300])

@@ -21,7 +21,8 @@ def tree(tmp_path: Path) -> Path:
 
 
 def found(folder: Path, pattern: str) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in matching_files(folder / pattern)]
+    paths = [Path(os.path.normpath(path)) for path in matching_files(folder / pattern)]
+    return [path.relative_to(folder).as_posix() for path in paths]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,10 @@ def found(folder: Path, pattern: str) -> list[str]:
         ({"0.txt": "a/x.txt"}, "*.txt", ["0.txt"]),
         ({"0": "a"}, "**/*.txt", ["a/b/y.txt", "a/x.txt"]),
         ({"new": "a/b"}, "**/new/*.txt", ["new/y.txt"]),
+        ({"a/up": "../.."}, "**/*.txt", ["a/b/y.txt", "a/x.txt"]),
+        ({"self.txt": "self.txt"}, "**/*.txt", ["a/b/y.txt", "a/x.txt"]),
+        ({}, "../t/a/*.txt", ["a/x.txt"]),
+        ({}, "../t/**/y.txt", ["a/b/y.txt"]),
         ({"0.txt": "nothing"}, "**/*.txt", ["a/b/y.txt", "a/x.txt"]),
         ({"p": "a", "a/q": "../p"}, "**/x.txt", ["a/x.txt"]),
     ],
@@ -48,6 +53,7 @@ def test_links_are_followed_and_each_file_is_found_once(
 ) -> None:
     for name, target in links.items():
         (tree / name).symlink_to(target)
+    (tree.parent / "outside.txt").touch()
     assert found(tree, pattern) == expected
 
 
