@@ -9,7 +9,7 @@ import os
 import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
@@ -111,6 +111,8 @@ class FilesConfig(DataConfig):
     which recognises it from the content. The saved config has the recognised format; `auto` remains if the files
     differ. `suffix` reads files as version 0.1 did, by their names."""
 
+    takes_text: ClassVar[bool] = True  # False if the files must be JSON
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("data.format", self.format, FORMATS)
@@ -122,7 +124,9 @@ class FilesConfig(DataConfig):
         files = self.files()
         for path in files:
             file_size(path)  # raises UserError if the file cannot be read
-        format = resolve_format(files, self.field()) if self.format == "auto" else self.format
+        format = resolve_format(files, self.field(), warn=self.takes_text) if self.format == "auto" else self.format
+        if format == "text" and not self.takes_text:
+            format = "auto"  # reading the file says what it must contain
         return replace(self, path=str(self.file()), format=format)  # the saved config works from any folder
 
     def file_format(self) -> str:
@@ -183,6 +187,8 @@ class PairsConfig(FilesConfig):
             "data.format=text: pairs are JSON objects with a prompt and a completion; use data.format=jsonl or json, "
             "or data=text",
         )
+
+    takes_text: ClassVar[bool] = False
 
     def field(self) -> str:
         return self.prompt_field

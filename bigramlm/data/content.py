@@ -137,11 +137,11 @@ def format_of(head: bytes, path: Path, field: str) -> str:
     return "jsonl" if first is not None and (field in first or suffix in _JSON_SUFFIXES) else "text"
 
 
-def resolve_format(paths: Sequence[Path], field: str) -> str:
+def resolve_format(paths: Sequence[Path], field: str, *, warn: bool = True) -> str:
     """Return the common format of files, or auto if they differ.
 
-    Logs a warning about files that look like tables or JSON, but are read as text. Raises UserError if a file is no
-    text.
+    warn: if True, log a warning about files that look like tables or JSON, but are read as text. Raises
+    UserError if a file is no text.
     """
     formats, tables, structured = set(), [], []
     for path in paths:
@@ -152,7 +152,7 @@ def resolve_format(paths: Sequence[Path], field: str) -> str:
             tables.append((path, delimiter))
         elif found == "text" and (suffix_of(path) in _JSON_SUFFIXES or _first_line_object(head.lstrip()) is not None):
             structured.append(path)
-    if tables:
+    if tables and warn:
         path, delimiter = tables[0]
         log.warning(
             "%s is a table with columns separated by %s, and is trained on as text, with its separators; to train on "
@@ -160,7 +160,7 @@ def resolve_format(paths: Sequence[Path], field: str) -> str:
             _and_more(path, len(tables)),
             {",": "commas", "\t": "tabs", ";": "semicolons"}[delimiter],
         )
-    if structured:
+    if structured and warn:
         log.warning(
             "%s contains JSON, and is trained on as text, with its keys and brackets; to train on a field of JSON "
             "Lines or of an array of objects, use data.text_field=NAME and data.format=jsonl or json",

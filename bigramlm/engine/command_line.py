@@ -73,7 +73,7 @@ def open_hydra(flags: argparse.Namespace | None = None) -> Iterator[Hydra]:
     conf = str(paths.conf_dir() if flags.config_path is None else Path(flags.config_path).absolute())
     search_path = create_config_search_path(conf)
     if flags.config_dir is not None:
-        folder = Path(flags.config_dir).absolute()
+        folder = paths.typed(flags.config_dir, "--config-dir")
         require(folder.is_dir(), f"--config-dir={flags.config_dir}: there is no such folder")
         search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     version.setbase("1.3")
@@ -130,6 +130,11 @@ def command_line(arguments: Sequence[str], *, sweeps: bool | None = None, has_mo
     override sets `hydra.mode`. sweeps: if None, the flag -m and the composed `hydra.mode` decide whether the command
     sweeps. has_model: if True, Python passed a model. Raises UserError for arguments that are not overrides.
     """
+    for argument in arguments:
+        require(
+            not any(0xD800 <= ord(character) < 0xE000 for character in argument),
+            f"{argument!a}: is not UTF-8, so a config cannot store it; rename the file, or change the text",
+        )
     flags, folders = parse_flags(arguments), preset_folders(arguments)
     check_words(flags.overrides, folders=folders)
     words = keep_piped_text(flags.overrides)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from bigramlm.config.overrides import Overrides
+from bigramlm.errors import require
 from bigramlm.utils import paths
 
 
@@ -33,22 +33,27 @@ def field_of_recipes(field: str, names: str, folders: Sequence[Path]) -> list[An
     """Return the value of a field in each recipe, or None if a recipe does not set it.
 
     names: the value of `experiment=`: a name, or several that are separated by commas. folders: those of
-    `preset_folders`. A recipe may inherit the value from a recipe in its defaults.
+    `preset_folders`. A recipe may inherit the value from a recipe in its defaults. Raises UserError if it inherits from
+    itself.
     """
-    return [_field(field, name.strip(), folders) for name in names.split(",")]
+    return [_field(field, name.strip(), folders, ()) for name in names.strip("[]").split(",")]
 
 
-def _field(field: str, name: str, folders: Sequence[Path]) -> Any:
+def _field(field: str, name: str, folders: Sequence[Path], inheriting: tuple[str, ...]) -> Any:
+    # inheriting: the recipes that inherit from this one.
+    name = name.removeprefix("/experiment/").removesuffix(".yaml")
     recipe = _read(name, folders)
     if recipe is None:
         return None
-    bases = [base for base in recipe.get("defaults") or [] if isinstance(base, str)]
-    inherited = (_field(field, base, folders) for base in reversed(bases) if base not in ("_self_", name))
+    circle = " -> ".join([*inheriting, name])
+    require(name not in inheriting, f"experiment={(*inheriting, name)[0]}: the recipe inherits from itself: {circle}")
+    bases = [base for base in recipe.get("defaults") or [] if isinstance(base, str) and base != "_self_"]
+    inherited = (_field(field, base, folders, (*inheriting, name)) for base in reversed(bases))
     return next((value for value in [recipe.get(field), *inherited] if value is not None), None)
 
 
 def _read(name: str, folders: Sequence[Path]) -> DictConfig | None:
-    if not re.fullmatch(r"[\w-]+(/[\w-]+)*", name):
+    if not name or ".." in Path(name).parts:
         return None
     path = next((path for folder in folders if (path := folder / "experiment" / f"{name}.yaml").is_file()), None)
     if path is None:

@@ -311,6 +311,10 @@ def test_pairs_are_read_under_any_name(tmp_path: Path) -> None:
         assert isinstance(prepared, PairsConfig)
         assert [example.completion for example in prepared.read().kept] == [pair["completion"] for pair in pairs]
         assert prepared.format == ("json" if name == "c.json" else "jsonl")
+    (tmp_path / "d.csv").write_text("a,b,c\n" * 9, "utf-8")
+    prepared = PairsConfig(path=str(tmp_path / "d.csv")).prepare()
+    with refuses("d.csv", "JSON Lines", "prompt", "data=text"):
+        prepared.read()
     with refuses(field="data.format", value="text"):
         PairsConfig(path="x", format="text")
     with refuses(field="data.format", value="csv"):

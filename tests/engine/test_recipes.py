@@ -6,7 +6,7 @@ import pytest
 
 from bigramlm.engine.recipes import field_of_recipes, preset_folders
 from bigramlm.utils import paths
-from tests.helpers import SHORT, Cli, command, summary
+from tests.helpers import SHORT, Cli, assert_refused, command, summary
 
 RECIPES = {
     "mine": "init_from: RUN",
@@ -15,6 +15,10 @@ RECIPES = {
     "deep/nested": "init_from: nested",
     "damaged": "init_from: [",
     "other": "seed: 4",
+    "of v2.0": "init_from: RUN",
+    "absolute": "defaults: [/experiment/mine]",
+    "circle": "defaults: [circle2]",
+    "circle2": "defaults: [circle]",
 }
 
 
@@ -28,10 +32,20 @@ def presets(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("circle")])
 def test_a_field_is_found_in_a_recipe_or_its_defaults(name: str, presets: Path) -> None:
     expected = {"mine": "RUN", "child": "RUN", "overrides": "other", "deep/nested": "nested"}
-    assert field_of_recipes("init_from", name, [paths.conf_dir(), presets]) == [expected.get(name)]
+    expected |= {"of v2.0": "RUN", "absolute": "RUN"}
+    folders = [paths.conf_dir(), presets]
+    assert field_of_recipes("init_from", name, folders) == [expected.get(name)]
+    assert field_of_recipes("init_from", f"{name}.yaml", folders) == [expected.get(name)]
+    assert field_of_recipes("init_from", f"[{name},mine]", folders) == [expected.get(name), "RUN"]
+
+
+def test_a_circle_of_recipes_is_refused_in_one_line(presets: Path) -> None:
+    assert_refused(command("--config-dir", str(presets), *SHORT, "experiment=circle"), "experiment=circle", "circle2")
+    assert_refused(command("--config-dir", "x" * 300, *SHORT), "--config-dir=", "too long")
+    assert_refused(command(*SHORT, "sample.prompt=\udcff"), "not UTF-8")
 
 
 def test_folders_are_found_in_the_arguments(tmp_path: Path) -> None:
