@@ -30,7 +30,7 @@ _JSON_SUFFIXES = (*_JSONL_SUFFIXES, ".json")
 _UNPACK = "unpack it, and give its text files, e.g. data.path='FOLDER/**/*.txt'"
 _AS_TEXT = "save its content as plain text first"
 _EXPORT = "write its text column to a JSON Lines file first"
-_WEIGHTS = "is not a text; to start from trained weights, use init_from="
+_WEIGHTS = "to start from trained weights, use init_from="
 
 # The first bytes of files that are no texts, with their names and advice.
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
@@ -278,7 +278,7 @@ _KINDS: tuple[tuple[Callable[[bytes], bool], str, str], ...] = (
     (_is_zip, "a ZIP archive", _UNPACK),
     (_is_tar, "a tar archive", _UNPACK),
     (_is_safetensors, "a safetensors file with the weights of a model", _WEIGHTS),
-    (_is_pickle, "a pickle", "is not a text, and loading one may run code; write its text to a file first"),
+    (_is_pickle, "a pickle", "loading one may run code; write its text to a file first"),
 )
 
 
