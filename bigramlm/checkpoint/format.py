@@ -28,7 +28,11 @@ BASE = "base.json"
 # from it.
 _WEIGHTS = ({MODEL}, {ADAPTER, ADAPTER_CONFIG, BASE})
 _FILES = {TRAINING, STATE, TOKENIZER, CONFIG}
+_ALL = {MANIFEST}.union(_FILES, *_WEIGHTS)
 _FORMAT = 1
+
+# Files that operating systems add to every folder that a user opens in a window.
+_OF_SYSTEMS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 # The exceptions that reading a malformed file can raise.
 UNREADABLE = (
@@ -39,6 +43,22 @@ UNREADABLE = (
 
 class MissingCheckpointError(UserError):
     """An error raised if a checkpoint does not exist, or no longer exists."""
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Return True if a folder contains files of a checkpoint, complete or not."""
+    return any((folder / name).is_file() for name in _ALL)
+
+
+def foreign_entry(folder: Path) -> Path | None:
+    """Find something in a checkpoint folder that no save has written, or the folder itself if it is a link.
+
+    Such a folder must not be deleted. Returns None if there is nothing foreign.
+    """
+    if folder.is_symlink():
+        return folder
+    entries = ((path, path.is_file() and not path.is_symlink()) for path in sorted(folder.iterdir()))
+    return next((path for path, is_file in entries if not is_file or path.name not in _ALL | _OF_SYSTEMS), None)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from bigramlm.checkpoint.format import (
     TOKENIZER,
     TRAINING,
     MissingCheckpointError,
+    foreign_entry,
+    is_checkpoint,
     sync_all,
     write_json,
     write_manifest,
@@ -127,13 +129,12 @@ class Checkpoints:
     def quarantine(self, *, after: int | None) -> None:
         """Rename the checkpoints after a step to `damaged_step_<n>.<random>`.
 
-        These checkpoints are not complete and were skipped on resuming. after: the step from which the run resumes; if
-        None, no checkpoint is renamed.
+        These checkpoints are not complete and were skipped on resuming. Folders without any file of a checkpoint are
+        left alone. after: the step from which the run resumes; if None, no checkpoint is renamed.
         """
-        for step in self.steps():
-            if after is not None and step > after:
-                path = self.folder / f"step_{step}"
-                path.rename(self.folder / f"damaged_{path.name}.{uuid.uuid4().hex[:6]}")
+        for path in (self.folder / f"step_{step}" for step in self.steps() if after is not None and step > after):
+            if is_checkpoint(path):
+                _set_aside(path)
 
     def best_at(self, resumed: Checkpoint) -> dict[str, float]:
         """Return the best evaluation up to the checkpoint from which the run resumes.
@@ -180,6 +181,7 @@ class CheckpointManager(Checkpoints):
         self.contents = contents
         self._keep = keep
         self._restored: Checkpoint | None = None
+        self._left: set[Path] = set()  # the old checkpoints that cannot be deleted, of which a warning was logged
 
     def has(self, progress: Progress) -> bool:
         """Return True if the run was restored from a checkpoint with this progress.
@@ -263,15 +265,22 @@ class CheckpointManager(Checkpoints):
         self._prune(step, best)
 
     def _prune(self, just_saved: int, best: int | None) -> None:
-        steps = self.steps()
-        for step in set(steps) - {just_saved, best, *steps[-self._keep :]}:
+        steps = [step for step in self.steps() if is_checkpoint(self.folder / f"step_{step}")]
+        for step in sorted(set(steps) - {just_saved, best, *steps[-self._keep :]}):
             path = self.folder / f"step_{step}"
-            if pin_path(path).exists():
+            if pin_path(path).exists() or path in self._left:
                 continue
             try:
-                shutil.rmtree(path.rename(files.temporary_path(path)))
+                foreign = foreign_entry(path)
+                if foreign is None:
+                    shutil.rmtree(path.rename(files.temporary_path(path)))
+                    continue
             except OSError as error:  # another process may be reading the checkpoint; the next save tries again
                 log.warning("%s: this old checkpoint could not be deleted: %s", path, error.strerror)
+                continue
+            reason = "is a link" if foreign == path else f"contains {foreign.name!r}, which is not part of a checkpoint"
+            log.warning("%s: this old checkpoint is not deleted, because it %s", path, reason)
+            self._left.add(path)
 
 
 def _relative_location(location: str, checkpoint: Path) -> str | None:
@@ -290,13 +299,23 @@ def _recover(temporary: Path, final: Path) -> None:
         if not final.exists():
             temporary.rename(final)
             return
-    shutil.rmtree(temporary, ignore_errors=True)
+    if foreign_entry(temporary) is None:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _set_aside(path: Path) -> Path:
+    return path.rename(path.with_name(f"damaged_{path.name}.{uuid.uuid4().hex[:6]}"))
 
 
 def _replace(temporary: Path, final: Path) -> None:
     # Replaces an existing checkpoint of the same step, because the step may have become the best one since the run
-    # resumed.
-    replaced = final.rename(files.temporary_path(final)) if final.exists() else None
+    # resumed. What is not a checkpoint is renamed.
+    replaced = None
+    if os.path.lexists(final):
+        if final.is_dir() and foreign_entry(final) is None:
+            replaced = final.rename(files.temporary_path(final))
+        else:
+            log.warning("%s is in the way of a checkpoint and is renamed to %s", final, _set_aside(final).name)
     temporary.rename(final)
     files.sync(final.parent)
     if replaced is not None:

@@ -50,7 +50,8 @@ def open_checkpoint(where: str, which: str = "last") -> Checkpoint:
     folder = runs.find(where, containing="checkpoints")
     if Path(where).name in ("last", "best") and paths.step_of(folder.name) is not None:  # a file that names the folder
         return _open_following(lambda: retry(lambda: Checkpoint(runs.find(where))))
-    if (folder / MANIFEST).exists() or paths.step_of(folder.name) is not None:
+    is_run = (folder / "checkpoints").is_dir()  # a run folder may have any name, such as that of a checkpoint
+    if (folder / MANIFEST).exists() or (paths.step_of(folder.name) is not None and not is_run):
         return Checkpoint(folder)
     return _open_in_run(folder, where, which)
 
@@ -63,7 +64,8 @@ def _open_following(select: Callable[[], Checkpoint]) -> Checkpoint:
 
 def _open_in_run(folder: Path, where: str, which: str) -> Checkpoint:
     # folder: the folder of a run, or of its checkpoints.
-    checkpoints = Checkpoints(folder if folder.name == "checkpoints" else folder / "checkpoints")
+    inner = folder / "checkpoints"
+    checkpoints = Checkpoints(folder if folder.name == inner.name and not inner.is_dir() else inner)
     steps = checkpoints.steps()
     require(
         bool(steps),

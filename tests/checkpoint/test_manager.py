@@ -77,6 +77,80 @@ def test_links_are_not_followed_or_deleted(trained: Path, tmp_path: Path) -> Non
     Checkpoint(target)
 
 
+def add_foreign(folder: Path, kind: str) -> None:
+    """Put something that is no part of a checkpoint into a folder, which need not exist."""
+    folder.mkdir(exist_ok=True)
+    if kind == "run":
+        (folder / "runs" / "0").mkdir(parents=True)
+        (folder / "runs" / "0" / "summary.json").write_text("{}")
+    elif kind == "link":
+        (folder / "mine").symlink_to(folder.parent, target_is_directory=True)
+    else:
+        (folder / "notes.txt").write_text("mine")
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("kind", ["file", "run", "link"])
+def test_a_checkpoint_with_a_foreign_file_is_not_deleted(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = fitted(tmp_path, "trainer.keep_checkpoints=1")
+    folder = trainer.checkpoints.folder
+    for step in (40, 50, 60, 70):
+        trainer.progress.step = step
+        trainer.save()
+        if step == 50:
+            add_foreign(folder / "step_50", kind)
+            before = tree(folder / "step_50")
+    assert tree(folder / "step_50") == before
+    assert trainer.checkpoints.steps()[-2:] == [50, 70]
+    Checkpoint(folder / "step_50")  # it is still complete
+    assert sum("is not deleted" in message for message in caplog.messages) == 1
+
+
+def test_a_checkpoint_that_a_window_of_its_folder_showed_is_deleted(tmp_path: Path) -> None:
+    trainer = fitted(tmp_path, "trainer.keep_checkpoints=1")
+    for step in (40, 50, 60):
+        trainer.progress.step = step
+        trainer.save()
+        (trainer.checkpoints.folder / f"step_{step}" / ".DS_Store").touch()
+    assert 40 not in trainer.checkpoints.steps()
+
+
+def test_a_linked_checkpoint_is_not_deleted(tmp_path: Path) -> None:
+    trainer = fitted(tmp_path, "trainer.keep_checkpoints=1")
+    folder = trainer.checkpoints.folder
+    for step in (40, 50, 60):
+        trainer.progress.step = step
+        trainer.save()
+        if step == 40:
+            (folder / "step_40").rename(tmp_path / "elsewhere")
+            (folder / "step_40").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert (folder / "step_40").is_symlink()
+    assert Checkpoint(folder / "step_40").step == 40
+
+
+@pytest.mark.parametrize("kind", ["file", "run", "link"])
+def test_a_foreign_folder_with_the_name_of_a_checkpoint_is_left(
+    trained: Path, tmp_path: Path, cli: Cli, kind: str
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    folder = run / "checkpoints"
+    for name in ("step_1", "step_8", "step_1000"):
+        add_foreign(folder / name, kind)
+    before = {name: tree(folder / name) for name in ("step_1", "step_8", "step_1000")}
+    ended = resumed(cli, run, "trainer.steps=9", "trainer.checkpoint_every=1", "trainer.keep_checkpoints=1")
+    assert ended.code == 0, ended.err
+    for name in ("step_1", "step_1000"):
+        assert tree(folder / name) == before[name]
+    (renamed,) = folder.glob("damaged_step_8.*")  # in the way of the run's own checkpoint
+    assert tree(renamed) == before["step_8"]
+    assert "step_8" in ended.err
+
+
 def test_temporary_files_of_a_crash_are_deleted(trained: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints"))
     before = sorted(path.name for path in folder.iterdir())
