@@ -60,6 +60,8 @@ def _train(
         except (UserError, OSError) as raised:
             error = as_user_error(raised, folder.path)
             log.error("error: %s", error)
+            if continues:
+                folder.keep_log()
             raise error from None
         if continuing and folder.summary.get("status") in FINISHED:
             return None
@@ -68,7 +70,7 @@ def _train(
                 overrides = Overrides() if continuing else overrides
                 cfg = _begin(composed, folder, overrides, continuing=continuing)
                 return run(cfg, overrides, folder, replace(context, stop=stop))
-        except (Exception, KeyboardInterrupt, Stopped) as raised:
+        except BaseException as raised:  # also that of sys.exit() in an extension
             error = _record_failure(raised, composed, folder, is_job=continues)
             if error is raised:
                 raise
@@ -95,6 +97,8 @@ def _record_failure(raised: BaseException, composed: DictConfig, folder: RunFold
     instead of a warning.
     """
     end = Stopped(signal.SIGINT) if isinstance(raised, KeyboardInterrupt) else as_user_error(raised, folder.path)
+    if not isinstance(end, (Exception, Stopped)):  # it would end a whole sweep
+        end = RuntimeError(f"the run was ended by {raised!r}")
     path = folder.path / "config.yaml"
     if is_out_of_memory(raised) and "vocab_size" in folder.summary and path.exists():
         cfg = load(path) if composed.resume is None else to_run_config(composed)
@@ -109,6 +113,8 @@ def _record_failure(raised: BaseException, composed: DictConfig, folder: RunFold
     else:
         log.exception("the run failed", exc_info=raised)
     is_refused = isinstance(end, UserError) and folder.is_discardable
+    if is_job or not is_refused:
+        folder.keep_log()
     if folder.begun and (is_job or not is_refused):
         with contextlib.suppress(OSError):  # the run may have failed because the disk is full
             status = "stopped" if isinstance(end, Stopped) else "failed"

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bigramlm.utils.console import LogFile
+
 
 @dataclass(frozen=True)
 class _Before:
@@ -56,15 +58,28 @@ def discard(folder: Path, names: Iterable[str]) -> None:
             path.rmdir()
 
 
-def close_new_logs(folder: Path) -> list[str]:
-    """Close the log files that the command made in a folder; return their names."""
-    root, folder = logging.getLogger(), _real(folder)
+def write_logs(folder: Path) -> None:
+    """Write the records that the log files in a folder have held."""
+    for handler in _log_files(folder):
+        if isinstance(handler, LogFile):
+            handler.write_held()
+
+
+def close_logs(folder: Path) -> list[str]:
+    """Close the log files in a folder, without the records that they have held.
+
+    Returns the names of the files that the command made.
+    """
     names = []
-    for handler in list(root.handlers):
-        if isinstance(handler, logging.FileHandler):
-            path = Path(handler.baseFilename)
-            if _real(path.parent) == folder and is_new(path):
-                root.removeHandler(handler)
-                handler.close()
-                names.append(path.name)
-    return names
+    for handler in _log_files(folder):
+        if isinstance(handler, LogFile):
+            handler.drop_held()
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+        names.append(Path(handler.baseFilename).name)
+    return [name for name in names if is_new(_real(folder) / name)]
+
+
+def _log_files(folder: Path) -> list[logging.FileHandler]:
+    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+    return [handler for handler in handlers if _real(Path(handler.baseFilename).parent) == _real(folder)]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bigramlm.errors import UserError, require
-from bigramlm.runs.discard import close_new_logs, discard, is_new
+from bigramlm.runs.discard import close_logs, discard, is_new, write_logs
 from bigramlm.runs.walk import run_folders
 from bigramlm.utils import files, paths
 
@@ -50,6 +50,7 @@ class RunFolder:
         because they must not be overwritten. Other runs in folders below are refused too: they would look like parts
         of this run.
         """
+        require_own_place(self.path)
         if (self.path / "metrics.jsonl").exists() or any(self.path.glob("checkpoints/step_*")):
             raise UserError(
                 f"{self.path} already contains a run, which would be overwritten; resume that run with "
@@ -119,6 +120,7 @@ class RunFolder:
                 self.summary["asked"] = None
             self.begin(overrides, resumed_at=resumed_at)
         self._has_trained = True
+        self.keep_log()
         self.save_config(config, overrides, resumed_at=resumed_at)
 
     @property
@@ -132,9 +134,14 @@ class RunFolder:
 
         Files and folders that existed before the run stay. Must be called after the lock was released.
         """
+        logs = [] if self._has_trained else close_logs(self.path)
         if self.is_discardable:
             written = ["summary.json", "config.yaml"] if self.begun else []
-            discard(self.path, [*written, *close_new_logs(self.path), LOCK, HOLDER])
+            discard(self.path, [*written, *logs, LOCK, HOLDER])
+
+    def keep_log(self) -> None:
+        """Write what the run has logged so far, because its folder stays."""
+        write_logs(self.path)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -145,6 +152,11 @@ class RunFolder:
         """
         from filelock import FileLock, Timeout
 
+        old = self.path / HOLDER  # of a process that was killed
+        require(
+            not old.exists() or "pid" in (_read_json(old) or {}),
+            f"{old} was not written by a run, and would be overwritten; choose a different folder",
+        )
         lock = FileLock(self.path / LOCK, timeout=1)  # waits, because runs.py list holds the lock briefly
         try:
             lock.acquire()
@@ -197,6 +209,17 @@ class RunFolder:
             file.seek(0)
             if not file.read().endswith(sample):
                 file.write(sample)
+
+
+def require_own_place(folder: Path) -> None:
+    """Raise UserError if the folder of a new run or sweep is among the checkpoints of a run."""
+    real = Path(os.path.realpath(folder))
+    for path in (real, *real.parents):
+        require(
+            path.name != "checkpoints" or "id" not in (read_summary(path.parent) or {}),
+            f"{folder} is among the checkpoints of the run {path.parent}, which deletes its old checkpoints; choose a "
+            "different folder",
+        )
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

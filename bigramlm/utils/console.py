@@ -11,15 +11,42 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from bigramlm.errors import UserError
+from bigramlm.errors import UserError, printable
 
 
 class LogFile(logging.FileHandler):
-    """A log file that skips records that cannot be written, e.g. on a full disk.
+    """The log file of a run, which is written only once the run has begun.
 
-    The base class would print a traceback for each of these records. The run itself reports a full disk when it fails
-    to save a checkpoint.
+    Until `write_held` is called, records are held in memory, so that a run that is refused adds nothing to a file that
+    exists already. Records that cannot be written, e.g. on a full disk, are skipped; the base class would print a
+    traceback for each. The run itself reports a full disk when it fails to save a checkpoint.
     """
+
+    def __init__(self, filename: str, encoding: str = "utf-8") -> None:
+        super().__init__(filename, encoding=encoding, delay=True)
+        self._held: list[logging.LogRecord] | None = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._held is not None:
+            self._held.append(record)
+            return
+        with contextlib.suppress(OSError):  # raised if the file cannot be opened
+            super().emit(record)
+
+    def write_held(self) -> None:
+        """Write the held records, and every later record at once."""
+        held, self._held = self._held, None
+        for record in held or []:
+            self.emit(record)
+
+    def drop_held(self) -> None:
+        """Discard the held records, so that they are never written."""
+        self._held = [] if self._held is not None else None
+
+    def close(self) -> None:
+        """Write the held records, and close the file."""
+        self.write_held()
+        super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -148,11 +175,12 @@ def relative(path: Path) -> Path:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Format rows as aligned columns of text.
 
-    head: the column names. Columns that contain only numbers are aligned to the right.
+    head: the column names. Columns that contain only numbers are aligned to the right. Characters that are not printable
+    are escaped.
     """
-    lines = [head, *rows]
+    lines = [[printable(cell) for cell in line] for line in (head, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    right = [all(re.fullmatch(r"[-\d.,]*(e[-+]?\d+)?", row[i]) for row in rows) for i in range(len(head))]
+    right = [all(re.fullmatch(r"[-\d.,]*(e[-+]?\d+)?", line[i]) for line in lines[1:]) for i in range(len(head))]
     aligned = (
         (cell.rjust(width) if to_right else cell.ljust(width))
         for line in lines

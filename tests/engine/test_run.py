@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from bigramlm.config.run_config import RunConfig, load, to_dict
 from bigramlm.engine import run as engine
 from bigramlm.runs.folder import RunFolder
 from bigramlm.utils.stop import Stopped, StopSignals
-from tests.helpers import SHORT, Cli, assert_refused, run_config
+from tests.helpers import SHORT, Cli, assert_refused, run_config, summary
 
 TINY = (*SHORT, "model=gpt", "model.n_layer=1", "model.n_head=2", "model.n_embd=16", "data.block_size=16")
 
@@ -102,3 +103,32 @@ def test_a_split_shorter_than_a_block_names_its_cause(cli: Cli, tmp_path: Path) 
         named = (tokenizer[0] in last, "210 characters" in last, "tokenizer=byte" in last)
         assert named == (is_cause,) * 3, last
     assert cli(*SHORT, "data=text", f"data.path={path}", "data.block_size=200").code == 0
+
+
+class Ending(BaseException):
+    """An exception that is no Exception, such as that of a package in another language."""
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), SystemExit("bye"), SystemExit(3), Ending("gone")])
+@pytest.mark.parametrize("sweeps", [False, True])
+def test_code_that_ends_the_process_only_ends_its_run(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, sweeps: bool
+) -> None:
+    original = engine.find_prompt
+
+    def ends(cfg: Any, *arguments: Any) -> Any:
+        if cfg.seed == 1:
+            raise error
+        return original(cfg, *arguments)
+
+    monkeypatch.setattr(engine, "find_prompt", ends)
+    sweep = tmp_path / "sweep"
+    words = ("-m", "seed=0,1,2", f"hydra.sweep.dir={sweep}") if sweeps else ("seed=1",)
+    ended = cli(*SHORT, *words)
+    assert ended.code == 1
+    jobs = [sweep / job for job in "012"] if sweeps else [ended.folder]
+    states = [summary(job)["status"] for job in jobs]
+    assert states == (["completed", "failed", "completed"] if sweeps else ["failed"])
+    failed = summary(jobs[len(jobs) // 2])
+    assert repr(error) in str(failed["error"])
+    assert (repr(error) if sweeps else type(error).__name__) in ended.out + ended.err

@@ -10,6 +10,7 @@ import torch
 import bigramlm
 from bigramlm.cli import runs as runs_command
 from bigramlm.data.batches import Batches
+from bigramlm.engine.load import open_checkpoint
 from bigramlm.runs.folder import RunFolder
 from bigramlm.utils import paths
 from tests.helpers import SHORT, Cli, assert_refused, refuses, resumed, summary
@@ -47,9 +48,7 @@ def test_a_refused_run_leaves_the_files_of_others(cli: Cli, tmp_path: Path, over
     before = contents(tmp_path)
     for folder in (tmp_path, tmp_path / "day" / "empty", tmp_path / "day" / "new"):
         assert_refused(cli(*SHORT, *overrides, f"hydra.run.dir={folder}", run_dir=False))
-        log = (tmp_path / "train.log").read_bytes()
-        assert log.startswith(b"mine\n")
-        assert contents(tmp_path) == {**before, "train.log": log}
+        assert contents(tmp_path) == before
 
 
 def test_a_run_that_fails_its_preflight_leaves_nothing(
@@ -105,8 +104,7 @@ def test_a_run_that_meets_a_bug_stays_as_failed(cli: Cli, monkeypatch: pytest.Mo
 
 def test_a_refused_resume_adds_no_file(cli: Cli, tmp_path: Path) -> None:
     run = cli(*SHORT).folder
-    for name in ("train.log", ".lock"):
-        (run / name).unlink()
+    (run / ".lock").unlink()
     before = contents(tmp_path)
     for overrides in (["optim.lr=-1"], ["trainer.steps=1"], ["sample.prompt=日", "trainer.steps=9"]):
         assert_refused(resumed(cli, run, *overrides))
@@ -156,7 +154,7 @@ def test_a_folder_with_other_runs_is_refused(cli: Cli, tmp_path: Path, where: st
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("where", ["inside", "checkpoints/inside", "inside/of/it"])
+@pytest.mark.parametrize("where", ["inside", "inside/checkpoints", "inside/of/it", "inside/step_3"])
 def test_a_run_inside_a_run_is_found(
     cli: Cli, tool: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -167,6 +165,35 @@ def test_a_run_inside_a_run_is_found(
     rows = tool(runs_command.main, "list").out.splitlines()
     assert [row.split()[-1] for row in rows[1:]] == ["run", str(Path("run") / where)]
     assert bigramlm.load("latest").folder == run / where
+    assert open_checkpoint(str(run / where)).path.is_relative_to(run / where)
+
+
+@pytest.mark.parametrize("where", ["checkpoints", "checkpoints/mine", "checkpoints/step_2/mine", "link/mine"])
+def test_a_run_or_sweep_among_the_checkpoints_of_a_run_is_refused(cli: Cli, tmp_path: Path, where: str) -> None:
+    run = cli(*SHORT).folder
+    if where.startswith("link"):
+        if os.name == "nt":
+            pytest.skip("Windows does not let every user make links")
+        (run / "link").symlink_to("checkpoints")
+    before = contents(run)
+    assert_refused(cli(*SHORT, f"hydra.run.dir={run / where}", run_dir=False), run / where)
+    sweep = cli("-m", *SHORT, "seed=1,2", f"hydra.sweep.dir={run / where}", run_dir=False)
+    assert_refused(sweep, run / where)
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("sweeps", [False, True])
+def test_a_lock_of_something_else_is_not_overwritten(cli: Cli, tmp_path: Path, sweeps: bool) -> None:
+    (tmp_path / ".lock.json").write_text("mine")
+    words = ["-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}"] if sweeps else [f"hydra.run.dir={tmp_path}"]
+    assert_refused(cli(*SHORT, *words, run_dir=False), tmp_path / ".lock.json")
+    assert contents(tmp_path) == {".lock.json": b"mine"}
+
+
+def test_a_refused_sweep_leaves_no_lock_in_a_folder_that_is_not_empty(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert_refused(cli("-m", *SHORT, "optim.lr=-1,1", f"hydra.sweep.dir={tmp_path}", run_dir=False), field="optim.lr")
+    assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
 @pytest.mark.parametrize(
@@ -199,8 +226,7 @@ def test_the_folder_of_a_running_run_is_not_touched(cli: Cli, tmp_path: Path) ->
     """A run that is refused because of the lock has made nothing in the folder."""
     run = cli(*SHORT).folder
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
-    before = {name: content for name, content in contents(copy).items() if name != "train.log"}
+    before = contents(copy)
     with RunFolder(copy).lock(), refuses(copy, "another process"):
         bigramlm.train(*SHORT, f"hydra.run.dir={copy}")
-    after = {name: content for name, content in contents(copy).items() if name != "train.log"}
-    assert after == before
+    assert contents(copy) == before
