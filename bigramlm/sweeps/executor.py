@@ -28,10 +28,12 @@ from bigramlm.data.config import DataConfig
 from bigramlm.engine.failures import CommandExit, as_user_error
 from bigramlm.errors import UserError, require
 from bigramlm.runs.discard import discard
-from bigramlm.runs.folder import FINISHED, HOLDER, LOCK, RunFolder, holder, read_summary
+from bigramlm.runs.find import PLAN
+from bigramlm.runs.folder import FINISHED, HOLDER, LOCK, RunFolder, holder, read_summary, require_own_place
 from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
 from bigramlm.sweeps.search import STUDY
+from bigramlm.sweeps.weights import StartingWeights
 from bigramlm.utils import paths
 from bigramlm.utils.console import relative, show
 from bigramlm.utils.stop import Stopped, stop_signals
@@ -64,6 +66,7 @@ class SweepExecutor:
         self.launcher = launcher
         self.jobs: list[Job] = []  # the jobs of this command, not of the whole sweep
         self.has_launched = False
+        self._weights = StartingWeights(sweep)
         self._hashes: dict[str, str] = {}  # the SHA-256 of each text
         self._texts: dict[str, str] = {}  # the name of the text that is used, by the fields of the requested text
 
@@ -124,7 +127,7 @@ class SweepExecutor:
         return job
 
     def resolve_job(self, overrides: Overrides) -> tuple[Overrides, RunConfig]:
-        """Return a job's overrides and config, after preparing the text.
+        """Return a job's overrides and config, after preparing its text and weights.
 
         If a different text was used instead of the requested text, the overrides select the text that was used, so that
         all jobs of the sweep train on the same text. Raises UserError for an invalid config.
@@ -132,6 +135,9 @@ class SweepExecutor:
         # The text is prepared once for the whole sweep: concurrent jobs would each download it, and if only some of
         # them fell back to a different text, their losses could not be compared.
         cfg = self.compose(overrides)
+        if (init_from := self._weights.settle(cfg.init_from)) != cfg.init_from:
+            overrides = overrides.without("init_from") + Overrides([f"init_from={quoted(str(init_from))}"])
+            cfg = self.compose(overrides)
         requested = cfg.data.name
         decided = self.sweep.settled.get(requested)
         specific = {name: value for name, value in vars(cfg.data).items() if name not in _COMMON_TEXT_FIELDS}
@@ -233,6 +239,7 @@ class SweepExecutor:
             return
         folder = f"hydra.sweep.dir={quoted(str(self.sweep.folder))}"
         lines = [[*job.overrides, folder, f"hydra.sweep.subdir={job.number}"] for job in jobs]
+        self._weights.keep()
         self.sweep.save()
         self.has_launched = True
         try:
@@ -322,7 +329,10 @@ class SweepExecutor:
         if "tensorboard" in loggers:
             lines.append(f"Metrics: tensorboard --logdir {shlex.quote(str(folder))}")
         lines.append(f"HTML report: {paths.program('runs')} report {shlex.quote(str(folder))}")
-        show("\n".join(lines))
+        try:
+            show("\n".join(lines))
+        except UserError as error:  # the jobs themselves are complete
+            log.warning("%s", error)
         return is_unfinished
 
 
@@ -338,6 +348,7 @@ def open_executor(config: DictConfig, context: HydraContext, launcher: Launcher)
     try:
         if hasattr(launcher, "check"):
             launcher.check()
+        require_own_place(folder)
         Sweep(folder).require_free()
         with RunFolder(folder).lock():
             try:
@@ -359,17 +370,12 @@ def open_executor(config: DictConfig, context: HydraContext, launcher: Launcher)
                         launcher.close()
                 is_unfinished = executor.report() if executor.sweep.jobs else False
             finally:
-                _remove_empty(folder, ignore={LOCK, HOLDER, STUDY})
+                if not (folder / PLAN).exists():
+                    discard(folder, {LOCK, HOLDER, STUDY})
     finally:
-        _remove_empty(folder, ignore=set())  # if another command locks the folder, it is not empty
+        discard(folder, [])  # only what is empty, and so is in use by no other command
     if code or is_unfinished:
         raise CommandExit(code or 1)
-
-
-def _remove_empty(folder: Path, *, ignore: set[str]) -> None:
-    # A command that is refused before its first job must leave no folder that it has made.
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= ignore:
-        discard(folder, ignore)
 
 
 def failed(error: BaseException) -> JobReturn:
