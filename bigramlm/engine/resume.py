@@ -22,6 +22,7 @@ from bigramlm.model.config import PythonConfig
 from bigramlm.model.huggingface import Pretrained
 from bigramlm.runs import find as runs
 from bigramlm.tokenizer.config import GPT2TokenizerConfig
+from bigramlm.utils.console import relative
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ def saved_presets(overrides: Overrides, folders: Sequence[Path], *, has_model: b
     overrides.
     """
     values = overrides.values()
+    for name in ("resume", "init_from"):
+        require(values.get(name) != "", f"{name}=: the value is empty; give the folder of a run, or omit {name}=")
     if values.get("resume", "null") != "null":
         return Overrides(_resume(values, has_model=has_model))
     where = values.get("init_from") or _init_from_of_recipes(values.get("experiment", ""), folders)
@@ -49,6 +52,8 @@ def saved_presets(overrides: Overrides, folders: Sequence[Path], *, has_model: b
     if pretrained is not None:
         return Overrides([*_pretrained_presets(pretrained, values), f"init_from={quoted(pretrained.location)}"])
     folder = runs.find(where, containing="checkpoints")
+    if not (folder / "config.yaml").exists():
+        folder = _run_of(folder) or folder
     saved = load_composed(runs.saved_config(folder))
     if "model" not in values:
         _check_model(saved, f"init_from={where}", has_model=has_model)
@@ -111,9 +116,11 @@ def _resume(values: dict[str, str], *, has_model: bool) -> list[str]:
     is_checkpoint = (folder / "manifest.json").exists()
     if not (folder / "config.yaml").is_file() or is_checkpoint:
         reason = "is a checkpoint" if is_checkpoint else "contains no config.yaml, so no run has started there"
+        run = _run_of(folder)
+        to_continue = f"to continue its run, use resume={relative(run)}; " if run else ""
         raise UserError(
-            f"resume={where}: only a run folder can be resumed, but this folder {reason}; to start a new run from a "
-            "checkpoint, use init_from="
+            f"resume={where}: only a run folder can be resumed, but this folder {reason}; {to_continue}to start a new "
+            "run from a checkpoint, use init_from="
         )
     saved = load_composed(folder / "config.yaml")
     _check_model(saved, f"resume={where}", has_model=has_model)
@@ -126,6 +133,12 @@ def _resume(values: dict[str, str], *, has_model: bool) -> list[str]:
         _register("experiment", OmegaConf.create(rest), package="_global_"),
         f"hydra.run.dir={quoted(str(folder))}",
     ]
+
+
+def _run_of(folder: Path) -> Path | None:
+    # Returns the run whose checkpoints, or one of whose checkpoints, are in a folder.
+    inner = next((path for path in (folder, folder.parent) if path.name == "checkpoints"), folder)
+    return inner.parent if inner.name == "checkpoints" and (inner.parent / "config.yaml").is_file() else None
 
 
 def _check_model(saved: DictConfig, override: str, *, has_model: bool) -> None:

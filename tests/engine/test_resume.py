@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 from bigramlm.checkpoint.checkpoint import Checkpoint
 from bigramlm.checkpoint.manager import Checkpoints
 from bigramlm.cli.verify_resume import compare
+from bigramlm.config.run_config import load
 from bigramlm.logger import metrics
 from bigramlm.runs import find as runs
 from bigramlm.trainer.trainer import Trainer
 from bigramlm.utils import paths
 from tests.engine.helpers import records, weights
-from tests.helpers import Cli, assert_refused, command, crashed_copy, resumed, started, summary, wait_for
+from tests.helpers import SHORT, Cli, assert_refused, command, crashed_copy, resumed, started, summary, wait_for
 
 RUN = (
     *("data=bundled", "logger=none", "trainer.steps=40", "trainer.eval_every=10", "trainer.log_every=2"),
@@ -235,10 +236,12 @@ def test_a_refused_resume_is_one_line_and_changes_nothing(
 @pytest.mark.parametrize(
     ("where", "named"),
     [
-        ("", "runs.py list"),
+        ("", "omit resume="),
         ("none", "runs.py list"),
         ("{tmp}", "config.yaml"),
         ("{whole}/checkpoints/step_40", "init_from="),
+        ("{whole}/checkpoints/step_40", "resume={whole}"),
+        ("{whole}/checkpoints", "resume={whole}"),
     ],
 )
 def test_resume_of_a_folder_without_a_run_is_refused_in_one_line(
@@ -246,8 +249,14 @@ def test_resume_of_a_folder_without_a_run_is_refused_in_one_line(
 ) -> None:
     where = where.format(tmp=tmp_path, whole=whole)
     ended = cli(f"resume={where}", run_dir=False)
-    assert_refused(ended, where, named)
+    assert_refused(ended, where, named.format(whole=whole))
     assert ended.err.count("\n") == 1, "nothing else is printed"
+
+
+def test_the_checkpoints_of_a_run_stand_for_the_run(whole: Path, cli: Cli) -> None:
+    ended = cli(f"init_from={whole}/checkpoints", *SHORT, "trainer.steps=0")
+    assert ended.code == 0, ended.err
+    assert load(ended.folder / "config.yaml").init_from == str(whole / "checkpoints" / "step_40")
 
 
 def test_hydra_checks_overrides_against_the_saved_config(whole: Path, cli: Cli) -> None:
