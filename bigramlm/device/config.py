@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bigramlm.errors import require, require_choice
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 
 
 @dataclass
@@ -20,7 +20,8 @@ class DeviceConfig:
     name: str = "auto"
     """The device: cpu, cuda, cuda:N, mps or auto (cuda if available, else mps if available, else cpu)."""
     precision: str = "auto"
-    """The precision of matrix products: auto, fp32, bf16 or fp16. Weights are always stored in fp32."""
+    """The precision of matrix products: auto, fp32, tf32, bf16 or fp16. Weights are always stored in fp32. tf32 is
+    fp32 whose products use the tensor cores of NVIDIA GPUs, with 10 bits of the mantissa instead of 23."""
     threads: str = "auto"
     """The number of CPU threads that an operation uses, or auto."""
     compile: bool = False

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 # The default of torch: the number of physical cores, or OMP_NUM_THREADS. Read before anything changes it.
 ALL_THREADS = torch.get_num_threads()
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Below this number of floating-point operations per step, the overhead of calls exceeds the time of the computation, so
 # more threads gain little. If another process uses a core, several threads lose much more, because they wait for each
@@ -39,7 +39,7 @@ class Device:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return a context manager that applies the precision to forward passes."""
-        if self.precision == "fp32":
+        if DTYPES[self.precision] == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.torch.type, dtype=DTYPES[self.precision])
 
@@ -79,9 +79,11 @@ def decide(cfg: DeviceConfig, *, n_params: int, tokens: int) -> DeviceConfig:
 def set_up(cfg: DeviceConfig) -> Device:
     """Apply a resolved config to the process and return its device.
 
-    The number of threads and determinism are process-wide settings.
+    The number of threads, determinism and TF32 are process-wide settings.
     """
     torch.set_num_threads(int(cfg.threads))
+    if cfg.name.startswith("cuda"):
+        torch.set_float32_matmul_precision("high" if cfg.precision == "tf32" else "highest")
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires this to be deterministic
     # Called only for a change, because the call imports the compiler, which is slow.
@@ -119,13 +121,18 @@ def _decide_precision(precision: str, name: str, n_params: int) -> tuple[str, st
         if kind == "mps":
             return "fp32", "auto: the gain of bf16 on MPS has not been measured"
         reason = {"cuda": "this GPU does not support bf16", "cpu": "this CPU has no AMX unit to compute in bf16"}[kind]
+        plain = "tf32" if kind == "cuda" and has_tf32() else "fp32"
         if not has_fast_bf16(kind):
-            return "fp32", f"auto: {reason}"
+            return plain, f"auto: {reason}"
         enough = n_params >= BF16_MIN_PARAMS[kind]
         size = f"{n_params:,} parameters are {'enough' if enough else 'too few'} to gain from bf16"
-        return ("bf16" if enough else "fp32"), f"auto: {size}"
+        return ("bf16" if enough else plain), f"auto: {size}"
     if precision == "fp16" and kind == "cpu":
         raise UserError("device.precision=fp16: on a CPU, fp16 is not faster and has a smaller range; use fp32 or bf16")
+    require(
+        precision != "tf32" or (kind == "cuda" and has_tf32()),
+        "device.precision=tf32: only NVIDIA GPUs since Ampere compute in TF32; use fp32",
+    )
     if precision == "bf16" and kind == "cuda" and not has_fast_bf16(kind):
         raise UserError("device.precision=bf16: this GPU does not support bf16; use fp32 or fp16")
     if precision == "bf16" and kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
@@ -142,6 +149,11 @@ def has_fast_bf16(kind: str) -> bool:
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_amx_tile_supported())
+
+
+def has_tf32() -> bool:
+    """Return True if the GPU computes in TF32: an NVIDIA GPU of the Ampere generation or later."""
+    return torch.version.cuda is not None and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def _decide_threads(threads: str, *, small: bool) -> tuple[int, str]:

@@ -11,8 +11,8 @@ import torch
 from bigramlm.device.device import DTYPES, Device
 
 # The peak throughput of dense matrix products on tensor cores, in TFLOP/s, by a part of the CUDA device name. It is for
-# bf16 and fp16 without sparsity, from NVIDIA's data sheets. fp32 is not in the table, because PyTorch computes it
-# without tensor cores.
+# bf16 and fp16 without sparsity, from NVIDIA's data sheets. fp32, which does not use tensor cores, and tf32 are
+# measured.
 TENSOR_CORE_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.4,
@@ -48,10 +48,10 @@ class Peak:
 def peak(device: Device) -> Peak:
     """Return the peak FLOP/s of a device in the precision of the run.
 
-    The peak is the manufacturer's figure if `TENSOR_CORE_TFLOPS` lists the GPU and the precision is not fp32. Otherwise
-    the peak is measured.
+    The peak is the manufacturer's figure if `TENSOR_CORE_TFLOPS` lists the GPU and the precision is bf16 or fp16.
+    Otherwise the peak is measured.
     """
-    if device.torch.type == "cuda" and device.precision != "fp32":
+    if device.torch.type == "cuda" and DTYPES[device.precision] != torch.float32:
         name = torch.cuda.get_device_name(device.torch)
         for part, tflops in TENSOR_CORE_TFLOPS.items():
             if re.search(rf"\b{part}\b", name) and "MIG" not in name:  # a MIG device is a slice of a GPU

@@ -1,5 +1,6 @@
 """The resolved device config, refusals and the device's peak."""
 
+import contextlib
 import logging
 
 import pytest
@@ -20,10 +21,14 @@ def test_fast_bf16_can_be_detected_on_any_cpu() -> None:
 def machine(monkeypatch: pytest.MonkeyPatch):
     """Return a function that imitates a machine with the given devices."""
 
-    def make(*, cuda: int = 0, mps: bool = False, bf16: bool = True, amx: bool = False, macos: int = 14) -> None:
+    def make(
+        *, cuda: int = 0, mps: bool = False, bf16: bool = True, amx: bool = False, macos: int = 14, hip: bool = False
+    ) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0) if bf16 else (7, 5))
+        monkeypatch.setattr(torch.version, "cuda", "13.0" if cuda and not hip else None)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
         monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: macos >= major)
         monkeypatch.setattr(module, "has_fast_bf16", lambda kind: amx if kind == "cpu" else has_fast_bf16(kind))
@@ -65,13 +70,20 @@ def test_precision_is_resolved_or_refused(machine) -> None:
         resolved(precision="fp16")
     machine(cuda=1)
     assert resolved(n_params=10_000_000).precision == "bf16"
+    assert resolved(n_params=1000).precision == "tf32"
+    assert resolved(n_params=1000, precision="fp32").precision == "fp32"
+    machine(cuda=1, hip=True)
     assert resolved(n_params=1000).precision == "fp32"
     machine(cuda=1, bf16=False)
     assert resolved(n_params=10_000_000).precision == "fp32"
     with refuses("GPU", "fp32", "fp16", field="device.precision", value="bf16"):
         resolved(precision="bf16")
     assert resolved(precision="fp16").precision == "fp16"
+    with refuses("NVIDIA", "fp32", field="device.precision", value="tf32"):
+        resolved(precision="tf32")
     machine(mps=True)
+    with refuses("NVIDIA", "fp32", field="device.precision", value="tf32"):
+        resolved(precision="tf32")
     assert resolved(n_params=10_000_000).precision == "fp32"
     assert resolved(precision="bf16").precision == "bf16"
     machine(mps=True, macos=13)
@@ -186,6 +198,15 @@ def test_threads_depend_on_the_size_of_the_step(monkeypatch: pytest.MonkeyPatch)
 
 def test_every_auto_is_resolved() -> None:
     assert "auto" not in vars(resolved()).values()
+
+
+def test_tf32_is_for_runs_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda value: values.append(value))
+    values: list[str] = []
+    for name, precision in (("cuda", "tf32"), ("cuda:0", "fp32"), ("cuda", "bf16"), ("cpu", "fp32")):
+        device = set_up(DeviceConfig(name=name, precision=precision, threads="1"))
+        assert precision == "bf16" or isinstance(device.autocast(), contextlib.nullcontext)
+    assert values == ["high", "highest", "highest"], "on a CPU, nothing is set"
 
 
 def test_set_up_applies_threads_and_determinism() -> None:

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bigramlm.checkpoint.checkpoint import Checkpoint
 from bigramlm.device.device import Device
@@ -15,7 +18,7 @@ from bigramlm.model.config import GPTConfig
 from bigramlm.trainer.compiled import CompiledStep, SharedCalls
 from bigramlm.trainer.step import TrainStep
 from bigramlm.trainer.trainer import Trainer
-from tests.helpers import TOKENS, Stub, build, count_saved_elements, fit, fitted, refuses, run_config
+from tests.helpers import TOKENS, Stub, build, count_saved_elements, fit, fitted, gpts, refuses, run_config, small
 from tests.trainer.helpers import records, weights
 
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
@@ -56,6 +59,58 @@ def test_clipping_bounds_the_update(tmp_path: Path) -> None:
     assert result.grad_norm > 1e-3, "grad_norm is the norm before clipping"
     clipped = torch.stack([p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]).norm()
     assert clipped.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations in the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def gpt_step(preset: str, *, optim: str = "adamw", precision: str = "fp32") -> Callable[[], object]:
+    """Return a function that takes one step of a small GPT, which clips gradients."""
+    cfg = run_config(f"model={preset}", *small(preset), f"optim={optim}")
+    torch.manual_seed(0)
+    model = cfg.model.build(vocab_size=11, block_size=8)
+    model.train()
+    optimizer = cfg.optim.build(model, compiled=False)
+    step = TrainStep(model, optimizer, Device(torch.device("cpu"), precision, False), grad_clip=1.0)
+    batch = (TOKENS[:16].view(2, 8).long(), TOKENS[1:17].view(2, 8).long())
+    return lambda: step(batch, 1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optim", ["adamw", "muon"])
+def test_a_step_never_waits_for_the_device(optim: str, precision: str) -> None:
+    """A GPU would stand still if a step read one of its numbers, as `item` does."""
+    take_step = gpt_step("gpt", optim=optim, precision=precision)
+    take_step()
+    with Operations() as operations:
+        take_step()
+    assert any("adamw" in name for name in operations.names), "the fused AdamW"
+    waiting = ("local_scalar", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+    assert not [name for name in operations.names if any(word in name for word in waiting)]
+
+
+@pytest.mark.parametrize("preset", gpts())
+def test_attention_in_training_has_no_mask(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flash attention takes `is_causal`, but no mask."""
+    original, calls = F.scaled_dot_product_attention, []
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+        calls.append(options)
+        return original(q, k, v, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    gpt_step(preset)()
+    assert calls
+    assert all(options["attn_mask"] is None and options["is_causal"] for options in calls)
 
 
 def test_bf16_applies_to_matrix_products_only(tmp_path: Path) -> None:
