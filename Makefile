@@ -22,9 +22,10 @@ lint: .venv/installed-dev  ## Check style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-docs: .venv/installed  ## Generate docs/config.md and docs/pictures/floors.svg from the code
+docs: .venv/installed  ## Generate docs/config.md, docs/pictures/floors.svg and the table of GPUs
 	@$(BIN)/python scripts/config_reference.py
 	@$(BIN)/python -m bigramlm.dev.layers
+	@$(BIN)/python -m bigramlm.dev.gpu_table
 
 notebook: .venv/installed-dev  ## Execute examples/ladder.ipynb and save its outputs
 	@$(BIN)/python -m bigramlm.dev.notebook

@@ -51,9 +51,10 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def foreign_entry(folder: Path) -> Path | None:
-    """Find something in a checkpoint folder that no save has written, or the folder itself if it is a link.
+    """Find something in a checkpoint folder that no save has written.
 
-    Such a folder must not be deleted. Returns None if there is nothing foreign.
+    A folder that contains such a file or folder must not be deleted. A link to a folder is foreign itself. Returns None
+    if there is nothing foreign.
     """
     if folder.is_symlink():
         return folder

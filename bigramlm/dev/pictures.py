@@ -5,7 +5,6 @@ They show two small sweeps in TensorBoard, and the report page of one of the swe
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import re
 import subprocess
@@ -15,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bigramlm.cli.common import command
+from bigramlm.cli.common import ArgumentParser, command
 from bigramlm.dev.browser import Browser, browser
 from bigramlm.utils import paths
 from bigramlm.utils.console import show
@@ -33,7 +32,7 @@ SWEEPS = {
 @command
 def main() -> None:
     """Run the command line: python scripts/pictures.py."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         "pictures.py",
         description="Train two small sweeps and write their screenshots to docs/pictures; requires Chromium.",
     )

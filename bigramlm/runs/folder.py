@@ -212,7 +212,7 @@ class RunFolder:
 
 
 def require_own_place(folder: Path) -> None:
-    """Raise UserError if the folder of a new run or sweep is among the checkpoints of a run."""
+    """Raise UserError if a new run or sweep would be among the checkpoints of a run."""
     real = Path(os.path.realpath(folder))
     for path in (real, *real.parents):
         require(
@@ -231,6 +231,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read the saved config of a run; return an empty dict if it cannot be read."""
     from omegaconf import OmegaConf
 
+    if not (folder / "config.yaml").is_file():
+        return {}
     try:
         config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
     except Exception:  # the run ended before it saved a config, or the file is damaged; the summary can still be shown
@@ -240,8 +242,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def last_sample(folder: Path) -> str | None:
     """Return the last sample of a run, or None if the run has no samples."""
+    path = folder / "samples.txt"
+    if not path.is_file():
+        return None
     try:
-        text = (folder / "samples.txt").read_text("utf-8", "replace")
+        text = path.read_text("utf-8", "replace")
     except OSError:
         return None
     return re.split(r"(?m)^---- step \d+\n", text)[-1].removesuffix("\n")
@@ -249,8 +254,8 @@ def last_sample(folder: Path) -> str | None:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(path.read_text("utf-8")) if path.is_file() else None  # reading a pipe would wait
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

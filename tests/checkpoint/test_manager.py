@@ -78,7 +78,7 @@ def test_links_are_not_followed_or_deleted(trained: Path, tmp_path: Path) -> Non
 
 
 def add_foreign(folder: Path, kind: str) -> None:
-    """Put something that is no part of a checkpoint into a folder, which need not exist."""
+    """Put something that is no part of a checkpoint into a folder."""
     folder.mkdir(exist_ok=True)
     if kind == "run":
         (folder / "runs" / "0").mkdir(parents=True)

@@ -1,6 +1,7 @@
 """Tests of the benchmarks: the correctness of the measurements, not the speed."""
 
 import contextlib
+import functools
 import json
 import math
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bigramlm.dev.bench import commands, main, steps, versions
+from bigramlm.dev.bench import commands, gpt2, main, versions
 from bigramlm.dev.bench.measure import Comparison, alternate
 from bigramlm.device.peak import Peak
 from bigramlm.utils import paths
@@ -99,27 +100,34 @@ def test_profile_reports_phases_and_lower_bounds(tool: Cli) -> None:
         assert f"\n  {phase}" in ended.out
 
 
-def test_gpt2_compares_the_compiled_with_the_uncompiled_step(monkeypatch: pytest.MonkeyPatch) -> None:
+SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 2}
+
+
+@pytest.fixture
+def small_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the benchmark of GPT-2's shape small and short."""
+    monkeypatch.setattr(gpt2, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(gpt2, "Workload", functools.partial(gpt2.Workload, **SHAPE))
+    monkeypatch.setattr("bigramlm.device.peak.peak", lambda device: Peak(1e15, "made up"))
+
+
+def test_gpt2_compares_the_compiled_with_the_uncompiled_step(small_gpt2: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the eager backend, which traces the step but does not compile it."""
     compile_ = torch.compile
-    monkeypatch.setattr(steps, "MIN_SECONDS", 0.0)
-    monkeypatch.setattr("bigramlm.device.peak.peak", lambda device: Peak(1e15, "made up"))
     monkeypatch.setattr(torch, "compile", lambda function, *, mode, **k: compile_(function, **k, backend="eager"))
-    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 2}
-    rate, mfu = steps.gpt2(1, **shape)
+    rate, mfu = gpt2.gpt2(1)
     for a, b in ((rate.a, mfu.a), (rate.b, mfu.b)):
         assert b[0] / a[0] == pytest.approx(mfu.a[0] / rate.a[0])
         assert 0 < b[0] < 1
 
 
-def test_gpt2_fails_if_the_step_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_fails_if_the_step_does_not_compile(small_gpt2: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> object:
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
-    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 8, "batch_size": 2}
     with refuses("compile", field="bench gpt2"):
-        next(steps.gpt2(1, **shape))
+        next(gpt2.gpt2(1))
 
 
 @pytest.mark.slow

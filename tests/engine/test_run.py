@@ -106,7 +106,7 @@ def test_a_split_shorter_than_a_block_names_its_cause(cli: Cli, tmp_path: Path) 
 
 
 class Ending(BaseException):
-    """An exception that is no Exception, such as that of a package in another language."""
+    """An exception that is no Exception, such as that of a Rust package."""
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), SystemExit("bye"), SystemExit(3), Ending("gone")])

@@ -96,7 +96,7 @@ def bigram(pairs: int) -> Iterator[Comparison]:
     The figures are steps per second, and the seconds from the start of the process to its exit.
     """
     with temporary_folder() as folder:
-        ours, loop = alternate(pairs, lambda: _train(folder), lambda: _tutorial(folder))
+        ours, loop = alternate(pairs, lambda: train(folder), lambda: _tutorial(folder))
     yield Comparison(
         "steps per second: the Trainer with evaluation, logging and checkpoints / the tutorial's loop",
         ours,
@@ -118,7 +118,7 @@ def compiled(pairs: int) -> Iterator[Comparison]:
         "trainer.checkpoint_every=30000",
     )
     with temporary_folder() as folder:
-        ours, loop = alternate(pairs, lambda: _train(folder, *options), lambda: _tutorial(folder))
+        ours, loop = alternate(pairs, lambda: train(folder, *options), lambda: _tutorial(folder))
     yield Comparison(
         "steps per second: the compiled step, after compilation / the tutorial's loop", ours, loop, "steady", "steps"
     )
@@ -168,9 +168,7 @@ def checkpoint(pairs: int) -> Iterator[Comparison]:
     The default run saves every 1,000 steps. The figure is seconds of training.
     """
     with temporary_folder() as folder:
-        saving, not_saving = alternate(
-            pairs, lambda: _train(folder), lambda: _train(folder, program=("-c", NOT_SAVING))
-        )
+        saving, not_saving = alternate(pairs, lambda: train(folder), lambda: train(folder, program=("-c", NOT_SAVING)))
     yield Comparison(
         "seconds of training: a checkpoint every 1,000 steps / no checkpoints", saving, not_saving, "seconds"
     )
@@ -186,7 +184,7 @@ def sweep(pairs: int) -> Iterator[Comparison]:
         jobs, run = alternate(
             pairs,
             lambda: _sweep(folder, "trainer.steps=200", short, f"seed=range(0,{n})"),
-            lambda: _train(folder, f"trainer.steps={200 * n}", "trainer.eval_every=100000"),
+            lambda: train(folder, f"trainer.steps={200 * n}", "trainer.eval_every=100000"),
         )
         yield Comparison("seconds from start to exit: 32 jobs of 200 steps / 6,400 steps", jobs, run, "wall", n_items=n)
         long = ("trainer.steps=90000", "trainer.eval_every=10000", "device.threads=1", "seed=1,2,3,4")
@@ -244,7 +242,8 @@ def _process(*arguments: str) -> tuple[float, str]:
     return seconds, result.stdout
 
 
-def _train(folder: Path, *overrides: str, program: tuple[str, ...] = (str(SCRIPT),)) -> Figures:
+def train(folder: Path, *overrides: str, program: tuple[str, ...] = (str(SCRIPT),)) -> Figures:
+    """Train in a new run folder inside `folder`; return the figures of the run."""
     return _figures(*run(folder, *overrides, program=program))
 
 

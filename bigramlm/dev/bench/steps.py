@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 # Steps between two records, as in the default run, and thus in a slice.
 _SLICE = 100
-# Seconds for which a step of GPT-2's shape is repeated.
-MIN_SECONDS = 2.0
 
 Step = Callable[[int], None]
 
@@ -68,63 +66,6 @@ def profile(pairs: int, *overrides: str) -> Iterator[Profile]:
     yield Profile(f"a step of {' '.join(recipe)}", **_profile(pairs * 20, recipe))
 
 
-def gpt2(
-    pairs: int, *, n_layer: int = 12, n_head: int = 12, n_embd: int = 768, block_size: int = 1024, batch_size: int = 0
-) -> Iterator[Comparison]:
-    """Compare the compiled with the uncompiled step of GPT-2 (124M parameters).
-
-    The block size is 1,024 and tokens are random. The figures are tokens per second and the model FLOPs utilisation.
-    """
-    import torch
-
-    from bigramlm.device.config import DeviceConfig
-    from bigramlm.device.device import decide, set_up
-    from bigramlm.device.peak import peak
-    from bigramlm.trainer.compiled import CompiledStep
-    from bigramlm.trainer.step import TrainStep
-
-    cuda = torch.cuda.is_available()
-    batch_size = batch_size or (16 if cuda else 1)
-    shape = (f"model.n_layer={n_layer}", f"model.n_head={n_head}", f"model.n_embd={n_embd}", "model.dropout=0")
-    cfg = composed_config("model=gpt2", *shape)
-    torch.manual_seed(0)
-    # GPT-2's vocabulary size, rounded up to a multiple of 64.
-    model = cfg.model.build(vocab_size=50304, block_size=block_size)
-    tokens = batch_size * block_size
-    device = set_up(decide(DeviceConfig(), n_params=model.n_params(), tokens=tokens))
-    peak_flops = peak(device).flops
-    ids = torch.randint(50257, (batch_size, block_size + 1), device=device.torch)
-    batch = (ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
-
-    def prepare(kind: type[TrainStep]) -> Callable[[], Figures]:
-        copied = copy.deepcopy(model).to(device.torch)
-        optimizer = cfg.optim.build(copied, compiled=kind is CompiledStep)
-        train_step = kind(copied, optimizer, device, grad_clip=1.0)
-        if isinstance(train_step, CompiledStep):
-            train_step(batch, 1e-4)
-            require(
-                train_step.is_compiled,
-                "bench gpt2: the step cannot be compiled on this machine, so nothing can be compared",
-            )
-        return partial(measure, train_step, copied.flops_per_token())
-
-    def measure(train_step: TrainStep, flops_per_token: int) -> Figures:
-        device.synchronize()
-        started, n = time.perf_counter(), 0
-        while n < 3 or time.perf_counter() - started < MIN_SECONDS:
-            train_step(batch, 1e-4)
-            n += 1
-            if not cuda or n % 10 == 0:  # on a GPU, steps are queued ahead
-                device.synchronize()
-        device.synchronize()
-        rate = n * tokens / (time.perf_counter() - started)
-        return {"rate": rate, "mfu": rate * flops_per_token / peak_flops}
-
-    compiled, uncompiled = alternate(pairs, prepare(CompiledStep), prepare(TrainStep))
-    yield Comparison("tokens per second: compiled / uncompiled", compiled, uncompiled, "rate")
-    yield Comparison(f"MFU, of {peak_flops:.3g} FLOP/s: compiled / uncompiled", compiled, uncompiled, "mfu")
-
-
 def composed_config(*overrides: str) -> RunConfig:
     """Compose the run config that `train.py` builds from these overrides."""
     from bigramlm.engine.command_line import set_up_hydra
@@ -134,7 +75,7 @@ def composed_config(*overrides: str) -> RunConfig:
         return to_run_config(compose("train", list(overrides)))
 
 
-def generate(pairs: int) -> Iterator[Comparison]:
+def generate(pairs: int, *, n_layer: int = 6, n_embd: int = 384, length: int = 1000) -> Iterator[Comparison]:
     """Compare generation with and without the key/value cache.
 
     An untrained GPT with 6 layers, width 384 and block size 256 generates 1,000 characters. The figure is characters
@@ -147,7 +88,7 @@ def generate(pairs: int) -> Iterator[Comparison]:
     from bigramlm.generate import generate as generate_tokens
     from bigramlm.model.config import GPTConfig
 
-    cfg = GPTConfig(n_layer=6, n_head=6, n_embd=384)
+    cfg = GPTConfig(n_layer=n_layer, n_head=6, n_embd=n_embd)
     model = cfg.build(vocab_size=65, block_size=256)
     device = set_up(decide(DeviceConfig(), n_params=model.n_params(), tokens=model.block_size))
     model.to(device.torch)
@@ -155,9 +96,9 @@ def generate(pairs: int) -> Iterator[Comparison]:
 
     def rate(*, cached: bool) -> Figures:
         started = time.perf_counter()
-        generate_tokens(model, start, 1000, temperature=1.0, seed=0, device=device, cached=cached)
+        generate_tokens(model, start, length, temperature=1.0, seed=0, device=device, cached=cached)
         device.synchronize()
-        return {"rate": 1000 / (time.perf_counter() - started)}
+        return {"rate": length / (time.perf_counter() - started)}
 
     cached, uncached = alternate(pairs, lambda: rate(cached=True), lambda: rate(cached=False))
     yield Comparison("characters per second: with the cache / without", cached, uncached, "rate")
