@@ -33,10 +33,11 @@ def _module_to_run() -> str:
     words = iter(sys.orig_argv[1:] if sys.argv[:1] == ["-m"] else [])
     option = next((word for word in words if word.startswith("-") and word.endswith("m")), None)
     package, _, name = (next(words, "") if option else "").partition(".")
-    return name if package == "bigramlm" and "." not in name and name != "__main__" else ""
+    is_command = name == "__main__" or name.startswith(("cli.", "dev."))
+    return name if package == "bigramlm" and not is_command else ""
 
 
-if _module_to_run():  # no module beside this one is a command: Python would report an error, or run nothing
+if _module_to_run():  # no other module is a command: Python would report an error, or run nothing
     from bigramlm.__main__ import refuse_module
 
     refuse_module(_module_to_run())

@@ -1,12 +1,23 @@
 """The error class for problems that the user can fix."""
 
 
+def printable(text: str) -> str:
+    """Escape the characters of a text that are not printable, e.g. line ends.
+
+    The result is one line that a terminal shows and does not obey.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class UserError(Exception):
     """An error that the user can fix, described in one line.
 
     The message contains the offending value, the reason and a fix. The command line prints the message without a
-    traceback and exits with code 2.
+    traceback and exits with code 2. Characters that are not printable are escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def require(ok: bool, message: str) -> None:

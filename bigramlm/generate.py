@@ -11,6 +11,9 @@ from bigramlm.device.device import Device
 from bigramlm.errors import UserError
 from bigramlm.model.base import LanguageModel
 
+# The smallest number that fp32 never rounds to 0. A temperature below it counts as 0.
+_TINY = torch.finfo(torch.float32).tiny
+
 
 def generate(model: LanguageModel, idx: Tensor, max_new_tokens: int, **settings: Any) -> Tensor:
     """Append up to max_new_tokens generated tokens to token ids idx (B, T).
@@ -91,7 +94,7 @@ def draw(logits: Tensor, *, temperature: float, top_k: int, top_p: float, genera
     total probability at the given temperature is at least top_p (Holtzman et al. 2020, "The Curious Case of Neural
     Text Degeneration", section 3.1); 1 means no restriction.
     """
-    if temperature == 0:
+    if temperature < _TINY:
         return logits.argmax(dim=-1, keepdim=True)
     logits = logits - logits.amax(dim=-1, keepdim=True)  # at most 0, so that no temperature makes them overflow
     if 0 < top_k < logits.shape[-1]:
@@ -101,7 +104,7 @@ def draw(logits: Tensor, *, temperature: float, top_k: int, top_p: float, genera
     if top_p < 1:
         ranked_p, ranked = p.sort(dim=-1, descending=True, stable=True)
         likelier_p = ranked_p.cumsum(dim=-1) - ranked_p  # the probability of all likelier tokens
-        p = p.scatter(-1, ranked, ranked_p.masked_fill(likelier_p >= top_p, 0.0))
+        p = p.scatter(-1, ranked, ranked_p.masked_fill(likelier_p >= max(top_p, _TINY), 0.0))
     try:
         return torch.multinomial(p, 1, generator=generator)
     except RuntimeError as error:

@@ -68,6 +68,10 @@ class GridSweeper(BasicSweeper):
                     override.is_discrete_sweep(),
                     f"{override.input_line} is a search space, not a list; to search it, add hydra/sweeper=optuna",
                 )
+                require(
+                    next(override.sweep_iterator(), None) is not None,
+                    f"{override.input_line}: gives no value, so there is nothing to run; correct the range or pattern",
+                )
             executor.add_swept_fields([override.get_key_element() for override in swept])
             executor.plan(self.split_arguments(overrides, None)[0])
             executor.run(executor.jobs, self.max_batch_size)

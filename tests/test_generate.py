@@ -77,7 +77,7 @@ def test_dropout_is_off_in_sampling_and_on_afterwards(tmp_path: Path) -> None:
     assert trainer.model(x, y)[1] != trainer.model(x, y)[1], "dropout must be on in training"
 
 
-@pytest.mark.parametrize("temperature", [1e-40, 1e-3, 1e3])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-3, 1e3])
 def test_extreme_temperatures_do_not_overflow(temperature: float) -> None:
     torch.manual_seed(0)
     model = Bigram(vocab_size=V, block_size=BLOCK)
@@ -85,6 +85,12 @@ def test_extreme_temperatures_do_not_overflow(temperature: float) -> None:
     ids = generate(model, start, 20, temperature=temperature, seed=0, device=DEVICE)
     likeliest = generate(model, start, 20, temperature=0.0, seed=0, device=DEVICE)
     assert torch.equal(ids, likeliest) == (temperature < 1)
+
+
+def test_the_smallest_top_p_keeps_the_likeliest_token() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0]])
+    for top_p in (1e-300, 1e-3):
+        assert draw(logits, temperature=1.0, top_k=0, top_p=top_p, generator=torch.Generator()).item() == 1
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

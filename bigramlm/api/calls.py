@@ -17,9 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from bigramlm.api.arguments import extensions_in, path_in, require_model
 from bigramlm.api.run import Run, Sweep
 from bigramlm.api.state import exclusive, torch_state
-from bigramlm.config.extensions import import_extensions, names_in
+from bigramlm.config.extensions import import_extensions
 from bigramlm.config.mistakes import CONFIG_ERRORS
 from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import RunConfig, to_run_config
@@ -102,7 +103,7 @@ def load(
     *,
     checkpoint: str | int = "last",
     model: nn.Module | ModelFactory | None = None,
-    extensions: str | Sequence[str] = (),
+    extensions: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
 ) -> Run:
     """Load a run, to read its results and to use its model.
 
@@ -111,10 +112,10 @@ def load(
     was one. extensions: the Python files with the model or tokenizer of the run, if it was trained with any. Raises
     UserError if there is no such run; a checkpoint is read when it is used.
     """
-    import_extensions(names_in(extensions))
-    folder = find.find(os.fspath(where), containing="config.yaml")
+    import_extensions(extensions_in(extensions))
+    folder = find.find(path_in("where", where), containing="config.yaml")
     find.saved_config(folder)
-    return Run(folder, checkpoint=str(checkpoint), model=model)
+    return Run(folder, checkpoint=checkpoint, model=model)
 
 
 def compose(*overrides: str) -> RunConfig:
@@ -186,21 +187,18 @@ def _words(
             not typed.has("data", "data.path"),
             f"{argument}=: cannot be combined with data={typed.get('data', '...')}; omit one of them",
         )
-        path = _stored(text) if data is None else Path(data)
+        path = _stored(text) if data is None else path_in("data", data)
         # A resumed run has its data config, and checks the text.
         first += [f"data.path={path}"] if is_resumed else ["data=text", f"data.path={path}"]
-    require(
-        model is None or callable(model),
-        f"model={model!r}: must be a torch.nn.Module, or a function or class that makes one; for a model of the "
-        f'config, use the override "model={model}"',
-    )
+    require_model(model)
     if model is not None and not is_resumed:
         require(
             not typed.has("model"),
             f"model=: cannot be combined with the override model={typed.get('model')}; omit one of them",
         )
-        from bigramlm.model.python import name_of
+        from bigramlm.model.python import name_of, require_factory
 
+        require_factory(model)
         config = OmegaConf.structured(PythonConfig(source=name_of(model)))
         ConfigStore.instance().store(SAVED, config, group="model")
         first.append(f"model={SAVED}")
@@ -217,7 +215,13 @@ def _stored(text: object) -> Path:
     # A text is kept in a file that is named after its content, so that the run can be resumed and continued.
     if not isinstance(text, str):
         raise UserError(f"text={type(text).__name__}: must be a str that contains the text; use data= for a file")
-    return kept_text(text.encode("utf-8"))
+    try:
+        return kept_text(text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"text=: character {error.start:,} is {text[error.start]!r}, half of a surrogate pair, which is no "
+            'character; remove such characters with text.encode(errors="ignore").decode()'
+        ) from None
 
 
 def _train(words: list[str], model: nn.Module | ModelFactory | None) -> tuple[Path, int | None]:

@@ -6,19 +6,21 @@ import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bigramlm.api.arguments import path_in, require_model, require_type
 from bigramlm.api.records import Records, Table
 from bigramlm.api.state import torch_state
 from bigramlm.config.run_config import RunConfig, SampleConfig
 from bigramlm.config.run_config import load as load_config
 from bigramlm.device.config import DeviceConfig
 from bigramlm.errors import UserError, require
-from bigramlm.runs.find import find_sweep, saved_config
+from bigramlm.runs.find import PLAN, find_sweep, saved_config
 from bigramlm.runs.summary import RunSummary
 from bigramlm.sweeps import plan
 from bigramlm.sweeps.results import Results
+from bigramlm.utils import paths
 from bigramlm.utils.console import relative
 
 if TYPE_CHECKING:
@@ -33,7 +35,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class _SampleArguments(SampleConfig):
+    seed: int = 1337
+
     prefix: ClassVar[str] = ""  # messages name the arguments of `Run.sample`
+
+    def __post_init__(self) -> None:
+        require_type("prompt", self.prompt, str, "a str")
+        for name in ("max_new_tokens", "top_k", "seed"):
+            require_type(name, getattr(self, name), Integral, "a whole number")
+        for name in ("temperature", "top_p"):
+            require_type(name, getattr(self, name), Real, "a number")
+        require_type("stop_at_end", self.stop_at_end, int, "True or False")  # a bool is an int
+        super().__post_init__()
+        require(0 <= self.seed < 2**62, f"seed={self.seed}: must be 0 or more and below 2**62")
 
 
 class Run:
@@ -43,21 +57,33 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, *, checkpoint: str = "last", model: nn.Module | ModelFactory | None = None
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        checkpoint: str | int = "last",
+        model: nn.Module | ModelFactory | None = None,
     ) -> None:
         """Create a handle for the run in a folder, as `bigramlm.train` and `load` do.
 
         checkpoint: the checkpoint that `model` and `tokenizer` are loaded from: `last`, `best` or a step. model: the
-        model that was passed to `bigramlm.train`, if there was one.
+        model that was passed to `bigramlm.train`, if there was one. Raises UserError if the folder contains no run.
         """
-        self.folder = folder
-        self._which = checkpoint
+        self.folder = paths.typed(path_in("folder", folder), "folder")
+        is_job = (self.folder.parent / PLAN).exists()  # a job of a sweep that has not begun has no folder
+        require(
+            is_job or any((self.folder / name).exists() for name in ("config.yaml", "summary.json")),
+            f"folder={relative(self.folder)}: contains no run, neither config.yaml nor summary.json; bigramlm.load() "
+            "finds a run by its name or as latest, and bigramlm.Sweep() opens a sweep",
+        )
+        require_model(model)
+        self._which = str(checkpoint)
         self._passed = model
 
     def __repr__(self) -> str:
-        parts = [f"status={self.status!r}"]
-        if "val/loss" in self.final:
-            parts.append(f"val_loss={self.final['val/loss']:.4f}")
+        found = self._read()
+        parts = [f"status={found.status!r}"]
+        if found.final_loss is not None:
+            parts.append(f"val_loss={found.final_loss:.4f}")
         return f"<bigramlm.Run {relative(self.folder)} {' '.join(parts)}>"
 
     @property
@@ -76,7 +102,7 @@ class Run:
     @property
     def final(self) -> dict[str, float]:
         """The final losses by metric name, e.g. `val/loss`; empty before completion."""
-        return dict(self.summary.get("final") or {})
+        return dict(self._read().part("final"))
 
     @property
     def best(self) -> dict[str, float]:
@@ -84,7 +110,7 @@ class Run:
 
         It is empty before the first evaluation.
         """
-        return dict(self.summary.get("best") or {})
+        return dict(self._read().part("best"))
 
     @property
     def config(self) -> RunConfig:
@@ -128,12 +154,12 @@ class Run:
         from bigramlm.engine import sampling
         from bigramlm.generate import truncate_at
 
-        cfg = _SampleArguments(max_new_tokens, prompt, temperature, top_k, top_p, stop_at_end)
+        cfg = _SampleArguments(max_new_tokens, prompt, temperature, top_k, top_p, stop_at_end, seed)
         ids, end = self._encode(prompt), sampling.end_token(cfg, self.tokenizer)
         model = self.model
         with torch_state():
             device = self._place(model)
-            new = [int(token) for token in sampling.stream_tokens(cfg, model, [ids], device, seed, end)]
+            new = [int(token) for token in sampling.stream_tokens(cfg, model, [ids], device, int(seed), end)]
         return str(self.tokenizer.decode(ids + truncate_at(new, end)))
 
     def logits(self, text: str) -> Tensor:
@@ -144,6 +170,7 @@ class Run:
         """
         import torch
 
+        require_type("text", text, str, "a str")
         ids, model = self._encode(text) if text else [], self.model
         require(
             0 < len(ids) <= model.block_size,
@@ -191,7 +218,8 @@ class Sweep:
         model: the factory that was passed to `bigramlm.sweep`, if there was one. Raises UserError if there is no such
         sweep.
         """
-        self.folder = find_sweep(os.fspath(folder))
+        self.folder = find_sweep(path_in("folder", folder))
+        require_model(model)
         self._passed = model
 
     def __repr__(self) -> str:

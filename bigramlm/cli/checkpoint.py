@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from pathlib import Path
@@ -11,18 +10,19 @@ from safetensors import safe_open
 
 from bigramlm.adapter.lora import ADAPTER
 from bigramlm.checkpoint.checkpoint import Checkpoint
-from bigramlm.checkpoint.format import MODEL, MissingCheckpointError
+from bigramlm.checkpoint.format import MANIFEST, MODEL, MissingCheckpointError
 from bigramlm.checkpoint.manager import Checkpoints
-from bigramlm.cli.common import command
+from bigramlm.cli.common import ArgumentParser, command, output_path
 from bigramlm.config.extensions import import_extensions, names_in
 from bigramlm.config.run_config import RunConfig
 from bigramlm.engine.export import export, export_adapter, merge
 from bigramlm.engine.load import config_of, open_checkpoint
-from bigramlm.errors import UserError, require
+from bigramlm.errors import UserError, printable, require
 from bigramlm.runs import find as runs
 from bigramlm.runs.folder import RunFolder, read_summary
 from bigramlm.utils.console import relative, show, table
 from bigramlm.utils.files import require_new
+from bigramlm.utils.paths import step_of
 
 
 @command
@@ -31,7 +31,7 @@ def main() -> None:
 
     The exit code is 2 for a damaged checkpoint or any other error that the user can fix.
     """
-    parser = argparse.ArgumentParser("checkpoint.py", description=__doc__)
+    parser = ArgumentParser("checkpoint.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, description in {
         "inspect": "print the contents of a checkpoint, or of the newest checkpoint of a run",
@@ -45,9 +45,9 @@ def main() -> None:
         if name in ("inspect", "merge", "export"):
             command.add_argument("--extensions", help="Python files with the model or tokenizer: a.py,b.py")
         if name == "strip":
-            command.add_argument("--output", type=Path, help="the folder to write to (default: strip in place)")
+            command.add_argument("--output", type=output_path, help="the folder to write to (default: strip in place)")
         if name in ("merge", "export"):
-            command.add_argument("folder", type=Path, help="the new folder to write to")
+            command.add_argument("folder", type=output_path, help="the new folder to write to")
             command.add_argument("--base", help="the current location of an adapter's base weights, if moved")
         if name == "export":
             about = "write only the adapter, for use with peft and its base in transformers, instead of merging it"
@@ -87,7 +87,7 @@ def inspect(where: str) -> None:
         "resume": "no, it is stripped; start a new run from it with init_from=" if checkpoint.stripped else "yes",
     }
     width = max(map(len, facts)) + 2
-    show("\n".join(f"{name:<{width}}{value}" for name, value in facts.items()) + "\n")
+    show("\n".join(printable(f"{name:<{width}}{value}") for name, value in facts.items()) + "\n")
     files = checkpoint.manifest["files"].items()
     show(
         table(("file", "bytes", "SHA-256"), [(n, f"{seal['bytes']:,}", seal["sha256"][:16]) for n, seal in files])
@@ -124,18 +124,20 @@ def verify(where: str) -> None:
     Exits with code 2 if a file is missing or damaged. A checkpoint that its run deletes meanwhile is not damaged.
     """
     intact, given = True, runs.find(where)
-    for path in _paths(where):
+    for path in _paths(given, where):
         try:
             checkpoint = Checkpoint(path)
-            files = checkpoint.manifest["files"].values()
-            stripped = ", stripped" if checkpoint.stripped else ""
-            show(f"intact  {relative(path)}: {len(files)} files, {sum(f['bytes'] for f in files):,} bytes{stripped}")
         except UserError as error:
             if isinstance(error, MissingCheckpointError) and path != given:
-                show(f"deleted {relative(path)} by its run, while this command read it")
+                show(printable(f"deleted {relative(path)} by its run, while this command read it"))
                 continue
             intact = False
             show(f"damaged {error}")
+            continue
+        files = checkpoint.manifest["files"].values()
+        stripped = ", stripped" if checkpoint.stripped else ""
+        size = f"{len(files)} files, {sum(f['bytes'] for f in files):,} bytes{stripped}"
+        show(printable(f"intact  {relative(path)}: {size}"))
     if not intact:
         sys.exit(2)
 
@@ -147,7 +149,8 @@ def strip(where: str, output: Path | None) -> None:
     run, either all checkpoints are stripped in place, or the newest intact checkpoint is copied. Raises UserError if
     the checkpoints of a run that is not completed would be stripped in place, because the run could not be resumed.
     """
-    paths, folder = _paths(where), runs.find(where)
+    folder = runs.find(where)
+    checkpoints = _paths(folder, where)
     status = (read_summary(folder) or {}).get("status", "completed")
     require(
         output is not None or status == "completed",
@@ -158,11 +161,12 @@ def strip(where: str, output: Path | None) -> None:
         source = open_checkpoint(str(folder))
         require_new(output)
         source.strip(output)
-        show(f"stripped {relative(source.path)} into {output}: {source.size:,} -> {_size(output)} bytes")
+        sizes = f"{source.size:,} -> {_size(output)} bytes"
+        show(printable(f"stripped {relative(source.path)} into {relative(output)}: {sizes}"))
         return
-    for checkpoint in [Checkpoint(path) for path in paths]:
+    for checkpoint in [Checkpoint(path) for path in checkpoints]:
         if checkpoint.stripped:
-            show(f"{relative(checkpoint.path)} is already stripped")
+            show(printable(f"{relative(checkpoint.path)} is already stripped"))
             continue
         old_size, run = _size(checkpoint.path), checkpoint.path.parent.parent
         if (run / "summary.json").exists():
@@ -170,20 +174,24 @@ def strip(where: str, output: Path | None) -> None:
                 checkpoint.strip(checkpoint.path)
         else:
             checkpoint.strip(checkpoint.path)
-        show(
-            f"stripped {relative(checkpoint.path)}: {old_size} -> {_size(checkpoint.path)} bytes; "
-            "a run can no longer be resumed from it"
-        )
+        sizes = f"{old_size} -> {_size(checkpoint.path)} bytes"
+        show(printable(f"stripped {relative(checkpoint.path)}: {sizes}; a run can no longer be resumed from it"))
 
 
-def _paths(where: str) -> list[Path]:
-    """List the checkpoint folders of a run, or the given checkpoint folder alone."""
-    folder = runs.find(where)
+def _paths(folder: Path, where: str) -> list[Path]:
+    """List the checkpoint folders of a run, or the given checkpoint folder alone.
+
+    where: the folder as the user gave it, for messages.
+    """
     checkpoints = Checkpoints(folder / "checkpoints")
-    steps = checkpoints.steps()
-    if (folder / "summary.json").exists() and not steps:
-        raise UserError(f"{where}: the run contains no checkpoint")
-    return [checkpoints.folder / f"step_{step}" for step in steps] or [folder]
+    if steps := checkpoints.steps():
+        return [checkpoints.folder / f"step_{step}" for step in steps]
+    require(not (folder / "summary.json").exists(), f"{where}: the run contains no checkpoint")
+    require(
+        (folder / MANIFEST).exists() or step_of(folder.name) is not None,
+        f"{where} is not a checkpoint and contains none; give the folder of a run or of a checkpoint",
+    )
+    return [folder]
 
 
 def _size(path: Path) -> str:

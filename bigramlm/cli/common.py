@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import itertools
+import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +25,25 @@ from bigramlm.utils import paths
 from bigramlm.utils.console import note, open_streams, show
 
 T = TypeVar("T")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose errors are one-line UserErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}; {self.prog} --help shows the usage")
+
+    def print_help(self, file: Any = None) -> None:  # noqa: ARG002
+        show(self.format_help(), end="")
+
+
+def output_path(text: str) -> Path:
+    """Return the path of an output that a user typed.
+
+    Raises UserError for a path that no file can have.
+    """
+    require(text not in ("", "-"), f"{text!r}: an output needs the path of a file or folder")
+    return paths.typed(text)
 
 
 def compose_config(config_name: str, overrides: Sequence[str], free_text: Sequence[str]) -> DictConfig:
@@ -67,7 +90,8 @@ def parse_fields(config_name: str, schema: type[T], help_text: str, free_text: S
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Turn a function into a command that maps its errors to exit codes.
 
-    If --version is given, the command prints the version of bigramlm and does not call the function.
+    If --version is given, the command prints the version of bigramlm and does not call the function. Nor is the
+    function called if the working folder no longer exists.
     """
 
     @functools.wraps(main)
@@ -76,17 +100,25 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             if "--version" in sys.argv[1:]:
                 show(f"bigramlm {versions()['bigramlm']}")
             else:
+                _require_working_folder()
                 main()
 
     return run
+
+
+def _require_working_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the working folder was deleted or moved; change to a folder that exists, e.g. cd ~") from None
 
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """Convert an error in the block to a message on standard error and an exit code.
 
-    The exit codes are those of `errors_as_exits`. The message is one line. Standard streams that are closed are
-    replaced with the null device.
+    The exit codes are those of `errors_as_exits`. The message is one line; if HYDRA_FULL_ERROR is set, the traceback
+    precedes it. Standard streams that are closed are replaced with the null device.
     """
     with open_streams():
         if hasattr(sys.stdout, "reconfigure"):
@@ -97,5 +129,7 @@ def exit_codes() -> Iterator[None]:
                 yield
         except CommandExit as ended:
             if ended.error is not None:
+                if os.environ.get("HYDRA_FULL_ERROR"):
+                    note("".join(traceback.format_exception(ended.__cause__ or ended.error)).rstrip())
                 note(f"error: {ended.error}")
             sys.exit(ended.code)

@@ -58,10 +58,14 @@ def help_text(arguments: Sequence[str]) -> str:
 
     Raises UserError and Hydra's exceptions for a wrong override.
     """
-    flags, folders = parse_flags(arguments), preset_folders(arguments)
+    flags = parse_flags(arguments)
+    folders, overrides = preset_folders(flags), Overrides.typed(flags.overrides, sweeps=flags.multirun)
     check_words(flags.overrides, folders=folders)
-    with open_hydra(flags):
-        composed = compose(flags.config_name or "train", Overrides.typed(flags.overrides).words)
+    with open_hydra(flags) as hydra:
+        if flags.multirun:  # swept fields are shown with their defaults
+            parsed = overrides.parsed(hydra.config_loader)
+            overrides = Overrides(str(override.input_line) for override in parsed if not override.is_sweep_override())
+        composed = compose(flags.config_name or "train", overrides.words)
     fields = OmegaConf.to_yaml(composed, resolve=True)
     text = _TEXT.replace("python scripts/train.py", paths.program("train"))
     presets = {f"{kind}s": " ".join(_choices(f"hydra/{kind}")) for kind in ("launcher", "sweeper")}

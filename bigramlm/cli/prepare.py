@@ -20,6 +20,7 @@ from bigramlm.errors import require
 from bigramlm.tokenizer.config import TokenizerConfig
 from bigramlm.utils import paths
 from bigramlm.utils.console import note, relative, show
+from bigramlm.utils.files import refuse_dangling
 from bigramlm.utils.stop import Stopped, stop_signals
 
 log = logging.getLogger(__name__)
@@ -57,8 +58,8 @@ class PrepareCommand:
 @command
 def main() -> None:
     """Run the command line: python scripts/prepare.py [FIELD=VALUE] ..."""
-    refuse_ranks()
-    set_up_hydra(sys.argv[1:])
+    refuse_ranks("prepare the whole text")
+    set_up_hydra([argument for argument in sys.argv[1:] if not argument.startswith("-")])
     register()
     sys.argv[1:] = keep_piped_text(sys.argv[1:])
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
@@ -106,6 +107,7 @@ def prepare(cfg: PrepareCommand) -> None:
         token_files = corpus.prepare_cached(text, cfg.tokenizer, None, data.kept_in())
     else:
         folder = paths.typed(cfg.output, "output")
+        refuse_dangling(folder)
         require(
             not folder.exists() or folder.is_dir(),
             f"output={cfg.output}: this is a file; choose a folder for the token files",

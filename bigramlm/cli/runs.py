@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import difflib
 import json
@@ -14,9 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bigramlm.cli.common import command
+from bigramlm.cli.common import ArgumentParser, command, output_path
 from bigramlm.config.run_config import differences, flat
-from bigramlm.errors import UserError, require
+from bigramlm.errors import UserError, printable, require
 from bigramlm.report.results import RunTable
 from bigramlm.runs.compare import compare_losses
 from bigramlm.runs.find import PLAN, find, find_sweep, outputs, read_run, search_folders
@@ -33,7 +32,7 @@ log = logging.getLogger(__name__)
 @command
 def main() -> None:
     """Run the command line: python scripts/runs.py list|diff|results|report."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         "runs.py",
         description="Lists the runs below outputs/, compares two of them, shows the results of a sweep, and writes an "
         "HTML report on any of them.",
@@ -78,7 +77,7 @@ def main() -> None:
         help="a run folder, a sweep folder, a folder with runs in it, or latest (the newest run, with its whole sweep)",
     )
     command.add_argument(
-        "-o", "--output", type=Path, help="the file (default: report.html in PATH; for several paths, in outputs/)"
+        "-o", "--output", type=output_path, help="the file (default: report.html in PATH; for several, in outputs/)"
     )
     arguments = parser.parse_args()
     if arguments.command == "report":
@@ -111,11 +110,14 @@ def print_list(filters: list[str], sort: str, *, reverse: bool, as_json: bool) -
     found = [run for folder in run_folders(outputs()) if (run := read_run(folder)) is not None]
     require(bool(found), f"{outputs()} contains no runs yet; start one with {paths.program('train')}")
     fields = {*_COLUMNS, *(name for run in found for name in flat(run.config))}
-    for text in (*filters, f"{sort}="):
-        field = text.partition("=")[0]
-        require("=" in text, f"{text}: a filter must be FIELD=VALUE, such as status=completed or optim.lr=0.1")
+    for text in filters:
+        require(
+            "=" in text, f"{text or repr('')}: a filter must be FIELD=VALUE, such as status=completed or optim.lr=0.1"
+        )
+    named = {**{text: text.partition("=")[0] for text in filters}, f"--sort {sort}": sort}
+    for text, field in named.items():
         suggestions = difflib.get_close_matches(field, fields, cutoff=0.4) or sorted(_COLUMNS)
-        require(field in fields, f"{text.rstrip('=')}: no run has this field; did you mean {', '.join(suggestions)}?")
+        require(field in fields, f"{text}: no run has this field; did you mean {', '.join(suggestions)}?")
     for text in filters:
         field, _, value = text.partition("=")
         found = [run for run in found if _matches(_value(run, field), value)]
@@ -150,7 +152,7 @@ def print_results(folder: Path, *, as_csv: bool) -> None:
     if as_csv:
         show(results.csv(), end="")
     else:
-        show(f"{results.count()}, in {relative(folder)}\n\n{results.text()}")
+        show(f"{printable(f'{results.count()}, in {relative(folder)}')}\n\n{results.text()}")
 
 
 def print_report(targets: list[str], output: Path | None) -> None:
@@ -177,7 +179,8 @@ def print_report(targets: list[str], output: Path | None) -> None:
         title = f"Run {named[0].name}" if len(named) == 1 else f"{len(named)} runs"
     path = output or (folders[0] if len(folders) == 1 else outputs()) / "report.html"
     page.write(outcomes, path, title=title, log_fields=[field for sweep in sweeps for field in sweep.log_fields])
-    show(f"{outcomes.count()}\nReport: {relative(path)} ({path.stat().st_size / 1e6:.1f} MB)")
+    size = path.stat().st_size / 1e6
+    show(f"{outcomes.count()}\n{printable(f'Report: {relative(path)} ({size:.1f} MB)')}")
 
 
 def _names_below_common_parent(folders: list[Path]) -> list[str]:
@@ -196,7 +199,6 @@ def _run_or_sweep(where: str) -> Path:
     folder = find(where)
     if where == "latest" and (folder.parent / PLAN).exists():
         return folder.parent
-    require(folder.is_dir(), f"{where} is not a folder")
     return folder
 
 
@@ -219,8 +221,8 @@ def print_diff(a: RunSummary, b: RunSummary) -> None:
     )
     parts = {
         "config": differences(a.config, b.config),
-        "data": differences(a.summary.get("data", {}), b.summary.get("data", {})),
-        "code": differences(a.summary.get("git") or {}, b.summary.get("git") or {}),
+        "data": differences(a.part("data"), b.part("data")),
+        "code": differences(a.part("git"), b.part("git")),
         "environment": differences(*(_environment(run) for run in (a, b))),
     }
     for name, different in parts.items():
@@ -229,13 +231,13 @@ def print_diff(a: RunSummary, b: RunSummary) -> None:
             show(f"\n{name}:\n" + table(("field", "A", "B"), rows))
     identical = [name for name, different in parts.items() if not different]
     show(f"\nidentical: {', '.join(identical) or 'nothing'}")
-    if any((run.summary.get("git") or {}).get("dirty") for run in (a, b)):
+    if any(run.part("git").get("dirty") for run in (a, b)):
         show("code: there were uncommitted changes, which are not recorded, so other differences are possible")
-    show(compare_losses(a.folder, b.folder))
+    show(compare_losses(a, b))
 
 
 def _environment(run: RunSummary) -> dict[str, Any]:
-    return {**run.summary.get("versions", {}), **{name: run.summary.get(name) for name in ("host", "device")}}
+    return {**run.part("versions"), **{name: run.summary.get(name) for name in ("host", "device")}}
 
 
 def _shortened(value: Any) -> str:

@@ -21,6 +21,7 @@ from bigramlm.device.config import DeviceConfig
 from bigramlm.errors import UserError, require
 from bigramlm.utils import paths
 from bigramlm.utils.console import note, relative, show
+from bigramlm.utils.files import refuse_dangling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +108,7 @@ def sample(cfg: SampleCommand) -> None:
     Raises UserError, before any text is printed, if the checkpoint, a prompt or the device cannot be used.
     """
     from_file = cfg.prompts_file is not None
-    prompts = _read_prompts(cfg.prompts_file) if cfg.prompts_file else [(f"prompt={cfg.prompt!r}", cfg.prompt)]
+    prompts = [(f"prompt={cfg.prompt!r}", cfg.prompt)] if cfg.prompts_file is None else _read_prompts(cfg.prompts_file)
 
     from bigramlm.engine.load import load_model, open_checkpoint
     from bigramlm.engine.sampling import completions, count_params, end_token, place, stream_tokens
@@ -179,6 +180,19 @@ def _encode(tokenizer: Tokenizer, prompt: str, where: str) -> list[int]:
         raise UserError(f"{where}: {error}") from None
 
 
+def _prompts_path(where: str) -> Path:
+    from bigramlm.data.piped import is_inherited
+
+    path = paths.typed(where, "prompts_file")
+    refuse_dangling(path)
+    require(path.exists(), f"prompts_file={where}: there is no such file; give a file with one prompt per line")
+    require(  # opening a named pipe waits until something is written
+        path.is_file() or path.is_dir() or is_inherited(where),
+        f"prompts_file={where}: this is a named pipe or a device; give a file, or pipe the prompts with prompts_file=-",
+    )
+    return path
+
+
 def _read_prompts(where: str) -> list[tuple[str, str]]:
     """Return the prompts in a file, each with its location for messages.
 
@@ -188,7 +202,7 @@ def _read_prompts(where: str) -> list[tuple[str, str]]:
 
     is_stdin = where == "-"
     require(not is_stdin or sys.stdin is not None, "prompts_file=-: standard input is closed; give a file")
-    path = Path("standard input") if is_stdin else paths.typed(where, "prompts_file")
+    path = Path("standard input") if is_stdin else _prompts_path(where)
     prompts = []
     try:
         for location, value in Reader(path, "prompt", "auto", file=sys.stdin.buffer if is_stdin else None).lines():

@@ -12,12 +12,15 @@ This module imports torch only when a run begins, so that --help and tab complet
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
 import logging
 import shlex
 import sys
 from pathlib import Path
 
-from hydra import main as main_of_hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -34,7 +37,7 @@ from bigramlm.engine.command_line import (
 )
 from bigramlm.engine.job import train
 from bigramlm.engine.run import RunResult
-from bigramlm.errors import UserError
+from bigramlm.errors import UserError, require
 from bigramlm.runs.folder import RunFolder
 from bigramlm.sweeps.job import run_context, run_job
 from bigramlm.utils import paths
@@ -56,15 +59,13 @@ def main() -> None:
     set_up_hydra(arguments)
     if flags.help:
         show(help_text(arguments))
-    elif flags.shell_completion or flags.hydra_help or flags.experimental_rerun:
-        _hydra_main(arguments)
-    elif flags.cfg or flags.info:
-        words = command_line(arguments, sweeps=False)[:-1]  # without hydra.mode
-        with open_hydra(flags) as hydra:  # refuses an invalid config in one line
-            hydra.compose_config(flags.config_name or "train", words, RunMode.RUN)
-        options = ("cfg", "info", "package", "config_dir", "config_name", "config_path")
-        given = [f"--{name.replace('_', '-')}={value}" for name in options if (value := getattr(flags, name))]
-        _hydra_main([*given, *["--resolve"] * flags.resolve, *words])
+    elif flags.shell_completion or flags.hydra_help or flags.cfg or flags.info:
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):  # Hydra fails if its reader closes the pipe
+                _answer(flags, arguments)
+        finally:
+            show(printed.getvalue(), end="")
     else:
         refuse_ranks()
         words = command_line(arguments)
@@ -73,10 +74,29 @@ def main() -> None:
             start(flags.config_name or "train", job, words)
 
 
-def _hydra_main(arguments: list[str]) -> None:
-    # Hydra's own flags, such as --cfg, -sc and --hydra-help.
-    sys.argv[1:] = arguments
-    main_of_hydra(version_base="1.3", config_path=str(paths.conf_dir()), config_name="train")(job)()
+def _answer(flags: argparse.Namespace, arguments: list[str]) -> None:
+    """Print what Hydra's own flags ask for, such as --cfg, -sc and --hydra-help."""
+    name = flags.config_name or "train"
+    if flags.shell_completion:
+        given = dict(word.partition("=")[::2] for word in flags.overrides)
+        actions = [action for action in ("install", "uninstall", "query") if action in given]
+        require(
+            len(actions) == 1 and given[actions[0]] in ("bash", "fish", "zsh"),
+            f"-sc {shlex.join(flags.overrides)}: must be install=SHELL or uninstall=SHELL; SHELL is one of bash, fish, "
+            "zsh",
+        )
+    shows_config = flags.cfg or flags.info
+    words = command_line(arguments, sweeps=False)[:-1] if shows_config else flags.overrides  # without hydra.mode
+    with open_hydra(flags) as hydra:
+        if flags.shell_completion:
+            hydra.shell_completion(name, words)
+        elif flags.hydra_help:
+            hydra.hydra_help(name, get_args_parser(), flags)
+        elif flags.cfg:
+            hydra.show_cfg(name, words, flags.cfg, flags.package, flags.resolve)
+        else:
+            hydra.compose_config(name, words, RunMode.RUN)  # refuses an invalid config in one line
+            hydra.show_info(flags.info, name, words)
 
 
 def job(composed: DictConfig) -> float | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bigramlm.cli import train
-from bigramlm.cli.common import command
+from bigramlm.cli.common import ArgumentParser, command
 from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import load
 from bigramlm.engine.command_line import refuse_ranks, set_up_hydra
@@ -38,6 +38,8 @@ _DEFAULTS = {
     "sample.max_new_tokens": "50",
     "logger": "none",
 }
+# The fields that the command needs for its runs, in a temporary folder.
+_ITS_OWN = ("resume", "sweep", "hydra.mode", "hydra.run.dir", "hydra.sweep.dir", "trainer.keep_checkpoints")
 _TIMINGS = ("seconds", "tokens_per_second", "mfu")
 
 
@@ -47,7 +49,7 @@ def main() -> None:
 
     The exit code is 1 if a resumed run differs from the uninterrupted run.
     """
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         "verify_resume.py",
         description="Trains a run of 2N steps without interruption. Trains the same run again, kills it after N steps, "
         "and resumes it. Reports whether both runs are bit-equal, or else the first difference in weights, optimizer, "
@@ -68,9 +70,10 @@ def main() -> None:
     arguments = parser.parse_args()
     refuse_ranks()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the temporary folder is deleted
-    wrong = Overrides(arguments.overrides).only("resume").words
-    if wrong:
-        raise UserError(f"{wrong[0]}: this command starts and resumes its own runs; omit resume=")
+    for word in Overrides.typed(arguments.overrides).only(*_ITS_OWN):
+        raise UserError(
+            f"{word.field}={word.value}: this command starts and resumes runs of its own; omit {word.field}="
+        )
     require(arguments.kills >= 0, f"--kills={arguments.kills}: must be 0 or more")
     with tempfile.TemporaryDirectory(prefix="bigramlm-resume-") as folder:
         set_up_hydra(arguments.overrides)
@@ -95,6 +98,8 @@ def verify(overrides: list[str], folder: Path, *, kills: int, seed: int = 0) -> 
         cfg.model.trains,
         f"model={cfg.model.name}: a model fitted by counting has no steps to interrupt; choose a different model",
     )
+    if cfg.init_from is not None:  # the checkpoint of a run that may train on
+        config = [*Overrides(config).without("init_from").words, f"init_from={cfg.init_from}"]
     steps = cfg.trainer.steps
     require(steps >= 2, f"trainer.steps={steps}: must be 2 or more, so that the run can be killed halfway")
     moments, differences, killed_in_save = random.Random(seed), [], 0
@@ -240,8 +245,10 @@ def _train(arguments: list[str], log: Path, killed_at: int | None) -> None:
 
 def _fail(run: Path, code: int | None) -> None:
     lines = run.with_suffix(".log").read_text("utf-8", "replace").strip().splitlines() or ["no output"]
-    errors = [line for line in lines if line.startswith("error: ")]
-    raise UserError(f"a run ended with exit code {code}: {errors[-1] if errors else lines[0]}")
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    # The folder is deleted now, so the run in it cannot be continued.
+    message = re.sub(rf"; [^;]*resume={re.escape(str(run))}[^;]*", "", errors[-1] if errors else lines[0])
+    raise UserError(f"a run ended with exit code {code}: {message}")
 
 
 def _first_tensor(a: Path, b: Path) -> str:

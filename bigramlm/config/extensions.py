@@ -50,9 +50,11 @@ def register(group: str, name: str) -> Callable[[T], T]:
     group: model, adapter, tokenizer, data or optim, for a dataclass that is derived from the config class of the group;
     or logger, for a class that is called with the logger config and the context. Raises UserError if the name exists.
     """
-    require(group in REGISTRIES, f"register({group!r}): unknown group; choose one of {', '.join(REGISTRIES)}")
+    require(group in [*REGISTRIES], f"register({group!r}): unknown group; choose one of {', '.join(REGISTRIES)}")
+    require(isinstance(name, str) and name != "", f"register({group!r}, {name!r}): the name must be a str")
 
     def decorate(cls: T) -> T:
+        require(hasattr(cls, "__qualname__"), f"{group}={name}: {cls!r} must be a class, with @register above it")
         known = REGISTRIES[group].get(name)
         owner = _registered.get((group, name))
         require(
@@ -150,6 +152,7 @@ def differing(saved: Iterable[Any]) -> list[str]:
 
 def _import(name: str) -> Extension:
     path = paths.typed(name, "extensions")
+    files.refuse_dangling(path)
     source = path / "__init__.py" if path.is_dir() else path
     require(source.is_file(), f"extensions={name}: {source} does not exist; give a Python file or a package's folder")
     module_name = path.stem

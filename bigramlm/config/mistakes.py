@@ -6,11 +6,13 @@ Hydra's own messages take several lines, and advise adding a field with `+`, whi
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import re
 import shlex
+import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
-from bigramlm.config.overrides import FREE_TEXT, Overrides
+from bigramlm.config.overrides import FREE_TEXT, NULLABLE, Overrides
 from bigramlm.config.run_config import GROUPS, KINDS, RunConfig, flat
 from bigramlm.errors import UserError, require
 from bigramlm.utils import paths
@@ -49,8 +51,19 @@ _SYNONYMS = {
     **dict.fromkeys(("ckpt", "ckpt_path", "model_path"), "run"),
 }
 
-# The types in OmegaConf's messages, in the user's words.
+# The types in OmegaConf's messages, and those of fields, in the user's words.
 _TYPES = {"Float": "a number such as 1e-3", "Integer": "a whole number"}
+_KINDS_IN_WORDS = {
+    "float": _TYPES["Float"],
+    "int": _TYPES["Integer"],
+    "bool": "true or false",
+    "list": "a list, such as [A,B]",
+}
+
+# Typographic dashes and the minus sign become hyphens; typographic quotation marks are omitted.
+_QUOTES = "\u201c\u201d\u201e\u2018\u2019\u201a\u00ab\u00bb"
+_DASHES = "\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{FIGURE DASH}\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}"
+_TYPOGRAPHIC = {**dict.fromkeys(map(ord, _DASHES), "-"), **dict.fromkeys(map(ord, _QUOTES))}
 
 
 def names_of(schema: type[Any] = RunConfig) -> list[str]:
@@ -61,6 +74,21 @@ def names_of(schema: type[Any] = RunConfig) -> list[str]:
     for group in [group for group in KINDS if group in plain]:
         names += [f"{group}.{field.name}" for kind in KINDS[group].values() for field in fields(kind)]
     return list(dict.fromkeys([*names, *(GROUPS if schema is RunConfig else [])]))
+
+
+@functools.cache
+def _kinds() -> dict[str, str]:
+    parts: list[tuple[str, Any]] = [("", RunConfig)]
+    parts += [(field.name, field.type) for field in fields(RunConfig) if is_dataclass(field.type)]
+    parts += [(group, kind) for group, kinds in KINDS.items() for kind in kinds.values()]
+    types = {f"{group}.{field.name}".lstrip("."): field.type for group, part in parts for field in fields(part)}
+    return {name: str(getattr(kind, "__name__", kind)) for name, kind in types.items()}
+
+
+def _kind_of(field: str) -> str:
+    # Such as float or list; empty if it is not known. The fields of the command `sample` have no group.
+    kind = re.match(r"\w*", _kinds().get(field) or _kinds().get(f"sample.{field}", ""))
+    return kind[0] if kind else ""
 
 
 def check_words(
@@ -82,6 +110,9 @@ def check_words(
             bare = list(itertools.takewhile(lambda other: "=" not in other, words[at:]))
             raise UserError(_bare(bare, words[at - 1] if at else "", words[at + len(bare) :], names, free_text))
         field = name.strip()[len(word.prefix) :]
+        if word.prefix == "~" and field in names and field not in GROUPS:
+            no_value = f"; for no value, write {field}=null" if field in NULLABLE else ""
+            raise UserError(f"{text}: a field cannot be deleted; omit {text}{no_value}")
         require(field != "", f"{text}: a field is missing before the =; --help lists the fields")
         written = _quoted(f"{name.strip()}={value.strip()}")
         require(name == name.strip(), f"{text}: there must be no space before the =; write {written}")
@@ -92,7 +123,7 @@ def check_words(
             )
             is_users = any((folder / field.partition("@")[0]).is_dir() for folder in folders)
             require(is_users or _is_known(field, names), _unknown(f"{field}={value}", names, typed=text))
-    _check_choices(overrides)
+    _check_choices(overrides, names)
 
 
 def check_flag(flag: str, value: str, names: Sequence[str] = ()) -> None:
@@ -156,9 +187,7 @@ def _about_values(text: str, names: Sequence[str]) -> str | None:
     if match := re.match(r"Sweeping over Hydra's configuration is not supported : '(.*)'", text):
         return f"{match[1]}: a setting of Hydra cannot be swept; choose one value"
     if match := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", text):
-        field, _, value = match[1].partition("=")
-        as_list = "" if "(" in value else f", or write {field}=[{value}] for a list"
-        return f"{match[1]}: gives several values; add -m to sweep over them{as_list}"
+        return _several(*match[1].partition("=")[::2])
     key = re.search(r"full_key: (\S+)", text)
     if key is None:
         return None
@@ -183,6 +212,23 @@ def _about_values(text: str, names: Sequence[str]) -> str | None:
     return f"{given}: {_flattened(text)}" if "nterpolation" in text or "at input" in text else None
 
 
+def _several(field: str, value: str) -> str:
+    """Return the message for several values where a single one is possible."""
+    typed, kind = f"{field}={value}", _kind_of(field)
+    if "interval(" in value:
+        return f"{typed}: is a search space; to search it, add -m hydra/sweeper=optuna"
+    single = ""
+    if kind == "float" and re.fullmatch(r"[-+]?\d*,\d+(e[-+]?\d+)?", value):  # a decimal comma
+        single = f", or write {field}={value.replace(',', '.')} for one number"
+    elif kind == "int" and re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+", value):
+        single = f", or write {field}={value.replace(',', '')} for one number"
+    elif "(" not in value and (kind in ("list", "")):
+        single = f", or write {field}=[{value}] for a list"
+    elif "(" not in value and kind == "str":
+        single = ", or write " + shlex.quote(f'{field}="{value}"') + " for one text"
+    return f"{typed}: gives several values; add -m to sweep over them{single}"
+
+
 def _about_names(text: str, names: Sequence[str]) -> str | None:
     """Return the message for a field that does not exist, or exists already."""
     if match := re.match(r"Could not append to config\. An item is already at '.*'\.\n.*: '(.*)'", text):
@@ -195,6 +241,11 @@ def _about_names(text: str, names: Sequence[str]) -> str | None:
         if match[1] == match[2] == "experiment":  # Hydra has put the content of the file below this key
             return "the file is no recipe; its first line must be: # @package _global_"
         return _unknown(match[2], names)
+    if match := re.search(r"is not a subclass of (\w+)\. value: (.*)", text):
+        kinds = {kind.__name__: group for group, kinds in KINDS.items() for kind in kinds.values()}
+        group = {**{kind: name for name, kind in _kinds().items()}, **kinds}.get(match[1], match[1])
+        example = next((name for name in names if name.startswith(f"{group}.")), "FIELD")
+        return f"{group}={match[2]}: {group} has fields, and is no value itself; set a field, such as {example}=VALUE"
     if match := re.match(r"Error merging override (~\S+)[\s\S]*does not support deletion", text):
         return f"{match[1]}: a field cannot be deleted; omit {match[1]}"
     return None
@@ -223,10 +274,12 @@ def _bare(bare: list[str], before: str, after: Sequence[str], names: Sequence[st
         return f"an argument is empty, after {before or 'the name of the command'}; omit it"
     similar = _or(f"{other}={values}" for other in nearest(name, names))
     advice = f"did you mean {similar}?" if similar else "--help lists the fields"
+    if not similar and text[0] in _DASHES:  # a flag from a text program
+        advice = f"write flags with hyphens, as -m or --help, not with {text[0]!a}"
     return f"{joined}: arguments have the form FIELD=VALUE; {advice}"
 
 
-def _check_choices(overrides: Overrides) -> None:
+def _check_choices(overrides: Overrides, names: Sequence[str]) -> None:
     # Hydra reports a traceback if the choice of a group is a number, true, false or null.
     for override in overrides.parsed():
         group = override.key_or_group
@@ -235,7 +288,9 @@ def _check_choices(overrides: Overrides) -> None:
         choices = ", ".join(_presets(group, [paths.conf_dir()]))
         require(
             isinstance(override.value(), (str, list, dict)),
-            f"{override.input_line}: choose one of {choices}, or omit {group}=",
+            f"{override.input_line}: choose one of {choices}, or omit {group}="
+            if choices
+            else _unknown(str(override.input_line), names),
         )
 
 
@@ -247,6 +302,10 @@ def _unknown(override: str, names: Sequence[str], *, typed: str = "") -> str:
     typed = typed or f"{name}{equals}{value}"
     if match := re.match(r"hydra\.(launcher|sweeper)\.", name):
         return f"{typed}: the chosen {match[1]} has no such field; choose the {match[1]} with hydra/{match[1]}=NAME"
+    if name == "hydra":
+        return f"{typed}: hydra is no field; set one of its fields, such as hydra.run.dir=FOLDER"
+    if (chosen := name.partition("@")[0]) != name and chosen in GROUPS and chosen in names:
+        return f"{typed}: a preset of {chosen} cannot be used elsewhere; did you mean {chosen}={value}?"
     if re.match(r"hydra\b", name):
         names = [f"hydra{mark}{other}" for mark in "./" for other in names_of(HydraConf)]
     kinds = [kind for kind, schema in KINDS.get(group, {}).items() if field in {of.name for of in fields(schema)}]
@@ -285,6 +344,16 @@ def _malformed(error: OverrideParseException, names: Sequence[str]) -> str:
     name, _, value = word.text.partition("=")
     if not _is_known(name[len(word.prefix) :], names):
         return _unknown(word.text, names)
+    plain = unicodedata.normalize("NFKC", value).translate(_TYPOGRAPHIC)
+    if plain != value:
+        strange = next(character for character in value if not character.isascii())
+        written = _quoted(f"{name}={plain.strip()}")
+        return f"{word.text}: the value contains the character {strange!a}, which is not on a keyboard; write {written}"
+    if re.fullmatch(r"(choice|range|glob|shuffle|sort)\(\s*\)", value):
+        return f"{word.text}: gives no value; write values between the brackets"
+    types = "the name of a preset" if name in GROUPS else _KINDS_IN_WORDS.get(_kind_of(name[len(word.prefix) :]))
+    if types:
+        return f"{word.text}: must be {types}; omit other characters, also quotes and spaces"
     text = value.strip("\"'")
     return (
         f"{word.text}: the value has a character that needs quotes; for a text, use two pairs of quotes: "

@@ -17,11 +17,12 @@ from bigramlm.config.run_config import escape_references
 FREE_TEXT = ("sample.prompt", "data.path", "tokenizer.path", "resume", "init_from", "base", "sweep", "extensions")
 """The free-text fields of `train`. Their values are taken literally instead of being parsed by Hydra's grammar."""
 
-# For these, null means no value, not a folder named "null".
-_NULLABLE = ("resume", "init_from", "base", "sweep")
+NULLABLE = ("resume", "init_from", "base", "sweep")
+"""The free-text fields whose value null means no value, not a folder named "null"."""
 
 # A list of quoted texts is a sweep over these texts: 'sample.prompt="To be","Or not"'. Any other value is one text.
-_LIST = re.compile(r"""("[^"]*"|'[^']*')(,\s*("[^"]*"|'[^']*'))+""")
+_TEXT = r"""("([^"\\]|\\.)*"|'([^'\\]|\\.)*')"""
+_LIST = re.compile(rf"{_TEXT}(\s*,\s*{_TEXT})+", re.DOTALL)
 
 
 class Word(NamedTuple):
@@ -54,7 +55,8 @@ class Overrides:
     def typed(cls, words: Iterable[str], free_text: Sequence[str] = FREE_TEXT, *, sweeps: bool = False) -> Overrides:
         """Convert command-line arguments, quoting the values of free-text fields.
 
-        sweeps: if True, a list of quoted texts is a sweep over these texts, and is not quoted as a whole.
+        sweeps: if True, a list of quoted texts is a sweep over these texts, and is not quoted as a whole. Each text is
+        taken literally.
         """
         return cls(_quoted(word, free_text, sweeps=sweeps) for word in words)
 
@@ -147,8 +149,10 @@ def _quoted(word: str, free_text: Sequence[str], *, sweeps: bool) -> str:
     prefix, field, text = match.groups()
     if field == "extensions" and text.startswith("["):
         return word
-    if (text == "null" and field in _NULLABLE) or (sweeps and _LIST.fullmatch(text)):
+    if text == "null" and field in NULLABLE:
         return word
+    if sweeps and _LIST.fullmatch(text):
+        return prefix + escape_references(text)
     return prefix + quoted(text)
 
 

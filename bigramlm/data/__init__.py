@@ -3,6 +3,8 @@
 - `text.py`: A `Text` consists of the documents in one or more files. Each document is cut into pieces of about 65,000
   characters, between two words if possible. The cuts depend on the document alone, so a text in memory and the same
   text streamed from its files are encoded as the same tokens.
+- `reader.py`: The documents of a file. `content.py` gives its text as UTF-8, or says why it has none: the file is of
+  another kind (`binaries.py`), or in another encoding. `formats.py` recognises JSON, and `tables.py` tables.
 - `pairs.py`: `Pairs` are examples, each with a prompt and a completion.
 - `corpus.py`: A `Corpus` is a text encoded as token ids. The ids are arrays in memory for a text of up to 16 million
   characters, and token files on disk for a longer text.

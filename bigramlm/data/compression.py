@@ -54,6 +54,30 @@ class HashedFile(io.RawIOBase):
         return int(n)
 
 
+class Lookahead(io.RawIOBase):
+    """A reader that can also return the start of what it has not read yet."""
+
+    def __init__(self, content: io.RawIOBase | io.BufferedIOBase) -> None:
+        self._content = content
+        self._ahead = b""
+
+    def start(self, n: int) -> bytes:
+        """Return the next n bytes without reading them; fewer if the file ends before."""
+        while len(self._ahead) < n and (block := self._content.read(n - len(self._ahead))):
+            self._ahead += block
+        return self._ahead[:n]
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._ahead:
+            return int(self._content.readinto(buffer) or 0)
+        n = min(len(buffer), len(self._ahead))
+        buffer[:n], self._ahead = self._ahead[:n], self._ahead[n:]
+        return n
+
+
 @contextlib.contextmanager
 def read_errors(path: Path) -> Iterator[None]:
     """Convert errors of reading and decompressing a file to UserError."""

@@ -15,6 +15,7 @@ from omegaconf import MISSING
 
 from bigramlm.errors import require, require_choice
 from bigramlm.utils import paths
+from bigramlm.utils.files import refuse_dangling
 from bigramlm.utils.globs import matching_files
 
 if TYPE_CHECKING:
@@ -107,9 +108,9 @@ class FilesConfig(DataConfig):
     """The text file, or a glob such as `texts/**/*.txt` that matches several files, relative to the working folder or
     absolute. Files may be compressed (gzip, zstd, bzip2 or xz)."""
     format: str = "auto"
-    """The format of the files: `text`, `jsonl` (one JSON object per line), `json` (an array of objects), or `auto`,
-    which recognises it from the content. The saved config has the recognised format; `auto` remains if the files
-    differ. `suffix` reads files as version 0.1 did, by their names."""
+    """The format of the files: `text`, `jsonl` (one JSON object per line), `json` (an array of objects, or objects one
+    after the other), or `auto`, which recognises it from the content. The saved config has the recognised format;
+    `auto` remains if the files differ. `suffix` reads files as version 0.1 did, by their names."""
 
     takes_text: ClassVar[bool] = True  # False if the files must be JSON
 
@@ -118,7 +119,7 @@ class FilesConfig(DataConfig):
         require_choice("data.format", self.format, FORMATS)
 
     def prepare(self, *, require_same: bool = False) -> DataConfig:  # noqa: ARG002
-        from bigramlm.data.content import resolve_format
+        from bigramlm.data.formats import resolve_format
         from bigramlm.data.text import file_size
 
         files = self.files()
@@ -140,6 +141,7 @@ class FilesConfig(DataConfig):
         if not glob.has_magic(str(pattern)) or os.path.lexists(pattern):
             return [pattern]
         found = matching_files(pattern)
+        refuse_dangling(pattern)
         require(bool(found), f"data.path={self.path} matches no file; give an existing file or a different glob")
         return found
 
@@ -148,7 +150,7 @@ class FilesConfig(DataConfig):
 class TextConfig(FilesConfig):
     """A UTF-8 text in one or more files: `data=text data.path=FILE`.
 
-    A plain text file is one document. In JSON Lines and in a JSON array, each object is one document.
+    A plain text file is one document. In JSON Lines and in other JSON, each object is one document.
     """
 
     name: str = "text"
@@ -227,7 +229,13 @@ class TokensConfig(DataConfig):
         return open_tokens(self.file())
 
     def file(self) -> Path:
-        return paths.typed(self.path, "data.path")
+        folder = paths.typed(self.path, "data.path")
+        require(
+            not folder.is_file(),
+            f"data.path={self.path} is a file, but data=tokens needs a folder that {paths.program('prepare')} made; to "
+            "train on a text, use data=text",
+        )
+        return folder
 
 
 @dataclass

@@ -37,8 +37,10 @@ def encode_piece(tokenizer: Tokenizer, piece: Piece, where: str, *, ends: bool) 
     ends: if True, the end-of-text token is appended to the last piece of a document. where: the files of the text, for
     the error message. Raises UserError if the tokenizer lacks a character of the piece.
     """
+    # A tokenizer of the user's own may only have `encode`.
+    encode = getattr(tokenizer, "encode_continued", tokenizer.encode) if piece.continues else tokenizer.encode
     try:
-        ids = tokenizer.encode(piece.text)
+        ids = encode(piece.text)
     except UserError as error:  # a tokenizer from a run on another text may lack characters of this one
         raise UserError(f"{where}: {error}") from None
     return np.append(ids, [np.int32(tokenizer.end_of_text or 0)]) if ends and piece.ends else ids

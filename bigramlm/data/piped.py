@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -29,13 +30,18 @@ def keep_piped_text(words: Iterable[str]) -> list[str]:
     return [field + keep_piped(word[len(field) :], field[:-1]) if word.startswith(field) else word for word in words]
 
 
+def is_inherited(path: str) -> bool:
+    """Return True for the name of a file that this command was started with."""
+    return re.fullmatch(r"/dev/stdin|/dev/fd/\d+|/proc/self/fd/\d+", path) is not None
+
+
 def keep_piped(path: str, field: str) -> str:
     """Return the path of a file with the content of an inherited pipe.
 
     A pipe can be read only once, but a text is read several times, also to resume the run. Any other path is returned
     unchanged. Raises UserError if the pipe is empty or closed.
     """
-    if not re.fullmatch(r"/dev/stdin|/dev/fd/\d+|/proc/self/fd/\d+", path):
+    if not is_inherited(path):
         return path
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116 - the path is a string that must not be resolved
@@ -45,7 +51,10 @@ def keep_piped(path: str, field: str) -> str:
             stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode),
             f"{field}={path}: nothing is piped to this command; pipe a text, or give a file",
         )
-        return str(_kept(_blocks(int(path.rpartition("/")[2].replace("stdin", "0")))))
+        blocks = _blocks(int(path.rpartition("/")[2].replace("stdin", "0")))
+        first = next(blocks, b"")
+        require(first != b"", f"{field}={path}: the pipe is empty; pipe a text, or give a file")
+        return str(_kept(itertools.chain([first], blocks)))
     except OSError as error:
         raise UserError(f"{field}={path}: cannot be read: {error.strerror}; pipe a text, or give a file") from None
 
@@ -55,7 +64,7 @@ def _blocks(fd: int) -> Iterator[bytes]:
         yield block
 
 
-def _kept(blocks: Iterator[bytes]) -> Path:
+def _kept(blocks: Iterable[bytes]) -> Path:
     folder, digest = paths.home() / "outputs" / "texts", hashlib.sha256()
 
     def hashed() -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""The documents of a file: plain text, JSON Lines, or a JSON array."""
+"""The documents of a file: plain text, JSON Lines, or other JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from bigramlm.data.compression import READ_SIZE, HashedFile, decompressed_by_name, is_jsonl_by_name, read_errors
-from bigramlm.data.content import encoding_advice, format_of, open_content, refuse_nul
+from bigramlm.data.content import encoding_advice, open_content, refuse_nul
+from bigramlm.data.formats import format_of
 from bigramlm.errors import UserError, require
 
 # The maximum number of characters of a value in a JSON array; an invalid value would be read up to the end of the file.
@@ -26,8 +27,8 @@ Blocks = Iterable[str]
 class Reader:
     """A reader of the documents in a file that also computes the file's SHA-256.
 
-    A plain text file is one document. In JSON Lines and in a JSON array, the text in `field` of each object is one
-    document. All kinds of files may be compressed.
+    A plain text file is one document. In JSON Lines, and in a JSON array or another sequence of objects, the text in
+    `field` of each object is one document. All kinds of files may be compressed.
     """
 
     def __init__(
@@ -91,9 +92,9 @@ class Reader:
             if self.format == "suffix":
                 yield decompressed_by_name(raw, self.path), "jsonl" if is_jsonl_by_name(self.path) else "text"
             else:
-                content = open_content(raw, self.path)
-                is_open = self.format == "auto"
-                yield content, format_of(content.peek(1), self.path, self.field) if is_open else self.format
+                text = open_content(raw, self.path)
+                format = format_of(text, self.path, self.field) if self.format == "auto" else self.format
+                yield io.BufferedReader(text, READ_SIZE), format
             while hashed.read(READ_SIZE):  # hash the rest of the file too
                 pass
             self.sha256 = hashed.digest.hexdigest()
@@ -130,7 +131,7 @@ class Reader:
         if format == "jsonl":
             yield from self._lines(content)
         else:
-            for number, value in enumerate(iterate_array(content, self.path), start=1):
+            for number, value in enumerate(iterate_values(content, self.path), start=1):
                 yield f"{self.path}, item {number:,}", value
 
     def _lines(self, content: io.BufferedIOBase) -> Iterator[tuple[str, Any]]:
@@ -157,11 +158,12 @@ def get_text(value: Any, field: str, where: str, *, setting: str) -> str:
     """
     require(isinstance(value, dict), f'{where}: not a JSON object such as {{"{field}": "To be"}}')
     if field not in value:
-        names = ", ".join(list(value)[:10]) or "none"
-        reason = f"the field {field!r} is missing; the fields are: {names}"
+        names = [name for name, content in value.items() if isinstance(content, str)][:10]
+        found = f"the fields with a string are: {', '.join(names)}" if names else "no field contains a string"
+        select = f"select one of them with data.{setting}=NAME, or " if names else ""
         raise UserError(
-            f"{where}: {reason}; select one of them with data.{setting}=NAME, or train on the file as it is with "
-            "data=text data.format=text"
+            f"{where}: the field {field!r} is missing; {found}; {select}train on the file as it is with data=text "
+            "data.format=text"
         )
     text = value[field]
     if not isinstance(text, str):
@@ -173,26 +175,30 @@ def get_text(value: Any, field: str, where: str, *, setting: str) -> str:
     return text
 
 
-def iterate_array(content: io.BufferedIOBase, path: Path) -> Iterator[Any]:
-    """Yield the values of a JSON array, or a single JSON value.
+def iterate_values(content: io.BufferedIOBase, path: Path) -> Iterator[Any]:
+    """Yield the values of a JSON array, or of JSON values that follow each other.
 
-    content: the file, which is read in blocks. path: the file, for messages. Raises UserError for invalid JSON.
+    Between the latter there may be a comma. content: the file, which is read in blocks. path: the file, for messages.
+    Raises UserError for invalid JSON.
     """
     text, n = _JsonText(content, path), 0
     is_array = text.peek() == "["
     text.at += is_array
     while (character := text.peek()) not in ("", "]"):
-        if n:
-            require(
-                is_array and character == ",", f"{path} is not one JSON array; for JSON Lines, use data.format=jsonl"
-            )
+        require(
+            not is_array or n == 0 or character == ",",
+            f"{path}, item {n:,}: no comma or bracket follows ({text.place(text.at)}); fix the file",
+        )
+        if n and character == ",":
             text.at += 1
+            if not is_array and text.peek() == "":
+                break
         n += 1
         yield text.value(n)
     text.at += is_array and character == "]"
     require(
         text.peek() == "" and (character == "]" or not is_array),
-        f"{path}, after item {n:,}: the JSON array does not end here; fix the file",
+        f"{path}, after item {n:,}: the JSON array does not end here ({text.place(text.at)}); fix the file",
     )
 
 
@@ -204,6 +210,7 @@ class _JsonText:
         self._decoder, self._decode = codecs.getincrementaldecoder("utf-8")(), json.JSONDecoder().raw_decode
         self._text = ""
         self.at = 0
+        self._lines = self._columns = 0  # before the text that is kept
 
     def peek(self) -> str:
         # Skips white space, and returns the next character. At the end of the file, returns "".
@@ -223,15 +230,26 @@ class _JsonText:
                 return value
             except (ValueError, RecursionError) as error:
                 is_long = len(self._text) - self.at > _MAX_VALUE
+                within = error.pos - self.at if isinstance(error, json.JSONDecodeError) else None
                 if isinstance(error, RecursionError) or is_long or not self._fill():
-                    reason = getattr(error, "msg", error)
+                    place = "" if within is None else f" ({self.place(self.at + within)})"
+                    reason = f"{getattr(error, 'msg', error)}{place}"
                     raise UserError(f"{self._path}, item {number:,}: not valid JSON: {reason}; fix the file") from None
+
+    def place(self, at: int) -> str:
+        # The line and the column of a position in the text that is kept.
+        line_start = self._text.rfind("\n", 0, at) + 1
+        column = at - line_start + (0 if line_start else self._columns) + 1
+        return f"line {self._lines + self._text.count(chr(10), 0, at) + 1:,}, column {column:,}"
 
     def _fill(self) -> bool:
         # Reads the next block. The blocks of a long value double, so that its time is linear in its length.
         with read_errors(self._path):
             block = self._content.read(self._size)
         self._size *= 2
+        lines = self._text.count("\n", 0, self.at)
+        self._columns = self.at - (self._text.rfind("\n", 0, self.at) + 1) + (0 if lines else self._columns)
+        self._lines += lines
         try:
             self._text, self.at = self._text[self.at :] + self._decoder.decode(block, final=not block), 0
         except UnicodeDecodeError as error:

@@ -40,6 +40,8 @@ class Piece(NamedTuple):
     text: str
     ends: bool
     """True if this is the last piece of its document."""
+    continues: bool = False
+    """True if the piece before belongs to the same document and split."""
 
 
 class TextChanged(UserError):
@@ -100,13 +102,14 @@ class Text:
     def _pieces(self) -> Iterator[Piece]:
         at = 0
         for document in self._documents() if self.kept is None else self.kept:
+            start = at
             for text, ends in split_into_pieces(document):
                 cut = self.split - at
                 if 0 < cut < len(text):
-                    yield Piece("train", text[:cut], False)
+                    yield Piece("train", text[:cut], False, at > start)
                     yield Piece("val", text[cut:], ends)
                 else:
-                    yield Piece("train" if cut > 0 else "val", text, ends)
+                    yield Piece("train" if cut > 0 else "val", text, ends, at > start and cut != 0)
                 at += len(text)
 
     def to_dict(self) -> dict[str, Any]:
@@ -222,6 +225,7 @@ def _thin_ends(ends: array.array[int], n: int) -> array.array[int]:
 
 def file_size(path: Path) -> int:
     """Return the size of a file in bytes; raise UserError if it cannot be read."""
+    files.refuse_dangling(path)
     try:
         status = path.stat()
     except FileNotFoundError:

@@ -123,6 +123,7 @@ def open_tokens(folder: Path) -> TokenFiles:
 
     Raises UserError if the folder has no complete token files, or if a file has the wrong size.
     """
+    files.refuse_dangling(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         require(

@@ -152,7 +152,7 @@ def has_fast_bf16(kind: str) -> bool:
 
 
 def has_tf32() -> bool:
-    """Return True if the GPU computes in TF32: an NVIDIA GPU of the Ampere generation or later."""
+    """Return True if the GPU computes in TF32, as NVIDIA GPUs do since Ampere."""
     return torch.version.cuda is not None and torch.cuda.get_device_capability() >= (8, 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from bigramlm.engine.failures import CommandExit
-from bigramlm.errors import UserError
+from bigramlm.engine.failures import errors_as_exits
+from bigramlm.errors import UserError, require
 from bigramlm.runs.discard import discard, remember
 from bigramlm.utils import paths
 
@@ -32,17 +33,27 @@ class StartCallback(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
-        _check_folder("hydra.run.dir", Path(config.hydra.run.dir))
+        with errors_as_exits():  # Hydra would turn an exception into a warning
+            _check_folder("hydra.run.dir", config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
-        for part in (config.hydra.launcher, config.hydra.sweeper):
-            override, extra, module = EXTRAS.get(part._target_.rpartition(".")[2], ("", "", "hydra"))
-            if not _is_installed(module):
-                package = f'-c constraints.txt -e ".[{extra}]"' if paths.IN_CHECKOUT else f'"bigramlm[{extra}]"'
-                raise CommandExit(
-                    2, UserError(f"{override} needs a package that is not installed: pip install {package}")
-                )
-        _check_folder("hydra.sweep.dir", Path(config.hydra.sweep.dir))
+        with errors_as_exits():
+            for part in (config.hydra.launcher, config.hydra.sweeper):
+                _check_part(part._target_.rpartition(".")[2])
+            _check_folder("hydra.sweep.dir", config.hydra.sweep.dir)
+
+
+def _check_part(name: str) -> None:
+    # name: the class of the launcher or the sweeper.
+    override, extra, module = EXTRAS.get(name, ("", "", "hydra"))
+    package = f'-c constraints.txt -e ".[{extra}]"' if paths.IN_CHECKOUT else f'"bigramlm[{extra}]"'
+    require(_is_installed(module), f"{override} needs a package that is not installed: pip install {package}")
+    missing = [program for program in ("sbatch", "srun") if name == "SlurmLauncher" and shutil.which(program) is None]
+    require(
+        not missing,
+        f"{override}: this machine has no {' and no '.join(missing)}, so it is not part of a Slurm cluster; start the "
+        "command on a login node, or choose hydra/launcher=submitit_local",
+    )
 
 
 def _is_installed(module: str) -> bool:
@@ -52,7 +63,9 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _check_folder(field: str, folder: Path) -> None:
+def _check_folder(field: str, value: str) -> None:
+    require(value.strip() != "", f"{field}={value}: is empty; give a folder, or omit {field}=")
+    folder = Path(value)
     try:
         remember(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,5 +73,4 @@ def _check_folder(field: str, folder: Path) -> None:
             pass
     except OSError as error:
         discard(folder, [])
-        refusal = UserError(f"{field}={folder}: the folder cannot be created or written to: {error.strerror}")
-        raise CommandExit(2, refusal) from error
+        raise UserError(f"{field}={folder}: the folder cannot be created or written to: {error.strerror}") from error

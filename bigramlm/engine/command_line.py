@@ -25,12 +25,21 @@ from bigramlm.config.mistakes import check_flag, check_words
 from bigramlm.config.overrides import Overrides, quoted
 from bigramlm.config.run_config import register_schemas
 from bigramlm.data.piped import keep_piped_text
-from bigramlm.engine.recipes import field_of_recipes, preset_folders
+from bigramlm.engine.recipes import added_folders, check_recipes, field_of_recipes, preset_folders
 from bigramlm.engine.resume import SAVED, saved_presets
 from bigramlm.errors import UserError, require
 from bigramlm.runs import find as runs
 from bigramlm.runs.find import PLAN
 from bigramlm.utils import paths
+
+# The variables that contain the number of processes that a launcher has started beside each other. A batch script of
+# Slurm is a single process, whatever SLURM_NTASKS says.
+_RANKS = {
+    "WORLD_SIZE": "torchrun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpirun",
+    "SLURM_STEP_NUM_TASKS": "srun, or with srun -n1",
+}
 
 # A field in the style of other programs, -lr=0.1, which argparse would read as several flags: -l -r.
 _FIELD_AS_FLAG = re.compile(r"-(?!(cd|cp|cn|c|p|i)=)[^-=][^=]*=.*", re.DOTALL)
@@ -39,8 +48,8 @@ _FIELD_AS_FLAG = re.compile(r"-(?!(cd|cp|cn|c|p|i)=)[^-=][^=]*=.*", re.DOTALL)
 def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse Hydra's flags, which may be anywhere on the command line.
 
-    In the result, `overrides` contains all other arguments. Raises UserError for a flag that Hydra does not have, and
-    for flags that cannot be combined.
+    In the result, `overrides` contains all other arguments, with the home folder for ~ in an output folder. Raises
+    UserError for a flag that Hydra does not have, and for flags that cannot be combined.
     """
 
     def refuse(message: str) -> NoReturn:
@@ -59,7 +68,13 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     commands = {"--run": flags.run, "--multirun": flags.multirun, "--cfg": flags.cfg, "--info": flags.info}
     given = [name for name, value in commands.items() if value]
     require(len(given) <= 1, f"{' '.join(given)}: only one of these flags can be given")
+    require(
+        flags.experimental_rerun is None,
+        f"--experimental-rerun={flags.experimental_rerun}: a pickled config can execute code, and is not read; repeat "
+        "the overrides of the run, or continue it with resume=RUN",
+    )
     require(not flags.resolve or bool(flags.cfg), "--resolve: has no effect without --cfg; add --cfg job, or omit it")
+    flags.overrides = [_expanded(word) for word in flags.overrides]
     return flags
 
 
@@ -67,20 +82,19 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
 def open_hydra(flags: argparse.Namespace | None = None) -> Iterator[Hydra]:
     """Set up Hydra for the presets in conf/ and in the folders that the flags name.
 
-    Raises UserError if such a folder does not exist, or if a preset is not a text.
+    A preset in such a folder replaces one of the same name in conf/. Raises UserError if such a folder does not exist,
+    or if a preset is not a text.
     """
     flags = flags or parse_flags([])
-    conf = str(paths.conf_dir() if flags.config_path is None else Path(flags.config_path).absolute())
-    search_path = create_config_search_path(conf)
-    if flags.config_dir is not None:
-        folder = paths.typed(flags.config_dir, "--config-dir")
-        require(folder.is_dir(), f"--config-dir={flags.config_dir}: there is no such folder")
-        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    conf = paths.conf_dir() if flags.config_path is None else Path(flags.config_path).absolute()
+    search_path, added = create_config_search_path(str(conf)), added_folders(flags)
+    for folder in added:  # Hydra would put them behind conf/, where a preset of the same name hides the user's
+        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="main"))
     version.setbase("1.3")
     try:
         yield Hydra.create_main_hydra2("train", search_path)
     except UnicodeDecodeError as error:
-        where = ", ".join(map(str, _not_utf8([Path(conf), Path(flags.config_dir or conf)])))
+        where = ", ".join(map(str, _not_utf8([conf, *added])))
         raise UserError(f"{where or 'a preset'}: is not UTF-8 text ({error}); save the file as UTF-8") from error
     finally:
         GlobalHydra.instance().clear()
@@ -96,20 +110,21 @@ def _not_utf8(folders: Sequence[Path]) -> list[Path]:
     return found
 
 
-def refuse_ranks() -> None:
-    """Raise UserError in a process that torchrun has started beside others.
+def refuse_ranks(does: str = "train a run of its own") -> None:
+    """Raise UserError in a process that a launcher has started beside others.
 
-    Each of these processes would train a run of its own.
+    The launchers are torchrun, mpirun and srun. does: what each of these processes would do.
     """
-    try:
-        n = int(os.environ.get("WORLD_SIZE", ""))
-    except ValueError:
-        return
-    require(
-        n <= 1,
-        f"WORLD_SIZE={n}: training on several devices is not supported yet, and each of the {n} processes would train "
-        "a run of its own; start the command without torchrun (or unset WORLD_SIZE)",
-    )
+    for name, launcher in _RANKS.items():
+        try:
+            n = int(os.environ.get(name, ""))
+        except ValueError:
+            continue
+        require(
+            n <= 1,
+            f"{name}={n}: several processes cannot share the work yet, and each of the {n} processes would {does}; "
+            f"start the command without {launcher} (or unset {name})",
+        )
 
 
 def set_up_hydra(arguments: Sequence[str] = ()) -> None:
@@ -135,10 +150,13 @@ def command_line(arguments: Sequence[str], *, sweeps: bool | None = None, has_mo
             not any(0xD800 <= ord(character) < 0xE000 for character in argument),
             f"{argument!a}: is not UTF-8, so a config cannot store it; rename the file, or change the text",
         )
-    flags, folders = parse_flags(arguments), preset_folders(arguments)
+    flags = parse_flags(arguments)
+    folders = preset_folders(flags)
     check_words(flags.overrides, folders=folders)
     words = keep_piped_text(flags.overrides)
     overrides = Overrides.typed(words)
+    _check_paths(overrides)
+    check_recipes(overrides.get("experiment", ""), folders)
     where, advice = overrides.get("resume", "null"), "resumes a single run; omit -m, or continue a sweep with sweep="
     require(where == "null" or not flags.multirun, f"resume={where}: {advice}")
     presets = saved_presets(overrides, folders, has_model=has_model)
@@ -150,6 +168,24 @@ def command_line(arguments: Sequence[str], *, sweeps: bool | None = None, has_mo
     overrides += _sweep_folder(overrides, sweeps=sweeps)
     mode = RunMode.MULTIRUN if sweeps else RunMode.RUN
     return [*_merged(overrides, presets).words, f"hydra.mode={mode.name}"]
+
+
+def _expanded(word: str) -> str:
+    # Replaces ~ at the beginning of an output folder, which Hydra would take for a name.
+    name, _, value = word.partition("=")
+    if name in ("hydra.run.dir", "hydra.sweep.dir") and (path := value.strip("\"'")).startswith("~"):
+        user, slash, rest = path.partition("/")
+        return f"{name}={paths.typed(user, name)}{slash}{rest}"
+    return word
+
+
+def _check_paths(overrides: Overrides) -> None:
+    for name in ("resume", "init_from", "base", "sweep", "data.path", "tokenizer.path"):
+        value = overrides.get(name) or ""
+        require(
+            re.search(r"\$\{[\w.]*[.:]", value) is None or paths.typed_pattern(value, name).exists(),
+            f"{name}={value}: does not exist; the path is taken literally, so write it without ${{...}}",
+        )
 
 
 def _merged(overrides: Overrides, presets: Overrides) -> Overrides:
@@ -179,9 +215,10 @@ def job_overrides() -> Overrides:
 
 def _extensions(arguments: Sequence[str]) -> list[str]:
     # The extensions that the overrides name, and those that a chosen recipe names.
-    overrides = Overrides.typed(Overrides.from_arguments(arguments).words)
+    flags = parse_flags(arguments)
+    overrides = Overrides.typed(Overrides.from_arguments(flags.overrides).words)
     given = [part for word in overrides.only("extensions").parsed() for part in names_in(word.value())]
-    for value in field_of_recipes("extensions", overrides.get("experiment") or "", preset_folders(arguments)):
+    for value in field_of_recipes("extensions", overrides.get("experiment") or "", preset_folders(flags)):
         given += names_in(value)
     return list(dict.fromkeys(given))
 

@@ -15,7 +15,8 @@ from bigramlm.engine.load import build, open_base, open_checkpoint, put_adapter,
 from bigramlm.errors import require
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.config import GPTConfig
-from bigramlm.model.huggingface import is_pretrained, not_exportable, open_pretrained, write_pretrained
+from bigramlm.model.exporting import not_exportable, write_pretrained
+from bigramlm.model.huggingface import is_pretrained, open_pretrained
 from bigramlm.tokenizer.huggingface import write_tokenizer
 from bigramlm.utils.console import relative
 from bigramlm.utils.files import atomic_folder, require_new

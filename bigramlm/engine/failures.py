@@ -39,8 +39,7 @@ class CommandExit(SystemExit):
 def errors_as_exits() -> Iterator[None]:
     """Convert an error in the block to CommandExit.
 
-    The exit code is 2 for an error that the user can fix, and 130 for Ctrl-C. Any other error propagates. If
-    HYDRA_FULL_ERROR is set, errors that the user can fix propagate too.
+    The exit code is 2 for an error that the user can fix, and 130 for Ctrl-C. Any other error propagates.
     """
     try:
         yield
@@ -48,7 +47,7 @@ def errors_as_exits() -> Iterator[None]:
         raise CommandExit(128 + signal.SIGINT) from None
     except Exception as raised:
         converted = as_user_error(raised)
-        if os.environ.get("HYDRA_FULL_ERROR") or not isinstance(converted, UserError):
+        if not isinstance(converted, UserError):
             raise
         raise CommandExit(2, converted) from raised
 

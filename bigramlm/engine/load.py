@@ -63,9 +63,7 @@ def _open_following(select: Callable[[], Checkpoint]) -> Checkpoint:
 
 
 def _open_in_run(folder: Path, where: str, which: str) -> Checkpoint:
-    # folder: the folder of a run, or of its checkpoints.
-    inner = folder / "checkpoints"
-    checkpoints = Checkpoints(folder if folder.name == inner.name and not inner.is_dir() else inner)
+    checkpoints = Checkpoints(folder / "checkpoints")
     steps = checkpoints.steps()
     require(
         bool(steps),

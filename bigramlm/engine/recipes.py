@@ -5,28 +5,60 @@ A recipe is a preset of the group `experiment`. It may be in conf/ or in a folde
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bigramlm.config.overrides import Overrides
 from bigramlm.errors import require
 from bigramlm.utils import paths
 
 
-def preset_folders(arguments: Sequence[str]) -> list[Path]:
-    """Return conf/, and the folders of presets that the arguments add.
+def preset_folders(flags: argparse.Namespace) -> list[Path]:
+    """Return the folders of presets, those that the flags add before conf/.
 
-    Arguments add folders with --config-dir, -cd and hydra.searchpath.
+    The errors are those of `added_folders`.
     """
-    flags = ("--config-dir", "-cd")
-    added = [word.partition("=")[2] for word in arguments if word.startswith(tuple(f"{flag}=" for flag in flags))]
-    added += [value for flag, value in itertools.pairwise(arguments) if flag in flags]
-    return [paths.conf_dir(), *(Path(path).absolute() for path in [*added, *_search_path(arguments)])]
+    return [*added_folders(flags), paths.conf_dir()]
+
+
+def added_folders(flags: argparse.Namespace) -> list[Path]:
+    """Return the folders of presets that --config-dir and hydra.searchpath add.
+
+    Raises UserError if one does not exist.
+    """
+    added = [("--config-dir", path) for path in [flags.config_dir] if path is not None]
+    added += [("hydra.searchpath", path) for path in _search_path(flags.overrides)]
+    found = []
+    for name, path in added:
+        found.append(paths.typed(path, name))
+        require(found[-1].is_dir(), f"{name}={path}: there is no such folder; correct the path, or omit {name}")
+    return found
+
+
+def check_recipes(names: str | None, folders: Sequence[Path]) -> None:
+    """Refuse recipes with content that would be ignored, or that Hydra cannot explain.
+
+    names, folders: as for `field_of_recipes`. Raises UserError that names the file.
+    """
+    for name in (names or "").strip("[]").split(","):
+        path = _find(name.strip(), folders)
+        if path is None:
+            continue
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # reported when Hydra composes
+            require(
+                not path.read_text("utf-8").startswith("\N{ZERO WIDTH NO-BREAK SPACE}"),
+                f"{path}: begins with a byte-order mark; save the file as UTF-8 without one",
+            )
+        recipe = _load(path)
+        require(not isinstance(recipe, ListConfig), f"{path}: is a list; a recipe has fields, such as seed: 1")
+        for field in ("resume", "sweep"):
+            value = recipe.get(field) if isinstance(recipe, DictConfig) else None
+            require(value is None, f"{path}: {field}={value} has no effect in a recipe; type it on the command line")
 
 
 def field_of_recipes(field: str, names: str, folders: Sequence[Path]) -> list[Any]:
@@ -42,8 +74,9 @@ def field_of_recipes(field: str, names: str, folders: Sequence[Path]) -> list[An
 def _field(field: str, name: str, folders: Sequence[Path], inheriting: tuple[str, ...]) -> Any:
     # inheriting: the recipes that inherit from this one.
     name = name.removeprefix("/experiment/").removesuffix(".yaml")
-    recipe = _read(name, folders)
-    if recipe is None:
+    path = _find(name, folders)
+    recipe = None if path is None else _load(path)
+    if not isinstance(recipe, DictConfig):
         return None
     circle = " -> ".join([*inheriting, name])
     require(name not in inheriting, f"experiment={(*inheriting, name)[0]}: the recipe inherits from itself: {circle}")
@@ -52,24 +85,24 @@ def _field(field: str, name: str, folders: Sequence[Path], inheriting: tuple[str
     return next((value for value in [recipe.get(field), *inherited] if value is not None), None)
 
 
-def _read(name: str, folders: Sequence[Path]) -> DictConfig | None:
+def _find(name: str, folders: Sequence[Path]) -> Path | None:
+    name = name.removesuffix(".yaml")
     if not name or ".." in Path(name).parts:
         return None
-    path = next((path for folder in folders if (path := folder / "experiment" / f"{name}.yaml").is_file()), None)
-    if path is None:
-        return None
+    return next((path for folder in folders if (path := folder / "experiment" / f"{name}.yaml").is_file()), None)
+
+
+def _load(path: Path) -> DictConfig | ListConfig | None:
     with contextlib.suppress(Exception):  # Hydra reports a damaged preset
-        recipe = OmegaConf.load(path)
-        if isinstance(recipe, DictConfig):
-            return recipe
+        return OmegaConf.load(path)
     return None
 
 
-def _search_path(arguments: Sequence[str]) -> list[str]:
+def _search_path(words: Sequence[str]) -> list[str]:
     # The folders in hydra.searchpath; Python packages (pkg://) are left out.
-    words = Overrides.from_arguments(arguments).only("hydra.searchpath")
+    overrides = Overrides.from_arguments(words).only("hydra.searchpath")
     with contextlib.suppress(Exception):  # Hydra reports a malformed override
-        lists = [override.value() for override in words.parsed()]
+        lists = [override.value() for override in overrides.parsed()]
         entries = [str(entry) for value in lists if isinstance(value, list) for entry in value]
         return [entry.removeprefix("file://") for entry in entries if not entry.startswith("pkg://")]
     return []

@@ -62,27 +62,32 @@ class InitState:
         the config of a different tokenizer.
         """
         weights = self.resume_from or self.init_weights
-        if weights is None:
+        if weights is None or not _has_tokenizer(weights, cfg):
             return None
-        trained_with: TokenizerConfig
-        if isinstance(weights, Pretrained):
-            path = weights.tokenizer_path()
-            if path is None:  # only the vocabulary sizes can be compared, once the model is built
-                return None
-            trained_with = GPT2TokenizerConfig(path=path)
-        else:
-            from bigramlm.engine.load import config_of
-
-            trained_with = config_of(weights).tokenizer
-        require(
-            trained_with == cfg,
-            f"{_as_overrides(cfg)}: the weights in {relative(weights.path)} were trained with "
-            f"{_as_overrides(trained_with)} and are meaningless with a different tokenizer; omit tokenizer= to use the "
-            "tokenizer of the weights, or train a new run without these weights",
-        )
         if isinstance(weights, Pretrained):
             return cfg.build(characters="", documents=1, train=lambda _: iter(()))
         return weights.tokenizer(cfg)
+
+
+def _has_tokenizer(weights: Weights, cfg: TokenizerConfig) -> bool:
+    # Raises UserError if the weights come with a different tokenizer.
+    trained_with: TokenizerConfig
+    if isinstance(weights, Pretrained):
+        path = weights.tokenizer_path()
+        if path is None:  # only the vocabulary sizes can be compared, once the model is built
+            return False
+        trained_with = GPT2TokenizerConfig(path=path)
+    else:
+        from bigramlm.engine.load import config_of
+
+        trained_with = config_of(weights).tokenizer
+    require(
+        trained_with == cfg,
+        f"{_as_overrides(cfg)}: the weights in {relative(weights.path)} were trained with "
+        f"{_as_overrides(trained_with)} and are meaningless with a different tokenizer; omit tokenizer= to use the "
+        "tokenizer of the weights, or train a new run without these weights",
+    )
+    return True
 
 
 def _as_overrides(cfg: TokenizerConfig) -> str:
@@ -250,6 +255,7 @@ def _resolve_weights(cfg: RunConfig, overrides: Overrides | None) -> tuple[RunCo
     from bigramlm.engine.load import config_of, open_weights
 
     weights = open_weights(str(cfg.init_from))
+    _has_tokenizer(weights, cfg.tokenizer)
     label = "weights: initialised from"
     if cfg.from_scratch:
         label = "weights: fresh, because from_scratch=true; the model's config and the tokenizer come from"
@@ -257,6 +263,8 @@ def _resolve_weights(cfg: RunConfig, overrides: Overrides | None) -> tuple[RunCo
     cfg = replace(cfg, init_from=weights.location)
     if isinstance(weights, Pretrained):
         _check_shape(cfg, weights, overrides or Overrides())
+        if not cfg.from_scratch:
+            weights.check_sizes()
         cfg = _resolve_block_size(cfg, weights, is_fixed=is_block_size_fixed)
         log.info("%s GPT-2 (%s) in %s", label, weights.model_config().size, relative(weights.path))
         return cfg, weights

@@ -129,6 +129,12 @@ def find_row_length(cfg: RunConfig, corpus: Corpus) -> int:
     for name, ids in corpus.ids.items():
         size, characters = cfg.data.block_size, corpus.characters[name]
         require(
+            len(ids) > 0 or characters == 0,
+            f"tokenizer={cfg.tokenizer.name} makes no token of the {characters:,} characters of the {name} split of "
+            f"{relative(cfg.data.file())}: its normalizer deletes them, or its vocabulary has none of them; choose a "
+            "tokenizer that was made for such a text, such as tokenizer=bpe or tokenizer=byte",
+        )
+        require(
             not len(ids) <= size < characters,
             f"tokenizer={cfg.tokenizer.name} encodes the {characters:,} characters of the {name} split of "
             f"{relative(cfg.data.file())} as only {len(ids):,} of the {size + 1:,} tokens that data.block_size={size} "

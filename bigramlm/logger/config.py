@@ -45,6 +45,7 @@ class LoggerConfig:
         for name in self.use:
             require_choice("logger.use", name, tuple(LOGGERS))
         if self.mode is not None:
+            self.mode = _MODES.get(self.mode.strip().lower(), self.mode)
             require_choice("logger.mode", self.mode, ("online", "offline", "disabled"))
 
     @property
@@ -60,7 +61,7 @@ class LoggerConfig:
         return _MODES[typed]
 
     def check(self) -> None:
-        """Raise UserError if W&B is used and would refuse the mode, a name or a tag.
+        """Raise UserError if W&B is used and would refuse a setting or a variable.
 
         W&B refuses the values of its environment variables too, even if a field takes precedence. This is not checked
         when a config is made: the config of an old run must load, even if W&B refused to record the run.
@@ -72,6 +73,12 @@ class LoggerConfig:
         for name, value in names.items():
             if value is not None:
                 _check_name(name, value)
+        self._check_tags()
+        from bigramlm.logger.wandb import check_environment
+
+        check_environment()
+
+    def _check_tags(self) -> None:
         given = os.environ.get("WANDB_TAGS", "")
         for name, tags in {"logger.tags": self.tags, "WANDB_TAGS": given.split(",") if given.strip() else []}.items():
             for tag in tags:

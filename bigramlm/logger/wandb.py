@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bigramlm.errors import UserError
 from bigramlm.logger.base import LoggerContext
 from bigramlm.logger.config import LoggerConfig
 
@@ -88,11 +89,37 @@ class WandbLogger:
         self._run.finish(exit_code=0 if completed else 1)
 
 
+def check_environment() -> None:
+    """Raise UserError for an environment variable whose value W&B refuses.
+
+    W&B reads its variables even if the setting is given otherwise.
+    """
+    import wandb
+    from pydantic import ValidationError  # a part of W&B
+
+    for name, value in _given().items():
+        if name == "WANDB_MODE" or not value.strip():  # see _readable_environment
+            continue
+        try:
+            wandb.Settings().update_from_env_vars({name: value})
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+        except wandb.errors.Error as error:
+            reason = str(error)
+        else:
+            continue
+        shown = "..." if "KEY" in name or "TOKEN" in name else value
+        raise UserError(f"{name}={shown}: W&B refuses the value: {reason}; correct or unset the variable")
+
+
+def _given() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+
+
 @contextlib.contextmanager
 def _readable_environment(mode: str) -> Iterator[None]:
     # W&B refuses empty variables, and a WANDB_MODE in capitals or with spaces, even if the mode is an argument too.
-    given = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
-    changed = {name: value for name, value in given.items() if name == "WANDB_MODE" or not value.strip()}
+    changed = {name: value for name, value in _given().items() if name == "WANDB_MODE" or not value.strip()}
     try:
         for name in changed:
             del os.environ[name]

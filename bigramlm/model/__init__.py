@@ -10,7 +10,7 @@ until it counts a text or loads a checkpoint, and then get their sizes from the 
 The count tables are sorted arrays. An n-gram is found by the index of its context and its last token, which works for
 any vocabulary, on any device and for a whole batch at once.
 
-`huggingface.py` reads and writes GPT-2's weights in Hugging Face's layout. config.json is converted to the model config
-before Hydra composes the run's config, without importing torch. Overrides are then applied to the model config, and the
-result is checked against the weights.
+`huggingface.py` reads GPT-2's weights in Hugging Face's layout, and `exporting.py` writes them. config.json is
+converted to the model config before Hydra composes the run's config, without importing torch. Overrides are then
+applied to the model config, and the result is checked against the weights.
 """

@@ -1,4 +1,4 @@
-"""Functions that read and write GPT-2 in Hugging Face's layout.
+"""Functions that read GPT-2 in Hugging Face's layout; exporting.py writes it.
 
 The layout is a folder with config.json, safetensors files and a tokenizer. This module does not use transformers.
 Reading a model's shape does not import torch.
@@ -6,26 +6,26 @@ Reading a model's shape does not import torch.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
 import re
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigramlm.errors import UserError, require
-from bigramlm.model.config import GPT2Config, GPTConfig
+from bigramlm.model.config import GPT2Config
 from bigramlm.utils import files, foreign, hub
-from bigramlm.utils.tensors import require_finite
+from bigramlm.utils.foreign import CONFIG, INDEX, WEIGHTS
+from bigramlm.utils.tensors import require_trainable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-
 # Activation functions by their names in transformers. If there are several names, the first one is written.
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu": "gelu",
@@ -33,17 +33,19 @@ _ACTIVATIONS = {
     "relu2": "relu_squared",
 }
 # Fields of variants of GPT-2 that only transformers implements: other values would need a different computation.
-_FIXED_FIELDS = {
+FIXED_FIELDS = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
     "layer_norm_epsilon": 1e-5,
 }
 # Matrices that are stored transposed, because GPT-2's original code multiplies from the other side.
-_TRANSPOSED = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
+TRANSPOSED = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
 # Causal masks, which older files contain in addition to the weights.
 _MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
-_HEAD, _TOKENS, _POSITIONS = "lm_head.weight", "wte.weight", "wpe.weight"
+HEAD, _TOKENS, _POSITIONS, _NORM = "lm_head.weight", "wte.weight", "wpe.weight", "ln_f.weight"
+# The sizes in config.json, each with the tensor and the dimension in which the weights have it.
+_SIZES = {"n_embd": (_TOKENS, 1), "vocab_size": (_TOKENS, 0), "n_positions": (_POSITIONS, 0)}
 # The number of rows of an embedding is sometimes padded to a multiple of this number, for speed.
 _PADDING_MULTIPLE = 128
 _MAX_NAMED = 5
@@ -83,7 +85,7 @@ class Pretrained:
             n_head=config["n_head"],
             n_embd=config["n_embd"],
             dropout=float(config["resid_pdrop"]),
-            activation=_ACTIVATIONS[config["activation_function"]],
+            activation=ACTIVATIONS[config["activation_function"]],
             tie_weights=config["tie_word_embeddings"],
         )
 
@@ -103,6 +105,42 @@ class Pretrained:
         hashes = [files.sha256(path) for path in self._weight_files()]
         return hashes[0] if len(hashes) == 1 else files.sha256_of("".join(hashes))
 
+    def check_sizes(self) -> None:
+        """Compare the sizes in config.json with the weights.
+
+        This is called before a model of these sizes is built. The embeddings in the weights may have more rows. Raises
+        UserError if there are no weights, or if they have other sizes.
+        """
+        from safetensors import safe_open
+
+        shapes: dict[str, tuple[int, ...]] = {}
+        with self._reading():
+            for path in self._weight_files():
+                with safe_open(path, "np") as file:
+                    shapes |= {_plain(name): tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        found = {"n_layer": len({name.split(".")[1] for name in shapes if name.startswith("h.")})}
+        for size, (name, dimension) in _SIZES.items():
+            if len(shapes.get(name, ())) == 2:
+                found[size] = shapes[name][dimension]
+        for size, actual in found.items():
+            expected = self.config[size]
+            require(
+                expected == actual or (expected < actual and size in ("vocab_size", "n_positions")),
+                f"{self.location}: {size}={expected:,} in {CONFIG}, but the weights have {actual:,}; use the {CONFIG} "
+                "and the weights of the same model",
+            )
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{self.location}: the weights cannot be read: {error}; use a different copy of them"
+            ) from None
+
     def load_weights(self, model: nn.Module, *, counted: bool = True) -> None:  # noqa: ARG002
         """Load the weights into a GPT that was built from `model_config()`.
 
@@ -110,25 +148,26 @@ class Pretrained:
         the names of the tensors that do not match the model, or are not finite.
         """
         import torch
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
         state = model.state_dict()
-        tied = _is_tied(state)
-        with ExitStack() as stack, torch.no_grad():
-            try:
-                paths = self._weight_files()
-                opened = [stack.enter_context(safe_open(path, "pt")) for path in paths]
-                found = self._match_tensors(opened, state, tied=tied)
-                for name, (file, saved) in found.items():
-                    tensor = file.get_tensor(saved)
-                    require_finite(paths[opened.index(file)], [(saved, tensor)])
-                    tensor = tensor.T if _TRANSPOSED.fullmatch(name) else tensor
-                    if tied and name == _HEAD:
-                        self._check_head(tensor, found[_TOKENS])
-                    else:
-                        state[name].copy_(tensor[: len(state[name])])
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"{self.location}: the weights cannot be read: {error}") from None
+        tied = is_tied(state)
+        with ExitStack() as stack, torch.no_grad(), self._reading():
+            paths = self._weight_files()
+            opened = [stack.enter_context(safe_open(path, "pt")) for path in paths]
+            found = self._match_tensors(opened, state, tied=tied)
+            for name, (file, saved) in found.items():
+                tensor = require_trainable(paths[opened.index(file)], saved, file.get_tensor(saved), state[name].dtype)
+                tensor = tensor.T if TRANSPOSED.fullmatch(name) else tensor
+                require(
+                    name not in (_TOKENS, _NORM) or bool(tensor.any()),
+                    f"{self.location}: all values of {saved} are 0, so that all tokens are the same to the model; use "
+                    "a different copy of the weights",
+                )
+                if tied and name == HEAD:
+                    self._check_head(tensor, found[_TOKENS])
+                else:
+                    state[name].copy_(tensor[: len(state[name])])
 
     def _match_tensors(self, opened: list[Any], state: dict[str, Tensor], *, tied: bool) -> dict[str, tuple[Any, str]]:
         # Returns, for each tensor of the model, the file that contains the tensor and its name in the file. Raises
@@ -137,7 +176,7 @@ class Pretrained:
         surplus, misshapen = [], []
         for file in opened:
             for saved in file.keys():  # noqa: SIM118 - not a dictionary
-                name = saved.removeprefix("transformer.")
+                name = _plain(saved)
                 if _MASK.fullmatch(name):
                     continue
                 if name not in state or name in found:
@@ -146,9 +185,9 @@ class Pretrained:
                 found[name] = file, saved
                 shape, expected = tuple(file.get_slice(saved).get_shape()), tuple(state[name].shape)
                 if not _fits(name, shape, expected):
-                    expected = expected[::-1] if _TRANSPOSED.fullmatch(name) else expected
+                    expected = expected[::-1] if TRANSPOSED.fullmatch(name) else expected
                     misshapen.append(f"{saved} has shape {shape}, but {CONFIG} implies {expected}")
-        missing = [name for name in state if name not in found and not (name == _HEAD and tied)]
+        missing = [name for name in state if name not in found and not (name == HEAD and tied)]
         for intro, names in (
             ("the weights lack ", missing),
             ("the weights contain unexpected tensors: ", surplus),
@@ -161,9 +200,9 @@ class Pretrained:
     def _check_head(self, head: Tensor, tokens: tuple[Any, str]) -> None:
         file, saved = tokens
         require(
-            head.equal(file.get_tensor(saved)),
-            f"{self.location}: {_HEAD} differs from {saved}, but they must be equal because tie_word_embeddings is "
-            f"true (in {CONFIG} or by default); set tie_word_embeddings to false, or remove {_HEAD}",
+            head.equal(file.get_tensor(saved).to(head.dtype)),
+            f"{self.location}: {HEAD} differs from {saved}, but they must be equal because tie_word_embeddings is "
+            f"true (in {CONFIG} or by default); set tie_word_embeddings to false, or remove {HEAD}",
         )
 
     @property
@@ -173,18 +212,21 @@ class Pretrained:
     def _weight_files(self) -> list[Path]:
         index = self._file(WEIGHTS, INDEX)
         if index is None:
-            self._refuse_pickle()
-            raise UserError(f"{self.location} contains no weights: there is no {WEIGHTS}")
+            raise UserError(f"{self.location} {self._describe_missing_weights()}")
+        foreign.require_content(index)
         if index.name == WEIGHTS:
             return [index]
         try:
-            names = sorted(set(json.loads(files.read_text(index))["weight_map"].values()))
+            names = sorted(set(foreign.read_json(index)["weight_map"].values()))
             parts = [self._file(Path(str(name)).name) for name in names]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index} does not list the files that contain the weights: {error}") from None
         for name, part in zip(names, parts, strict=True):
             require(part is not None, f"{self.location} lacks {name}, although {INDEX} lists this file")
-        return [part for part in parts if part is not None]
+        found = [part for part in parts if part is not None]
+        for part in found:
+            foreign.require_content(part)
+        return found
 
     def _file(self, *names: str) -> Path | None:
         # Returns the first of these files that exists.
@@ -192,21 +234,27 @@ class Pretrained:
             return next((path for name in names if (path := self.path / name).is_file()), None)
         return _fetch(self.location, *names)
 
-    def _refuse_pickle(self) -> None:
-        on_hub = not self._is_local and hub.has(self.location, _PICKLE)
-        pickled = foreign.find_pickle(self.path) if self._is_local else _PICKLE if on_hub else None
-        if pickled is not None:
-            raise UserError(f"{self.location}: {foreign.describe_pickle(pickled, is_pretrained=True)}")
+    def _describe_missing_weights(self) -> str:
+        if self._is_local:
+            return foreign.describe_missing_weights(self.path)
+        if hub.has(self.location, _PICKLE):
+            return foreign.describe_pickle(_PICKLE, is_pretrained=True)
+        return f"contains no weights: there is no {WEIGHTS}"
 
 
-def _is_tied(state: dict[str, Tensor]) -> bool:
-    return state[_HEAD].data_ptr() == state[_TOKENS].data_ptr()
+def _plain(name: str) -> str:
+    # The name of a tensor without the prefix that some files have.
+    return name.removeprefix("transformer.")
+
+
+def is_tied(state: dict[str, Tensor]) -> bool:
+    return state[HEAD].data_ptr() == state[_TOKENS].data_ptr()
 
 
 def _fits(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    if _TRANSPOSED.fullmatch(name):
+    if TRANSPOSED.fullmatch(name):
         return shape == expected[::-1]
-    if name in (_POSITIONS, _TOKENS, _HEAD):
+    if name in (_POSITIONS, _TOKENS, HEAD):
         return len(shape) == len(expected) and shape[1:] == expected[1:] and shape[0] >= expected[0]
     return shape == expected
 
@@ -225,18 +273,19 @@ def open_pretrained(location: str) -> Pretrained:
     location: the absolute path of the folder, or the model name on the Hub. Raises UserError if the model is not a
     GPT-2, or if its computation differs from that of this project's GPT.
     """
-    file = Path(location) / CONFIG if Path(location).is_absolute() else _fetch(location, CONFIG)
+    is_local = Path(location).is_absolute()
+    file = Path(location) / CONFIG if is_local else _fetch(location, CONFIG, foreign.ADAPTER_CONFIG)
+    if file is not None and file.name != CONFIG:
+        raise UserError(f"init_from={location} {foreign.describe_adapter(file)}")
     if file is None:
-        adapter = _fetch(location, foreign.ADAPTER_CONFIG)
-        require(adapter is None, f"init_from={location} {adapter and foreign.describe_adapter(adapter)}")
         raise UserError(
             f"init_from={location}: the Hugging Face Hub has no {CONFIG} under this name, so it is not the name of a "
             "model in Hugging Face's layout; choose the name of a GPT-2 model"
         )
     try:
-        given = json.loads(files.read_text(file))
+        given = foreign.read_json(file)
         kind = given.get("model_type")
-        require(kind == "gpt2", f"{location}: {foreign.unsupported(kind)}")
+        require(kind == "gpt2", f"{location}: {foreign.unsupported(str(kind))}")
         positions = given.get("n_positions", given.get("n_ctx", 1024))
         config = {**_defaults(), **given, "n_positions": positions}
         for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
@@ -251,17 +300,15 @@ def open_pretrained(location: str) -> Pretrained:
         )
         activation = config["activation_function"]
         require(
-            activation in _ACTIVATIONS,
-            f"{file}: activation_function={activation} is not supported; the choices are {', '.join(_ACTIVATIONS)}",
+            isinstance(activation, str) and activation in ACTIVATIONS,
+            f"{file}: activation_function={activation} is not supported; the choices are {', '.join(ACTIVATIONS)}",
         )
         dropout, tied = config["resid_pdrop"], config["tie_word_embeddings"]
         require(isinstance(dropout, (int, float)), f"{file}: resid_pdrop={dropout!r}: must be a number")
         require(isinstance(tied, bool), f"{file}: tie_word_embeddings={tied!r}: must be true or false")
-        for name, value in _FIXED_FIELDS.items():
+        for name, value in FIXED_FIELDS.items():
             require(config[name] == value, f"{file}: {name}={config[name]}: only {value} is supported")
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"{file} is not a valid Hugging Face model config: {error!r}") from None
     pretrained = Pretrained(location, config)
     try:
@@ -275,7 +322,7 @@ def _defaults() -> dict[str, Any]:
     # The values of the fields that config.json may omit.
     shape = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_inner": None, "vocab_size": 50257}
     others = {"activation_function": "gelu_new", "resid_pdrop": 0.1, "tie_word_embeddings": True}
-    return {**shape, **others, **_FIXED_FIELDS}
+    return {**shape, **others, **FIXED_FIELDS}
 
 
 def _fetch(name: str, *files: str) -> Path | None:
@@ -307,67 +354,6 @@ def check_vocabulary(pretrained: Pretrained, vocab_size: int) -> None:
     )
 
 
-def not_exportable(cfg: GPTConfig) -> list[str]:
-    """List the config fields of a GPT that GPT-2's layout does not support.
-
-    Each field is returned as an override, such as "model.norm=rms".
-    """
-    fixed = {"position": "learned", "norm": "layer", "qk_norm": False, "feed_forward": True, "residual": True}
-    fixed["ngram_order"] = 0
-    return [
-        f"model.{name}={as_typed(getattr(cfg, name))}" for name, value in fixed.items() if getattr(cfg, name) != value
-    ]
-
-
 def as_typed(value: Any) -> str:
     """Format a config value as in an override, such as true instead of True."""
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def to_pretrained(model: nn.Module, cfg: GPTConfig) -> dict[str, Tensor]:
-    """Return the tensors of a GPT by their names in transformers.
-
-    If the GPT has no biases, biases of zero are added.
-    """
-    tensors = {}
-    state = model.state_dict()
-    tied = _is_tied(state)
-    for name, tensor in state.items():
-        if name == _HEAD and tied:
-            continue
-        exported = name if name == _HEAD else f"transformer.{name}"
-        tensors[exported] = (tensor.T if _TRANSPOSED.fullmatch(name) else tensor).contiguous()
-        if not cfg.bias and name.startswith(("h.", "ln_f.")):
-            tensors[exported.removesuffix("weight") + "bias"] = tensor.new_zeros(len(tensor))
-    return tensors
-
-
-def write_pretrained(
-    folder: Path, model: nn.Module, cfg: GPTConfig, *, vocab_size: int, block_size: int, end_of_text: int | None
-) -> None:
-    """Write config.json and the weights of an exportable GPT into a folder.
-
-    end_of_text: the id of the token between documents, at which transformers stops generating; None if the tokenizer
-    has no such token.
-    """
-    from safetensors.torch import save_file
-
-    config = {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": vocab_size,
-        "n_positions": block_size,
-        "n_layer": cfg.n_layer,
-        "n_head": cfg.n_head,
-        "n_embd": cfg.n_embd,
-        "n_inner": None,
-        "activation_function": next(name for name, activation in _ACTIVATIONS.items() if activation == cfg.activation),
-        **{f"{part}_pdrop": cfg.dropout for part in ("attn", "embd", "resid")},
-        **_FIXED_FIELDS,
-        "tie_word_embeddings": cfg.tie_weights,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "dtype": "float32",
-    }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    save_file(to_pretrained(model, cfg), folder / WEIGHTS, metadata={"format": "pt"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Callable
@@ -101,16 +102,24 @@ def _copied(module: nn.Module, name: str) -> nn.Module:
         ) from error
 
 
-def _made(factory: ModelFactory, name: str, vocab_size: int, block_size: int) -> object:
-    shape = {"vocab_size": vocab_size, "block_size": block_size}
+def require_factory(source: nn.Module | ModelFactory) -> None:
+    """Raise UserError for a factory that does not take vocab_size and block_size."""
+    if not isinstance(source, nn.Module):
+        _takes_names(source, name_of(source))
+
+
+def _takes_names(factory: ModelFactory, name: str) -> bool:
+    # Checks the arguments of a factory. Returns whether they must be passed by name or by position.
+    with contextlib.suppress(TypeError, ValueError):
+        inspect.signature(factory).bind(vocab_size=0, block_size=0)
+        return True
     try:
-        inspect.signature(factory).bind(**shape)
-        takes_names = True
-    except TypeError:
-        takes_names = False
-    if not takes_names:
-        try:
-            inspect.signature(factory).bind(*shape.values())
-        except TypeError as error:
-            raise UserError(f"model={name}: must take two arguments, vocab_size and block_size: {error}") from None
-    return factory(**shape) if takes_names else factory(*shape.values())
+        inspect.signature(factory).bind(0, 0)
+    except (TypeError, ValueError) as error:  # a ValueError for a built-in class without a signature
+        raise UserError(f"model={name}: must take two arguments, vocab_size and block_size: {error}") from None
+    return False
+
+
+def _made(factory: ModelFactory, name: str, vocab_size: int, block_size: int) -> object:
+    by_name = _takes_names(factory, name)
+    return factory(vocab_size=vocab_size, block_size=block_size) if by_name else factory(vocab_size, block_size)

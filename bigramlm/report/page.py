@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bigramlm.config.run_config import flat
-from bigramlm.errors import require
+from bigramlm.errors import UserError, require
 from bigramlm.report.gather import data, differences, read_curves, sample_of
 from bigramlm.report.results import RunTable, seed_table, typed
 from bigramlm.runs.folder import versions
@@ -31,15 +31,23 @@ def write(table: RunTable, path: Path, *, title: str, log_fields: Sequence[str] 
     """Write a report of these runs to a file.
 
     log_fields: the fields that a search varied on a logarithmic scale. For other fields, the spacing of the values
-    determines the scale. Raises UserError if the file exists and is not a report.
+    determines the scale. Raises UserError if the file exists and is not a report, or cannot be written.
     """
+    files.refuse_dangling(path)
     require(not path.is_dir(), f"{path} is a folder: choose a file, such as {path / 'report.html'}")
     require(path.parent.is_dir(), f"{path.parent} does not exist: create this folder or choose a different one")
-    if path.exists():
-        with path.open("rb") as file:
-            is_ours = f'<meta name="generator" content="{GENERATOR}">'.encode() in file.read(4096)
-        require(is_ours, f"{path} exists and is not a report, so it is not overwritten: choose a different file")
-    files.write(path, [page(table, title=title, log_fields=log_fields).encode(errors="replace")])
+    is_free = not path.exists() or (path.is_file() and _is_report(path))
+    require(is_free, f"{path} exists and is not a report, so it is not overwritten: choose a different file")
+    content = page(table, title=title, log_fields=log_fields).encode(errors="replace")
+    try:
+        files.write(path.resolve(), [content])  # if it is a link, its target is replaced
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; choose a different file") from error
+
+
+def _is_report(path: Path) -> bool:
+    with path.open("rb") as file:
+        return f'<meta name="generator" content="{GENERATOR}">'.encode() in file.read(4096)
 
 
 def page(table: RunTable, *, title: str, log_fields: Sequence[str] = ()) -> str:

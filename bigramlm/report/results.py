@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from bigramlm.errors import printable
 from bigramlm.report.statistics import Group, verdict
 from bigramlm.runs.summary import RunSummary
 from bigramlm.utils.console import table
@@ -141,7 +142,7 @@ class RunTable:
             name = " ".join(f"{f}={short(v)}" for f, v in zip(others, values, strict=True))
             found.append(Group(name, losses, counted, n_runs=len(rows)))
         if len({group.name for group in found}) < len(found):  # their shortened names are the same
-            long = [" ".join(f"{f}={v}" for f, v in zip(others, values, strict=True)) for values in groups]
+            long = [" ".join(f"{f}={printable(v)}" for f, v in zip(others, values, strict=True)) for values in groups]
             found = [replace(group, name=name) for name, group in zip(long, found, strict=True)]
         return sorted(found, key=lambda group: group.mean)
 
@@ -178,12 +179,13 @@ def short(value: str) -> str:
     """
     if re.fullmatch(r"-?\d+\.\d{4,}(e[-+]?\d+)?|-?\d+\.\d+e[-+]?\d+|-?\d{7,}\.\d+", value):
         return f"{float(value):.4g}"
-    return one_line(value) if len(value) <= 30 else f"…{one_line(value)[-29:]}"
+    text = printable(value)
+    return text if len(text) <= 30 else f"…{text[-29:]}"
 
 
 def one_line(text: str | None) -> str:
     """Return the first non-empty line of a text, or an empty string."""
-    return next((line.strip() for line in (text or "").splitlines() if line.strip()), "")
+    return printable(next((line.strip() for line in (text or "").splitlines() if line.strip()), ""))
 
 
 def typed(run: RunSummary) -> str:
@@ -229,9 +231,14 @@ def _figure(value: Any, form: str) -> str:
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a table as Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    """Return a table as Markdown, in which no cell is HTML."""
+    lines = [[markdown_text(cell).replace("|", "\\|") for cell in line] for line in (head, ["---"] * len(head), *rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def markdown_text(text: str) -> str:
+    """Return a text as one line of Markdown that contains no HTML."""
+    return printable(text).replace("<", "&lt;")
 
 
 def compares_tokenizers(fields: Iterable[str]) -> bool:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from bigramlm.logger.metrics import read_records
+from bigramlm.runs.summary import RunSummary
 
 
-def compare_losses(a: Path, b: Path) -> str:
+def compare_losses(a: RunSummary, b: RunSummary) -> str:
     """Return a line with the first step at which the losses of two runs differ."""
-    records: list[dict[int, dict[str, Any]]] = []
-    for folder in (a, b):
-        path = folder / "metrics.jsonl"
-        records.append({record["step"]: record for record in read_records(path)} if path.exists() else {})
+    records = [{record["step"]: record for record in run.records} for run in (a, b)]
     common = sorted(set(records[0]) & set(records[1]))
     last_equal = None
     for step in common:
         for name in ("train/batch_loss", "train/loss", "val/loss"):
             loss_a, loss_b = records[0][step].get(name), records[1][step].get(name)
-            if loss_a is not None and loss_b is not None and loss_a != loss_b:
+            if isinstance(loss_a, float) and isinstance(loss_b, float) and loss_a != loss_b:
                 before = "no earlier common step" if last_equal is None else f"equal up to step {last_equal}"
                 return f"losses: first difference at step {step}, {name} {loss_a:.6g} and {loss_b:.6g}; {before}"
         last_equal = step

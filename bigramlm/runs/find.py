@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from bigramlm.model.huggingface import Pretrained, is_pretrained, open_pretraine
 from bigramlm.runs.folder import read_summary, start_order
 from bigramlm.runs.summary import RunSummary
 from bigramlm.runs.walk import run_folders, walk
-from bigramlm.utils import foreign, hub, paths
+from bigramlm.utils import files, foreign, hub, paths
 from bigramlm.utils.console import relative
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ def find(where: str, *, containing: str = "summary.json") -> Path:
 
     where: `latest`, an absolute path, or a path relative to the working folder, outputs/runs/, outputs/sweeps/ or
     outputs/. The paths that `runs.py list` prints are valid. `latest` is the most recently started run whose folder
-    contains a file or folder with the name `containing`. Raises UserError if there is no such folder.
+    contains a file or folder with the name `containing`. RUN/checkpoints stands for its run. Raises UserError if there
+    is no such folder.
     """
     if where == "latest":
         return _latest(containing)
@@ -48,7 +50,9 @@ def find(where: str, *, containing: str = "summary.json") -> Path:
         about = foreign.describe(folder)
         # A folder of runs may also contain the files of other programs.
         require(about is None or any(run_folders(folder)), f"{where} {about}")
-    return folder
+    require(folder.is_dir(), f"{where} is a file; give the folder of a run or of a checkpoint")
+    is_of_run = folder.name == "checkpoints" and any(paths.step_of(path.name) is not None for path in folder.iterdir())
+    return folder.parent if is_of_run else folder
 
 
 def find_sweep(where: str) -> Path:
@@ -62,8 +66,9 @@ def find_sweep(where: str) -> Path:
         require(bool(found), f"{outputs()} contains no sweep yet; start a sweep with {paths.program('train')} -m")
         return max(found, key=lambda path: (path / PLAN).stat().st_mtime_ns)  # the most recently used one
     folder = _require_existing(where)
+    require(folder.is_dir(), f"{where} is a file; give the folder of a sweep")
     is_sweep = (folder / PLAN).exists() or any(folder.glob("*/summary.json"))
-    require(folder.is_dir() and is_sweep, f"{where} is not a sweep folder: it contains no {PLAN} and no jobs")
+    require(is_sweep, f"{where} is not a sweep folder: it contains no {PLAN} and no jobs")
     return folder
 
 
@@ -78,7 +83,7 @@ def find_pretrained(where: str) -> Pretrained | None:
     folder = _lookup(where)
     if folder is not None:
         return open_pretrained(str(folder)) if is_pretrained(folder) else None
-    on_hub = hub.is_name(where) and ("/" in where or where in _HUB_NAMES)
+    on_hub = hub.is_name(where) and ("/" in where or where in _HUB_NAMES or hub.cached_folder(where) is not None)
     return open_pretrained(where) if on_hub else None
 
 
@@ -89,15 +94,25 @@ _HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 def _require_existing(where: str) -> Path:
     folder = _lookup(where)
     if folder is None:
-        require(not _is_on_hub(where), f"{where} {foreign.describe_model('gpt2', Path(where))}")
-        raise UserError(f"{where or repr('')}: this folder does not exist; {paths.program('runs')} list shows all runs")
+        files.refuse_dangling(paths.typed(where))
+        about = _describe_on_hub(where)
+        require(about is None, f"{where} {about}")
+        meant = "did you mean latest? " if difflib.get_close_matches(where.lower(), ["latest"], cutoff=0.75) else ""
+        name = hub.name_in(where)
+        on_hub = f"init_from={name} is the model on the Hugging Face hub; " if name else ""
+        advice = f"{meant}{on_hub}{paths.program('runs')} list shows all runs"
+        raise UserError(f"{where or repr('')}: this folder does not exist; {advice}")
     return folder
 
 
-def _is_on_hub(where: str) -> bool:
-    # True for a well-known model with or without its owner, and for a model in the cache.
+def _describe_on_hub(where: str) -> str | None:
+    # Describes a well-known model, with or without its owner, and a model in the cache.
+    if not hub.is_name(where):
+        return None
+    folder = hub.cached_folder(where)
+    about = None if folder is None else foreign.describe(folder, given=where)
     is_known = where.rpartition("/")[2] in _HUB_NAMES
-    return hub.is_name(where) and (is_known or ("/" in where and hub.is_cached(where)))
+    return foreign.describe_model("gpt2", where) if about is None and is_known else about
 
 
 def _lookup(where: str) -> Path | None:
@@ -125,6 +140,7 @@ def saved_config(folder: Path) -> Path:
     Raises UserError if there is no config.yaml.
     """
     path = folder / "config.yaml"
+    require(not (folder / PLAN).exists(), f"{folder} is a sweep; give the folder of a job, such as {folder / '0'}")
     about = None if path.is_file() else foreign.describe(folder)
     require(about is None, f"{folder} {about}")
     require(path.is_file(), f"{folder} is neither a run nor a checkpoint: it contains no config.yaml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -111,10 +112,9 @@ class RunSummary:
     @property
     def records(self) -> Iterator[dict[str, Any]]:
         """The records in metrics.jsonl; empty if the file cannot be read."""
-        try:
-            yield from read_records(self.folder / "metrics.jsonl")
-        except OSError:
-            return
+        path = self.folder / "metrics.jsonl"
+        with contextlib.suppress(OSError):
+            yield from read_records(path) if path.is_file() else ()
 
     @functools.cached_property
     def sample(self) -> str | None:
@@ -244,4 +244,7 @@ def _typed(overrides: Any) -> dict[str, str]:
 def _number(figures: Any, name: str, kind: Callable[[Any], T]) -> T | None:
     # Return None if the entry is not a number, because a person may have edited the summary.
     found = figures.get(name) if isinstance(figures, dict) else None
-    return kind(found) if isinstance(found, (int, float)) else None
+    try:
+        return kind(found) if isinstance(found, (int, float)) else None
+    except (ValueError, OverflowError):  # an int of NaN or infinity
+        return None

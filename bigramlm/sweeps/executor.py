@@ -22,7 +22,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from bigramlm.config.overrides import Overrides, quoted
+from bigramlm.config.overrides import FREE_TEXT, Overrides, quoted
 from bigramlm.config.run_config import RunConfig, config_hashes, to_run_config
 from bigramlm.data.config import DataConfig
 from bigramlm.engine.failures import CommandExit, as_user_error
@@ -118,7 +118,9 @@ class SweepExecutor:
                 "their overrides"
             )
         if not self.sweep.fields:
-            log.warning("no field is swept; to sweep a field, list its values: FIELD=A,B")
+            texts = [w.field for line in lines for w in Overrides(line) if w.field in FREE_TEXT and "," in w.value]
+            form = f"""{texts[0]}='"A","B"', with each text in quotes""" if texts else "FIELD=A,B"
+            log.warning("no field is swept; to sweep a field, list its values: %s", form)
 
     def add(self, overrides: Overrides, config_hash: str) -> Job:
         """Add a new job, with a number that is not used yet."""

@@ -13,6 +13,7 @@ from bigramlm.report.results import (
     SHOWN,
     RunTable,
     markdown_table,
+    markdown_text,
     one_line,
     seed_table,
     transposed,
@@ -142,13 +143,13 @@ class Results(RunTable):
     def markdown(self) -> str:
         """Return the tables and the notes as Markdown."""
         parts = [
-            f"# Sweep {self.folder.name}",
+            markdown_text(f"# Sweep {self.folder.name}"),
             self.count(),
             markdown_table(*transposed(self.columns(self.rows))),
         ]
         if groups := self.groups():
             parts.append(f"## Final {self.measure} over seeds\n\n" + markdown_table(*seed_table(groups)))
-        return "\n\n".join([*parts, *self.notes()]) + "\n"
+        return "\n\n".join([*parts, *map(markdown_text, self.notes())]) + "\n"
 
 
 def runs_of(sweep: Sweep) -> list[RunSummary]:

@@ -26,12 +26,7 @@ def search(executor: SweepExecutor, study: Search, fixed: Overrides, *, n_trials
     sweep = executor.sweep
     unfinished = study.unfinished()
     sweep.planned = n_trials
-    log.info(
-        "search in %s: %d trials exist; new trials run until there are %d",
-        relative(sweep.folder),
-        study.count(),
-        n_trials,
-    )
+    where, n_known = relative(sweep.folder), study.count()
     for number, job in list(sweep.jobs.items()):
         if sweep.status(job) == "pending" and number not in unfinished:  # killed before the trial got the job
             del sweep.jobs[number]
@@ -60,6 +55,8 @@ def search(executor: SweepExecutor, study: Search, fixed: Overrides, *, n_trials
                 executor.fail(job, error)
                 executor.jobs.append(job)
                 study.tell(trial, "failed", None)
+        if not executor.jobs:
+            log.info("search in %s: %d trials exist; new trials run until there are %d", where, n_known, n_trials)
         executor.jobs += [job for job, _ in batch]
         executor.run([job for job, _ in batch], at_once)
         results = Results(sweep)

@@ -84,9 +84,24 @@ def lost_share(tokenizer: Tokenizer, text: str) -> float:
     These characters are encoded as the unknown token, or as nothing. White space is not counted, nor a difference in
     case, because some tokenizers change both on purpose.
     """
+    original, kept = _characters(tokenizer, text)
+    return (original - kept).total() / max(1, original.total())
+
+
+def added_share(tokenizer: Tokenizer, text: str) -> float:
+    """Return the share of a decoded text's characters that the text lacks.
+
+    The unknown token, white space and a difference in case do not count.
+    """
+    original, kept = _characters(tokenizer, text)
+    return (kept - original).total() / max(1, kept.total())
+
+
+def _characters(tokenizer: Tokenizer, text: str) -> tuple[Counter[str], Counter[str]]:
+    # The characters of a text, and of the text that is decoded from its tokens.
     ids = tokenizer.encode(text)
     unknown = getattr(tokenizer, "unknown", None)
     result = tokenizer.decode((ids if unknown is None else ids[ids != unknown]).tolist())
     letters = [unicodedata.normalize("NFKD", part).casefold().split() for part in (text, result)]
     original, kept = (Counter("".join(words)) for words in letters)
-    return (original - kept).total() / max(1, original.total())
+    return original, kept

@@ -159,7 +159,7 @@ class GPT2TokenizerConfig(TokenizerConfig):
     name of a model on the Hugging Face hub."""
 
     def build(self, *, characters: str, documents: int, train: TrainingText) -> Tokenizer:  # noqa: ARG002
-        from bigramlm.tokenizer.subword import from_path
+        from bigramlm.tokenizer.opening import from_path
 
         tokenizer, self.path = from_path(self.path)
         return tokenizer

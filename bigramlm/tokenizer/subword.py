@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,10 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from bigramlm.errors import UserError, require
 from bigramlm.tokenizer.base import END_OF_TEXT, round_trip_difference
-from bigramlm.utils import files, hub, paths
-
-log = logging.getLogger(__name__)
 
 # Names of the token that ends a document, here and in other vocabularies.
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 _UNKNOWN = "[UNK]"
-# The files of other kinds of tokenizers: SentencePiece and BERT.
-_CONVERTIBLE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
 
 # A word with the white space before it. For Python \x1c to \x1f are white space too, for the library they are not.
 _WORD = re.compile(r"[^\S\x1c-\x1f]*[\S\x1c-\x1f]+|[^\S\x1c-\x1f]+")
@@ -33,6 +28,9 @@ MAX_CACHED_WORDS, _MAX_WORD_LENGTH = 1 << 17, 64
 
 # The start of a piece of a longer text, which is cut before a space between two words (`_CUT` in data/text.py).
 _CONTINUES = re.compile(r" \w")
+
+# The largest number of characters that the replacements of a normalizer may make of one character.
+_MAX_GROWTH = 10_000
 
 # A text that tests for losses: all sorts of white space, both cases, accents, other scripts, control characters.
 _PROBE = "x  A\tbc\r\n\n it's 1,234 \u00e9e\u0301 \u65e5\u672c \U0001f40d\x00 <|endoftext|> x "
@@ -60,7 +58,8 @@ class SubwordTokenizer:
         self._by_words = _splits_before_space(about)
         self._cache: dict[str, bytes] = {}
         self.unknown: int | None = _unknown(backend, about["model"])
-        self.vocab_size = max(backend.get_vocab().values()) + 1
+        self.vocab_size = _vocab_size(backend.get_vocab())
+        _check_growth(about["normalizer"])
         self.end_of_text: int | None = next(
             (id_ for name in _ENDS if (id_ := backend.token_to_id(name)) is not None), None
         )
@@ -79,16 +78,26 @@ class SubwordTokenizer:
         found = list(map(self._cache.get, words))
         if None in found:
             unknown = list(dict.fromkeys(word for word, ids in zip(words, found, strict=True) if ids is None))
-            new = dict(zip(unknown, self._encode(unknown), strict=True))
+            # A tokenizer that changes the start of a text has a single text here, as it does not split by words.
+            backend = self._inner if _CONTINUES.match(unknown[0]) else self._backend
+            new = dict(zip(unknown, self._encode(unknown, backend), strict=True))
             found = [new[word] if ids is None else ids for word, ids in zip(words, found, strict=True)]
             if len(self._cache) > MAX_CACHED_WORDS:
                 self._cache.clear()
             self._cache |= {word: ids for word, ids in new.items() if len(word) <= _MAX_WORD_LENGTH}
         return np.frombuffer(b"".join(ids for ids in found if ids is not None), dtype=np.int32)
 
-    def _encode(self, texts: list[str]) -> Iterator[bytes]:
-        # A tokenizer that changes the start of a text has a single text here, because it does not split by words.
-        backend = self._inner if _CONTINUES.match(texts[0]) else self._backend
+    def encode_continued(self, text: str) -> NDArray[np.int32]:
+        """Encode a piece of a longer text that follows another piece.
+
+        Nothing is added in front of the piece, even if the tokenizer adds a space in front of a text. The result and
+        the errors are those of `encode`.
+        """
+        if self._inner is self._backend:
+            return self.encode(text)
+        return np.frombuffer(next(self._encode([text], self._inner)), dtype=np.int32)
+
+    def _encode(self, texts: list[str], backend: Backend) -> Iterator[bytes]:
         try:
             encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:  # half of a surrogate pair, which a command line can contain
@@ -96,7 +105,11 @@ class SubwordTokenizer:
             if bad is None:
                 raise
             raise UserError(f"{bad!a} cannot be encoded as UTF-8; remove this character") from None
-        except Exception as error:  # the vocabulary has no token for unknown characters
+        except BaseException as error:  # the vocabulary has no token for unknown characters
+            if is_panic(error):
+                raise UserError(f"the tokenizer fails at a part of the text ({error}): its file is damaged") from None
+            if not isinstance(error, Exception):
+                raise
             missing = sorted({c for text in texts for c in text if self._backend.token_to_id(c) is None})
             named = ", ".join(map(repr, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
             problem = f"lacks {named}" if named else "does not cover part of the text"
@@ -126,6 +139,32 @@ def _switch_off_sampling(backend: Backend) -> str | None:
     return found
 
 
+def _vocab_size(vocab: dict[str, int]) -> int:
+    # The number of rows of an embedding, which must not be far larger than the number of tokens.
+    require(bool(vocab), "the vocabulary is empty; use a different copy of the tokenizer")
+    last = max(vocab, key=lambda token: vocab[token])
+    require(
+        vocab[last] < 2 * len(vocab) + 1000,
+        f"the token {last!r} has the id {vocab[last]:,}, but there are only {len(vocab):,} tokens, and a model has a "
+        "row for each id; number the tokens from 0 without large gaps",
+    )
+    return vocab[last] + 1
+
+
+def _check_growth(normalizer: dict[str, Any] | None) -> None:
+    parts, growth = [normalizer], 1.0
+    while parts:
+        part = parts.pop() or {}
+        parts += part.get("normalizers", [])
+        if part.get("type") == "Replace":
+            growth *= max(1.0, len(part["content"]) / max(1, len(part["pattern"].get("String", ""))))
+    require(
+        growth <= _MAX_GROWTH,
+        f"the replacements in the normalizer can make {growth:,.0f} characters of one, so encoding would not end; "
+        "use a different copy of the tokenizer",
+    )
+
+
 def _unknown(backend: Backend, model: dict[str, Any]) -> int | None:
     # The id of the token of unknown words or characters. A Unigram model contains the id, other models the name.
     if model.get("unk_id") is not None:
@@ -136,25 +175,39 @@ def _unknown(backend: Backend, model: dict[str, Any]) -> int | None:
 
 def _without_start(backend: Backend, about: dict[str, Any]) -> Backend:
     # The tokenizer for a piece of a longer text that does not start the text: it neither adds something in front of the
-    # piece nor strips its first space. (A pre-tokenizer that adds a space leaves a piece that starts with one as is.)
-    normalizer = _without_start_of(about["normalizer"])
-    if normalizer == about["normalizer"]:
+    # piece nor strips its first space.
+    normalizer, splitting = _normalizer_inside(about["normalizer"]), _splitting_inside(about["pre_tokenizer"])
+    if (normalizer, splitting) == (about["normalizer"], about["pre_tokenizer"]):
         return backend
-    inner = Backend.from_str(json.dumps({**about, "normalizer": normalizer}))
+    inner = Backend.from_str(json.dumps({**about, "normalizer": normalizer, "pre_tokenizer": splitting}))
     inner.encode_special_tokens = True
     return inner
 
 
-def _without_start_of(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:
+def _normalizer_inside(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:
     kind = None if normalizer is None else normalizer["type"]
     if normalizer is None or kind == "Prepend":
         return None
     if kind == "Strip":
         return {**normalizer, "strip_left": False}
     if kind == "Sequence":
-        parts = [part for each in normalizer["normalizers"] if (part := _without_start_of(each)) is not None]
+        parts = [part for each in normalizer["normalizers"] if (part := _normalizer_inside(each)) is not None]
         return {**normalizer, "normalizers": parts}
     return normalizer
+
+
+def _splitting_inside(splitting: dict[str, Any] | None, *, is_first: bool = True) -> dict[str, Any] | None:
+    # A part that adds a space adds it to each word if another splitting comes before (is_first=False).
+    kind = None if splitting is None else splitting["type"]
+    if splitting is not None and kind == "Sequence":
+        parts = enumerate(splitting["pretokenizers"])
+        inside = [_splitting_inside(part, is_first=is_first and number == 0) for number, part in parts]
+        return {**splitting, "pretokenizers": inside}
+    if splitting is not None and kind == "Metaspace" and (is_first or splitting["prepend_scheme"] == "first"):
+        return {**splitting, "prepend_scheme": "never"}
+    if splitting is not None and kind == "ByteLevel" and is_first:
+        return {**splitting, "add_prefix_space": False}
+    return splitting
 
 
 def _splits_before_space(about: dict[str, Any]) -> bool:
@@ -248,78 +301,56 @@ def from_json(text: str) -> SubwordTokenizer:
     Raises ValueError if the content is not a tokenizer.
     """
     try:
-        return SubwordTokenizer(Backend.from_str(text), text.strip())
+        with _panics_as_errors():
+            return SubwordTokenizer(Backend.from_str(text), text.strip())
     except UserError:
         raise
     except Exception as error:  # the library raises Exception itself
-        raise ValueError(f"contains no tokenizer: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"contains no tokenizer: {_reason(text, str(error).partition(chr(10))[0])}") from None
 
 
-def from_path(path: str) -> tuple[SubwordTokenizer, str]:
-    """Open a tokenizer in a file, in a folder or on the Hugging Face hub.
+def _reason(text: str, message: str) -> str:
+    # Why the library reads no tokenizer in a text; its message names a part of an unknown kind by a type of Rust.
+    with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError):
+        about = json.loads(text)
+        if about.get("name") == "char":
+            return "it is that of a run with tokenizer=char, which only this run can use; choose tokenizer=char"
+        if part := re.search(r"untagged enum (?:Py)?(\w+?)(?:Wrapper|Untagged)\b", message):
+            name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", part[1]).lower()
+            return f"the library does not know its {name} (type {about[name].get('type')!r}), or cannot read it"
+    return message
 
-    path: a file, a folder, or the name of a model on the hub. A folder contains tokenizer.json, or vocab.json and
-    merges.txt as released with GPT-2. Returns the tokenizer, and the absolute path or the name on the hub. Raises
-    UserError if there is no tokenizer.
-    """
-    local = paths.typed(path, "tokenizer.path")
-    if not local.exists():
-        local, path = _from_hub(path), path
-    else:
-        path = str(local)
+
+@contextlib.contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    # The library panics at some damaged files: it raises an exception that is no Exception, and writes a traceback of
+    # its own to standard error.
+    kept = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        tokenizer = _open(local, field=f"tokenizer.path={path}")
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"tokenizer.path={path}: {str(error).splitlines()[0]}") from None
-    if tokenizer.sampling is not None:
-        log.info(
-            "tokenizer: %s in %s is switched off, because a text must always have the same tokens",
-            *(tokenizer.sampling, path),
-        )
-    return tokenizer, path
+        os.dup2(null, 2)
+        yield
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise ValueError(f"the library fails ({error}), so the file is damaged") from None
+    finally:
+        os.dup2(kept, 2)
+        os.close(null)
+        os.close(kept)
 
 
-def _open(path: Path, *, field: str) -> SubwordTokenizer:
-    file = path / "tokenizer.json" if path.is_dir() else path
-    vocab, merges = (file.with_name(name) for name in ("vocab.json", "merges.txt"))
-    if file.name not in ("vocab.json", "merges.txt") and file.exists():
-        return from_json(files.read_text(file))
-    if not (vocab.is_file() and merges.is_file()):
-        other = next((name for name in _CONVERTIBLE if file.with_name(name).is_file()), None)
-        convert = (
-            f'; {other} is converted by: python -c "import transformers; transformers.AutoTokenizer.from_pretrained('
-            f"'FOLDER').save_pretrained('NEW')\", then tokenizer.path=NEW"
-        )
-        raise UserError(
-            f"{field} contains no tokenizer; give a tokenizer.json, or a folder with a tokenizer.json or with both "
-            f"vocab.json and merges.txt{convert if other else ''}"
-        )
-    backend = _byte_level(_bpe(vocab, merges))
+def is_panic(error: BaseException) -> bool:
+    """Say whether an exception comes from a bug in the library's compiled code."""
+    return type(error).__name__ == "PanicException"
+
+
+def from_vocabulary(vocab: dict[str, int], merges: list[tuple[str, str]]) -> SubwordTokenizer:
+    """Make a byte-level BPE, as GPT-2's, from its vocabulary and merges.
+
+    vocab: the ids of the tokens. Raises Exception if the merges do not match the tokens.
+    """
+    backend = _byte_level(models.BPE(vocab, merges))
     if backend.token_to_id(END_OF_TEXT) is not None:
         backend.add_special_tokens([END_OF_TEXT])
     return SubwordTokenizer(backend)
-
-
-def _bpe(vocab: Path, merges: Path) -> models.BPE:
-    # Read here and not by the library, which does not drop a byte-order mark. The first line may be "#version: 0.2".
-    lines = files.read_text(merges).split("\n")
-    pairs = [line.rstrip("\r").split(" ") for line in lines if line.strip() and not line.startswith("#version")]
-    return models.BPE(json.loads(files.read_text(vocab)), [(left, right) for left, right in pairs])
-
-
-def _from_hub(name: str) -> Path:
-    require(
-        hub.is_name(name),
-        f"tokenizer.path={name}: no such file or folder; give a tokenizer.json, a folder with a tokenizer.json or with "
-        "both vocab.json and merges.txt, or the name of a model on the Hugging Face hub",
-    )
-    try:
-        return hub.fetch_first(name, ("tokenizer.json",), ("vocab.json", "merges.txt"))[0]
-    except hub.FetchError as reason:
-        raise UserError(
-            f"tokenizer.path={name}: no such file or folder, and the Hugging Face hub did not provide it ({reason}); "
-            f"download the tokenizer.json of {name}, or its vocab.json and merges.txt, on a machine with network "
-            "access, and set tokenizer.path to the folder of these files"
-        ) from None

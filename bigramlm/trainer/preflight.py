@@ -18,7 +18,7 @@ from torch import Tensor
 from bigramlm.data.batches import IGNORED
 from bigramlm.errors import UserError, require
 from bigramlm.model.base import LanguageModel
-from bigramlm.tokenizer.base import Tokenizer, lost_share, round_trip_difference
+from bigramlm.tokenizer.base import Tokenizer, added_share, lost_share, round_trip_difference
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,10 @@ _CHARACTERS = 4096
 _MIN_TARGETS_FOR_LOSS = 16
 # The shares of the text that a tokenizer may lose without a warning, and at all.
 _LOST_UNNOTICED, _LOST_AT_MOST = 0.01, 0.5
+# The largest share of characters in a decoded text that the text itself does not contain.
+_ADDED_AT_MOST = 0.05
+# The largest loss of weights that are not untrained. Even confident weights on a text of another kind stay far below.
+_HIGHEST_LOSS = 1e4
 
 _TRAIN_ANYWAY = "set preflight=false to train anyway"
 
@@ -47,7 +51,7 @@ def preflight(
 
     texts: the texts of the splits, by name, on which the tokenizer is checked; empty for a text that is not in memory.
     batch: the inputs and targets of the first step, each (B, T), on the
-    model's device. fresh: if True, the model is untrained, and its loss is checked too.
+    model's device. fresh: if True, the model is untrained, and its loss is checked; otherwise its weights were loaded.
     """
     x, y = batch
     check_targets(x, y)
@@ -60,6 +64,8 @@ def preflight(
     rows = max(2, _TOKENS // x.shape[1])
     x, y = x[:rows], y[:rows]
     with torch.random.fork_rng([] if x.device.type == "cpu" else [x.device], device_type=x.device.type):
+        if not fresh:
+            check_loaded_weights(model, x, y)
         check_logits(model, x)
         targets = unmask_prompts(x, y)
         if fresh and len(targets.unique()) >= _MIN_TARGETS_FOR_LOSS:
@@ -106,6 +112,8 @@ def check_coverage(tokenizer: Tokenizer, texts: Mapping[str, str], x: Tensor) ->
     Logs a warning if it loses more than one character in a hundred. x: the tokens (B, T) of the first batch, on which a
     text that is not in memory is judged.
     """
+    for text in texts.values():
+        check_decoder(tokenizer, text[:_CHARACTERS])
     lost = {
         f"characters in the {split} split": fmean(
             lost_share(tokenizer, text[start : start + _CHARACTERS]) for start in _excerpts(text)
@@ -127,6 +135,20 @@ def check_coverage(tokenizer: Tokenizer, texts: Mapping[str, str], x: Tensor) ->
             log.warning("tokenizer: %s", problem)
 
 
+def check_decoder(tokenizer: Tokenizer, text: str) -> None:
+    """Check that a decoded text consists of characters of the text.
+
+    A byte-level tokenizer without a decoder, for instance, decodes a space as a letter.
+    """
+    result = tokenizer.decode(tokenizer.encode(text).tolist())
+    require(
+        added_share(tokenizer, text) <= _ADDED_AT_MOST,
+        f"preflight: the tokenizer decodes {text[:20]!r} as {result[:40]!r}: its decoder is missing or does not match "
+        "its other parts, so samples could not be read; add the decoder that the tokenizer was trained with to "
+        f"tokenizer.json, e.g. ByteLevel or Metaspace; {_TRAIN_ANYWAY}",
+    )
+
+
 def _excerpts(text: str) -> list[int]:
     # The first characters of the excerpts on which the tokenizer is checked.
     return sorted({0, max(0, (len(text) - _CHARACTERS) // 2), max(0, len(text) - _CHARACTERS)})
@@ -142,6 +164,28 @@ def check_round_trip(tokenizer: Tokenizer, text: str, split: str) -> None:
                 f"{start + at:,} is decoded as {result!r}, so the model would be trained on an altered text; "
                 f"{_TRAIN_ANYWAY}"
             )
+
+
+@torch.inference_mode()
+def check_loaded_weights(model: LanguageModel, x: Tensor, y: Tensor) -> None:
+    """Check that the loss of loaded weights is not too high for any weights.
+
+    Weights that are not finite are left to check_logits.
+    """
+    sizes = {name: p.abs().max().item() for name, p in model.named_parameters() if p.numel()}
+    if not all(map(math.isfinite, sizes.values())):
+        return
+    was_training = model.training
+    _, loss = model.eval()(x, y)
+    model.train(was_training)
+    assert loss is not None
+    largest = max(sizes, key=lambda name: sizes[name], default="")
+    require(
+        loss.item() <= _HIGHEST_LOSS,
+        f"preflight: the loss of the loaded weights is {loss.item():.3g}, and their largest value is "
+        f"{sizes.get(largest, 0):.3g} in {largest}; if this value is too large, use a different copy of the weights, "
+        f"otherwise look for 0/0, inf-inf or the log of 0 in forward; {_TRAIN_ANYWAY}",
+    )
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from bigramlm.checkpoint.checkpoint import Checkpoint, Progress
 from bigramlm.checkpoint.manager import CheckpointManager
 from bigramlm.data.batches import Batches
-from bigramlm.errors import UserError
+from bigramlm.errors import UserError, require
 from bigramlm.logger.metrics import Metrics
 from bigramlm.optim.base import Schedule
 from bigramlm.trainer.config import TrainerConfig
@@ -265,6 +265,11 @@ class Trainer:
         return record | self.speed.measure(self.progress.step)
 
     def _require_finite(self, step: int, name: str, value: float) -> None:
+        require(
+            math.isfinite(value) or step > 0 or name == "grad_norm",
+            f"step 0: {name} is {value} before the first update, so the cause is the model or its initial weights; "
+            "preflight=true says more",
+        )
         if not math.isfinite(value):
             lr, saved = self.schedule(step), self.checkpoints.steps()
             clip = "" if self.train_step.grad_clip else ", or optim.grad_clip=1"

@@ -175,8 +175,8 @@ def relative(path: Path) -> Path:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Format rows as aligned columns of text.
 
-    head: the column names. Columns that contain only numbers are aligned to the right. Characters that are not printable
-    are escaped.
+    head: the column names. Columns that contain only numbers are aligned to the right. Characters that are not
+    printable are escaped.
     """
     lines = [[printable(cell) for cell in line] for line in (head, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]

@@ -48,9 +48,19 @@ def write(path: Path, content: Iterable[bytes], *, durable: bool = True) -> None
         sync(path.parent)
 
 
+def refuse_dangling(path: Path) -> None:
+    """Raise UserError if a path or one of its folders is a link to nothing."""
+    # The functions of os.path do not raise for folders that cannot be read.
+    links = (part for part in (path, *path.parents) if os.path.islink(part) and not os.path.exists(part))  # noqa: PTH110, PTH114
+    link = next(links, None)
+    if link is not None:
+        raise UserError(f"{link} is a link that leads nowhere, to {link.readlink()}; correct or delete the link")
+
+
 def require_new(folder: Path) -> None:
     """Raise UserError if a folder exists or its name is reserved for checkpoints."""
-    require(not folder.exists(), f"{folder} already exists and is not overwritten: choose a different folder")
+    refuse_dangling(folder)
+    require(not os.path.lexists(folder), f"{folder} already exists and is not overwritten: choose a different folder")
     require(
         paths.step_of(folder.name) is None,
         f"{folder}: the name step_<n> is reserved for checkpoints of a run; choose a different name",
@@ -100,6 +110,16 @@ def read_text(path: Path) -> str:
     content = path.read_bytes()
     mark = mark_of(content)
     return content[len(mark) :].decode(MARKS.get(mark, "utf-8"))
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+"""The first line of the small file that Git leaves in place of a large one that it has not downloaded."""
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Return True for a Git LFS pointer, which lacks the content of its file."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def sync(path: Path) -> None:

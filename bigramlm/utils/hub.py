@@ -1,12 +1,13 @@
 """Downloads from the Hugging Face Hub, and the cache of its library.
 
 The environment variables of the library are obeyed: HF_HOME and HF_HUB_CACHE move the cache, and HF_HUB_OFFLINE=1
-forbids any use of the network.
+and TRANSFORMERS_OFFLINE=1 forbid any use of the network.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import urllib.error
 import urllib.request
@@ -30,7 +31,28 @@ class MissingFileError(FetchError):
 
 def is_name(text: str) -> bool:
     """Check whether a string is a valid model name, `owner/name` or `name`."""
-    return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", text) is not None
+    is_valid = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text, re.ASCII) is not None and len(text) <= 96
+    return is_valid and not re.search(r"--|\.\.|[-.](/|$)|\.git$", text) and not re.match(_SITE, text)
+
+
+# The ways in which an address of the hub begins. (`[:/]` ends the name of the site.)
+_SITE = r"(https?://|git@|hf://)?(www\.)?(huggingface\.co|hf\.co)[:/]|hf://"
+
+
+def name_in(text: str) -> str | None:
+    """Return the model name that an address or a folder name of the Hub contains.
+
+    Examples are https://huggingface.co/owner/name/tree/main, models--owner--name and owner/name/. Returns None for
+    any other string.
+    """
+    rest = re.sub(_SITE, "", text, count=1)
+    if text.startswith("models--"):
+        name = text.removeprefix("models--").replace("--", "/")
+    elif rest == text:
+        name = text.rstrip("/") if text.endswith("/") else ""
+    else:
+        name = re.split(r"/(?:tree|blob|resolve|raw|discussions)\b|[?#]|@", rest)[0].rstrip("/").removesuffix(".git")
+    return name if is_name(name) else None
 
 
 def has(name: str, file: str) -> bool:
@@ -59,12 +81,16 @@ def cached(name: str, file: str) -> Path | None:
     raise MissingFileError(f"{name} contains no {file}, as the cache records")
 
 
-def is_cached(name: str) -> bool:
-    """Check whether the cache contains a model, without any use of the network."""
-    try:
-        return cached(name, "config.json") is not None
-    except Exception:
-        return False
+def cached_folder(name: str) -> Path | None:
+    """Return the folder of a model or an adapter in the cache.
+
+    The network is not used. Returns None if the model is not cached.
+    """
+    for file in ("config.json", "adapter_config.json"):
+        with contextlib.suppress(Exception):
+            if (found := cached(name, file)) is not None:
+                return found.parent
+    return None
 
 
 def fetch(name: str, file: str) -> Path:
@@ -80,7 +106,8 @@ def fetch(name: str, file: str) -> Path:
         if found is not None:
             return found
         if constants.HF_HUB_OFFLINE:
-            raise FetchError(f"HF_HUB_OFFLINE is set, and {file} is not in the cache, {constants.HF_HUB_CACHE}")
+            variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
+            raise FetchError(f"{variable} is set, and {file} is not in the cache, {constants.HF_HUB_CACHE}")
         # Checks the connection once, because without a network the Hub's library would retry five times.
         with contextlib.suppress(urllib.error.HTTPError):
             urllib.request.urlopen(constants.ENDPOINT, timeout=_TIMEOUT).close()

@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from bigramlm.errors import UserError
+from bigramlm.errors import UserError, require
 
 _PACKAGE = Path(__file__).parent.parent
 _PARENT = _PACKAGE.parent
@@ -40,6 +40,7 @@ def typed(path: str, field: str = "") -> Path:
     field: the field, for messages. A leading `~` means a home folder only if there is such a user, and no file of this
     name. Raises UserError for a path that no file can have, or that no config can store.
     """
+    require(path != "" or not field, f"{field}=: the path is empty; give a path")
     literal, named = working_folder() / path, f"{field}=" if field else ""
     try:
         path.encode()

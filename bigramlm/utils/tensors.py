@@ -1,4 +1,4 @@
-"""A check of tensors that were read from a file."""
+"""Checks of tensors that were read from a file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bigramlm.errors import UserError
+from bigramlm.errors import UserError, require
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, dtype
 
 
 def require_finite(file: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -24,3 +24,20 @@ def require_finite(file: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
             raise UserError(
                 f"{file}: {name} holds {value}: the file is damaged; use a different copy of the file, or other weights"
             )
+
+
+def require_trainable(file: Path, name: str, tensor: Tensor, to: dtype) -> Tensor:
+    """Convert a tensor of a file to the type of a model's parameter.
+
+    name: the name of the tensor in the file. Raises UserError for weights that are quantised, i.e. not floating-point
+    numbers of at least 16 bits, because they mean something only together with their scales; and for weights that are
+    not finite in the new type.
+    """
+    require(
+        tensor.is_floating_point() and tensor.element_size() > 1,
+        f"{file}: {name} is of type {str(tensor.dtype).removeprefix('torch.')}: quantised weights cannot be trained; "
+        "use a copy of the model in fp32, fp16 or bf16",
+    )
+    converted = tensor.to(to)
+    require_finite(file, [(name, converted)])
+    return converted

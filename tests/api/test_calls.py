@@ -127,6 +127,8 @@ def test_a_run_shows_its_results(outputs: Path) -> None:
     assert bigramlm.load().folder == run.folder
     earlier = bigramlm.train(*SHORT, "trainer.steps=4")
     assert torch.equal(bigramlm.load(run.folder, checkpoint=4).logits("a"), earlier.logits("a"))
+    assert bigramlm.load(run.folder / "checkpoints").folder == run.folder
+    assert torch.equal(bigramlm.Run(str(run.folder), checkpoint=4).logits("a"), earlier.logits("a"))
     with refuses("checkpoint=3", "last, best, 4, 5"):
         bigramlm.load(run.folder, checkpoint=3).sample()
     assert bigramlm.load(run.folder / "checkpoints" / "step_5").sample(max_new_tokens=5) == run.sample(max_new_tokens=5)
@@ -278,6 +280,10 @@ def test_refusals_of_sweeps_and_loading() -> None:
         bigramlm.load("nowhere")
     with refuses("nowhere"):
         bigramlm.Sweep("nowhere")
+    (paths.home() / "sweep").mkdir()
+    (paths.home() / "sweep" / "sweep.json").write_text("{}")
+    with refuses("is a sweep", paths.home() / "sweep" / "0"):
+        bigramlm.load(paths.home() / "sweep")
     with refuses("optim.lr=-1"):
         bigramlm.compose("optim.lr=-1")
     run = bigramlm.train(*SHORT)

@@ -1,5 +1,6 @@
 """Tests of the command `checkpoint`: inspect, verify and strip."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from bigramlm.checkpoint.checkpoint import Checkpoint
 from bigramlm.cli import checkpoint as checkpoint_tool
 from bigramlm.engine.load import load_model
-from tests.helpers import Cli, assert_refused, build, fitted, refuses
+from tests.helpers import Cli, assert_refused, build, command, fitted, refuses
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +44,39 @@ def test_verify_finds_damaged_checkpoints(run: Path, tmp_path: Path, tool: Cli) 
     assert bad.out.count("intact  ") == 3
     assert f"damaged {steps(folder) / 'step_2' / 'tokenizer.json'}: " in bad.out
     assert tool(checkpoint_tool.main, "verify", str(steps(folder) / "step_2")).code == 2
+    again = tool(checkpoint_tool.main, "verify", str(steps(folder)))
+    assert (again.code, again.out) == (2, bad.out), "the folder of the checkpoints stands for its run"
     none = tool(checkpoint_tool.main, "verify", str(tmp_path / "none"))
     assert_refused(none, tmp_path / "none")
     assert none.err.count("\n") == 1, "the error is the only output"
+
+
+def test_paths_that_are_no_checkpoints(run: Path, tmp_path: Path, tool: Cli) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    for arguments, named in (
+        (["verify", str(tmp_path)], f"{tmp_path} is not a checkpoint and contains none"),
+        (["verify", str(tmp_path / "notes.txt")], "notes.txt is a file"),
+        (["verify", str(steps(run) / "step_5" / "state.json")], "state.json is a file"),
+        (["verify", "lastest"], "did you mean latest?"),
+        (["strip", str(tmp_path)], f"{tmp_path} is not a checkpoint and contains none"),
+        (["strip", str(run), "--output", ""], "''"),
+        (["strip", str(run), "--output", str(tmp_path / "link")], "link"),
+        (["strip", str(run), "--output", "x" * 300], "too long"),
+    ):
+        assert_refused(tool(checkpoint_tool.main, *arguments), named)
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_verify_reports_that_it_cannot_print(run: Path) -> None:
+    done = command("verify", str(run), main=verify_into_a_full_disk)
+    assert_refused(done, "standard output cannot be written")
+
+
+def verify_into_a_full_disk() -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    checkpoint_tool.main()
 
 
 def test_strip_deletes_the_optimizer_state(run: Path, tmp_path: Path, tool: Cli) -> None:
@@ -59,6 +90,7 @@ def test_strip_deletes_the_optimizer_state(run: Path, tmp_path: Path, tool: Cli)
     (folder / "summary.json").write_text('{"status": "stopped"}')
     refused = tool(checkpoint_tool.main, "strip", str(folder))
     assert_refused(refused, folder, "stopped", "--output")
+    assert_refused(tool(checkpoint_tool.main, "strip", str(steps(folder))), steps(folder), "stopped", "--output")
     (folder / "summary.json").write_text('{"status": "completed"}')
     done = tool(checkpoint_tool.main, "strip", str(folder))
     assert done.code == 0, done.err

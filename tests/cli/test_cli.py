@@ -165,7 +165,7 @@ BAD_VALUES = {
     "optim.betas=[0.9]": ["optim.betas=[0.9]"],
     "optim.betas=[0.9,2]": ["optim.betas=[0.9, 2.0]"],
     "device.name=tpu": ["device.name=tpu", "cpu, cuda"],
-    "device.precision=fp8": ["device.precision=fp8", "auto, fp32, bf16, fp16"],
+    "device.precision=fp8": ["device.precision=fp8", "auto, fp32, tf32, bf16, fp16"],
     "sample.temperature=-1": ["sample.temperature=-1.0"],
     "sample.max_new_tokens=-1": ["sample.max_new_tokens=-1"],
     "sample.prompt=日本": ["sample.prompt=", "'日', '本'"],
@@ -246,6 +246,7 @@ def test_the_package_runs_a_command(tmp_path: Path) -> None:
     [
         *[(name, name) for name in ("train", "runs", "sample", "prepare", "checkpoint", "verify_resume")],
         *[("checkpoint_tool", "checkpoint"), ("errors", "lists the commands"), ("cli", "lists the commands")],
+        ("engine.run", "lists the commands"),
     ],
 )
 def test_modules_that_are_no_commands_say_what_to_type(module: str, meant: str, tmp_path: Path) -> None:
@@ -275,6 +276,59 @@ def test_hydra_full_error_understands_yes_and_no(value: str, full: bool) -> None
     ended = command(*SHORT, "trainer.steps=-1", env={"HYDRA_FULL_ERROR": value})
     assert ended.code == 2
     assert ("Traceback" in ended.err) is full
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("runs", ["diff", "nosuch", "nosuch"]),
+        ("sample", ["run=nosuch"]),
+        ("checkpoint", ["verify", "nosuch"]),
+        ("prepare", ["data.path=nosuch"]),
+    ],
+)
+def test_hydra_full_error_is_the_same_for_every_command(
+    name: str, arguments: list[str], tool: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    ended = tool(importlib.import_module(COMMANDS[name][0]).main, *arguments)
+    assert ended.code == 2
+    assert "Traceback" in ended.err
+    assert ended.err.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "named"),
+    [
+        ("runs", [], "command"),
+        ("runs", ["foo"], "foo"),
+        ("runs", ["diff", "a"], "b"),
+        ("runs", ["list", "--foo"], "--foo"),
+        ("checkpoint", ["export"], "path, folder"),
+        ("verify_resume", ["--kills", "x"], "x"),
+        ("verify_resume", ["-m"], "-m"),
+        ("bench", ["foo"], "foo"),
+    ],
+)
+def test_wrong_arguments_give_one_line(name: str, arguments: list[str], named: str, tool: Cli) -> None:
+    ended = tool(importlib.import_module(COMMANDS[name][0]).main, *arguments)
+    assert_refused(ended, named, "--help")
+    assert ended.err.count("\n") == 1
+
+
+@LINUX
+def test_a_working_folder_that_was_deleted_gives_one_line(
+    tool: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, (module, _) in COMMANDS.items():
+        (tmp_path / name).mkdir()
+        os.chdir(tmp_path / name)
+        (tmp_path / name).rmdir()
+        ended = tool(importlib.import_module(module).main)
+        os.chdir(tmp_path)
+        assert_refused(ended, "the working folder was deleted")
+        assert ended.err.count("\n") == 1
 
 
 def close_streams(numbers: tuple[int, ...]) -> None:
@@ -349,22 +403,23 @@ def test_a_full_disk_below_standard_error_does_not_fail_a_command(run: Path) -> 
     assert (done.returncode, bool(done.stdout)) == (0, True)
 
 
-@pytest.mark.parametrize("processes", ["2", "16"])
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [("train", SHORT), ("train", ["-m", *SHORT, "seed=1,2"]), ("prepare", ["data=bundled"]), ("verify_resume", SHORT)],
 )
-def test_processes_of_torchrun_are_refused(
-    name: str, arguments: list[str], processes: str, tool: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_processes_that_run_beside_others_are_refused(
+    name: str, arguments: list[str], variable: str, tool: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setenv(variable, "16")
     monkeypatch.setattr(paths, "home", lambda: tmp_path)
     ended = tool(importlib.import_module(COMMANDS[name][0]).main, *arguments)
-    assert_refused(ended, f"WORLD_SIZE={processes}", "torchrun")
+    assert_refused(ended, f"{variable}=16", "prepare" if name == "prepare" else "run of its own", "without ")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("processes", ["1", "0", "", "two", "9" * 5000])
 def test_other_values_of_world_size_do_not_matter(processes: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setenv("SLURM_NTASKS", "8")  # a batch script is a single process
     assert cli(*SHORT).code == 0

@@ -76,6 +76,13 @@ def test_help_applies_overrides_and_refuses_invalid_ones(cli: Cli) -> None:
     assert_refused(ended, "optim.lrr=7", "optim.lr=7")
 
 
+def test_help_of_a_sweep_shows_the_other_fields(cli: Cli) -> None:
+    ended = cli("--help", "-m", "seed=1,2", 'sample.prompt="a","b"', "model=glob(gpt*)", "optim.lr=7", run_dir=False)
+    assert (ended.code, ended.err) == (0, "")
+    assert "lr: 7.0" in ended.out
+    assert_refused(cli("--help", "seed=1,2", run_dir=False), "seed=1,2", "add -m")
+
+
 def test_help_and_errors_do_not_import_torch() -> None:
     code = """
 import sys

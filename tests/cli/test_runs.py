@@ -1,6 +1,7 @@
 """Tests of the command `runs`: the list of runs and the comparison of two."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -104,7 +105,9 @@ def test_invalid_filters_give_a_one_line_error(outputs: Path, tool: Cli) -> None
     for arguments, named in (
         (["colour=red"], ["colour=red", "did you mean "]),
         (["red"], ["red", "FIELD=VALUE"]),
-        (["--sort", "colour"], ["colour"]),
+        (["--sort", "colour"], ["--sort colour"]),
+        (["--sort", "optim.lr=1"], ["--sort optim.lr=1", "did you mean optim.lr"]),
+        ([""], ["''", "FIELD=VALUE"]),
     ):
         done = tool(runs_command.main, "list", *arguments)
         assert_refused(done, *named)
@@ -140,6 +143,53 @@ def test_diff_shows_differences_and_where_losses_diverge(tool: Cli, cli: Cli) ->
     equal = tool(runs_command.main, "diff", str(a), str(same)).out
     assert "identical: config, data, code, environment" in equal
     assert "losses: equal at all 5 steps that both runs recorded" in equal
+
+
+def test_names_are_shown_and_not_obeyed(outputs: Path, tool: Cli) -> None:
+    name = "na\nme\x1b[31m"
+    (outputs / "runs" / "2026-01-01" / "a").rename(outputs / "runs" / name)
+    shown = name.encode("unicode_escape").decode()
+    for arguments in (["list"], ["diff", name, name]):
+        done = tool(runs_command.main, *arguments)
+        assert done.code == 0, done.err
+        assert shown in done.out
+        assert "\x1b" not in done.out
+    refused = tool(runs_command.main, "diff", f"{name}x", name)
+    assert_refused(refused, f"{shown}x: this folder does not exist")
+
+
+def test_diff_of_damaged_runs(outputs: Path, tool: Cli) -> None:
+    a, b = (outputs / "runs" / name for name in ("2026-01-01/a", "2026-01-02/b"))
+    damaged = {"data": [1], "git": 5, "versions": 3, "final": None, "step": "x", "started": 7}
+    (a / "summary.json").write_text(json.dumps(damaged))
+    for folder, loss in ((a, '"x"'), (b, "2.5")):
+        (folder / "metrics.jsonl").write_text(f'{{"step": 1, "val/loss": {loss}}}\n')
+    done = tool(runs_command.main, "diff", "2026-01-01/a", "2026-01-02/b")
+    assert (done.code, done.err) == (0, "")
+    assert "losses: equal at all 1 steps" in done.out, "a loss that is no number is not compared"
+    (a / "metrics.jsonl").unlink()
+    (a / "metrics.jsonl").mkdir()
+    assert "losses: no step in common" in tool(runs_command.main, "diff", "2026-01-01/a", "2026-01-02/b").out
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_no_command_waits_for_a_pipe_in_a_run(outputs: Path, tool: Cli, tmp_path: Path) -> None:
+    folder = outputs / "runs" / "2026-01-01" / "a"
+    (folder / "config.yaml").unlink()
+    for name in ("config.yaml", "metrics.jsonl", "samples.txt"):
+        os.mkfifo(folder / name)
+    os.mkfifo(outputs / "runs" / "refused" / "pipe")
+    (outputs / "runs" / "refused" / "pipe").replace(outputs / "runs" / "refused" / "summary.json")
+    assert rows(tool(runs_command.main, "list").out) == ["2026-01-01/a", "2026-01-02/b", "2026-01-03/c", "2026/0"]
+    assert tool(runs_command.main, "diff", "2026-01-01/a", "2026-01-02/b").code == 0
+    assert tool(runs_command.main, "report", "2026-01-01/a", "-o", str(tmp_path / "page.html")).code == 0
+
+
+def test_a_file_in_place_of_a_folder(outputs: Path, tool: Cli) -> None:
+    for arguments in (["diff", "2026-01-01/a/config.yaml", "latest"], ["results", "2026-01-01/a/config.yaml"]):
+        assert_refused(tool(runs_command.main, *arguments), "2026-01-01/a/config.yaml is a file; give the folder of")
+    for name in ("lastest", "Latest"):
+        assert_refused(tool(runs_command.main, "diff", name, "latest"), name, "did you mean latest?")
 
 
 def test_diff_without_a_run_gives_a_one_line_error(tmp_path: Path, tool: Cli) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -236,11 +237,18 @@ def test_invalid_prompts_files_give_an_error_with_the_line_number(run: Path, tmp
         ("e.jsonl", '{"prompt": "a"}\n\n{"prompt": "日"}\n', ["line 3", "'日'"]),
         ("f.txt", "a".encode("utf-16-le"), ["NUL"]),
         ("g.txt", b"%PDF-1.7", ["PDF"]),
+        ("h.txt", b"!<arch>\n", ["ar archive", "unpack it"]),
     ):
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         done = tool(sample.main, f"run={run}", f"prompts_file={tmp_path / name}")
         assert_refused(done, tmp_path / name, *named)
         assert done.err.count("\n") == 1, "the error is the only output"
+        assert "data." not in done.err
+    (tmp_path / "link.txt").symlink_to("nothing")
+    os.mkfifo(tmp_path / "pipe")
+    for name, reason in (("link.txt", "leads nowhere"), ("pipe", "prompts_file=-"), ("/dev/null", "device")):
+        assert_refused(tool(sample.main, f"run={run}", f"prompts_file={tmp_path / name}"), tmp_path / name, reason)
+    assert_refused(tool(sample.main, f"run={run}", "prompts_file="), "prompts_file=:", "empty")
     both = tool(sample.main, f"run={run}", "prompt=a", f"prompts_file={tmp_path / 'b.txt'}")
     assert_refused(both, "prompt=a", f"prompts_file={tmp_path / 'b.txt'}")
 

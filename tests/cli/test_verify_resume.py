@@ -1,18 +1,21 @@
 """Tests of `verify_resume`: resumed runs are bit-equal, and bugs are found."""
 
+import functools
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 
 from bigramlm.checkpoint.checkpoint import Checkpoint
+from bigramlm.cli import verify_resume
 from bigramlm.trainer.trainer import Trainer
 from bigramlm.utils import paths
-from tests.helpers import LINUX, TIMEOUT, assert_refused, verified
+from tests.helpers import LINUX, SHORT, TIMEOUT, Cli, assert_refused, verified
 
 SCRIPT = paths.home() / "scripts" / "verify_resume.py"
 
@@ -47,6 +50,28 @@ def test_the_verifier_runs_as_a_script() -> None:
         0,
         "bit-equal: a run of 4 steps, and the same run killed at step 2 and resumed\n",
     ), done.stderr
+
+
+def train_on_later(base: Path) -> None:
+    """Arrange that a run saves its last checkpoint after the uninterrupted run."""
+    original = verify_resume.load
+
+    def load(path: Path) -> Any:
+        if (base / "later").exists():
+            (base / "later").rename(base / "step_5")
+        return original(path)
+
+    mock.patch.object(verify_resume, "load", load).start()
+
+
+@LINUX
+def test_all_runs_start_from_the_same_checkpoint_of_a_run_that_trains_on(cli: Cli) -> None:
+    base = cli(*SHORT, "trainer.checkpoint_every=3", "trainer.keep_checkpoints=9").folder / "checkpoints"
+    (base / "step_5").rename(base / "later")
+    setup = functools.partial(train_on_later, base)
+    done = verified("data=bundled", "trainer.steps=4", f"init_from={base.parent}", setup=setup)
+    assert done.code == 0, done.out + done.err
+    assert (base / "step_5").exists()
 
 
 # Bugs that are patched into the process of the command, from which the runs are forked
@@ -111,7 +136,21 @@ def test_the_run_is_killed_halfway_even_without_a_save() -> None:
     ), done.err
 
 
-@pytest.mark.parametrize("argument", ["optim.lrr=1", "optim.lr=-1", "resume=latest", "trainer.steps=1"])
+@pytest.mark.parametrize(
+    "argument",
+    ["resume=latest", "sweep=latest", "hydra.mode=MULTIRUN", "hydra.run.dir=x", "trainer.keep_checkpoints=1"],
+)
+def test_fields_that_the_command_sets_itself_are_refused(argument: str, tool: Cli) -> None:
+    assert_refused(tool(verify_resume.main, "data=bundled", argument), argument, "omit")
+
+
+def test_a_failure_does_not_advise_a_folder_that_is_deleted() -> None:
+    done = verified("data=bundled", "trainer.steps=4", "optim.lr=1e30")
+    assert_refused(done, "optim.lr=")
+    assert "resume=" not in done.err
+
+
+@pytest.mark.parametrize("argument", ["optim.lrr=1", "optim.lr=-1", "trainer.steps=1"])
 def test_invalid_arguments_give_a_one_line_error(argument: str) -> None:
     done = verified("data=bundled", argument)
     assert_refused(done, argument.partition("=")[0].removeprefix("optim.") if "lrr" in argument else argument)

@@ -65,6 +65,14 @@ ARGUMENTS = {
     "-m +optim.lrr=1,2": "did you mean optim.lr=1,2?",
     "--cfg job optim.lrr=1": "did you mean optim.lr=1?",
     "--info config optim.lrr=1": "did you mean optim.lr=1?",
+    "~init_from": "write init_from=null",
+    "optim/lr=1": "did you mean optim.lr=1?",
+    "hydra=foo": "hydra.run.dir=FOLDER",
+    "model@optim=gpt": "did you mean model=gpt?",
+    "\N{EN DASH}\N{EN DASH}optim.lr=0.1": "did you mean optim.lr=0.1?",
+    "—lr": "did you mean optim.lr=VALUE?",
+    "\N{EN DASH}m": "write flags with hyphens",
+    "sample=5": "sample.max_new_tokens=VALUE",
     # Presets
     "model=gtp": "did you mean model=gpt?",
     "model=": "bigram",
@@ -101,7 +109,16 @@ ARGUMENTS = {
     "optim.betas=0.9": "optim.betas=[0.9]",
     "optim.betas=[a,b]": "a must be a number",
     "optim.lr=1e-3,1e-2": "add -m",
+    "optim.lr=0,1": "write optim.lr=0.1 for one number",
+    "trainer.steps=1,000": "write trainer.steps=1000 for one number",
+    "optim.lr=interval(0,1)": "add -m hydra/sweeper=optuna",
+    "seed=choice()": "gives no value",
     "optim.betas=0.9,0.99": "[0.9,0.99]",
+    "optim.betas=0.9;0.99": "must be a list",
+    "logger.project=a,b": "'logger.project=\"a,b\"' for one text",
+    "optim.lr=0.1!": "must be a number",
+    "optim.lr=1e\N{MINUS SIGN}3": "write optim.lr=1e-3",
+    "optim.lr=\N{LEFT DOUBLE QUOTATION MARK}0.1\N{RIGHT DOUBLE QUOTATION MARK}": "write optim.lr=0.1",
     "model=gpt,bigram": "add -m",
     "seed=range(0,3)": "add -m",
     "-m hydra.run.dir=a,b": "cannot be swept",
@@ -125,6 +142,18 @@ def test_mistakes_give_one_line_with_the_right_spelling(arguments: str, cli: Cli
 @pytest.mark.parametrize("argument", ["optim.lr = 0.1", "optim.lr 0.1", "optim.lr : 0.1", " optim.lr=0.1"])
 def test_spaces_within_an_argument_are_found(argument: str, cli: Cli) -> None:
     assert_refused(cli(argument), argument, "write optim.lr=0.1")
+
+
+@pytest.mark.parametrize("argument", ["optim.lr=\N{NO-BREAK SPACE}0.1", "optim.lr=0.1\N{NO-BREAK SPACE}"])
+def test_spaces_that_look_like_others_are_named(argument: str, cli: Cli) -> None:
+    assert_refused(cli(argument), "\\xa0", "write optim.lr=0.1")
+
+
+@pytest.mark.parametrize("argument", ["seed=1,2", "optim.lr=1,2,3"])
+def test_numbers_are_never_proposed_as_lists_or_texts(argument: str, cli: Cli) -> None:
+    ended = cli(argument)
+    assert_refused(ended, argument, "add -m")
+    assert not re.search("list|quotes|text", ended.err)
 
 
 def test_an_empty_argument_is_found(cli: Cli) -> None:
@@ -160,7 +189,8 @@ RECIPES = {
     "optim: {lr: 1, lr: 2}": ["mine.yaml, line 2", "duplicate key lr"],
     "optim: {lrr: 1}": ["experiment/mine.yaml", "optim.lrr", "did you mean optim.lr?"],
     "optim: {lr: abc}": ["experiment/mine.yaml", "optim.lr", "abc", "number"],
-    "optim: 3": ["experiment/mine.yaml", "3"],
+    "optim: 3": ["experiment/mine.yaml", "optim=3", "optim.name=VALUE"],
+    "sample: 3": ["experiment/mine.yaml", "sample=3", "sample.max_new_tokens=VALUE"],
     "optim: {lr: '${nosuch.x}'}": ["optim.lr", "nosuch.x"],
     "optim: {lr: '${oc.env:NO_SUCH}'}": ["optim.lr", "NO_SUCH"],
     "optim: {lr: '${nosuch'}": ["optim.lr", "nosuch"],

@@ -1,6 +1,7 @@
 """Tests of Overrides: quoting, lookup and filtering."""
 
 import pytest
+from hydra.core.override_parser.types import Transformer
 from hydra.errors import OverrideParseException
 
 from bigramlm.config.overrides import Overrides, sets_a_field
@@ -90,6 +91,21 @@ def test_free_text_is_quoted_except_null_and_swept_lists() -> None:
     assert Overrides.typed([listed], sweeps=True).words == [listed]
     assert Overrides.typed([listed]).get("sample.prompt") == '"To be","Or not"'
     assert Overrides.typed(["prompt=a, b", "run=c"], ["prompt"]).words == ['prompt="a, b"', "run=c"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "texts"),
+    [
+        ('"a","b"', ["a", "b"]),
+        ("'a' , \"b\"", ["a", "b"]),
+        ('"a, b","\\"c\\""', ["a, b", '"c"']),
+        ('"${x}","$y"', ["${x}", "$y"]),
+    ],
+)
+def test_swept_texts_are_taken_literally(listed: str, texts: list[str]) -> None:
+    (parsed,) = Overrides.typed([f"sample.prompt={listed}"], sweeps=True).parsed()
+    found = [Overrides([f"sample.prompt={word}"]) for word in parsed.sweep_iterator(transformer=Transformer.encode)]
+    assert [overrides.get("sample.prompt") for overrides in found] == texts
 
 
 def test_from_arguments_drops_flags() -> None:

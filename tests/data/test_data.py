@@ -217,7 +217,7 @@ def test_characters_across_read_blocks_are_decoded(tmp_path: Path, monkeypatch: 
         ("a.jsonl", b'{"text": "\xff"}', ("line 1", "UTF-8", "0xff")),
         ("a.jsonl", b'["text"]', ("line 1", "object")),
         ("a.jsonl", b'{"text": ' + b"[" * 100_000, ("line 1", "JSON")),
-        ("a.jsonl", b'{"id": 1, "content": "a"}', ("line 1", "'text'", "id, content", "data.text_field=")),
+        ("a.jsonl", b'{"id": 1, "content": "a"}', ("line 1", "'text'", "are: content;", "data.text_field=")),
         ("a.jsonl", b'{"text": 7}', ("line 1", "'text'", "not")),
         ("a.jsonl", b'{"text": "\\ud83d"}', ("line 1", "surrogate")),
     ],
@@ -246,6 +246,8 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
         read(tmp_path / "none.txt")
     with refuses(tmp_path, "folder", f"data.path='{tmp_path}/*.txt'"):
         read(tmp_path)
+    with refuses("data.path=:", "empty"):
+        TextConfig(path="").prepare()
 
 
 def test_glob_returns_files_in_order(tmp_path: Path) -> None:

@@ -39,6 +39,13 @@ def test_a_pipe_is_kept_and_a_file_is_named(tmp_path: Path, monkeypatch: pytest.
         assert keep_piped(f"/dev/fd/{file.fileno()}", "data.path") == str(kept)
     with Path("/dev/null").open("rb") as file, refuses("data.path=/dev/fd", "nothing is piped"):
         keep_piped(f"/dev/fd/{file.fileno()}", "data.path")
+    end, start = os.pipe()
+    os.close(start)
+    before = sorted(kept.parent.iterdir())
+    with refuses(f"data.path=/dev/fd/{end}: the pipe is empty"):
+        keep_piped(f"/dev/fd/{end}", "data.path")
+    os.close(end)
+    assert sorted(kept.parent.iterdir()) == before
     with refuses("data.path=/dev/fd/987", "cannot be read"):
         keep_piped("/dev/fd/987", "data.path")
 
@@ -58,7 +65,7 @@ def test_a_piped_text_trains_resumes_and_is_swept(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert b"2,580 characters" in done.stdout
     done = piped("train", *OPTIONS, *words, content=b"")
-    assert (done.returncode, b"empty" in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, b"data.path=/dev/stdin: the pipe is empty" in done.stderr) == (2, True), done.stderr
 
 
 def test_a_named_pipe_and_a_device_are_refused(tmp_path: Path) -> None:

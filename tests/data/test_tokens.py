@@ -15,6 +15,7 @@ import torch
 
 from bigramlm.cli import sample
 from bigramlm.data.batches import Batches, Stream, on_device
+from bigramlm.data.config import TokensConfig
 from bigramlm.data.tokens import SPLITS, About, Counts, TokenFiles, TokenWriter, narrowest_dtype, open_tokens
 from bigramlm.tokenizer.config import BPEConfig
 from bigramlm.utils import paths
@@ -156,3 +157,10 @@ def test_token_files_of_another_program_are_refused(names: tuple[str, ...], cli:
         (tmp_path / name).write_bytes(b"\0\1" * 1000)
     refused = cli(*SHORT, "data=tokens", f"data.path={tmp_path}")
     assert_refused(refused, tmp_path, "manifest.json", "nanoGPT", "prepare.py data.path=FILE")
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("a text", "utf-8")
+    with refuses(f"data.path={path} is a file", "prepare.py", "data=text"):
+        TokensConfig(path=str(path)).prepare()

@@ -1,11 +1,13 @@
 """Tests of the translation of arguments: flags, sweeps, the mode."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from bigramlm.engine.command_line import command_line, parse_flags
-from tests.helpers import SHORT, Cli, assert_refused, command, summary
+from bigramlm.engine.command_line import command_line, parse_flags, set_up_hydra
+from tests.helpers import SCRIPT, SHORT, Cli, assert_refused, command, refuses, summary
 
 MODE = "# @package _global_\nhydra: {mode: MULTIRUN}\ntrainer: {steps: 1}\n"
 TEXTS = 'sample.prompt="To be","Or not"'
@@ -14,6 +16,7 @@ TEXTS = 'sample.prompt="To be","Or not"'
 @pytest.fixture
 def recipes(tmp_path: Path) -> Path:
     """Return a folder with the recipe `sweeping`, which sets hydra.mode."""
+    set_up_hydra()  # `command_line` composes to find the mode
     path = tmp_path / "presets" / "experiment" / "sweeping.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(MODE, "utf-8")
@@ -91,6 +94,46 @@ def test_flags_of_hydra_work(arguments: list[str], shown: str) -> None:
     ended = command(*arguments)  # --info configures logging
     assert (ended.code, ended.err) == (0, "")
     assert shown in ended.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["-sc", "install=foo"], "bash, fish, zsh"),
+        (["-sc", "foo"], "install=SHELL"),
+        (["-sc"], "install=SHELL"),
+        (["--experimental-rerun", "config.pickle"], "resume=RUN"),
+        (["--cfg", "nosuch"], "nosuch"),
+    ],
+)
+def test_wrong_flags_of_hydra_give_one_line(arguments: list[str], named: str, cli: Cli) -> None:
+    ended = cli(*arguments, run_dir=False)
+    assert_refused(ended, arguments[0].split()[0], named)
+    assert ended.err.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("flag", ["--cfg job", "--hydra-help", "-sc install=bash", "--info searchpath"])
+def test_flags_of_hydra_survive_a_reader_that_ends(flag: str) -> None:
+    for redirection, code in (("| true", 0), (">/dev/full", 2)):
+        line = f"{sys.executable} {SCRIPT} {flag} {redirection}"
+        done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (code, code // 2), done.stderr
+
+
+@pytest.mark.parametrize("value", ["~/a/${now:%Y}", "'~/a/${now:%Y}'"])
+@pytest.mark.parametrize("field", ["hydra.run.dir", "hydra.sweep.dir"])
+def test_the_home_folder_can_be_part_of_an_output_folder(field: str, value: str) -> None:
+    assert f"{field}={Path.home()}/a/${{now:%Y}}" in command_line([f"{field}={value}"])
+
+
+@pytest.mark.parametrize("field", ["init_from", "resume", "data.path", "tokenizer.path"])
+def test_a_reference_in_a_literal_path_is_refused(field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with refuses(field, "${hydra:runtime.cwd}/x", "literally"):
+        command_line([field + "=${hydra:runtime.cwd}/x"])
+    (tmp_path / "${hydra:x}").write_text("a text\n")
+    assert 'data.path="\\${hydra:x}"' in command_line(["data=text", "data.path=${hydra:x}"])
 
 
 def test_completion_suggests_fields(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,12 @@ def test_an_optimizer_state_that_is_not_finite_is_refused(source: Path, tmp_path
     assert cli(*RUN, f"init_from={run}").code == 0, "a new run needs the weights only"
 
 
+def test_weights_of_another_tokenizer_are_refused_in_one_line(source: Path, cli: Cli) -> None:
+    ended = cli(*RUN, f"init_from={source}", "tokenizer=byte")
+    assert_refused(ended, "tokenizer=byte", "trained with tokenizer=char", "omit tokenizer=")
+    assert ended.err.count("\n") == 1
+
+
 def test_counts_are_not_checked(tmp_path: Path, cli: Cli) -> None:
     run = cli("data=bundled", "logger=none", "model=ngram", "sample.max_new_tokens=5").folder
     step = run / "checkpoints" / "step_0"

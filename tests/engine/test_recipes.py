@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from bigramlm.engine.recipes import field_of_recipes, preset_folders
+from bigramlm.config.run_config import load
+from bigramlm.engine.command_line import parse_flags
+from bigramlm.engine.recipes import check_recipes, field_of_recipes, preset_folders
 from bigramlm.utils import paths
-from tests.helpers import SHORT, Cli, assert_refused, command, summary
+from tests.helpers import SHORT, Cli, assert_refused, command, refuses, summary
 
 RECIPES = {
     "mine": "init_from: RUN",
@@ -55,7 +57,43 @@ def test_folders_are_found_in_the_arguments(tmp_path: Path) -> None:
         ["-cd", str(tmp_path)],
         [f"hydra.searchpath=[file://{tmp_path},pkg://somewhere]"],
     ):
-        assert preset_folders(arguments) == [paths.conf_dir(), tmp_path]
+        assert preset_folders(parse_flags(arguments)) == [tmp_path, paths.conf_dir()]
+    for argument in ("--config-dir=nosuch", "hydra.searchpath=[nosuch]", "hydra.searchpath=['file:///nosuch']"):
+        with refuses(argument.partition("=")[0], "nosuch", "no such folder"):
+            preset_folders(parse_flags([argument]))
+
+
+REFUSED = {
+    "\N{ZERO WIDTH NO-BREAK SPACE}# @package _global_\nseed: 3\n": ["byte-order mark"],
+    "# @package _global_\nresume: a\n": ["resume=a", "command line"],
+    "# @package _global_\nsweep: latest\n": ["sweep=latest", "command line"],
+    "# @package _global_\n- a\n": ["is a list"],
+    "- a\n": ["is a list"],
+}
+
+
+@pytest.mark.parametrize("content", REFUSED)
+@pytest.mark.parametrize("names", ["wrong", "wrong.yaml", "[other,wrong]", "other,wrong"])
+def test_a_recipe_that_would_be_ignored_is_refused(content: str, names: str, presets: Path) -> None:
+    path = presets / "experiment" / "wrong.yaml"
+    path.write_text(content, "utf-8")
+    with refuses(path, *REFUSED[content]):
+        check_recipes(names, [presets, paths.conf_dir()])
+
+
+@pytest.mark.parametrize(
+    "form", ["--config-dir=FOLDER", "hydra.searchpath=[FOLDER]", "hydra.searchpath=[file://FOLDER]"]
+)
+def test_a_preset_of_the_users_replaces_one_of_the_same_name(form: str, tmp_path: Path) -> None:
+    folder = tmp_path / "presets"
+    (folder / "experiment").mkdir(parents=True)
+    (folder / "experiment" / "quick.yaml").write_text("# @package _global_\nseed: 99\n", "utf-8")
+    arguments = [form.replace("FOLDER", str(folder)), "experiment=quick"]
+    assert "seed: 99" in command("--help", *arguments).out
+    assert "seed: 99" in command("--cfg", "job", *arguments).out
+    ended = command(*SHORT, *arguments, "trainer.steps=1", f"hydra.run.dir={tmp_path / 'run'}")
+    assert ended.code == 0, ended.err
+    assert load(tmp_path / "run" / "config.yaml").seed == 99
 
 
 @pytest.mark.parametrize("form", ["--config-dir", "hydra.searchpath"])

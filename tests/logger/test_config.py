@@ -79,6 +79,36 @@ def test_wandb_mode_is_understood(typed: str, mode: str, monkeypatch: pytest.Mon
     assert LoggerConfig(use=["wandb"], mode="offline").wandb_mode == "offline", "the field takes precedence"
 
 
+@pytest.mark.parametrize(("typed", "mode"), [("Offline", "offline"), (" DISABLED ", "disabled"), ("dryrun", "offline")])
+def test_the_field_is_understood_like_the_variable(typed: str, mode: str) -> None:
+    assert LoggerConfig(use=["wandb"], mode=typed).mode == mode
+    with refuses("online", "offline", "disabled", field="logger.mode", value="Ofline"):
+        LoggerConfig(mode="Ofline")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("WANDB_RUN_ID", "a/b", "characters"),
+        ("WANDB_BASE_URL", "foo", "URL"),
+        ("WANDB_CONSOLE", "foo", "redirect"),
+        ("WANDB_INIT_TIMEOUT", "x", "number"),
+        ("WANDB_RESUME", "x", "allow"),
+        ("WANDB_SILENT", "perhaps", "boolean"),
+    ],
+)
+def test_variables_that_wandb_refuses_are_refused(
+    name: str, value: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "")
+    LoggerConfig(use=["wandb"]).check()
+    monkeypatch.setenv(name, value)
+    with refuses("W&B", named, "unset", field=name, value=value):
+        LoggerConfig(use=["wandb"]).check()
+    LoggerConfig(use=["tensorboard"]).check()
+    LoggerConfig(use=["wandb"], mode="disabled").check()
+
+
 def test_an_unknown_wandb_mode_is_refused_only_if_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "ofline")
     with refuses("online", "offline", "disabled", field="WANDB_MODE", value="ofline"):

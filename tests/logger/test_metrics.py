@@ -228,9 +228,10 @@ class StubWandb(types.ModuleType):
         self.finished = 0
         self.torn_down = 0
         self.errors = types.SimpleNamespace(
-            CommError=type("CommError", (Exception,), {}), UsageError=type("UsageError", (Exception,), {})
+            **{name: type(name, (Exception,), {}) for name in ("Error", "CommError", "UsageError")}
         )
-        self.Settings = lambda **fields: types.SimpleNamespace(**fields, sync_dir="somewhere")
+        shared = {"sync_dir": "somewhere", "update_from_env_vars": lambda variables: None}
+        self.Settings = lambda **fields: types.SimpleNamespace(**fields, **shared)
         self.Html = lambda text, inject: ("html", text)
 
     def init(self, **fields: Any) -> "StubWandb":

@@ -285,6 +285,29 @@ def test_missing_surplus_and_misshapen_tensors_are_named(
         bigramlm_model(weights)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n_layer", 100_000_000), ("n_layer", 1), ("n_embd", 10**12), ("vocab_size", 10**12), ("n_positions", 10**9)],
+)
+def test_sizes_that_the_weights_do_not_have_are_refused(cli: Cli, weights: Path, name: str, value: int) -> None:
+    about = json.loads((weights / "config.json").read_text("utf-8"))
+    (weights / "config.json").write_text(json.dumps({**about, name: value}), "utf-8")
+    assert_refused(train(cli, weights), weights, about[name], field=name, value=f"{value:,}")
+
+
+@pytest.mark.parametrize("name", ["wte.weight", "ln_f.weight"])
+def test_weights_of_zero_are_refused(weights: Path, name: str) -> None:
+    rewrite(weights, lambda tensors: {key: x * (not key.endswith(name)) for key, x in tensors.items()})
+    with refuses(weights, f"transformer.{name}", "0"):
+        bigramlm_model(weights)
+
+
+def test_quantised_weights_are_refused(weights: Path) -> None:
+    rewrite(weights, lambda tensors: {name: x.to(torch.int8) for name, x in tensors.items()})
+    with refuses(weights / "model.safetensors", "int8", "quantised"):
+        bigramlm_model(weights)
+
+
 NAN, INF = float("nan"), float("inf")
 
 

@@ -1,6 +1,7 @@
 """Tests of the report: its data, the command and the escaping of all texts."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,7 +12,7 @@ from bigramlm.cli import runs as runs_command
 from bigramlm.dev.bench.report import write_synthetic_sweep
 from bigramlm.report.gather import data, differences, is_geometric, read_curves, references, thinned, tokens_per_step
 from bigramlm.report.page import page, write
-from bigramlm.report.results import RunTable
+from bigramlm.report.results import RunTable, markdown_table
 from bigramlm.runs import find as runs
 from bigramlm.runs.summary import RunSummary
 from bigramlm.sweeps.plan import Sweep
@@ -100,6 +101,7 @@ def test_incomplete_runs_are_read(tmp_path: Path) -> None:
     [
         {"summary": {"status": "completed", "data": None, "versions": None, "git": 5, "final": [], "overrides": "x"}},
         {"summary": {"status": "completed", "resumed": [None, {"overrides": None}], "final": {"val/loss": "low"}}},
+        {"summary": {"status": "completed", "step": float("nan"), "n_params": float("inf")}},
         {"metrics": {"step": 1, "seconds": "x", "val/loss": 2.0}},
         {"metrics": '{"step": 1, "val/best_bigram": NaN, "val/loss": Infinity}\n{"step": 2, "val/ngram_2": "x"}'},
         {"summary": {"status": "completed", "overrides": ["sample.prompt=\ud800"]}, "samples": "---- step 1\n\ud83d"},
@@ -331,6 +333,7 @@ def test_report_of_latest_job_covers_its_sweep(
 def test_invalid_report_arguments_are_refused_in_one_line(sweep: Path, tool: Cli, tmp_path: Path) -> None:
     (tmp_path / "notes.html").write_text("mine")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "gone.html")
     for arguments, named in (
         (["nowhere"], ["nowhere", "python scripts/runs.py list"]),
         ([str(tmp_path / "empty")], [tmp_path / "empty", "python scripts/runs.py list"]),
@@ -338,8 +341,37 @@ def test_invalid_report_arguments_are_refused_in_one_line(sweep: Path, tool: Cli
         ([str(sweep), "-o", str(tmp_path / "notes.html")], [tmp_path / "notes.html", "report"]),
         ([str(sweep), "-o", str(tmp_path / "empty")], [tmp_path / "empty", tmp_path / "empty" / "report.html"]),
         ([str(sweep), "-o", str(tmp_path / "no" / "page.html")], [f"{tmp_path / 'no'} does not exist"]),
+        ([str(sweep), "-o", str(tmp_path / "link")], [tmp_path / "link", "link", tmp_path / "gone.html"]),
+        ([str(sweep), "-o", str(tmp_path / ("x" * 300))], ["too long"]),
+        ([str(sweep), "-o", os.devnull], [os.devnull, "is not a report"]),
+        ([str(sweep), "-o", ""], ["''", "path"]),
+        (["lastest"], ["lastest", "did you mean latest?"]),
     ):
         done = tool(runs_command.main, "report", *arguments)
         assert_refused(done, *named)
         assert done.err.count("\n") == 1, "no other output"
     assert (tmp_path / "notes.html").read_text() == "mine"
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_report_is_written_to_the_target_of_a_link(tmp_path: Path) -> None:
+    table = RunTable([run_with(tmp_path / "run", summary={"status": "completed"})])
+    write(table, tmp_path / "page.html", title="first")
+    (tmp_path / "link").symlink_to("page.html")
+    write(table, tmp_path / "link", title="second")
+    assert (tmp_path / "link").is_symlink()
+    assert "<title>second</title>" in (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_values_are_one_line_in_every_table(tmp_path: Path) -> None:
+    values = [f"a\n{HOSTILE}\x1b[31m{n}|" for n in range(2)]
+    entries = [RunSummary.read(tmp_path / "none", "job", {"sample.prompt": value}) for value in values]
+    table = RunTable(entries, ["sample.prompt"])
+    assert len({run.values["sample.prompt"] for run in table.rows}) == 2
+    cells = table.columns(table.rows)["sample.prompt"]
+    assert all(cell.isprintable() for cell in cells)
+    assert [cell[-2:] for cell in cells] == ["0|", "1|"], "the values differ in their ends"
+    page_text = markdown_table(["prompt"], [[value] for value in values])
+    assert len(page_text.splitlines()) == 4
+    assert "<" not in page_text
+    assert page_text.count("\\|") == 2

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -25,7 +27,7 @@ from bigramlm.sweeps import executor as launch
 from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
 from bigramlm.utils import paths, stop
-from tests.helpers import TIMEOUT, Cli, Ended, assert_refused, composed, refuses
+from tests.helpers import SCRIPT, TIMEOUT, Cli, Ended, assert_refused, composed, refuses
 from tests.sweeps.helpers import SHORT, kill_at_step, start_sweep
 
 # A job takes some tenths of a second and saves several checkpoints.
@@ -137,17 +139,46 @@ done
 }
 
 
+def install_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, **programs: str) -> None:
+    """Put the substitutes into a folder of PATH; some can be replaced by others."""
+    folder.mkdir()
+    for name, script in {**SLURM, **programs}.items():
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize("empty", ["seed=range(0,0)", "experiment=glob(nomatch*)", "seed=choice()"])
+@pytest.mark.parametrize("sweeper", ["basic", "optuna"])
+def test_an_empty_sweep_is_refused(empty: str, sweeper: str, swept: Callable[..., Ended], folder: Path) -> None:
+    ended = swept(*SHORT, empty, f"hydra/sweeper={sweeper}")
+    assert_refused(ended, empty)
+    assert ended.err.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_a_search_whose_first_trial_is_refused_prints_one_line(swept: Callable[..., Ended], folder: Path) -> None:
+    ended = swept(*SHORT, "hydra/sweeper=optuna", "optim.lr=interval(-2,-1)")
+    assert_refused(ended, "optim.lr=-")
+    assert ended.err.count("\n") == 1
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_below_standard_output_does_not_fail_a_sweep(folder: Path) -> None:
+    overrides = " ".join([*SHORT, "trainer.steps=1", f"hydra.sweep.dir={folder}"])
+    line = f"{sys.executable} {SCRIPT} -m seed=1,2 {overrides} >/dev/full"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "standard output cannot be written" in done.stderr
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Slurm does not run on Windows")
 def test_sweep_runs_on_slurm(
     swept: Callable[..., Ended], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Substitutes take the place of Slurm's programs."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, script in SLURM.items():
-        (programs / name).write_text(script)
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    install_slurm(tmp_path / "bin", monkeypatch)
     monkeypatch.setenv("SLURM_STAND_IN", str(tmp_path))
     fields = ("partition=gpu", "account=lab", "timeout_min=90", "gpus_per_node=2", "cpus_per_task=3", "mem_gb=5")
     typed = [f"hydra.launcher.{field}" for field in (*fields, "array_parallelism=2", "'setup=[echo ready]'"[1:-1])]
@@ -208,11 +239,15 @@ def test_waits_for_summary_of_job_that_is_reported_as_completed(folder: Path) ->
     assert not waiting.is_alive()
 
 
-def test_launcher_failure_is_reported_in_one_line(swept: Callable[..., Ended], folder: Path, tmp_path: Path) -> None:
-    """The programs of Slurm are missing."""
+@pytest.mark.skipif(os.name == "nt", reason="Slurm does not run on Windows")
+def test_launcher_failure_is_reported_in_one_line(
+    swept: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm refuses the job array."""
+    install_slurm(tmp_path / "bin", monkeypatch, sbatch="#!/bin/sh\necho the partition is closed >&2\nexit 1\n")
     ended = swept(*SHORT, "seed=1,2,3", "hydra/launcher=submitit_slurm")
     assert "3 jobs: 3 pending" in ended.out, "the table includes jobs that have not started"
-    assert_refused(replace(ended, out=""), "srun")
+    assert_refused(replace(ended, out=""), "the partition is closed")
     assert "Error(" not in ended.err, "the message without the name of the exception"
 
 

@@ -11,7 +11,9 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from bigramlm.data.text import split_into_pieces
+from bigramlm.data.config import TextConfig
+from bigramlm.data.encoding import encode_piece
+from bigramlm.data.text import Text, split_into_pieces
 from bigramlm.errors import UserError
 from bigramlm.tokenizer.base import Tokenizer, lost_share, round_trip_difference
 from bigramlm.tokenizer.config import BPEConfig, GPT2TokenizerConfig
@@ -162,6 +164,39 @@ def test_a_text_in_pieces_has_the_tokens_of_the_whole(
     assert len(pieces) > 20
     found = np.concatenate([tokenizer.encode(piece) for piece in pieces]).tolist()
     assert found == backend.encode(text, add_special_tokens=False).ids
+
+
+# Splitting after which each word is encoded alone. A piece that is cut within a word has other tokens than the whole.
+AFTER_WORDS = {
+    "Metaspace, first, of words": lambda: bpe(
+        pre_tokenizer=pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="first")]
+        )
+    ),
+    "Metaspace, nested": lambda: bpe(
+        pre_tokenizer=pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Digits()])
+    ),
+}
+
+
+@pytest.mark.parametrize("make", [*ADDING.values(), *AFTER_WORDS.values()], ids=[*ADDING, *AFTER_WORDS])
+def test_nothing_is_added_within_a_document_without_spaces(
+    make: Callable[[], Backend], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bigramlm.data.text.PIECE", 1000)
+    backend = make()
+    tokenizer = opened(saved(backend, tmp_path))
+    document = TEXT[:20_000].replace(" ", "").replace("\n", ",")
+    path = tmp_path / "a.txt"
+    path.write_text(document, "utf-8")
+    text = TextConfig(path=str(path)).read()
+    assert isinstance(text, Text)
+    pieces = [piece for piece in text.pieces() if piece.split == "train"]
+    assert len(pieces) > 5
+    found = np.concatenate([encode_piece(tokenizer, piece, "", ends=False) for piece in pieces]).tolist()
+    whole = backend.encode(document[: text.split], add_special_tokens=False)
+    # At a cut a token may be divided into a few, which have the same characters.
+    assert "".join(map(backend.id_to_token, found)) == "".join(whole.tokens)
 
 
 @pytest.mark.parametrize("name", ["ByteLevel", "Metaspace, always", "Metaspace, first", "Prepend"])

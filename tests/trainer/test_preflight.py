@@ -289,6 +289,29 @@ def test_a_parameter_that_is_not_finite_is_the_named_cause(name: str, value: flo
     assert "attention" not in str(raised.value)
 
 
+@pytest.mark.parametrize("factor", [1e38, 1e20])
+def test_loaded_weights_that_are_too_large_are_the_named_cause(factor: float) -> None:
+    broken = model()
+    with torch.no_grad():
+        broken.get_parameter("head.weight").mul_(factor)
+    with refuses("loss of the loaded weights", "in head.weight", field="preflight", value="preflight=false"):
+        check(broken, fresh=False)
+
+
+class Undecoded(CharTokenizer):
+    """A tokenizer that decodes spaces as letters, for lack of a decoder."""
+
+    lossless = False
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return super().decode(ids).replace("A", "Ġ").replace("B", "Ċ")
+
+
+def test_a_tokenizer_without_its_decoder_is_refused() -> None:
+    with refuses("decoder", "Ġ", "tokenizer.json", field="preflight", value="preflight=false"):
+        check(model(), tokenizer=Undecoded(CHARS))
+
+
 class Undefined(Attention):
     """A model that computes 0/0 in one mode, or only in its gradient."""
 

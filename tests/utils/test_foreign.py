@@ -23,6 +23,34 @@ def adapter(folder: Path) -> None:
     save_file({"lora_A": torch.ones(2)}, folder / "adapter_model.safetensors")
 
 
+def pointer(path: Path) -> None:
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "utf-8")
+
+
+def with_config(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Return a function that also writes GPT-2's config.json and a tokenizer."""
+
+    def both(folder: Path) -> None:
+        config(folder, model_type="gpt2")
+        (folder / "tokenizer.json").write_text("{}", "utf-8")
+        make(folder)
+
+    return both
+
+
+def trained_by_trainer(folder: Path) -> None:
+    torch.save({}, folder / "training_args.bin")
+    for part in ("checkpoint-500", "runs"):
+        (folder / part).mkdir()
+    config(folder / "checkpoint-500", model_type="gpt2")
+
+
+def cached(folder: Path) -> None:
+    (folder / "refs").mkdir()
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    config(folder / "snapshots" / "abc", model_type="gpt2")
+
+
 MAKERS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "a peft adapter": (adapter, ("peft adapter", "some/base", "resume=RUN", "merge")),
     "nanoGPT's checkpoint": (
@@ -36,6 +64,28 @@ MAKERS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "TensorFlow": (lambda f: (f / "tf_model.h5").write_bytes(b"x"), ("TensorFlow", "tf_model.h5")),
     "llama": (lambda f: config(f, model_type="llama"), ("'llama'", "gpt2", "model=gpt")),
     "bert": (lambda f: config(f, model_type="bert"), ("'bert'", "gpt2", "model=gpt")),
+    "GGUF beside a config": (
+        with_config(lambda f: (f / "x.gguf").write_bytes(b"GGUF\3\0")),
+        ("GGUF", "x.gguf", "model.safetensors"),
+    ),
+    "a pickle beside a config": (
+        with_config(lambda f: [torch.save({}, f / name) for name in ("optimizer.pt", "pytorch_model.bin")]),
+        ("pytorch_model.bin", "run code", "save_pretrained"),
+    ),
+    "an adapter beside a config": (with_config(adapter), ("peft adapter", "some/base", "merge")),
+    "a config alone": (with_config(lambda f: None), ("no weights", "model.safetensors")),
+    "a part without its index": (
+        with_config(lambda f: save_file({"a": torch.ones(1)}, f / "model-00001-of-00002.safetensors")),
+        ("model-00001-of-00002.safetensors", "model.safetensors.index.json"),
+    ),
+    "a config that is a list": (lambda f: (f / "config.json").write_text("[1]"), ("config.json", "JSON object")),
+    "a config that is damaged": (lambda f: (f / "config.json").write_text("{"), ("config.json", "JSON")),
+    "a config that is too deep": (lambda f: (f / "config.json").write_text("[" * 100_000), ("config.json", "JSON")),
+    "a pointer as config": (lambda f: pointer(f / "config.json"), ("config.json", "git lfs pull")),
+    "a pointer as adapter": (lambda f: pointer(f / "adapter_config.json"), ("adapter_config.json", "git lfs pull")),
+    "a pointer as pickle": (lambda f: pointer(f / "other.pt"), ("other.pt", "git lfs pull")),
+    "the output of a Trainer": (trained_by_trainer, ("give its folder", "foreign/checkpoint-500")),
+    "a folder of the hub's cache": (cached, ("give its folder", "foreign/snapshots/abc")),
     "weights without a config": (lambda f: save_file({"a": torch.ones(1)}, f / "x.safetensors"), ("config.json",)),
 }
 
@@ -57,6 +107,39 @@ def test_every_command_says_what_a_foreign_folder_is(
     ):
         assert_refused(ended, folder, *named)
         assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_file_of_a_model_comes_with_its_folder(cli: Cli, tool: Cli, tmp_path: Path, name: str) -> None:
+    folder = gpt2_folder(tmp_path / "gpt2")
+    for ended in (cli(*SHORT, f"init_from={folder / name}"), tool(sample.main, f"run={folder / name}")):
+        assert_refused(ended, folder / name, f"give its folder, {folder}")
+
+
+@pytest.mark.parametrize("inside", ["checkpoint-500", "snapshots/abc", "hub/models--me--tiny/snapshots/abc"])
+def test_the_folder_of_a_model_inside_is_one_that_trains(cli: Cli, tmp_path: Path, inside: str) -> None:
+    gpt2_folder(tmp_path / "outer" / inside)
+    refused = cli(*SHORT, f"init_from={tmp_path / 'outer'}")
+    assert_refused(refused, tmp_path / "outer" / inside)
+    given = refused.err.strip().rpartition(" ")[2]
+    trained = cli(*SHORT, f"init_from={given}", "trainer.steps=0")
+    assert trained.code == 0, trained.err
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "model.safetensors.index.json"])
+def test_pointers_of_git_lfs_are_named(cli: Cli, tmp_path: Path, name: str) -> None:
+    folder = gpt2_folder(tmp_path / "gpt2")
+    if name.endswith("index.json"):
+        (folder / "model.safetensors").unlink()
+    pointer(folder / name)
+    assert_refused(cli(*SHORT, f"init_from={folder}"), folder / name, "git lfs pull")
+
+
+def test_a_merged_model_with_the_rest_of_its_adapter_is_a_model(cli: Cli, tool: Cli, tmp_path: Path) -> None:
+    folder = gpt2_folder(tmp_path / "gpt2")
+    adapter(folder)
+    assert_refused(tool(sample.main, f"run={folder}"), "GPT-2", f"init_from={folder}")
+    assert cli(*SHORT, f"init_from={folder}", "trainer.steps=0").code == 0
 
 
 @pytest.mark.parametrize("name", ["ckpt.pt", "weights.pth", "model-q4.gguf"])

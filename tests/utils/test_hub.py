@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from bigramlm.utils.hub import is_name, name_in
 from tests.helpers import Ended, assert_refused, command, gpt2_folder, serving
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -38,11 +39,12 @@ def record_missing(cache: Path, *names: str) -> None:
         (folder / name).touch()
 
 
-def train(name: str, folder: Path, **env: str) -> Ended:
+def train(name: str, folder: Path, *overrides: str, **env: str) -> Ended:
     # The library reads its environment variables when it is imported.
     quick = ("data=bundled", "logger=none", "trainer.steps=0", "trainer.eval_batches=1", "sample.max_new_tokens=1")
     env = {"NO_PROXY": "*", "no_proxy": "*", **env}
-    return command(*quick, f"init_from={name}", f"hydra.run.dir={folder / 'run'}", env=env)
+    init = () if overrides else (f"init_from={name}",)
+    return command(*quick, *init, *overrides, f"hydra.run.dir={folder / 'run'}", env=env)
 
 
 @pytest.mark.parametrize("network", [OFFLINE, UNREACHABLE], ids=["offline", "unreachable"])
@@ -64,6 +66,42 @@ def test_cached_vocab_and_merges_are_a_tokenizer(cache: Path, tmp_path: Path, ne
     (snapshot / "tokenizer.json").unlink()
     ended = train("me/tiny", tmp_path, HF_HOME=str(cache.parent.parent), **network)
     assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_the_variable_that_forbids_the_network_is_named(variable: str, tmp_path: Path) -> None:
+    env = {"HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": "", "HF_ENDPOINT": NOWHERE, variable: "1"}
+    refused = train("me/none", tmp_path, HF_HOME=str(tmp_path), **env)
+    assert_refused(refused, f"{variable} is set", field="init_from", value="me/none")
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        *((f"{site}me/tiny", "me/tiny") for site in ("https://huggingface.co/", "hf.co/", "hf://", "git@hf.co:")),
+        *((f"https://huggingface.co/me/tiny{rest}", "me/tiny") for rest in ("/", "/tree/main", ".git", "?a=1")),
+        ("https://huggingface.co/gpt2", "gpt2"),
+        ("hf://me/tiny@main", "me/tiny"),
+        ("me/tiny/", "me/tiny"),
+        ("gpt2/", "gpt2"),
+        ("models--me--tiny", "me/tiny"),
+        ("models--gpt2", "gpt2"),
+        *((other, None) for other in ("me/tiny", "gpt2", "../x/", "/gpt2/", "https://example.com/me", "a/b/c", "")),
+        ("https://huggingface.co/datasets/me/texts", None),
+    ],
+)
+def test_the_name_in_an_address_of_the_hub(typed: str, name: str | None) -> None:
+    assert name_in(typed) == name
+    assert name is None or (is_name(name) and not is_name(typed))
+
+
+@pytest.mark.parametrize("typed", ["https://huggingface.co/me/tiny", "me/tiny/", "models--me--tiny"])
+def test_an_address_comes_with_the_name_to_type(typed: str, tmp_path: Path) -> None:
+    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    refused = train(typed, tmp_path, **env)
+    assert_refused(refused, f"{typed}:", "init_from=me/tiny ")
+    refused = train("none", tmp_path, "tokenizer=gpt2", f"tokenizer.path={typed}", **env)
+    assert_refused(refused, "tokenizer.path=me/tiny,", field="tokenizer.path", value=typed)
 
 
 class Recorder(http.server.BaseHTTPRequestHandler):
@@ -105,10 +143,12 @@ def test_offline_means_no_request_at_all(cache: Path, tmp_path: Path, server: st
     assert requests, "otherwise nothing was tested"
 
 
-def test_an_adapter_on_the_hub_is_called_one(cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_an_adapter_on_the_hub_is_called_one(cache: Path, tmp_path: Path, is_recorded: bool) -> None:
     snapshot = cache / "snapshots" / REVISION
     (snapshot / "config.json").unlink()
     (snapshot / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}', "utf-8")
-    record_missing(cache, "config.json")
+    if is_recorded:
+        record_missing(cache, "config.json")
     refused = train("me/tiny", tmp_path, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
     assert_refused(refused, "me/tiny", "peft adapter", "some/base")

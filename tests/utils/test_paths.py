@@ -49,6 +49,11 @@ def test_a_path_that_no_file_can_have_is_refused(path: str) -> None:
         assert len(str(raised.value)) < 200
 
 
+def test_an_empty_path_is_refused() -> None:
+    with refuses("tokenizer.path=:", "empty"):
+        typed("", "tokenizer.path")
+
+
 def test_the_pattern_is_what_was_typed(folder: Path) -> None:
     (folder / "sub[1]").mkdir()
     (folder / "sub[1]" / "a.txt").touch()

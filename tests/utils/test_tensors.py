@@ -1,11 +1,11 @@
-"""Tests of the check of tensors that were read from a file."""
+"""Tests of the checks of tensors that were read from a file."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from bigramlm.utils.tensors import require_finite
+from bigramlm.utils.tensors import require_finite, require_trainable
 from tests.helpers import refuses
 
 FILE = Path("model.safetensors")
@@ -23,3 +23,16 @@ def test_a_single_value_that_is_not_finite_is_found(value: float, named: str, dt
 def test_finite_tensors_pass() -> None:
     largest = torch.full((1000,), torch.finfo(torch.float32).max)  # their sum overflows
     require_finite(FILE, [("a", largest), ("b", torch.ones(2).int()), ("c", torch.empty(0)), ("d", torch.tensor(True))])
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused(dtype: torch.dtype) -> None:
+    with refuses(FILE, "wte", str(dtype).removeprefix("torch."), "quantised"):
+        require_trainable(FILE, "wte", torch.ones(3).to(dtype), torch.float32)
+
+
+def test_weights_are_converted_and_must_stay_finite() -> None:
+    converted = require_trainable(FILE, "wte", torch.ones(3, dtype=torch.float16), torch.float32)
+    assert converted.dtype == torch.float32
+    with refuses(FILE, "wte", "infinity"):
+        require_trainable(FILE, "wte", torch.full((2,), 1e100, dtype=torch.float64), torch.float32)

@@ -1,0 +1,38 @@
+"""Tests of the checks before a run or a sweep: its folder and its launcher."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import SHORT, Cli, assert_refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["hydra.run.dir="], "is empty"),
+        (["hydra.run.dir=''"], "is empty"),
+        (["-m", "seed=1,2", "hydra.sweep.dir="], "is empty"),
+        (["hydra.run.dir=${foo}"], "foo"),
+        (["-m", "seed=1,2", "hydra.sweep.dir=${foo}"], "foo"),
+    ],
+)
+def test_an_output_folder_without_a_name_is_refused(
+    arguments: list[str], named: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = cli(*SHORT, *arguments, run_dir=False)
+    assert_refused(ended, arguments[-1].partition("=")[0], named)
+    assert ended.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_machine_without_slurm_is_refused_before_the_sweep_is_planned(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    folder = tmp_path / "sweep"
+    ended = cli("-m", *SHORT, "seed=1,2", "hydra/launcher=submitit_slurm", f"hydra.sweep.dir={folder}", run_dir=False)
+    assert_refused(ended, "hydra/launcher=submitit_slurm", "sbatch", "srun", "submitit_local")
+    assert ended.err.count("\n") == 1
+    assert not folder.exists()
