@@ -26,7 +26,7 @@ from bigramlm.model.config import MODELS, ModelConfig, gpt2_size
 from bigramlm.optim.config import OPTIMIZERS, OptimConfig
 from bigramlm.tokenizer.config import TOKENIZERS, TokenizerConfig
 from bigramlm.trainer.config import TrainerConfig
-from bigramlm.utils import paths
+from bigramlm.utils import documents, paths
 
 GROUPS = ("model", "adapter", "tokenizer", "data", "optim", "device", "trainer", "logger", "experiment")
 """The config groups; each is a folder of presets in conf/."""
@@ -326,11 +326,13 @@ def _missing_class(group: str, name: str, saved: Iterable[Any]) -> str:
 def load_composed(path: Path) -> DictConfig:
     """Read the saved config of a run as an OmegaConf object.
 
-    Its schema is that of RunConfig. Raises UserError if the file is not the config of a run.
+    Its schema is that of RunConfig. Raises UserError if the file is not the config of a run, or contains an
+    interpolation, which could read e.g. the environment: what a run saves contains none.
     """
     try:
-        plain = OmegaConf.load(path)
+        plain = OmegaConf.create(documents.read_yaml_text(path))
         assert isinstance(plain, DictConfig), "not a mapping"
+        _refuse_references(path, OmegaConf.to_container(plain, resolve=False))
         schema = OmegaConf.structured(RunConfig)
         for group, kinds in KINDS.items():
             name = "none" if group == "adapter" and group not in plain else plain[group].name
@@ -346,6 +348,16 @@ def load_composed(path: Path) -> DictConfig:
     except Exception as error:  # YAML, OmegaConf and the schemas each raise their own types
         raise UserError(f"{path} is not the config of a run: {(str(error) or 'empty').splitlines()[0]}") from error
     return merged
+
+
+def _refuse_references(path: Path, value: Any) -> None:
+    for inner in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_references(path, inner)
+    require(
+        not isinstance(value, str) or re.search(r"(?<!\\)(\\\\)*\$\{", value) is None,
+        f"{path}: {value!r} is an interpolation, which the config of a run does not contain; replace it by its value, "
+        "or write \\${ for the characters themselves",
+    )
 
 
 def flat(cfg: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -52,8 +52,6 @@ def saved_presets(overrides: Overrides, folders: Sequence[Path], *, has_model: b
     if pretrained is not None:
         return Overrides([*_pretrained_presets(pretrained, values), f"init_from={quoted(pretrained.location)}"])
     folder = runs.find(where, containing="checkpoints")
-    if not (folder / "config.yaml").exists():
-        folder = _run_of(folder) or folder
     saved = load_composed(runs.saved_config(folder))
     if "model" not in values:
         _check_model(saved, f"init_from={where}", has_model=has_model)
@@ -108,7 +106,7 @@ def _resume(values: dict[str, str], *, has_model: bool) -> list[str]:
             f"resume={where} {shape[0]}={values[shape[0]]}: a resumed run keeps its adapter; override only "
             f"adapter.dropout, or start a new run with a different adapter with init_from={where}"
         )
-    for name in ("init_from", "from_scratch", "hydra.run.dir"):
+    for name in ("from_scratch", "hydra.run.dir"):
         require(
             name not in values,
             f"resume={where} {name}={values.get(name)}: resume= cannot be combined with {name}=; omit one of them",
@@ -116,13 +114,19 @@ def _resume(values: dict[str, str], *, has_model: bool) -> list[str]:
     is_checkpoint = (folder / "manifest.json").exists()
     if not (folder / "config.yaml").is_file() or is_checkpoint:
         reason = "is a checkpoint" if is_checkpoint else "contains no config.yaml, so no run has started there"
-        run = _run_of(folder)
-        to_continue = f"to continue its run, use resume={relative(run)}; " if run else ""
+        run = folder.parent.parent
+        is_of_run = folder.parent.name == "checkpoints" and (run / "config.yaml").is_file()
+        to_continue = f"to continue its run, use resume={relative(run)}; " if is_of_run else ""
         raise UserError(
             f"resume={where}: only a run folder can be resumed, but this folder {reason}; {to_continue}to start a new "
             "run from a checkpoint, use init_from="
         )
     saved = load_composed(folder / "config.yaml")
+    require(  # the same name again allows its download
+        values.get("init_from", saved.init_from) == saved.init_from,
+        f"resume={where} init_from={values.get('init_from')}: a resumed run keeps its init_from={saved.init_from}; "
+        "omit init_from=",
+    )
     _check_model(saved, f"resume={where}", has_model=has_model)
     for name in differing(saved.get("extensions") or []):
         log.warning("extensions=%s: the file has changed since the run last started", name)
@@ -133,12 +137,6 @@ def _resume(values: dict[str, str], *, has_model: bool) -> list[str]:
         _register("experiment", OmegaConf.create(rest), package="_global_"),
         f"hydra.run.dir={quoted(str(folder))}",
     ]
-
-
-def _run_of(folder: Path) -> Path | None:
-    # Returns the run whose checkpoints, or one of whose checkpoints, are in a folder.
-    inner = next((path for path in (folder, folder.parent) if path.name == "checkpoints"), folder)
-    return inner.parent if inner.name == "checkpoints" and (inner.parent / "config.yaml").is_file() else None
 
 
 def _check_model(saved: DictConfig, override: str, *, has_model: bool) -> None:

@@ -12,7 +12,10 @@ from typing import Any
 
 from bigramlm.logger.base import Logger, LoggerContext
 from bigramlm.logger.config import LOGGERS, LoggerConfig
-from bigramlm.utils import files
+from bigramlm.utils import documents, files
+
+# The number of characters that no record reaches.
+_MAX_LINE = 1 << 20
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ class Metrics:
         path = context.folder / "metrics.jsonl"
         if context.resumed_at is not None and path.exists():
             keep_before(context.resumed_at, path)
-        self._jsonl = path.open("a", encoding="utf-8", buffering=1)
+        self._jsonl = documents.open_own(path, "a")
         self._loggers: dict[str, Logger] = {}
         for name in cfg.use:
             with self._guarded(name):
@@ -84,12 +87,15 @@ class Metrics:
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a metrics.jsonl file.
 
-    Lines that are not records are skipped, such as a line truncated by a crash.
+    Lines that are not records are skipped, such as a line truncated by a crash. Nothing is read after a line that is
+    longer than any record, nor of anything else than a regular file.
     """
+    if not path.is_file():
+        return
     with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
+        while (line := file.readline(_MAX_LINE)) and len(line) < _MAX_LINE:
             with contextlib.suppress(ValueError):
-                record = json.loads(line)
+                record = documents.parse_json(line)
                 if isinstance(record, dict) and isinstance(record.get("step"), int):
                     yield record
 

@@ -8,7 +8,6 @@ import logging
 import os
 import platform
 import re
-import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
@@ -19,7 +18,8 @@ from typing import Any
 from bigramlm.errors import UserError, require
 from bigramlm.runs.discard import close_logs, discard, is_new, write_logs
 from bigramlm.runs.walk import run_folders
-from bigramlm.utils import files, paths
+from bigramlm.utils import documents, files, paths
+from bigramlm.utils.locks import Lock
 
 LOCK, HOLDER = ".lock", ".lock.json"
 
@@ -40,6 +40,7 @@ class RunFolder:
         self.path = path
         self.summary: dict[str, Any] = {}
         self.begun = False
+        self._lock = Lock(path / LOCK)
         self._has_been_locked = False
         self._has_trained = False
 
@@ -150,29 +151,47 @@ class RunFolder:
         The operating system releases the lock when the process ends, even if it crashes. Raises UserError if another
         process holds the lock.
         """
-        from filelock import FileLock, Timeout
-
+        require_plain(self.path)
         old = self.path / HOLDER  # of a process that was killed
         require(
             not old.exists() or "pid" in (_read_json(old) or {}),
             f"{old} was not written by a run, and would be overwritten; choose a different folder",
         )
-        lock = FileLock(self.path / LOCK, timeout=1)  # waits, because runs.py list holds the lock briefly
+        self._has_been_locked = True  # also if no process can lock it
         try:
-            lock.acquire()
-        except Timeout:
+            self._acquire_lock()
+            yield
+        finally:
+            if self._lock.is_held:
+                (self.path / HOLDER).unlink(missing_ok=True)
+            self._lock.release()
+
+    def keep_lock(self) -> None:
+        """Lock the folder again if its lock file was deleted.
+
+        Raises UserError if another process has locked the folder meanwhile; this run must then write nothing more.
+        """
+        if self._lock.is_intact:
+            return
+        require(self.path.is_dir(), f"{self.path} was deleted while a run trained in it, so nothing more can be saved")
+        log.warning("%s was deleted or replaced, so another process could train in the folder", self._lock.path)
+        self._lock.release()
+        try:
+            self._acquire_lock()
+        except UserError:
+            self.begun = False  # the summary is that of the other process
+            raise
+        log.warning("%s: the folder is locked again", self.path)
+
+    def _acquire_lock(self) -> None:
+        if not self._lock.acquire(timeout=1):  # waits, because runs.py list holds the lock briefly
+            self._has_been_locked = False
             holder = _read_json(self.path / HOLDER) or {}
             raise UserError(
                 f"{self.path}: another process trains in it: pid {holder.get('pid')} on {holder.get('host')}, "
                 f"since {holder.get('started')}; wait for that process, stop it, or choose a different folder"
-            ) from None
-        self._has_been_locked = True
-        try:
-            _write(self.path / HOLDER, json.dumps(process()))
-            yield
-        finally:
-            (self.path / HOLDER).unlink(missing_ok=True)
-            lock.release()
+            )
+        _write(self.path / HOLDER, json.dumps(process()))
 
     def save_config(self, yaml: str, overrides: list[str], *, resumed_at: int | None = None) -> None:
         """Write config.yaml: the overrides as comments, followed by the config as YAML.
@@ -205,10 +224,27 @@ class RunFolder:
         A resumed run may generate the same sample again.
         """
         path, sample = self.path / "samples.txt", f"---- step {step}\n{text}\n"
-        with path.open("a+", encoding="utf-8", newline="") as file:
+        with documents.open_own(path, "a+") as file:
             file.seek(0)
             if not file.read().endswith(sample):
                 file.write(sample)
+
+
+def require_plain(folder: Path) -> None:
+    """Raise UserError if a run or sweep folder contains a link, a pipe or a device.
+
+    The command would write or delete through it. The folder itself, and those above, may be links.
+    """
+    checkpoints = folder / "checkpoints"
+    for parent in (folder, checkpoints, *checkpoints.glob("*")) if not checkpoints.is_symlink() else (folder,):
+        for entry in os.scandir(parent) if parent.is_dir() else ():
+            is_plain = entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
+            kind = "a link" if entry.is_symlink() else "a pipe, a socket or a device"
+            require(
+                is_plain,
+                f"{entry.path} is {kind}, and nothing is written to a folder that contains one: the run may come from "
+                f"someone else; delete it, or replace it by {'what it leads to' if kind == 'a link' else 'a file'}",
+            )
 
 
 def require_own_place(folder: Path) -> None:
@@ -229,33 +265,26 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read the saved config of a run; return an empty dict if it cannot be read."""
-    from omegaconf import OmegaConf
-
-    if not (folder / "config.yaml").is_file():
-        return {}
     try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
-    except Exception:  # the run ended before it saved a config, or the file is damaged; the summary can still be shown
+        config = documents.read_yaml(folder / "config.yaml")
+    except (OSError, ValueError):  # the run ended before it saved a config, or the file is damaged
         return {}
-    return config if isinstance(config, dict) else {}  # type: ignore[return-value]
+    return config if isinstance(config, dict) else {}
 
 
 def last_sample(folder: Path) -> str | None:
     """Return the last sample of a run, or None if the run has no samples."""
-    path = folder / "samples.txt"
-    if not path.is_file():
-        return None
     try:
-        text = path.read_text("utf-8", "replace")
-    except OSError:
+        text = documents.read(folder / "samples.txt").decode("utf-8", "replace")
+    except (OSError, ValueError):
         return None
     return re.split(r"(?m)^---- step \d+\n", text)[-1].removesuffix("\n")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text("utf-8")) if path.is_file() else None  # reading a pipe would wait
-    except (OSError, ValueError, RecursionError):
+        found = documents.read_json(path)
+    except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -295,17 +324,13 @@ def holder(folder: Path) -> int | None:
 
 def is_locked(folder: Path) -> bool:
     """Check whether a process has locked the folder, which means that it trains there."""
-    from filelock import FileLock, Timeout
-
-    if not (folder / LOCK).exists():
-        return False
+    lock = Lock(folder / LOCK)
     try:
-        with FileLock(folder / LOCK, timeout=0.1, poll_interval=0.02):  # a concurrent call holds the lock briefly
-            return False
-    except Timeout:
-        return True
-    except OSError:  # e.g. the folder is read-only
+        is_free = not lock.path.exists() or lock.acquire(timeout=0.1)  # a concurrent call holds the lock briefly
+    except (OSError, UserError):  # e.g. the folder is read-only
         return False
+    lock.release()
+    return not is_free
 
 
 @functools.cache
@@ -324,26 +349,6 @@ def process() -> dict[str, Any]:
     """Return the start time, host name and process id of this process."""
     started = datetime.now(timezone.utc).isoformat(timespec="microseconds")
     return {"started": started, "host": platform.node(), "pid": os.getpid()}
-
-
-@functools.cache  # the process keeps running the code that it started with
-def git_state() -> dict[str, Any] | None:
-    """Return the checked-out commit, and whether files differ from that commit.
-
-    Returns None if the package does not run from a git checkout.
-    """
-    if not paths.IN_CHECKOUT:
-        return None  # the installed package may be inside an unrelated repository
-    try:
-        status, commit = (
-            subprocess.run(
-                ["git", "-C", str(paths.home()), *arguments], capture_output=True, text=True, timeout=5, check=True
-            ).stdout
-            for arguments in (("status", "--porcelain"), ("rev-parse", "HEAD"))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit.strip(), "dirty": bool(status.strip())}
 
 
 def _write(path: Path, content: str) -> None:

@@ -73,7 +73,9 @@ def test_init_from_can_be_swept(source: Path, tmp_path: Path, cli: Cli) -> None:
         assert "_saved" not in (tmp_path / "sweep" / job / "config.yaml").read_text("utf-8")
 
 
-@pytest.mark.parametrize(("where", "named"), [("none", "runs.py list"), ("{tmp}", "config.yaml"), ("", "runs.py list")])
+@pytest.mark.parametrize(
+    ("where", "named"), [("none", "runs.py list"), ("{tmp}", "config.yaml"), ("", "omit init_from=")]
+)
 def test_init_from_without_weights_is_refused_in_one_line(tmp_path: Path, cli: Cli, where: str, named: str) -> None:
     where = where.format(tmp=tmp_path)
     ended = cli(*RUN, f"init_from={where}")

@@ -241,7 +241,6 @@ def test_a_refused_resume_is_one_line_and_changes_nothing(
         ("{tmp}", "config.yaml"),
         ("{whole}/checkpoints/step_40", "init_from="),
         ("{whole}/checkpoints/step_40", "resume={whole}"),
-        ("{whole}/checkpoints", "resume={whole}"),
     ],
 )
 def test_resume_of_a_folder_without_a_run_is_refused_in_one_line(
@@ -256,6 +255,7 @@ def test_resume_of_a_folder_without_a_run_is_refused_in_one_line(
 def test_the_checkpoints_of_a_run_stand_for_the_run(whole: Path, cli: Cli) -> None:
     ended = cli(f"init_from={whole}/checkpoints", *SHORT, "trainer.steps=0")
     assert ended.code == 0, ended.err
+    assert_refused(cli(f"resume={whole}/checkpoints", run_dir=False), "already at step 40")
     assert load(ended.folder / "config.yaml").init_from == str(whole / "checkpoints" / "step_40")
 
 

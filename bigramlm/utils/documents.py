@@ -1,0 +1,110 @@
+"""Reading of files that anyone may have made, e.g. those of a run from elsewhere.
+
+A file is read only if it is a regular file of a bounded size: opening a pipe would wait, and a device or a sparse file
+may have no end.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, TextIO
+
+MAX_BYTES = 1 << 24
+"""The maximum size of a JSON file."""
+_MAX_YAML = 1 << 21
+_MAX_DEPTH = 50
+
+
+def read(path: Path, *, limit: int = MAX_BYTES) -> bytes:
+    """Read a regular file of at most `limit` bytes.
+
+    Raises OSError if it cannot be read, and ValueError for anything else than such a file.
+    """
+    # Without waiting: a pipe may be put in the place of a file at any moment.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - it is open already
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is not a regular file")
+        content = file.read(limit + 1) or b""
+        while len(content) <= limit and (block := file.read(limit + 1 - len(content))):
+            content += block
+    if len(content) > limit:
+        raise ValueError(f"it is larger than {limit:,} bytes")
+    return content
+
+
+def read_json(path: Path, *, limit: int = MAX_BYTES) -> Any:
+    """Read a JSON file. Raises OSError or ValueError if it cannot be read."""
+    return parse_json(read(path, limit=limit).decode())
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON. Raises ValueError if it is invalid, or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_yaml_text(path: Path) -> str:
+    """Read a YAML file that is small, not deep, and free of aliases.
+
+    A few aliases of aliases could stand for millions of values. Raises OSError or ValueError if it cannot be read.
+    """
+    import yaml
+
+    text, depth = read(path, limit=_MAX_YAML).decode(), 0
+    try:
+        for event in yaml.parse(text, _loader()):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+                raise ValueError("it contains an anchor or an alias of YAML")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:
+                raise ValueError("it is nested too deeply")
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"it is no valid YAML: {(str(error) or 'nested too deeply').splitlines()[0]}") from None
+    return text
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file as OmegaConf does, e.g. 1e-3 as a number.
+
+    Raises OSError or ValueError if it cannot be read.
+    """
+    import yaml
+
+    text = read_yaml_text(path)
+    try:
+        return yaml.load(text, _loader())
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"it is no valid YAML: {str(error).splitlines()[0]}") from None
+
+
+def open_own(path: Path, mode: str) -> TextIO:
+    """Open a text file of ours to append to it, but never through a link."""
+    no_follow = getattr(os, "O_NOFOLLOW", 0)
+    return open(  # type: ignore[return-value]
+        path,
+        mode,
+        buffering=1,
+        encoding="utf-8",
+        newline="",
+        opener=lambda at, flags: os.open(at, flags | no_follow, 0o666),
+    )
+
+
+@functools.cache
+def _loader() -> Any:
+    # The parser in C takes a tenth of the time.
+    import yaml
+    from omegaconf._utils import get_yaml_loader
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        pass
+
+    Loader.yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
+    return Loader
