@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from safetensors import SafetensorError
 
 from bigramlm.adapter.lora import ADAPTER, ADAPTER_CONFIG
 from bigramlm.errors import UserError, require
-from bigramlm.utils import files
+from bigramlm.utils import documents, files
 
 MODEL, TRAINING, STATE, TOKENIZER, CONFIG, MANIFEST = (
     "model.safetensors",
@@ -31,8 +33,14 @@ _FILES = {TRAINING, STATE, TOKENIZER, CONFIG}
 _ALL = {MANIFEST}.union(_FILES, *_WEIGHTS)
 _FORMAT = 1
 
+# The size up to which a file may have any share of holes, in bytes.
+_MAX_SPARSE = 1 << 30
+
 # Files that operating systems add to every folder that a user opens in a window.
 _OF_SYSTEMS = {".DS_Store", "Thumbs.db", "desktop.ini"}
+
+# The name under which safetensors writes a file before it renames it.
+_PARTIAL = re.compile(r"\.tmp[0-9A-Za-z]{6}")
 
 # The exceptions that reading a malformed file can raise.
 UNREADABLE = (
@@ -58,8 +66,11 @@ def foreign_entry(folder: Path) -> Path | None:
     """
     if folder.is_symlink():
         return folder
-    entries = ((path, path.is_file() and not path.is_symlink()) for path in sorted(folder.iterdir()))
-    return next((path for path, is_file in entries if not is_file or path.name not in _ALL | _OF_SYSTEMS), None)
+    for path in sorted(folder.iterdir()):
+        is_known = path.name in _ALL | _OF_SYSTEMS or _PARTIAL.fullmatch(path.name)
+        if path.is_symlink() or not path.is_file() or not is_known:
+            return path
+    return None
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -68,9 +79,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise MissingCheckpointError(f"{path}: there is no such checkpoint; {hint}")
     require(path.is_dir(), f"{path}: this is not a checkpoint; {hint}")
     try:
-        raw = (path / MANIFEST).read_text("utf-8")
-        manifest: dict[str, Any] = json.loads(raw)
-        listed = dict(manifest["files"])
+        raw = documents.read(path / MANIFEST).decode()
+        manifest: dict[str, Any] = documents.parse_json(raw)
+        listed = {name: dict(entry) for name, entry in manifest["files"].items()}
         written = manifest["format"]
         is_intact = raw == manifest_text(manifest["step"], listed, written)
     except UNREADABLE as error:
@@ -110,6 +121,22 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def manifest_entry(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+
+
+def readable_size(path: Path) -> int:
+    """Return the size of a file in bytes.
+
+    Raises UserError for anything else, and for a sparse file that is far larger than what was written to it: reading it
+    would have no end.
+    """
+    about = path.stat()
+    require(stat.S_ISREG(about.st_mode), f"{path}: this is not a file")
+    written = getattr(about, "st_blocks", about.st_size) * 512
+    require(
+        about.st_size < max(_MAX_SPARSE, 64 * written),
+        f"{path}: the file says that it has {about.st_size:,} bytes, but only {written:,} were written to it",
+    )
+    return about.st_size
 
 
 def sync_all(folder: Path) -> None:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 Weights = Checkpoint | Pretrained
 
+# The block size of a saved config that no model reaches.
+_MAX_BLOCK = 1 << 24
+
 
 def open_weights(where: str) -> Weights:
     """Open the weights of a run, a checkpoint or a pretrained GPT-2.
@@ -190,7 +193,20 @@ def build(
             f"{relative(checkpoint.path)}: the model {cfg.model.source} was passed from Python, so load it there: "
             f"bigramlm.load({str(relative(checkpoint.path))!r}, model={cfg.model.variable})"
         )
+    if passed is None:
+        _check_size(checkpoint, cfg, tokenizer.vocab_size)
     return build_model(cfg, tokenizer.vocab_size, passed), tokenizer, cfg
+
+
+def _check_size(checkpoint: Checkpoint, cfg: RunConfig, vocab_size: int) -> None:
+    # A config that has been edited could describe a model that takes hours to build, or all memory.
+    size = cfg.model.estimate_size(vocab_size=vocab_size, block_size=cfg.data.block_size)
+    n_saved = 10**9 if checkpoint.is_adapter else checkpoint.n_elements()  # the weights of an adapter are elsewhere
+    require(
+        (size is None or size[0] <= 2 * n_saved + 10**6) and cfg.data.block_size <= _MAX_BLOCK,
+        f"{checkpoint.path / CONFIG} describes a model of {size[0] if size else 0:,} parameters with blocks of "
+        f"{cfg.data.block_size:,} tokens, but the checkpoint has {n_saved:,} weights; use an unchanged copy of it",
+    )
 
 
 def load_model(

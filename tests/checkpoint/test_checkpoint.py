@@ -211,7 +211,7 @@ def test_a_failed_save_leaves_the_folder_unchanged(tmp_path: Path, monkeypatch: 
         for at in range(calls):
             saved, last = trainer.checkpoints.steps(), trainer.checkpoints.path("last")
             files_before = sorted(path.name for path in folder.rglob("*"))
-            with pytest.raises(OSError, match="No space"):
+            with refuses(f"step_{trainer.progress.step + 1}", "No space"):
                 save(stage, at=at)
             if (stage, at) == (SYNCED, calls - 1):
                 assert trainer.checkpoints.steps() == [*saved, trainer.progress.step]

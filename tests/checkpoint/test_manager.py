@@ -133,7 +133,7 @@ def test_a_linked_checkpoint_is_not_deleted(tmp_path: Path) -> None:
     assert Checkpoint(folder / "step_40").step == 40
 
 
-@pytest.mark.parametrize("kind", ["file", "run", "link"])
+@pytest.mark.parametrize("kind", ["file", "run"])
 def test_a_foreign_folder_with_the_name_of_a_checkpoint_is_left(
     trained: Path, tmp_path: Path, cli: Cli, kind: str
 ) -> None:
@@ -161,6 +161,15 @@ def test_temporary_files_of_a_crash_are_deleted(trained: Path, tmp_path: Path) -
         (folder / f".{name}.{RANDOM}" / "state.json").write_text("{")
     Checkpoints(folder).clean_up()
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_the_file_that_safetensors_was_writing_is_deleted(tmp_path: Path) -> None:
+    leftover = tmp_path / f".step_9.{RANDOM}"
+    leftover.mkdir()
+    for name in ("model.safetensors", ".tmpAbC123"):
+        (leftover / name).touch()
+    Checkpoints(tmp_path).clean_up()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("function", ["unlink", "rmdir", "rename"])

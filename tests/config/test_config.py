@@ -5,9 +5,20 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from bigramlm.config import run_config as config
-from bigramlm.config.run_config import KINDS, RunConfig, config_hash, config_hashes, default_of, load, to_dict, to_yaml
+from bigramlm.config.run_config import (
+    KINDS,
+    RunConfig,
+    SampleConfig,
+    config_hash,
+    config_hashes,
+    default_of,
+    load,
+    to_dict,
+    to_yaml,
+)
 from bigramlm.data.config import ShakespeareConfig
 from bigramlm.optim.config import AdamWConfig
 from bigramlm.trainer.config import TrainerConfig
@@ -47,6 +58,33 @@ def test_invalid_saved_config_is_refused(tmp_path: Path, content: str) -> None:
     path.write_text(content, "utf-8")
     with refuses(path):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", "${oc.env:SEED}"),
+        ("data.url", "http://host/?t=${oc.env:SECRET}"),
+        ("sample.prompt", "${seed}"),
+        ("extensions", [{"name": "${oc.env:HOME}", "sha256": ""}]),
+    ],
+)
+def test_a_saved_config_has_no_interpolations(tmp_path: Path, field: str, value: object) -> None:
+    """They would read the environment, or anything else that a resolver can."""
+    content = OmegaConf.create(to_yaml(run_config("data=shakespeare")))
+    OmegaConf.update(content, field, value)
+    path = tmp_path / "config.yaml"
+    path.write_text(OmegaConf.to_yaml(content), "utf-8")
+    with refuses(path, "${", "interpolation"):
+        load(path)
+
+
+def test_escaped_references_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    for text in ("${seed}", "\\${seed}", "\\\\${seed}", "$ {", "a\\"):
+        cfg = dataclasses.replace(run_config(), sample=SampleConfig(prompt=text))
+        path.write_text(to_yaml(cfg), "utf-8")
+        assert load(path).sample.prompt == text
 
 
 @pytest.mark.parametrize("override", ["+data.path=a", "++data.path=a", "+model.n_layer=2"])

@@ -182,3 +182,20 @@ def test_a_gpt_that_is_not_finite_is_not_exported(tmp_path: Path, cli: Cli, tool
     refused = tool(checkpoint.main, "export", str(run), str(tmp_path / "exported"))
     assert_refused(refused, file, "h.0.attn.c_attn.weight", "NaN")
     assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize("field", ["n_layer: 1", "block_size: 8"])
+def test_a_config_that_describes_a_huge_model_is_refused_before_it_is_built(
+    tmp_path: Path, cli: Cli, tool: Cli, field: str
+) -> None:
+    small = ("model=gpt", "model.n_layer=1", "model.n_head=2", "model.n_embd=8", "data.block_size=8")
+    run = cli("data=bundled", "logger=none", *small, "trainer.steps=1").folder
+    step = run / "checkpoints" / "step_1"
+    config = (step / "config.yaml").read_text("utf-8")
+    assert field in config
+    (step / "config.yaml").write_text(config.replace(field, f"{field.split()[0]} 100000000"), "utf-8")
+    (step / "manifest.json").unlink()
+    write_manifest(step, 1)
+    assert_refused(
+        tool(sample.main, f"run={run}"), step / "config.yaml", "100,000,000" if "block" in field else "weights"
+    )
