@@ -1,4 +1,6 @@
-"""The error class for problems that the user can fix."""
+"""The error class for problems that the user can fix, and texts that are shown."""
+
+import re
 
 
 def printable(text: str) -> str:
@@ -7,6 +9,18 @@ def printable(text: str) -> str:
     The result is one line that a terminal shows and does not obey.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+# The control characters except for the line end and the tab, and those that change the direction of a text.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """Escape the characters of a text that a terminal or a page would obey.
+
+    The lines and the other characters stay as they are.
+    """
+    return _OBEYED.sub(lambda match: printable(match[0]), text)
 
 
 class UserError(Exception):

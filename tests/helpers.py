@@ -210,9 +210,9 @@ class Started:
             self.process.kill()
         self.process.join()
 
-    def end(self) -> Ended:
-        """Wait for the end of the process."""
-        self.process.join(TIMEOUT)
+    def end(self, *, within: float = TIMEOUT) -> Ended:
+        """Wait for the end of the process, for a number of seconds."""
+        self.process.join(within)
         if self.code is None:
             self.kill()
             raise AssertionError(f"the command did not end:\n{self.err}")

@@ -1,6 +1,8 @@
 """Tests of the layout: import layers, light imports, short files and functions."""
 
 import ast
+import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ from bigramlm.utils import paths
 
 PACKAGE = paths.home() / "bigramlm"
 # Tests of the whole project, which belong to no subpackage.
-WHOLE_PROJECT = {"docs", "examples", "hostile", "layout", "old", "presets", "properties"}
+WHOLE_PROJECT = {"docs", "examples", "power", "hostile", "layout", "old", "presets", "properties"}
 TESTS = sorted((paths.home() / "tests").rglob("*.py"))
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
@@ -216,10 +218,25 @@ def test_the_top_level_of_the_repository_is_as_planned() -> None:
         pytest.skip("not a git checkout")
     assert {name.split("/")[0] for name in tracked if not name.startswith(".")} == {
         *("conf", "bigramlm", "hydra_plugins", "scripts", "outputs", "sources", "tests", "docs", "examples"),
-        *("pyproject.toml", "README.md", "Makefile", "constraints.txt", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"),
+        *("pyproject.toml", "README.md", "Makefile", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"),
+        *("constraints.txt", "constraints-lowest.txt"),
     }
     assert [name for name in tracked if name.startswith("outputs/")] == ["outputs/README.md"]
     assert [name for name in tracked if name.startswith("sources/")] == ["sources/README.md", "sources/bundled.txt"]
+
+
+def test_the_lowest_versions_are_those_of_the_project() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 and later")
+    project = tomllib.loads((paths.home() / "pyproject.toml").read_text("utf-8"))["project"]
+    groups = [group for name, group in project["optional-dependencies"].items() if name != "dev"]
+    bounds = [re.match(r"([\w.-]+)>=([\d.]+)", line) for line in itertools.chain(project["dependencies"], *groups)]
+    lowest = {bound[1]: bound[2] for bound in bounds if bound}
+
+    def pins(name: str) -> dict[str, str]:
+        lines = (paths.home() / name).read_text("utf-8").splitlines()
+        return dict(line.partition(";")[0].strip().split("==") for line in lines if not line.startswith("#"))
+
+    assert pins("constraints-lowest.txt") == {**lowest, "torch": pins("constraints.txt")["torch"]}
 
 
 def test_the_bundled_text_has_the_form_of_the_corpus() -> None:

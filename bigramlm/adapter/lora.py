@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bigramlm.adapter.config import ALL_LINEAR, LoRAConfig
 from bigramlm.errors import require
-from bigramlm.utils.tensors import require_finite
+from bigramlm.utils.tensors import require_finite, writing
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -152,7 +152,8 @@ class LoRA:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def _write(self, folder: Path, tensors: dict[str, Tensor], *, base: str, fan_in_fan_out: bool) -> None:
-        save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
+        with writing(folder / ADAPTER):
+            save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
         config: Any = copy.copy(self._peft_model.peft_config["default"])
         config.base_model_name_or_path = base
         config.fan_in_fan_out = fan_in_fan_out

@@ -34,6 +34,7 @@ from bigramlm.model.config import PythonConfig
 from bigramlm.runs import find
 from bigramlm.runs.folder import RunFolder
 from bigramlm.sweeps.job import run_context, run_job
+from bigramlm.utils import network
 from bigramlm.utils.stop import Stopped
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def _check(overrides: Sequence[object], unknown: dict[str, Any], name: str) -> N
 def _translated(name: str, overrides: Sequence[str]) -> Iterator[None]:
     # Errors that the user can fix become UserError, whoever raises them.
     try:
-        with exclusive(name):
+        with exclusive(name), network.typed(overrides):
             set_up_hydra(overrides)
             yield
     except CommandExit as ended:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from bigramlm.checkpoint.format import (
     manifest_entry,
     manifest_text,
     read_manifest,
+    readable_size,
     write_manifest,
 )
 from bigramlm.checkpoint.reading import CheckpointFolder
@@ -38,8 +40,8 @@ from bigramlm.errors import UserError, require
 from bigramlm.model.base import is_count_table
 from bigramlm.tokenizer.base import Tokenizer
 from bigramlm.tokenizer.config import TokenizerConfig
-from bigramlm.utils import files, paths
-from bigramlm.utils.tensors import require_finite
+from bigramlm.utils import documents, files, paths
+from bigramlm.utils.tensors import require_finite, writing
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ class Progress:
     """The number of evaluations since the best one, for early stopping."""
     evaluated: int = -1
     """The step of the last evaluation; -1 before the first evaluation."""
+    metrics_bytes: int | None = None
+    """The length of metrics.jsonl at the save, in bytes; None if unknown, as in checkpoints of earlier versions."""
 
 
 class Checkpoint(CheckpointFolder):
@@ -99,22 +103,24 @@ class Checkpoint(CheckpointFolder):
         self.manifest = read_manifest(path)
         for name, entry in self.manifest["files"].items():
             try:
-                found = manifest_entry(path / name)
+                is_intact = entry.get("bytes") == readable_size(path / name) and manifest_entry(path / name) == entry
             except OSError as error:
                 raise UserError(f"{path / name}: the file cannot be read: {error.strerror}") from None
-            if found != entry:
+            if not is_intact:
                 raise UserError(f"{path / name}: the file is damaged: its SHA-256 differs from that in {MANIFEST}")
         with self.reading(STATE):
             self._state_json = (path / STATE).read_bytes()
             self._tokenizer_json = (path / TOKENIZER).read_bytes()
             self.state: dict[str, Any] = json.loads(self._state_json.decode())
             best = {name: float(value) for name, value in self.state["best"].items()}
+            length = self.state.get("metrics_bytes")
             self.progress = Progress(
                 step=int(self.state["step"]),
                 seconds=float(self.state["seconds"]),
                 best={"step": int(best["step"]), "val/loss": best["val/loss"]} if best else {},
                 waited=int(self.state.get("waited", 0)),
                 evaluated=int(self.state.get("evaluated", -1)),
+                metrics_bytes=None if length is None else int(length),
             )
             if self.step != self.manifest["step"]:
                 raise ValueError(f"its step is {self.step}, but the step in {MANIFEST} is {self.manifest['step']}")
@@ -130,6 +136,12 @@ class Checkpoint(CheckpointFolder):
     def best(self) -> dict[str, float]:
         """The lowest val loss before the save, and its step."""
         return self.progress.best
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run that saved the checkpoint; None if it is not recorded."""
+        summary = self.state.get("summary")  # checkpoints of earlier versions have none
+        return str(summary["id"]) if isinstance(summary, dict) and "id" in summary else None
 
     @property
     def stripped(self) -> bool:
@@ -154,7 +166,7 @@ class Checkpoint(CheckpointFolder):
 
     def _read_base(self) -> BaseWeights:
         with self.reading(BASE):
-            content = json.loads((self.path / BASE).read_text("utf-8"))
+            content = documents.read_json(self.path / BASE)
             # The base may have moved together with this checkpoint.
             moved = content["from_here"] and (self.path / content["from_here"]).resolve()
             is_moved = moved and moved.exists() and not Path(content["place"]).exists()
@@ -268,6 +280,14 @@ class Checkpoint(CheckpointFolder):
                 "config of the checkpoint",
             )
 
+    def n_elements(self) -> int:
+        """Return the number of elements of all weights."""
+        return self.follow(self._n_elements)
+
+    def _n_elements(self) -> int:
+        with self.reading(MODEL), safe_open(self.path / MODEL, "pt") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
     def _read_weights(self) -> dict[str, torch.Tensor]:
         with self.reading(MODEL):
             return load_file(self.path / MODEL)
@@ -328,7 +348,7 @@ class Checkpoint(CheckpointFolder):
                 (output / TRAINING).unlink()
                 return
         except OSError as error:
-            raise UserError(f"{output}: the folder cannot be written: {error.strerror}") from error
+            raise files.unwritable(output, error) from error
         self.follow(lambda: self._copy_stripped(output))
 
     def _copy_stripped(self, output: Path) -> None:
@@ -349,7 +369,8 @@ class Checkpoint(CheckpointFolder):
         folder cannot be written.
         """
         with files.atomic_folder(output) as folder:
-            save_model(model, str(folder / MODEL))
+            with writing(folder / MODEL):
+                save_model(model, str(folder / MODEL))
             (folder / STATE).write_bytes(self._state_json)
             (folder / TOKENIZER).write_bytes(self._tokenizer_json)
             (folder / CONFIG).write_text(config, "utf-8")

@@ -7,12 +7,11 @@ import json
 import logging
 import os
 import shutil
-import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file, save_model
 from torch import nn
 
@@ -35,9 +34,13 @@ from bigramlm.checkpoint.format import (
 from bigramlm.checkpoint.reading import retry
 from bigramlm.checkpoint.state import training_state
 from bigramlm.errors import UserError, require
-from bigramlm.utils import files, paths
+from bigramlm.utils import documents, files, paths
+from bigramlm.utils.tensors import writing
 
 log = logging.getLogger(__name__)
+
+# The entries of summary.json from which it is rebuilt if a power cut has damaged it.
+_RECOVERED = ("id", "started", "overrides", "asked", "resumed", "data")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Contents:
     """The run's config as YAML."""
     adapter: AdapterState | None = None
     """The adapter, which is saved instead of the model weights; None for a run without an adapter."""
+    summary: dict[str, Any] = field(default_factory=dict)
+    """The entries of summary.json, which change during the run."""
 
 
 class Checkpoints:
@@ -80,7 +85,7 @@ class Checkpoints:
         name: the name of the file. Raises UserError if the file cannot be read or contains no folder name.
         """
         try:
-            step = (self.folder / name).read_text("utf-8").strip()
+            step = documents.read(self.folder / name).decode().strip()
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.folder / name}: the file, which names a checkpoint, cannot be read ({error})"
@@ -134,7 +139,7 @@ class Checkpoints:
         """
         for path in (self.folder / f"step_{step}" for step in self.steps() if after is not None and step > after):
             if is_checkpoint(path):
-                _set_aside(path)
+                files.set_aside(path)
 
     def best_at(self, resumed: Checkpoint) -> dict[str, float]:
         """Return the best evaluation up to the checkpoint from which the run resumes.
@@ -200,7 +205,7 @@ class CheckpointManager(Checkpoints):
         Raises UserError if the checkpoint cannot be written.
         """
         if not self.has(progress):
-            self.folder.mkdir(exist_ok=True)
+            files.make_folder(self.folder)
             final = self.folder / f"step_{progress.step}"
             temporary = files.temporary_path(final)
             try:
@@ -208,8 +213,8 @@ class CheckpointManager(Checkpoints):
                 self._write(temporary, final, progress)
                 sync_all(temporary)
                 _replace(temporary, final)
-            except SafetensorError as error:
-                raise UserError(f"{final}: the checkpoint cannot be written: {error}") from error
+            except OSError as error:
+                raise files.unwritable(final, error) from error
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         self.update_pointers(progress.step, best=int(progress.best["step"]) if progress.best else None)
@@ -218,12 +223,14 @@ class CheckpointManager(Checkpoints):
         contents = self.contents
         tensors, plain = training_state(contents.model, contents.optimizer)
         if contents.adapter is None:
-            save_model(contents.model, str(folder / MODEL))
+            with writing(folder / MODEL):
+                save_model(contents.model, str(folder / MODEL))
         else:
             base = contents.adapter.base
             contents.adapter.adapter.save(folder, base=base.location)
             write_json(folder / BASE, {**base.to_dict(), "from_here": _relative_location(base.location, final)})
-        save_file(tensors, str(folder / TRAINING), metadata={"optimizer": json.dumps(plain)})
+        with writing(folder / TRAINING):
+            save_file(tensors, str(folder / TRAINING), metadata={"optimizer": json.dumps(plain)})
         write_json(
             folder / STATE,
             {
@@ -233,6 +240,8 @@ class CheckpointManager(Checkpoints):
                 "scaler": contents.scaler.state_dict(),
                 "waited": progress.waited,
                 "evaluated": progress.evaluated,
+                "metrics_bytes": progress.metrics_bytes,
+                "summary": {name: contents.summary[name] for name in _RECOVERED if name in contents.summary},
             },
         )
         (folder / TOKENIZER).write_text(contents.tokenizer + "\n", "utf-8")
@@ -260,12 +269,24 @@ class CheckpointManager(Checkpoints):
         """
         for name, target in (("last", step), ("best", best)):
             if target is not None:
-                # Not synced to disk, because resuming depends on neither file.
+                # Not synced to disk until training ends, because resuming depends on neither file.
                 files.write(self.folder / name, [f"step_{target}\n".encode()], durable=False)
         self._prune(step, best)
 
+    def sync(self) -> None:
+        """Sync `last`, `best` and the removal of old checkpoints to disk."""
+        for path in (self.folder / "last", self.folder / "best", self.folder):
+            if path.exists():
+                files.sync(path)
+
     def _prune(self, just_saved: int, best: int | None) -> None:
-        steps = [step for step in self.steps() if is_checkpoint(self.folder / f"step_{step}")]
+        steps = []
+        for step in self.steps():
+            if is_checkpoint(self.folder / f"step_{step}"):
+                steps.append(step)
+                continue
+            with contextlib.suppress(OSError):  # it is not empty
+                (self.folder / f"step_{step}").rmdir()  # a power cut kept the name of a deleted checkpoint
         for step in sorted(set(steps) - {just_saved, best, *steps[-self._keep :]}):
             path = self.folder / f"step_{step}"
             if pin_path(path).exists() or path in self._left:
@@ -303,10 +324,6 @@ def _recover(temporary: Path, final: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _set_aside(path: Path) -> Path:
-    return path.rename(path.with_name(f"damaged_{path.name}.{uuid.uuid4().hex[:6]}"))
-
-
 def _replace(temporary: Path, final: Path) -> None:
     # Replaces an existing checkpoint of the same step, because the step may have become the best one since the run
     # resumed. What is not a checkpoint is renamed.
@@ -315,7 +332,7 @@ def _replace(temporary: Path, final: Path) -> None:
         if final.is_dir() and foreign_entry(final) is None:
             replaced = final.rename(files.temporary_path(final))
         else:
-            log.warning("%s is in the way of a checkpoint and is renamed to %s", final, _set_aside(final).name)
+            log.warning("%s is in the way of a checkpoint and is renamed to %s", final, files.set_aside(final).name)
     temporary.rename(final)
     files.sync(final.parent)
     if replaced is not None:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import functools
 import itertools
+import logging
 import os
 import sys
 import traceback
@@ -16,13 +17,14 @@ from typing import Any, NoReturn, TypeVar
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from bigramlm.config.mistakes import CONFIG_ERRORS, check_flag, check_words, explained, names_of
+from bigramlm.config.mistakes import CONFIG_ERRORS, check_flag, check_words, explained
+from bigramlm.config.names import names_of
 from bigramlm.config.overrides import Overrides
 from bigramlm.engine.failures import CommandExit, errors_as_exits, normalise_full_error
 from bigramlm.errors import UserError, require
 from bigramlm.runs.folder import versions
-from bigramlm.utils import paths
-from bigramlm.utils.console import note, open_streams, show
+from bigramlm.utils import network, paths
+from bigramlm.utils.console import PlainFormatter, note, open_streams, show
 
 T = TypeVar("T")
 
@@ -96,7 +98,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
-        with exit_codes():
+        with exit_codes(), network.typed(sys.argv[1:]):
             if "--version" in sys.argv[1:]:
                 show(f"bigramlm {versions()['bigramlm']}")
             else:
@@ -123,6 +125,8 @@ def exit_codes() -> Iterator[None]:
     with open_streams():
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")  # for terminals that cannot encode every character
+        if logging.lastResort is not None:  # shows the warnings of commands that configure no logging
+            logging.lastResort.setFormatter(PlainFormatter())
         normalise_full_error()
         try:
             with errors_as_exits():

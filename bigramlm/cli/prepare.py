@@ -19,7 +19,7 @@ from bigramlm.engine.command_line import refuse_ranks, set_up_hydra
 from bigramlm.errors import require
 from bigramlm.tokenizer.config import TokenizerConfig
 from bigramlm.utils import paths
-from bigramlm.utils.console import note, relative, show
+from bigramlm.utils.console import PlainFormatter, note, relative, show
 from bigramlm.utils.files import refuse_dangling
 from bigramlm.utils.stop import Stopped, stop_signals
 
@@ -62,7 +62,9 @@ def main() -> None:
     set_up_hydra([argument for argument in sys.argv[1:] if not argument.startswith("-")])
     register()
     sys.argv[1:] = keep_piped_text(sys.argv[1:])
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    console = logging.StreamHandler()
+    console.setFormatter(PlainFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[console])
     for library in ("httpx", "huggingface_hub", "urllib3"):
         logging.getLogger(library).setLevel(logging.WARNING)
     command = parse_fields("prepare", PrepareCommand, _HELP, FREE_TEXT)

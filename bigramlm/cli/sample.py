@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
@@ -20,7 +19,7 @@ from bigramlm.config.run_config import SampleConfig, prefer_our_presets
 from bigramlm.device.config import DeviceConfig
 from bigramlm.errors import UserError, require
 from bigramlm.utils import paths
-from bigramlm.utils.console import note, relative, show
+from bigramlm.utils.console import is_terminal, note, relative, show
 from bigramlm.utils.files import refuse_dangling
 
 if TYPE_CHECKING:
@@ -90,7 +89,6 @@ class SampleCommand(SampleConfig):
 def main() -> None:
     """Run the command line: python scripts/sample.py [FIELD=VALUE] ..."""
     register()
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     command = parse_fields("sample", SampleCommand, _HELP, FREE_TEXT)
     if command is not None:
         sample(command)
@@ -141,7 +139,7 @@ def print_stream(tokenizer: Tokenizer, prompt: list[int], new: Iterable[Tensor |
     new: the sampled tokens. end: the token at which printing stops; if None, all tokens are printed. On a terminal,
     each token is printed immediately. Otherwise, text is printed at most ten times per second.
     """
-    interval = 0.0 if sys.stdout.isatty() else 0.1
+    interval = 0.0 if is_terminal(sys.stdout) else 0.1
     text, last_print = tokenizer.decode(prompt), 0.0
     # A token cannot be decoded alone: the preceding tokens determine whether a space comes before the token, and may
     # contain the first bytes of the token's character.

@@ -5,51 +5,29 @@ Hydra's own messages take several lines, and advise adding a field with `+`, whi
 
 from __future__ import annotations
 
-import difflib
-import functools
 import itertools
 import re
 import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from hydra.conf import HydraConf
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
+from bigramlm.config.choices import meant, no_such_preset, presets
+from bigramlm.config.names import is_known, names_of, proposals, type_of, types
 from bigramlm.config.overrides import FREE_TEXT, NULLABLE, Overrides
-from bigramlm.config.run_config import GROUPS, KINDS, RunConfig, flat
+from bigramlm.config.run_config import GROUPS, KINDS
 from bigramlm.errors import UserError, require
 from bigramlm.utils import paths
 from bigramlm.utils.console import relative
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 """The exceptions that a mistake in an override or a preset raises, when Hydra composes the config."""
-
-# The names that other programs give to these fields.
-_SYNONYMS = {
-    **dict.fromkeys(("learning_rate", "lr"), "optim.lr"),
-    **dict.fromkeys(("max_iters", "iters", "iterations", "max_steps", "num_steps"), "trainer.steps"),
-    **dict.fromkeys(("eval_interval", "eval_steps", "eval_freq"), "trainer.eval_every"),
-    **dict.fromkeys(("eval_iters", "limit_val_batches"), "trainer.eval_batches"),
-    **dict.fromkeys(("log_interval", "log_steps", "log_every_n_steps"), "trainer.log_every"),
-    **dict.fromkeys(("save_steps", "save_interval"), "trainer.checkpoint_every"),
-    **dict.fromkeys(("accumulate_grad_batches", "gradient_accumulation_steps"), "trainer.grad_accumulation"),
-    **dict.fromkeys(("gradient_clip_val", "clip_grad", "max_grad_norm"), "optim.grad_clip"),
-    **dict.fromkeys(("warmup_iters", "warmup"), "optim.warmup_steps"),
-    "dtype": "device.precision",
-    **dict.fromkeys(("context_length", "seq_len", "max_seq_len", "seq_length", "ctx"), "data.block_size"),
-    **dict.fromkeys(("n_layers", "num_layers", "depth"), "model.n_layer"),
-    **dict.fromkeys(("n_heads", "num_heads"), "model.n_head"),
-    **dict.fromkeys(("d_model", "hidden_size", "dim", "embed_dim"), "model.n_embd"),
-    **dict.fromkeys(("max_tokens", "n_tokens"), "max_new_tokens"),
-    **dict.fromkeys(("ckpt", "ckpt_path", "model_path"), "run"),
-}
 
 # The types in OmegaConf's messages, and those of fields, in the user's words.
 _TYPES = {"Float": "a number such as 1e-3", "Integer": "a whole number"}
@@ -64,31 +42,6 @@ _KINDS_IN_WORDS = {
 _QUOTES = "\u201c\u201d\u201e\u2018\u2019\u201a\u00ab\u00bb"
 _DASHES = "\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{FIGURE DASH}\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}"
 _TYPOGRAPHIC = {**dict.fromkeys(map(ord, _DASHES), "-"), **dict.fromkeys(map(ord, _QUOTES))}
-
-
-def names_of(schema: type[Any] = RunConfig) -> list[str]:
-    """List the groups and fields of a config, including those of all kinds."""
-    plain = OmegaConf.to_container(OmegaConf.structured(schema))
-    assert isinstance(plain, dict)
-    names = [*map(str, plain), *flat({str(name): value for name, value in plain.items()})]
-    for group in [group for group in KINDS if group in plain]:
-        names += [f"{group}.{field.name}" for kind in KINDS[group].values() for field in fields(kind)]
-    return list(dict.fromkeys([*names, *(GROUPS if schema is RunConfig else [])]))
-
-
-@functools.cache
-def _kinds() -> dict[str, str]:
-    parts: list[tuple[str, Any]] = [("", RunConfig)]
-    parts += [(field.name, field.type) for field in fields(RunConfig) if is_dataclass(field.type)]
-    parts += [(group, kind) for group, kinds in KINDS.items() for kind in kinds.values()]
-    types = {f"{group}.{field.name}".lstrip("."): field.type for group, part in parts for field in fields(part)}
-    return {name: str(getattr(kind, "__name__", kind)) for name, kind in types.items()}
-
-
-def _kind_of(field: str) -> str:
-    # Such as float or list; empty if it is not known. The fields of the command `sample` have no group.
-    kind = re.match(r"\w*", _kinds().get(field) or _kinds().get(f"sample.{field}", ""))
-    return kind[0] if kind else ""
 
 
 def check_words(
@@ -108,7 +61,8 @@ def check_words(
         name, equals, value = text.partition("=")
         if not equals and word.prefix != "~":
             bare = list(itertools.takewhile(lambda other: "=" not in other, words[at:]))
-            raise UserError(_bare(bare, words[at - 1] if at else "", words[at + len(bare) :], names, free_text))
+            before, after = words[at - 1] if at else "", words[at + len(bare) :]
+            raise UserError(_about_file(bare, folders) or _bare(bare, before, after, names, free_text))
         field = name.strip()[len(word.prefix) :]
         if word.prefix == "~" and field in names and field not in GROUPS:
             no_value = f"; for no value, write {field}=null" if field in NULLABLE else ""
@@ -122,8 +76,8 @@ def check_words(
                 f"{text}: the group exists, so omit the {word.prefix}: {field}={value}",
             )
             is_users = any((folder / field.partition("@")[0]).is_dir() for folder in folders)
-            require(is_users or _is_known(field, names), _unknown(f"{field}={value}", names, typed=text))
-    _check_choices(overrides, names)
+            require(is_users or is_known(field, names), _unknown(f"{field}={value}", names, typed=text))
+    _check_choices(overrides, names, folders or [paths.conf_dir()])
 
 
 def check_flag(flag: str, value: str, names: Sequence[str] = ()) -> None:
@@ -134,33 +88,10 @@ def check_flag(flag: str, value: str, names: Sequence[str] = ()) -> None:
     names = names or names_of()
     name, equals, given = flag.lstrip("-").replace("-", "_").partition("=")
     has_value = not equals and value != "" and not value.startswith("-") and "=" not in value
-    meant = given if equals else value if has_value else "VALUE"
-    similar = _or(f"{other}={meant}" for other in nearest(name, names))
-    advice = f"write {name}={meant}" if name in names else f"did you mean {similar}?" if similar else "see --help"
-    shown = f"{flag} {value}" if has_value else flag
+    shown, value = f"{flag} {value}" if has_value else flag, given if equals else value if has_value else "VALUE"
+    similar = _or(proposals(name, value, names))
+    advice = f"write {name}={value}" if name in names else f"did you mean {similar}?" if similar else "see --help"
     raise UserError(f"{shown}: unknown flag; fields are set without dashes, as FIELD=VALUE; {advice}")
-
-
-def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """List the names that are most similar to a name, at most three.
-
-    The last parts are compared too, so that `lr` and `trainer.lr` mean `optim.lr`. They count less than whole names,
-    so that `modle` means `model`, not `logger.mode`.
-    """
-    names = list(names)
-    if (synonym := _SYNONYMS.get(name.rpartition(".")[2].lower().replace("-", "_"))) in names:
-        return [str(synonym)]
-
-    def ratio(a: str, b: str) -> float:
-        return difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio()
-
-    def similarity(other: str) -> float:
-        last = ratio(name.rpartition(".")[2], other.rpartition(".")[2])
-        return max(ratio(name, other), 0.95 if last == 1 else 0.85 * last)
-
-    rated = {other: similarity(other) for other in names}
-    best = max(rated.values(), default=0.0)
-    return [other for other, rating in rated.items() if rating == best >= 0.6][:3]
 
 
 def explained(error: BaseException, names: Sequence[str] = ()) -> UserError:
@@ -203,7 +134,7 @@ def _about_values(text: str, names: Sequence[str]) -> str | None:
         return f"{given}:{value} must be {_TYPES[match[2]]}{f', such as {whole[1]}' if whole else ''}"
     if "is not a valid bool" in text:
         return f"{given}:{value} must be true or false"
-    if "is not Optional" in text:
+    if "is not Optional" in text or "Incompatible value 'None'" in text:
         return f"{given}:{value} cannot be null; omit {field}= for the default"
     if match := re.search(r"expected one of \[(.*)\]", text):
         return f"{given}:{value} must be one of {match[1]}"
@@ -214,7 +145,7 @@ def _about_values(text: str, names: Sequence[str]) -> str | None:
 
 def _several(field: str, value: str) -> str:
     """Return the message for several values where a single one is possible."""
-    typed, kind = f"{field}={value}", _kind_of(field)
+    typed, kind = f"{field}={value}", type_of(field)
     if "interval(" in value:
         return f"{typed}: is a search space; to search it, add -m hydra/sweeper=optuna"
     single = ""
@@ -243,7 +174,7 @@ def _about_names(text: str, names: Sequence[str]) -> str | None:
         return _unknown(match[2], names)
     if match := re.search(r"is not a subclass of (\w+)\. value: (.*)", text):
         kinds = {kind.__name__: group for group, kinds in KINDS.items() for kind in kinds.values()}
-        group = {**{kind: name for name, kind in _kinds().items()}, **kinds}.get(match[1], match[1])
+        group = {**{kind: name for name, kind in types().items()}, **kinds}.get(match[1], match[1])
         example = next((name for name in names if name.startswith(f"{group}.")), "FIELD")
         return f"{group}={match[2]}: {group} has fields, and is no value itself; set a field, such as {example}=VALUE"
     if match := re.match(r"Error merging override (~\S+)[\s\S]*does not support deletion", text):
@@ -272,26 +203,39 @@ def _bare(bare: list[str], before: str, after: Sequence[str], names: Sequence[st
         return f"{whole}: put the argument in quotes, because it contains spaces: {shlex.quote(whole)}"
     if not text:
         return f"an argument is empty, after {before or 'the name of the command'}; omit it"
-    similar = _or(f"{other}={values}" for other in nearest(name, names))
+    similar = _or(proposals(name, values, names))
     advice = f"did you mean {similar}?" if similar else "--help lists the fields"
     if not similar and text[0] in _DASHES:  # a flag from a text program
         advice = f"write flags with hyphens, as -m or --help, not with {text[0]!a}"
     return f"{joined}: arguments have the form FIELD=VALUE; {advice}"
 
 
-def _check_choices(overrides: Overrides, names: Sequence[str]) -> None:
+def _about_file(bare: list[str], folders: Sequence[Path]) -> str | None:
+    """Return the message for a file of settings in place of an override, as other programs take one."""
+    if not re.search(r"\.(ya?ml|py)$", bare[0]):
+        return None
+    recipe = meant(bare[0], presets("experiment", folders))
+    advice = f"did you mean experiment={recipe}?" if recipe else "recipes are conf/experiment/NAME.yaml"
+    return f"{bare[0]}: arguments have the form FIELD=VALUE, and a recipe is chosen with experiment=NAME; {advice}"
+
+
+def _check_choices(overrides: Overrides, names: Sequence[str], folders: Sequence[Path]) -> None:
     # Hydra reports a traceback if the choice of a group is a number, true, false or null.
+    for word in overrides:
+        is_name = word.field not in GROUPS or re.search(r"[^,/\[\]]{240}|\0", word.value) is None
+        require(is_name, f"{word.field}={word.value[:40]}...: is too long for the name of a preset; --help lists them")
     for override in overrides.parsed():
         group = override.key_or_group
         if override.is_delete() or override.is_sweep_override() or not (group in GROUPS or "/" in group):
             continue
-        choices = ", ".join(_presets(group, [paths.conf_dir()]))
-        require(
-            isinstance(override.value(), (str, list, dict)),
-            f"{override.input_line}: choose one of {choices}, or omit {group}="
-            if choices
-            else _unknown(str(override.input_line), names),
-        )
+        given, choices = str(override.input_line), presets(group, folders)
+        if isinstance(override.value(), (str, list, dict)):
+            continue
+        name, _, value = given.partition("=")
+        as_text = shlex.quote(f'{name}="{value}"')
+        require(value not in choices, f"{given}: {value} is no name to Hydra without quotes; write {as_text}")
+        require(not choices, f"{given}: choose one of {', '.join(choices)}, or omit {group}=")
+        raise UserError(_unknown(given, names))
 
 
 def _unknown(override: str, names: Sequence[str], *, typed: str = "") -> str:
@@ -311,22 +255,18 @@ def _unknown(override: str, names: Sequence[str], *, typed: str = "") -> str:
     kinds = [kind for kind, schema in KINDS.get(group, {}).items() if field in {of.name for of in fields(schema)}]
     if name in names and kinds:
         return f"{typed}: this field exists only with {group}={_or(kinds)}; choose one of them, or omit {name}="
-    similar = _or(f"{other}{equals}{value}" for other in nearest(name, names))
+    plain = (name.translate(_TYPOGRAPHIC), value.translate(_TYPOGRAPHIC) if name[:1] in _QUOTES else value)
+    similar = _or(proposals(plain[0], plain[1] if equals else None, names))
     return f"{typed}: there is no field or group {name}; " + (f"did you mean {similar}?" if similar else "see --help")
 
 
 def _missing(error: MissingConfigException) -> str:
-    """Return the message for a preset that does not exist, with the choices."""
-    match = re.match(r"(?:In '(.*)': )?Could not (?:find|load) '(.*)/(.*)'", str(error))
+    match = re.match(r"(?:In '(.*)': )?Could not (?:find|load) '(.*/.*)'", str(error))
     if match is None:
         return _flattened(str(error))
-    where, group, name = match.groups()
+    where, whole = match[1] or "", match[2]
     folders = [Path(path) for path in re.findall(r"path=file://(.*)", str(error))]
-    choices = list(error.options or _presets(group, folders))
-    similar = difflib.get_close_matches(name, choices, n=1)
-    hint = f"did you mean {group}={similar[0]}? " if similar else ""
-    message = f"{group}={name}: there is no such preset; {hint}The choices are {', '.join(choices)}"
-    return _of_preset(where, message)
+    return _of_preset(where, no_such_preset(whole, where, error.options or [], folders))
 
 
 def _of_preset(where: str | None, message: str) -> str:
@@ -334,15 +274,11 @@ def _of_preset(where: str | None, message: str) -> str:
     return f"{where}.yaml: {message}" if where and "/" in where and not where.startswith("hydra/") else message
 
 
-def _presets(group: str, folders: Sequence[Path]) -> list[str]:
-    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
-
-
 def _malformed(error: OverrideParseException, names: Sequence[str]) -> str:
     """Return the message for an override that Hydra's parser refuses."""
     (word,) = Overrides([str(error.override)])
     name, _, value = word.text.partition("=")
-    if not _is_known(name[len(word.prefix) :], names):
+    if not is_known(name[len(word.prefix) :], names):
         return _unknown(word.text, names)
     plain = unicodedata.normalize("NFKC", value).translate(_TYPOGRAPHIC)
     if plain != value:
@@ -351,7 +287,7 @@ def _malformed(error: OverrideParseException, names: Sequence[str]) -> str:
         return f"{word.text}: the value contains the character {strange!a}, which is not on a keyboard; write {written}"
     if re.fullmatch(r"(choice|range|glob|shuffle|sort)\(\s*\)", value):
         return f"{word.text}: gives no value; write values between the brackets"
-    types = "the name of a preset" if name in GROUPS else _KINDS_IN_WORDS.get(_kind_of(name[len(word.prefix) :]))
+    types = "the name of a preset" if name in GROUPS else _KINDS_IN_WORDS.get(type_of(name[len(word.prefix) :]))
     if types:
         return f"{word.text}: must be {types}; omit other characters, also quotes and spaces"
     text = value.strip("\"'")
@@ -366,13 +302,6 @@ def _damaged(error: YAMLError) -> str:
     if mark is None or not isinstance(error, MarkedYAMLError):
         return f"a preset is not valid YAML: {_flattened(str(error))}"
     return f"{relative(Path(mark.name))}, line {mark.line + 1}: this is not valid YAML: {error.problem}"
-
-
-def _is_known(field: str, names: Sequence[str]) -> bool:
-    # Elements of a field, settings of Hydra, and packages (optim@x) are left to Hydra.
-    leaves = set(names) - {name.rpartition(".")[0] for name in names}
-    parents = set(itertools.accumulate(field.partition("@")[0].split("."), lambda one, other: f"{one}.{other}"))
-    return bool(parents & leaves) or field.partition("@")[0] in names or re.match(r"hydra\b", field) is not None
 
 
 def _flattened(text: str) -> str:

@@ -163,7 +163,7 @@ def _word(text: str) -> Word:
         return Word(text, "", "")
     try:
         (parsed,) = OverridesParser.create().parse_overrides([text])
-    except HydraException:  # Hydra reports the error when it composes
+    except (HydraException, RecursionError):  # Hydra reports the error when it composes
         return Word(text, name.lstrip("+"), value)
     if not parsed.is_sweep_override() and value.startswith(('"', "'")):
         # OmegaConf reads \${ as ${, and halves the backslashes before it.

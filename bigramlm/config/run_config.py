@@ -333,6 +333,8 @@ def load_composed(path: Path) -> DictConfig:
         plain = OmegaConf.create(documents.read_yaml_text(path))
         assert isinstance(plain, DictConfig), "not a mapping"
         _refuse_references(path, OmegaConf.to_container(plain, resolve=False))
+        is_record = [{*entry} == {"name", "sha256"} for entry in plain.get("extensions") or []]
+        assert all(is_record), "extensions must have a name and a sha256; a file to import is named when typing"
         schema = OmegaConf.structured(RunConfig)
         for group, kinds in KINDS.items():
             name = "none" if group == "adapter" and group not in plain else plain[group].name

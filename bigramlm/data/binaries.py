@@ -37,7 +37,6 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file", _EXPORT),
     (b"\x93NUMPY", "a NumPy array", _EXPORT),
     (b"GGUF", "a GGUF file with the weights of a model", _WEIGHTS),
-    (b"%PDF-", "a PDF document", "extract its text first, e.g. with pdftotext"),
     (b"{\\rtf", "an RTF document", _AS_TEXT),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document", _AS_TEXT),
     (b"\x89PNG\r\n\x1a\n", "a PNG picture", "give a text file"),
@@ -95,6 +94,12 @@ def _is_tar(head: bytes) -> bool:
     return checksum == sum(head[:148]) + 8 * 32 + sum(head[156:512])
 
 
+def _is_pdf(head: bytes) -> bool:
+    # The mark may stand anywhere within the first 1,024 bytes; a text that mentions it has no objects.
+    has_object = re.search(rb"[\r\n]\d+ \d+ obj\b", head) is not None
+    return head.startswith(b"%PDF-") or (b"%PDF-" in head[:1024] and has_object)
+
+
 def _is_safetensors(head: bytes) -> bool:
     length = int.from_bytes(head[:8], "little")
     return head[8:9] == b"{" and 2 <= length <= 100_000_000 and b"\0" in head[:8]
@@ -109,6 +114,7 @@ def _is_pickle(head: bytes) -> bool:
 
 _KINDS: tuple[tuple[Callable[[bytes], bool], str, str], ...] = (
     (_is_tar, "a tar archive", _UNPACK),
+    (_is_pdf, "a PDF document", "extract its text first, e.g. with pdftotext"),
     (_is_safetensors, "a safetensors file with the weights of a model", _WEIGHTS),
     (_is_pickle, "a pickle", "loading one may run code; write its text to a file first"),
 )

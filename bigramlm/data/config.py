@@ -138,12 +138,29 @@ class FilesConfig(DataConfig):
 
     def files(self) -> list[Path]:
         pattern = self.file()
-        if not glob.has_magic(str(pattern)) or os.path.lexists(pattern):
+        if os.path.lexists(pattern):
             return [pattern]
-        found = matching_files(pattern)
+        is_pattern = glob.has_magic(str(pattern))
+        found = matching_files(pattern) if is_pattern else []
         refuse_dangling(pattern)
-        require(bool(found), f"data.path={self.path} matches no file; give an existing file or a different glob")
-        return found
+        advice = None if found else _advice(self.path)
+        require(advice is None, f"data.path={self.path}: there is no such file; {advice}")
+        require(
+            bool(found) or not is_pattern,
+            f"data.path={self.path} matches no file; give an existing file or a different glob",
+        )
+        return found or [pattern]  # reading the file says that it does not exist
+
+
+def _advice(path: str) -> str | None:
+    # What to type instead of a path that does not exist, if it is an address or a list; otherwise None.
+    if path == "-":
+        return "for standard input, write data.path=/dev/stdin"
+    if path.startswith("file://"):
+        return f"write data.path={path.removeprefix('file://')}"
+    if re.match(r"\w+://", path):
+        return f"this is an address: download the text first, e.g. with curl -L -o text.txt {path}"
+    return "for several files, give a pattern, e.g. 'data.path=texts/*.txt'" if "," in path else None
 
 
 @dataclass

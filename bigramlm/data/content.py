@@ -25,8 +25,22 @@ COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 _SEVEN_BITS = {
     "iso-2022-jp": rb"\x1b\$[@B]",
     "iso-2022-kr": rb"\x1b\$\)C",
-    "utf-7": rb"(\+[A-Za-z0-9+/]{3,200}-[\s\S]*?){3}",
+    # Characters end with a hyphen; at the end of a word it may be missing, which is usual for alphabets (A to I) and
+    # long words only: +foo is plain ASCII.
+    "utf-7": (rb"(\+([A-Za-z0-9+/]{3,200}-|[A-I][A-Za-z0-9+/]{2,200}(?![A-Za-z0-9+/])|[A-Za-z0-9+/]{16})[\s\S]*?){3}"),
+    "hz": rb"~\{([!-}][!-~])+~\}",
 }
+
+# Encodings of Europe for texts that are ASCII but for a few letters, by their names for iconv, the likeliest first.
+_EUROPEAN = {"windows-1252": "windows-1252", "cp850": "cp850", "macintosh": "mac-roman"}
+# Their letters, the capitals among them at the start of a word, and punctuation, most of it beside a space.
+_PLAUSIBLE = re.compile(
+    r"[äöüßáàâãåæçéèêëíìîïñóòôõøœúùûý]|(?<![a-z])[ÄÖÜÁÀÂÃÅÆÇÉÈÊËÍÌÎÏÑÓÒÔÕØŒÚÙÛÝ]"
+    r"|[\u2013\u2014\u2019\u2026\xa0°§€£]|(?<!\w)[\u2018\u201c\u201d\u201e«»¡¿]|[\u201c\u201d«»](?!\w)"
+)
+
+# A character beyond U+FFFF in CESU-8, which Java and Oracle write: two surrogates of three bytes each.
+_CESU_8 = re.compile(rb"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]")
 
 
 def open_content(raw: io.BufferedReader[Any], path: Path) -> Lookahead:
@@ -90,6 +104,8 @@ def encoding_advice(raw: bytes, at: int, *, has_multibyte: bool) -> str:
     raw: a part of the text, with the invalid byte at index `at`. has_multibyte: True if characters of several bytes
     were decoded before this part.
     """
+    if _CESU_8.match(raw, at):
+        return f"the file is CESU-8, which Java and Oracle write; convert it with {_converter('cesu-8')}"
     high = [byte for byte in raw if byte >= 0x80]
     is_cut = at >= len(raw) - 3 and raw[at] >= 0xC2
     # In other encodings too, some bytes are valid UTF-8 by chance.
@@ -99,9 +115,18 @@ def encoding_advice(raw: bytes, at: int, *, has_multibyte: bool) -> str:
         return "the file is damaged UTF-8; drop the invalid bytes with iconv -c -f utf-8 -t utf-8"
     if len(high) > len(raw) // 4:
         return "convert the file to UTF-8 first, with iconv -f ENCODING -t utf-8, e.g. gb18030, shift_jis or koi8-r"
-    is_windows = any(byte < 0xA0 for byte in high)
-    encoding = "windows-1252" if is_windows else "latin1"
+    encoding = next((name for name, codec in _EUROPEAN.items() if _is_plausible(raw.decode(codec, "replace"))), None)
+    if encoding is None:
+        return "convert the file to UTF-8 first, with iconv -f ENCODING -t utf-8, e.g. windows-1250, cp850 or macintosh"
+    if encoding == "windows-1252" and min(high) >= 0xA0:
+        encoding = "latin1"
     return f"convert the file to UTF-8 first, e.g. with iconv -f {encoding} -t utf-8"
+
+
+def _is_plausible(text: str) -> bool:
+    # True if nearly all characters beyond ASCII are letters of the west of Europe, or punctuation in its place.
+    others = sum(not character.isascii() for character in text)
+    return len(_PLAUSIBLE.findall(text)) >= 0.9 * others
 
 
 def iconv_name(encoding: str) -> str:
@@ -130,8 +155,19 @@ def _refuse_encoding(head: bytes, path: Path) -> None:
     for encoding, pattern in _SEVEN_BITS.items():
         if head.isascii() and re.search(pattern, head) and _is_encoded_in(encoding, head):
             raise UserError(
-                f"{path} is {encoding.upper()}; convert the file to UTF-8 first, with iconv -f {encoding} -t utf-8"
+                f"{path} is {encoding.upper()}; convert the file to UTF-8 first, with {_converter(encoding)}"
             )
+
+
+def _converter(encoding: str) -> str:
+    decode = {  # encodings that iconv does not know
+        "hz": "decode('hz')",
+        "cesu-8": "decode('utf-8', 'surrogatepass').encode('utf-16', 'surrogatepass').decode('utf-16')",
+    }.get(encoding)
+    if decode is None:
+        return f"iconv -f {encoding} -t utf-8"
+    content = f"open('FILE', 'rb').read().{decode}.encode()"
+    return f"python -c \"import pathlib; pathlib.Path('NEW').write_bytes({content})\""
 
 
 def _is_encoded_in(encoding: str, head: bytes) -> bool:

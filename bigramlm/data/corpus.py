@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from bigramlm.data.encoding import Encoder, encode_on_all_cores, encode_piece
@@ -39,7 +38,8 @@ from bigramlm.errors import UserError, require
 from bigramlm.tokenizer.base import Tokenizer, round_trip_difference, start_tokens
 from bigramlm.tokenizer.config import LearnedConfig, TokenizerConfig
 from bigramlm.utils.console import relative
-from bigramlm.utils.files import sha256_of
+from bigramlm.utils.files import make_folder, sha256_of
+from bigramlm.utils.locks import Lock
 from bigramlm.utils.progress import bar
 
 log = logging.getLogger(__name__)
@@ -120,6 +120,7 @@ def tokenized(text: Text | TokenFiles | Pairs, cfg: TokenizerConfig, given: Toke
 
 
 def _corpus_from_files(token_files: TokenFiles, cfg: TokenizerConfig, given: Tokenizer | None) -> Corpus:
+    token_files.verify_once()
     about, tokenizer = token_files.about, given
     if tokenizer is None:
         try:
@@ -266,7 +267,7 @@ def prepare(
     """
     given = given or _build_unlearned(text, cfg)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         foreign = read_about(folder) is None and any(not path.name.startswith(".") for path in folder.iterdir())
         require(
             not foreign,
@@ -369,10 +370,8 @@ def _restore_learned(folder: Path, cfg: TokenizerConfig) -> Tokenizer | None:
 @contextlib.contextmanager
 def _folder_lock(folder: Path) -> Iterator[None]:
     # Other processes that prepare the same text wait for this one.
-    lock = FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0.5)
-    except Timeout:
+    lock = Lock(folder / _LOCK)
+    if not lock.acquire(timeout=0.5):
         log.info(
             "tokens: another process is preparing the token files in %s; waiting until they are complete",
             relative(folder),

@@ -29,8 +29,8 @@ class _Json(NamedTuple):
     # What a text of JSON begins with.
 
     format: str | None
-    """The format that reads its objects: jsonl or json. None for a single object over several lines and for an array of
-    other values: these are a text."""
+    """The format that reads its objects: jsonl or json. None for a single object over several lines or without the
+    field, and for an array of other values: these are a text."""
     has_field: bool
     """True if the first object has the field."""
     names: tuple[str, ...] = ()
@@ -130,6 +130,8 @@ def _find_json(text: Lookahead, field: str) -> _Json | None:
         return _Json(long if mentioned else None, mentioned)
     format = "json" if opening[1] else _format_of_objects(start, end, is_whole=is_whole)
     names = tuple(name for name, content in value.items() if isinstance(content, str))
+    if not opening[1] and field not in value and start[end:].strip(", \t\r\n") == "":
+        format = None  # a single object without the field, also on one line
     return None if format == "text" else _Json(format, field in value, names)
 
 

@@ -26,8 +26,8 @@ def keep_piped_text(words: Iterable[str]) -> list[str]:
 
     The other overrides are returned unchanged. The errors are those of `keep_piped`.
     """
-    field = "data.path="
-    return [field + keep_piped(word[len(field) :], field[:-1]) if word.startswith(field) else word for word in words]
+    found = ((word, re.fullmatch(r"(\+{0,2}data\.path=)(.*)", word, re.DOTALL)) for word in words)
+    return [match[1] + keep_piped(match[2], "data.path") if match else word for word, match in found]
 
 
 def is_inherited(path: str) -> bool:
@@ -72,7 +72,9 @@ def _kept(blocks: Iterable[bytes]) -> Path:
             digest.update(block)
             yield block
 
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     unnamed = files.temporary_path(folder / "text")
     files.write(unnamed, hashed())
-    return unnamed.replace(folder / f"{digest.hexdigest()[:16]}.txt")
+    path = unnamed.replace(folder / f"{digest.hexdigest()[:16]}.txt")
+    files.sync(folder)
+    return path

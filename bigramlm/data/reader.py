@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from bigramlm.data.compression import READ_SIZE, HashedFile, decompressed_by_name, is_jsonl_by_name, read_errors
 from bigramlm.data.content import encoding_advice, open_content, refuse_nul
-from bigramlm.data.formats import format_of
+from bigramlm.data.formats import format_of, suffix_of
 from bigramlm.errors import UserError, require
 
 # The maximum number of characters of a value in a JSON array; an invalid value would be read up to the end of the file.
@@ -75,15 +75,17 @@ class Reader:
     def lines(self) -> Iterator[tuple[str, Any]]:
         """Yield the location and value of each line of a text, or of each JSON object."""
         with self._open() as (content, format):
-            if format == "text":
+            # With a name of JSON, an array of strings is no line of text.
+            is_array = suffix_of(self.path) == ".json" and content.peek().lstrip()[:1] == b"["
+            if format == "text" and not is_array:
                 text = io.StringIO("".join(self._blocks(content)), newline=None)
                 for number, line in enumerate(text, start=1):
                     yield f"{self.path}, line {number:,}", line.removesuffix("\n")
             else:
-                yield from self._values(content, format)
+                yield from self._values(content, "json" if is_array else format)
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[tuple[io.BufferedIOBase, str]]:
+    def _open(self) -> Iterator[tuple[io.BufferedReader[Any], str]]:
         # Opens the file, and finds its format.
         with read_errors(self.path), contextlib.ExitStack() as stack:
             file = self.file or stack.enter_context(self.path.open("rb"))
@@ -135,6 +137,7 @@ class Reader:
                 yield f"{self.path}, item {number:,}", value
 
     def _lines(self, content: io.BufferedIOBase) -> Iterator[tuple[str, Any]]:
+        is_first = True
         for number, line in enumerate(content, start=1):
             if not line.strip():
                 continue
@@ -145,9 +148,24 @@ class Reader:
                 advice = encoding_advice(line, error.start, has_multibyte=False)
                 raise UserError(f"{where}: not UTF-8: byte 0x{line[error.start]:02x}; {advice}") from None
             except (ValueError, RecursionError) as error:
-                reason = f"{error.msg} (column {error.colno:,})" if isinstance(error, json.JSONDecodeError) else error
-                raise UserError(f"{where}: the line is not valid JSON: {reason}; fix or remove the line") from None
+                place = f" (column {error.colno:,})" if isinstance(error, json.JSONDecodeError) else ""
+                is_other = is_first and self.format == "jsonl"
+                advice = _other_format(line) if is_other else f"fix or remove line {number:,}"
+                raise UserError(f"{where}: the line is not valid JSON: {_reason(error)}{place}; {advice}") from None
             yield where, value
+            is_first = False
+
+
+def _other_format(line: bytes) -> str:
+    kind, format = ("an array", "json") if line.lstrip().startswith(b"[") else ("plain text", "text")
+    return f"fix the line, or, if the file is {kind}, use data.format={format}"
+
+
+def _reason(error: ValueError | RecursionError) -> str:
+    # Why a text is no JSON, without the terms of Python.
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return "brackets are nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def get_text(value: Any, field: str, where: str, *, setting: str) -> str:
@@ -156,7 +174,8 @@ def get_text(value: Any, field: str, where: str, *, setting: str) -> str:
     where: the file and line or item, for messages. setting: the config field under `data` that selects `field`, for
     messages. Raises UserError if `value` is not an object or its `field` is missing or contains no valid text.
     """
-    require(isinstance(value, dict), f'{where}: not a JSON object such as {{"{field}": "To be"}}')
+    advice = "for an array of objects, use data.format=json" if isinstance(value, list) else "fix or remove it"
+    require(isinstance(value, dict), f'{where}: not a JSON object such as {{"{field}": "To be"}}; {advice}')
     if field not in value:
         names = [name for name, content in value.items() if isinstance(content, str)][:10]
         found = f"the fields with a string are: {', '.join(names)}" if names else "no field contains a string"
@@ -231,10 +250,12 @@ class _JsonText:
             except (ValueError, RecursionError) as error:
                 is_long = len(self._text) - self.at > _MAX_VALUE
                 within = error.pos - self.at if isinstance(error, json.JSONDecodeError) else None
-                if isinstance(error, RecursionError) or is_long or not self._fill():
+                if within is None or is_long or not self._fill():
                     place = "" if within is None else f" ({self.place(self.at + within)})"
-                    reason = f"{getattr(error, 'msg', error)}{place}"
-                    raise UserError(f"{self._path}, item {number:,}: not valid JSON: {reason}; fix the file") from None
+                    advice = "fix the file" + (", or, if it is plain text, use data.format=text" if number == 1 else "")
+                    raise UserError(
+                        f"{self._path}, item {number:,}: not valid JSON: {_reason(error)}{place}; {advice}"
+                    ) from None
 
     def place(self, at: int) -> str:
         # The line and the column of a position in the text that is kept.

@@ -3,13 +3,14 @@
 import hashlib
 import http.client
 import logging
+import shlex
 import time
 import urllib.error
 import urllib.request
 
 from bigramlm.data.config import ShakespeareConfig
-from bigramlm.errors import UserError
-from bigramlm.utils import files
+from bigramlm.errors import UserError, require
+from bigramlm.utils import files, network
 from bigramlm.utils.progress import bar
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def fetch(cfg: ShakespeareConfig, *, fallback: bool) -> bool:
 
     Returns True if the file exists or was downloaded. fallback: if True, a failed download returns False, so that the
     caller uses the bundled text; if False, a failed download raises UserError. An existing file is never changed. If an
-    existing file is not the tutorial's text, a warning is logged.
+    existing file is not the tutorial's text, a warning is logged. Raises UserError if only a file names the address.
     """
     path = cfg.file()
     if path.exists():
@@ -38,6 +39,11 @@ def fetch(cfg: ShakespeareConfig, *, fallback: bool) -> bool:
                 path,
             )
         return True
+    require(
+        cfg.url == ShakespeareConfig.url or network.is_typed(cfg.url),
+        f"data.url={cfg.url}: the address comes from a file, and is requested only if you type it yourself: add "
+        f"{shlex.quote(f'data.url={cfg.url}')}, or put the text at {path}",
+    )
     try:
         content = download(cfg.url, cfg.timeout)
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -49,7 +55,7 @@ def fetch(cfg: ShakespeareConfig, *, fallback: bool) -> bool:
             ) from None
         log.warning(_NOT_SHAKESPEARE.format(url=cfg.url, reason=reason, path=path))
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent)
     files.write(path, [content])
     return True
 

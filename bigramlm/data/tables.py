@@ -26,8 +26,10 @@ def columns_of(head: bytes, suffix: str) -> str | None:
     so a text is no table if in doubt. head: the start of the text. suffix: that of its name.
     """
     text, is_named = head.decode("utf-8", "replace"), suffix in (".csv", ".tsv")
+    is_whole = len(head) < HEAD
     for delimiter, (name, least) in _DELIMITERS.items():
-        if _is_table(_rows(text, delimiter, is_whole=len(head) < HEAD), delimiter, 2 if is_named else least, is_named):
+        rows = _rows(text, delimiter, is_whole=is_whole)
+        if _is_table(rows, delimiter, 2 if is_named else least, is_named, is_whole=is_whole):
             return f"columns separated by {name}"
     one = (_ONE_COLUMN_NAMED if is_named else _ONE_COLUMN).fullmatch(text)
     is_quoted = one is not None and ('"' in one[1] if is_named else re.search(r'""|[^"\r]\n[^"]', one[1]) is not None)
@@ -45,8 +47,9 @@ def _rows(text: str, delimiter: str, *, is_whole: bool) -> list[list[str]]:
     return rows if is_whole else rows[:-1]
 
 
-def _is_table(rows: list[list[str]], delimiter: str, least: int, is_named: bool) -> bool:
-    if len(rows) < (2 if is_named else 5) or len({len(row) for row in rows}) > 1 or len(rows[0]) < least:
+def _is_table(rows: list[list[str]], delimiter: str, least: int, is_named: bool, *, is_whole: bool) -> bool:
+    least_rows = (2 if is_whole else 1) if is_named else 5  # the row below the header may be longer than the start
+    if len(rows) < least_rows or len({len(row) for row in rows}) > 1 or len(rows[0]) < least:
         return False
     header, *others = rows
     if delimiter == "|" and not all(  # a log or a drawing has no header

@@ -20,6 +20,7 @@ import numpy as np
 from bigramlm.data.reader import Blocks, Reader
 from bigramlm.errors import UserError, require
 from bigramlm.utils import files
+from bigramlm.utils.paths import program
 from bigramlm.utils.progress import bar
 
 # A text of at most this many characters is kept in memory; a longer text is read from its files each time.
@@ -233,6 +234,11 @@ def file_size(path: Path) -> int:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     require(
+        not ((path / "manifest.json").is_file() and (path / "train.bin").is_file()),
+        f"{path} is a folder of token files that {program('prepare')} made; train on it with data=tokens "
+        f"data.path={path}",
+    )
+    require(
         not stat.S_ISDIR(status.st_mode),
         f"{path} is a folder; give a text file, or a glob that matches text files (data.path='{path}/*.txt')",
     )
@@ -266,7 +272,7 @@ def _load_description(paths: Sequence[Path], name: str, kept_at: Path) -> Text |
 
 def _save_description(text: Text, kept_at: Path) -> None:
     with contextlib.suppress(OSError):  # without the description, the text is read again the next time
-        kept_at.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(kept_at.parent)
         files.write(kept_at, [json.dumps(text.to_dict(), indent=1, ensure_ascii=False).encode()])
 
 

@@ -7,25 +7,33 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bigramlm.errors import UserError, require
-from bigramlm.utils import files, paths
+from bigramlm.utils import documents, files, paths
+
+log = logging.getLogger(__name__)
 
 MANIFEST, TOKENIZER, PROGRESS = "manifest.json", "tokenizer.json", "progress.json"
+_VERIFIED = ".verified.json"
 SPLITS = ("train", "val")
 _FORMAT = 1
 
 # The dtypes of stored token ids, the narrowest first.
 _DTYPES = (np.uint8, np.int16, np.uint16, np.int32)
+# The types of the values in a manifest, by their names in the classes below.
+_TYPES = {"str": str, "int": int, "dict[str, Any]": dict}
+
+T = TypeVar("T")
 
 Ids = NDArray[Any]
 """Token ids (N,)."""
@@ -95,7 +103,7 @@ class TokenFiles:
         Raises UserError if tokenizer.json cannot be read, or if its SHA-256 differs from the one in the manifest.
         """
         try:
-            content = (self.folder / TOKENIZER).read_text("utf-8")
+            content = documents.read(self.folder / TOKENIZER, limit=files.MAX_TEXT).decode()
         except (OSError, ValueError) as error:
             raise UserError(f"{self.folder / TOKENIZER} cannot be read: {error}") from None
         require(
@@ -106,9 +114,9 @@ class TokenFiles:
         return content
 
     def verify(self) -> None:
-        """Compare the hashes of the token files with the manifest.
+        """Compare the token files with the manifest, and remember the result.
 
-        Raises UserError if the SHA-256 of a file differs.
+        Raises UserError if the SHA-256 of a file differs, or if a token id is not in the vocabulary.
         """
         for split, counts in self.splits.items():
             path = self.folder / f"{split}.bin"
@@ -116,6 +124,36 @@ class TokenFiles:
                 files.sha256(path) == counts.sha256,
                 f"{path} is damaged: its SHA-256 differs from the one in {MANIFEST}; {_prepare_again(path)}",
             )
+            ids = self.ids(split)
+            require(
+                len(ids) == 0 or (ids.min() >= 0 and ids.max() < self.about.vocab_size),
+                f"{path} contains token ids outside of the vocabulary of {self.about.vocab_size:,} tokens that "
+                f"{MANIFEST} gives; {_prepare_again(path)}",
+            )
+        self.remember()
+
+    def remember(self) -> None:
+        """Remember that the files match the manifest, until one of them changes."""
+        with contextlib.suppress(OSError):  # e.g. a folder of another user
+            files.write(self.folder / _VERIFIED, [json.dumps(self._stamps()).encode()], durable=False)
+
+    def verify_once(self) -> None:
+        """Verify the token files, unless they have not changed since they were verified.
+
+        Raises UserError as `verify` does.
+        """
+        try:
+            remembered = documents.read_json(self.folder / _VERIFIED)
+        except (OSError, ValueError):
+            remembered = None
+        if remembered != self._stamps():
+            log.info("tokens: verifying the files in %s", self.folder)
+            self.verify()
+
+    def _stamps(self) -> list[list[int]]:
+        # Sizes, times and numbers of the files; a copy of the folder differs in the time of the last change of status.
+        stats = [(self.folder / name).stat() for name in (MANIFEST, *(f"{split}.bin" for split in SPLITS))]
+        return [[stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] for stat in stats]
 
 
 def open_tokens(folder: Path) -> TokenFiles:
@@ -125,14 +163,14 @@ def open_tokens(folder: Path) -> TokenFiles:
     """
     files.refuse_dangling(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        manifest = documents.read_json(folder / MANIFEST)
         require(
             manifest["format"] == _FORMAT,
             f"{folder}: the token files have format {manifest['format']}, but this version of bigramlm reads format "
             f"{_FORMAT}; prepare the text again",
         )
-        splits = {name: Counts(**manifest["splits"][name]) for name in SPLITS}
-        tokens = TokenFiles(folder, About(**manifest["about"]), splits)
+        splits = {name: _parsed(Counts, manifest["splits"][name]) for name in SPLITS}
+        tokens = TokenFiles(folder, _parsed(About, manifest["about"]), splits)
         width = np.dtype(tokens.about.dtype).itemsize
     except FileNotFoundError:
         advice = "make token files with prepare.py"
@@ -150,13 +188,29 @@ def open_tokens(folder: Path) -> TokenFiles:
         raise UserError(f"{folder / MANIFEST} is not a manifest written by prepare.py: {error}") from None
     for split, counts in tokens.splits.items():
         path = folder / f"{split}.bin"
-        size = path.stat().st_size if path.exists() else 0
+        size = path.stat().st_size if path.is_file() else 0
         require(
             size == counts.tokens * width,
             f"{path} has {size:,} bytes instead of {counts.tokens * width:,}, so it is "
             f"{'truncated' if size < counts.tokens * width else 'a different file'}; {_prepare_again(path)}",
         )
     return tokens
+
+
+def _parsed(kind: type[T], values: dict[str, Any]) -> T:
+    """Make a Counts or an About of the values in a file.
+
+    Raises ValueError or TypeError for values of other types.
+    """
+    made = kind(**values)
+    for field in fields(made):  # type: ignore[arg-type]
+        value = getattr(made, field.name)
+        is_valid = type(value) is _TYPES[str(field.type)] and (type(value) is not int or 0 <= value < 2**63)
+        if field.name == "dtype":
+            is_valid = value in [np.dtype(dtype).name for dtype in _DTYPES]
+        if not is_valid or (field.name in ("n_characters", "vocab_size") and value == 0):
+            raise ValueError(f"{field.name}={value!r} is not valid")
+    return made
 
 
 def read_about(folder: Path) -> About | None:
@@ -166,7 +220,7 @@ def read_about(folder: Path) -> About | None:
     """
     for name in (MANIFEST, PROGRESS):
         try:
-            return About(**json.loads((folder / name).read_text("utf-8"))["about"])
+            return _parsed(About, documents.read_json(folder / name)["about"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return None
@@ -174,7 +228,7 @@ def read_about(folder: Path) -> About | None:
 
 def delete_token_files(folder: Path) -> None:
     """Delete the token files in a folder."""
-    for name in (*(f"{split}.bin" for split in SPLITS), TOKENIZER, MANIFEST, PROGRESS):
+    for name in (*(f"{split}.bin" for split in SPLITS), TOKENIZER, MANIFEST, PROGRESS, _VERIFIED):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -215,8 +269,8 @@ class TokenWriter:
     def _read_progress(self) -> tuple[dict[str, Counts], int]:
         no_progress = {split: Counts() for split in SPLITS}, 0
         try:
-            progress = json.loads((self.folder / PROGRESS).read_text("utf-8"))
-            counts = {split: Counts(**progress["splits"][split]) for split in SPLITS}
+            progress = documents.read_json(self.folder / PROGRESS)
+            counts = {split: _parsed(Counts, progress["splits"][split]) for split in SPLITS}
             sizes = {split: (self.folder / f"{split}.bin").stat().st_size for split in SPLITS}
             lost = any(sizes[split] < counts[split].tokens * self._width for split in SPLITS)
             return no_progress if lost or progress["about"] != asdict(self.about) else (counts, int(progress["pieces"]))
@@ -263,7 +317,9 @@ class TokenWriter:
         self._done = counts, self.pieces
         self._write_json(MANIFEST, format=_FORMAT)
         (self.folder / PROGRESS).unlink()
-        return TokenFiles(self.folder, self.about, counts)
+        made = TokenFiles(self.folder, self.about, counts)
+        made.remember()
+        return made
 
     def _write_json(self, name: str, **more: int) -> None:
         by_split, _ = self._done

@@ -25,7 +25,7 @@ from bigramlm.model.base import LanguageModel
 from bigramlm.model.huggingface import Pretrained, check_vocabulary
 from bigramlm.model.python import ModelFactory
 from bigramlm.optim.base import Schedule
-from bigramlm.runs.folder import RunFolder, git_state, versions
+from bigramlm.runs.folder import RunFolder, versions
 from bigramlm.tokenizer.base import Tokenizer
 from bigramlm.trainer.compiled import CompiledStep, SharedCalls
 from bigramlm.trainer.evaluate import Evaluator
@@ -181,7 +181,7 @@ def checkpoints(
 ) -> CheckpointManager:
     """Build the object that saves and restores the checkpoints in the run folder."""
     tokenizer, config = corpus.tokenizer.to_json(), to_yaml(cfg)
-    contents = Contents(step.model, step.optimizer, step.scaler, tokenizer, config, adapter)
+    contents = Contents(step.model, step.optimizer, step.scaler, tokenizer, config, adapter, folder.summary)
     return CheckpointManager(folder.path / "checkpoints", contents, keep=cfg.trainer.keep_checkpoints)
 
 
@@ -216,7 +216,6 @@ def describe(
             "characters_per_token": characters_per_token(corpus, splits),
         },
         "versions": versions(),
-        "git": git_state(),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from bigramlm.config.overrides import Overrides
 from bigramlm.engine.failures import errors_as_exits
 from bigramlm.errors import UserError, require
 from bigramlm.runs.discard import discard, remember
-from bigramlm.utils import paths
+from bigramlm.utils import files, paths
+
+log = logging.getLogger(__name__)
 
 # The optional launchers and sweepers by class name: the override that selects them, their extra, the required module.
 EXTRAS = {
@@ -29,7 +33,7 @@ class StartCallback(Callback):
     """A callback that checks the requirements of a run or a sweep before it starts.
 
     The output folder must be writable, and the packages of the launcher and the sweeper must be installed. Raises
-    CommandExit otherwise.
+    CommandExit otherwise. Each job announces the environment variables that presets set for it.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
@@ -41,6 +45,13 @@ class StartCallback(Callback):
             for part in (config.hydra.launcher, config.hydra.sweeper):
                 _check_part(part._target_.rpartition(".")[2])
             _check_folder("hydra.sweep.dir", config.hydra.sweep.dir)
+
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
+        typed = Overrides(config.hydra.overrides.hydra)
+        for name, value in config.hydra.job.env_set.items():
+            if not typed.has("hydra.job.env_set", f"hydra.job.env_set.{name}"):
+                log.warning("a preset sets the environment variable %s=%s for the run", name, value)
 
 
 def _check_part(name: str) -> None:
@@ -68,7 +79,7 @@ def _check_folder(field: str, value: str) -> None:
     folder = Path(value)
     try:
         remember(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -41,8 +42,11 @@ _RANKS = {
     "SLURM_STEP_NUM_TASKS": "srun, or with srun -n1",
 }
 
-# A field in the style of other programs, -lr=0.1, which argparse would read as several flags: -l -r.
-_FIELD_AS_FLAG = re.compile(r"-(?!(cd|cp|cn|c|p|i)=)[^-=][^=]*=.*", re.DOTALL)
+# A field in the style of other programs, -lr=0.1, which argparse would read as several flags: -l -r. It would take
+# --config for the start of several flags.
+_FIELD_AS_FLAG = re.compile(r"-(?!(cd|cp|cn|c|p|i)=)[^-=][^=]*=.*|--config(=.*)?", re.DOTALL)
+# A flag that is on if it is given, with a value.
+_SWITCH = re.compile(r"(--(?:multirun|run|help|hydra-help|resolve|shell-completion|version)|-[hmr])=(.*)", re.DOTALL)
 
 
 def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
@@ -58,7 +62,10 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
 
     followed = dict(itertools.pairwise([*arguments, ""]))
     for flag in filter(_FIELD_AS_FLAG.fullmatch, arguments):
-        check_flag(flag, "")
+        check_flag(flag, followed.get(flag, ""))
+    for switch in filter(None, map(_SWITCH.fullmatch, arguments)):
+        raise UserError(f"{switch[0]}: the flag takes no value; write {switch[1]}, or omit it")
+    sys.argv = sys.argv or [""]  # empty in an embedded interpreter; argparse takes its first word
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     flags, unknown = parser.parse_known_intermixed_args(list(arguments))
@@ -171,11 +178,14 @@ def command_line(arguments: Sequence[str], *, sweeps: bool | None = None, has_mo
 
 
 def _expanded(word: str) -> str:
-    # Replaces ~ at the beginning of an output folder, which Hydra would take for a name.
+    # Replaces ~ at the beginning of a folder, which Hydra would take for a name, or refuse in a list.
     name, _, value = word.partition("=")
-    if name in ("hydra.run.dir", "hydra.sweep.dir") and (path := value.strip("\"'")).startswith("~"):
+    field = name.lstrip("+")
+    if field in ("hydra.run.dir", "hydra.sweep.dir") and (path := value.strip("\"'")).startswith("~"):
         user, slash, rest = path.partition("/")
-        return f"{name}={paths.typed(user, name)}{slash}{rest}"
+        return f"{name}={paths.typed(user, field)}{slash}{rest}"
+    if field == "hydra.searchpath":
+        return re.sub(r"(?<=[\[,])\s*([\"']?)(~[^\"',\]]*)\1", lambda found: quoted(str(paths.typed(found[2]))), word)
     return word
 
 

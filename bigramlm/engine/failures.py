@@ -12,9 +12,9 @@ from pathlib import Path
 from bigramlm.config.mistakes import CONFIG_ERRORS, explained
 from bigramlm.config.run_config import RunConfig
 from bigramlm.errors import UserError
+from bigramlm.utils import files
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_DISK_ERRORS = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+_DISK_ERRORS = files.FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 # Texts in PyTorch's out-of-memory messages on CPU, CUDA and MPS.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -61,11 +61,12 @@ def as_user_error(error: BaseException, folder: Path | None = None) -> BaseExcep
     if isinstance(error, CONFIG_ERRORS):
         return explained(error)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        if not (error.filename or folder):
+            return files.unwritable("a file", error)
         path = Path(error.filename or folder or "")
-        while path.name.startswith("."):  # the hidden temporary file or folder of a write
+        while path.name.startswith("."):  # a hidden file, such as the lock
             path = path.parent
-        fix = "free some space" if error.errno in _FULL else "change its permissions"
-        return UserError(f"{path} cannot be written: {error.strerror}; {fix} or choose a different folder")
+        return files.unwritable(path, error)
     if is_out_of_memory(error):
         return UserError(f"out of memory: {(str(error) or 'no memory is left').splitlines()[0]}")
     return error

@@ -18,6 +18,7 @@ from bigramlm.engine.failures import as_user_error, is_out_of_memory, out_of_mem
 from bigramlm.engine.run import RunContext, RunResult, run
 from bigramlm.errors import UserError
 from bigramlm.runs.folder import FINISHED, RunFolder
+from bigramlm.utils import network
 from bigramlm.utils.console import relative
 from bigramlm.utils.stop import Stopped, stop_signals
 
@@ -38,7 +39,8 @@ def train(
     logged when it is raised.
     """
     try:
-        return _train(composed, folder, overrides, context, continues=continues)
+        with network.typed(overrides.words):  # a job may run in a process of its own
+            return _train(composed, folder, overrides, context, continues=continues)
     except UserError:
         if not continues:
             folder.discard()
@@ -52,7 +54,7 @@ def _train(
         try:
             stack.enter_context(folder.lock())
             import_extensions(names_in(composed.extensions))  # a job may run in a process that has none yet
-            continuing = continues and folder.has_run_of(config_hashes(to_run_config(composed)))
+            continuing = continues and folder.has_run_of(config_hashes(to_run_config(composed)), planned=context.asked)
             if composed.resume is None and not continuing:
                 folder.claim()
             else:
@@ -80,7 +82,7 @@ def _train(
 def _begin(composed: DictConfig, folder: RunFolder, overrides: Overrides, *, continuing: bool) -> RunConfig:
     # Returns the config to run. The summary of a new run records that it has begun.
     if continuing:  # the saved config contains the device, threads and text that were resolved when the run began
-        return replace(load(folder.path / "config.yaml"), resume=str(folder.path), base=composed.base)
+        return replace(load(folder.config_file), resume=str(folder.path), base=composed.base)
     if composed.resume is not None:
         return to_run_config(composed)
     folder.begin(overrides.words)
@@ -99,7 +101,7 @@ def _record_failure(raised: BaseException, composed: DictConfig, folder: RunFold
     end = Stopped(signal.SIGINT) if isinstance(raised, KeyboardInterrupt) else as_user_error(raised, folder.path)
     if not isinstance(end, (Exception, Stopped)):  # it would end a whole sweep
         end = RuntimeError(f"the run was ended by {raised!r}")
-    path = folder.path / "config.yaml"
+    path = folder.config_file
     if is_out_of_memory(raised) and "vocab_size" in folder.summary and path.exists():
         cfg = load(path) if composed.resume is None else to_run_config(composed)
         end = UserError(out_of_memory(cfg, vocab_size=folder.summary["vocab_size"]))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -65,31 +66,63 @@ def field_of_recipes(field: str, names: str, folders: Sequence[Path]) -> list[An
     """Return the value of a field in each recipe, or None if a recipe does not set it.
 
     names: the value of `experiment=`: a name, or several that are separated by commas. folders: those of
-    `preset_folders`. A recipe may inherit the value from a recipe in its defaults. Raises UserError if it inherits from
-    itself.
+    `preset_folders`. A recipe may inherit the value from a recipe in its defaults; as in Hydra, the last of the
+    defaults wins, and `_self_`, which is last if it is not among them, stands for the recipe itself. Raises UserError
+    if a recipe inherits from itself.
     """
-    return [_field(field, name.strip(), folders, ()) for name in names.strip("[]").split(",")]
+    found = [_values(field, name.strip(), folders, ()) for name in names.strip("[]").split(",")]
+    return [next(values, None) for values in found]
 
 
-def _field(field: str, name: str, folders: Sequence[Path], inheriting: tuple[str, ...]) -> Any:
-    # inheriting: the recipes that inherit from this one.
+def _values(field: str, name: str, folders: Sequence[Path], inheriting: tuple[str, ...]) -> Iterator[Any]:
+    # Yields the values that a recipe sets or inherits; the first one wins. inheriting: those that inherit from it.
     name = name.removeprefix("/experiment/").removesuffix(".yaml")
     path = _find(name, folders)
     recipe = None if path is None else _load(path)
     if not isinstance(recipe, DictConfig):
-        return None
+        return
     circle = " -> ".join([*inheriting, name])
     require(name not in inheriting, f"experiment={(*inheriting, name)[0]}: the recipe inherits from itself: {circle}")
-    bases = [base for base in recipe.get("defaults") or [] if isinstance(base, str) and base != "_self_"]
-    inherited = (_field(field, base, folders, (*inheriting, name)) for base in reversed(bases))
-    return next((value for value in [recipe.get(field), *inherited] if value is not None), None)
+    for base in reversed(list(_bases(name, recipe))):
+        if base is not None:
+            yield from _values(field, base, folders, (*inheriting, name))
+        elif field in recipe:
+            yield recipe[field]
+
+
+def _bases(name: str, recipe: DictConfig) -> Iterator[str | None]:
+    # Yields the recipes in the defaults of a recipe, in order. None stands for the recipe itself.
+    entries = recipe.get("defaults") or []
+    for text in (text for entry in entries for text in _as_texts(entry)):
+        base, _, package = text.removeprefix("optional ").partition("@")
+        absolute = str(PurePosixPath("/experiment", name).parent / base)
+        if base == "_self_":
+            yield None
+        elif package in ("", "_global_", "_here_") and absolute.startswith("/experiment/"):
+            yield absolute
+    if "_self_" not in entries:
+        yield None
+
+
+def _as_texts(entry: Any) -> list[str]:
+    # `/experiment@_global_: [a, b]` is written as /experiment/a@_global_ and /experiment/b@_global_.
+    if not isinstance(entry, DictConfig):
+        return [str(entry)]
+    groups = [(str(group).partition("@"), chosen) for group, chosen in entry.items()]
+    return [
+        f"{group}/{choice}{at}{package}"
+        for (group, at, package), chosen in groups
+        for choice in (chosen if isinstance(chosen, ListConfig) else [chosen])
+    ]
 
 
 def _find(name: str, folders: Sequence[Path]) -> Path | None:
     name = name.removesuffix(".yaml")
-    if not name or ".." in Path(name).parts:
+    if not name or name.startswith("/") or ".." in Path(name).parts:
         return None
-    return next((path for folder in folders if (path := folder / "experiment" / f"{name}.yaml").is_file()), None)
+    # Unlike Path.is_file, os.path.isfile raises nothing for a name that is too long.
+    files = (folder / "experiment" / f"{name}.yaml" for folder in folders)
+    return next((path for path in files if os.path.isfile(path)), None)  # noqa: PTH113
 
 
 def _load(path: Path) -> DictConfig | ListConfig | None:

@@ -199,12 +199,36 @@ def _find_checkpoint(
     log.info("resume: continuing %s from step %d", relative(folder.path), step)
     if old_sha256 not in (None, text.sha256):
         log.warning("changed: the SHA-256 of the text is %s (previously %s)", text.sha256[:12], old_sha256[:12])
+    if newest is not None:
+        _warn_if_mixed(newest, folder, overrides)
     return newest
+
+
+def _warn_if_mixed(checkpoint: Checkpoint, folder: RunFolder, overrides: Overrides) -> None:
+    # Warn if the checkpoint is that of another run, or if config.yaml was edited since it was saved. The config of a
+    # checkpoint differs from that of its run only in fields that were typed on a later resume.
+    from bigramlm.engine.load import config_of
+
+    resumes = [part for part in folder.summary.get("resumed", []) if part["step"] >= checkpoint.step]
+    typed = Overrides([*(word for part in resumes for word in part["overrides"]), *overrides.words])
+    saved_with, config = to_dict(config_of(checkpoint)), to_dict(load(folder.config_file))
+    different = [
+        (name, old, new)
+        for name, old, new in differences(saved_with, config)
+        if name not in ("extensions", "init_from", "base") and not typed.touches(name.split(".")[0])
+    ]
+    other, path = checkpoint.run_id, checkpoint.path.relative_to(folder.path)
+    fields = ", ".join(f"{name}={new} (in the checkpoint {old})" for name, old, new in different) or "the same config"
+    if other not in (None, folder.summary["id"]):
+        log.warning("%s was saved by another run (id %s), from which this run continues: %s", path, other, fields)
+    elif different:
+        cause = "" if other else f", or {path} is the checkpoint of another run"
+        log.warning("config.yaml was edited%s: %s; the run continues with config.yaml", cause, fields)
 
 
 def _require_unfinished(cfg: RunConfig, folder: RunFolder, step: int) -> None:
     # Raise UserError if the run has nothing left to do.
-    saved = load(folder.path / "config.yaml")
+    saved = load(folder.config_file)
     completed = folder.summary.get("status") == "completed"
     completed = completed and folder.summary.get("step") == step  # otherwise the final checkpoint was lost
     patience, old_patience = cfg.trainer.early_stopping_patience, saved.trainer.early_stopping_patience
@@ -230,7 +254,7 @@ def _resolve_resumed(
     cfg: RunConfig, checkpoint: Checkpoint | None, folder: RunFolder, *, moved_to: str | None
 ) -> tuple[RunConfig, InitState]:
     # moved_to: as for `open_base`.
-    changes = differences(to_dict(load(folder.path / "config.yaml")), to_dict(cfg))
+    changes = differences(to_dict(load(folder.config_file)), to_dict(cfg))
     for name, old, new in changes:
         if name == "extensions":  # a changed file is a warning, and its location does not matter
             continue

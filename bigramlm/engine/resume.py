@@ -21,6 +21,7 @@ from bigramlm.errors import UserError, require
 from bigramlm.model.config import PythonConfig
 from bigramlm.model.huggingface import Pretrained
 from bigramlm.runs import find as runs
+from bigramlm.runs.recovery import config_file
 from bigramlm.tokenizer.config import GPT2TokenizerConfig
 from bigramlm.utils.console import relative
 
@@ -51,13 +52,22 @@ def saved_presets(overrides: Overrides, folders: Sequence[Path], *, has_model: b
     pretrained = runs.find_pretrained(where)
     if pretrained is not None:
         return Overrides([*_pretrained_presets(pretrained, values), f"init_from={quoted(pretrained.location)}"])
-    folder = runs.find(where, containing="checkpoints")
+    folder = _find("init_from", where, containing="checkpoints")
     saved = load_composed(runs.saved_config(folder))
     if "model" not in values:
         _check_model(saved, f"init_from={where}", has_model=has_model)
     groups = [_register(group, saved[group]) for group in ("model", "tokenizer") if group not in values]
     # `latest` is resolved here, once: the jobs of a sweep must not start from the job before them.
     return Overrides([*groups, f"init_from={quoted(str(folder))}"])
+
+
+def _find(field: str, where: str, *, containing: str) -> Path:
+    try:
+        return runs.find(where, containing=containing)
+    except UserError as error:
+        is_named = str(error).startswith(where)
+        from_scratch = "; to train from the start, omit init_from=" if where in ("scratch", "none", "None") else ""
+        raise UserError(f"{field}={error}{from_scratch}" if is_named else str(error)) from None
 
 
 def _pretrained_presets(pretrained: Pretrained, values: dict[str, str]) -> list[str]:
@@ -70,6 +80,8 @@ def _pretrained_presets(pretrained: Pretrained, values: dict[str, str]) -> list[
     presets = [_register("model", OmegaConf.structured(pretrained.model_config()))]
     tokenizer = pretrained.tokenizer_path()
     if "tokenizer" not in values:
+        if tokenizer is None:
+            pretrained.check_sizes()  # refuses a folder that lacks the weights too
         require(
             tokenizer is not None,
             f"init_from={location}: there is no tokenizer beside the weights (tokenizer.json, or vocab.json and "
@@ -93,7 +105,7 @@ def _init_from_of_recipes(names: str, folders: Sequence[Path]) -> str | None:
 
 def _resume(values: dict[str, str], *, has_model: bool) -> list[str]:
     where = values["resume"]
-    folder = runs.find(where, containing="config.yaml")
+    folder = _find("resume", where, containing="config.yaml")
     for name in _FIXED:
         require(
             name not in values,
@@ -112,7 +124,8 @@ def _resume(values: dict[str, str], *, has_model: bool) -> list[str]:
             f"resume={where} {name}={values.get(name)}: resume= cannot be combined with {name}=; omit one of them",
         )
     is_checkpoint = (folder / "manifest.json").exists()
-    if not (folder / "config.yaml").is_file() or is_checkpoint:
+    path = config_file(folder)
+    if not path.is_file() or is_checkpoint:
         reason = "is a checkpoint" if is_checkpoint else "contains no config.yaml, so no run has started there"
         run = folder.parent.parent
         is_of_run = folder.parent.name == "checkpoints" and (run / "config.yaml").is_file()
@@ -121,7 +134,7 @@ def _resume(values: dict[str, str], *, has_model: bool) -> list[str]:
             f"resume={where}: only a run folder can be resumed, but this folder {reason}; {to_continue}to start a new "
             "run from a checkpoint, use init_from="
         )
-    saved = load_composed(folder / "config.yaml")
+    saved = load_composed(path)
     require(  # the same name again allows its download
         values.get("init_from", saved.init_from) == saved.init_from,
         f"resume={where} init_from={values.get('init_from')}: a resumed run keeps its init_from={saved.init_from}; "

@@ -13,6 +13,7 @@ from bigramlm.errors import UserError, require
 from bigramlm.logger.base import LoggerContext
 from bigramlm.logger.metrics import Metrics
 from bigramlm.runs.folder import RunFolder
+from bigramlm.runs.git import git_state
 from bigramlm.runs.summary import RunSummary
 from bigramlm.utils.console import relative
 from bigramlm.utils.stop import StopSignals
@@ -35,6 +36,8 @@ class RunContext:
     """The names of the swept fields; None for a run outside a sweep."""
     values: dict[str, str] = field(default_factory=dict)
     """The values of the job's overrides, by field."""
+    asked: str | None = None
+    """The hash of the job's config in the plan of its sweep; None for a run outside a sweep."""
     should_prune: Callable[[int, Mapping[str, float]], bool] | None = None
     """A function that decides whether to prune the run; called after every evaluation with the step and the metrics."""
     model: nn.Module | ModelFactory | None = None
@@ -79,7 +82,7 @@ def run(cfg: RunConfig, overrides: Overrides, folder: RunFolder, context: RunCon
     evaluator = build.evaluator(cfg, model, splits, corpus, device)
     checkpoints = build.checkpoints(cfg, step, corpus, adapter, folder)
     schedule = build.Schedule(cfg.optim, cfg.trainer.steps)
-    hooks = build.Hooks(folder.update_summary, context.stop.requested, context.should_prune)
+    hooks = build.Hooks(folder.update_summary, context.stop.requested, context.should_prune, folder.keep_lock)
     trainer = build.Trainer(cfg.trainer, step, batches, evaluator, checkpoints, schedule, hooks)
     trainer.start(init.resume_from, seconds=counting_seconds or 0.0)
     if init.resume_from is None and cfg.preflight:
@@ -87,7 +90,7 @@ def run(cfg: RunConfig, overrides: Overrides, folder: RunFolder, context: RunCon
     # All input is valid from here on, so the files of a resumed run may change.
     checkpoints.quarantine(after=init.resumed_at)
     folder.begin_training(checkpoints.contents.config, overrides.words, init.resumed_at, is_changed=init.is_changed)
-    folder.update_summary(**build.describe(cfg, model, corpus, splits, adapter))
+    folder.update_summary(**build.describe(cfg, model, corpus, splits, adapter), git=git_state())
     with Metrics(cfg.logger, logger_context(cfg, folder, init, context)) as metrics:
         with context.stop.deferred():
             result = trainer.fit(metrics)
@@ -172,4 +175,6 @@ def logger_context(cfg: RunConfig, folder: RunFolder, init: InitState, context: 
     swept = None
     if context.swept is not None:
         swept = RunSummary.read(folder.path, typed=context.values).values_of(context.swept)
-    return LoggerContext(folder.path, to_dict(cfg), str(folder.summary["id"]), init.resumed_at, swept)
+    checkpoint = init.resume_from
+    metrics_bytes = None if checkpoint is None else checkpoint.progress.metrics_bytes
+    return LoggerContext(folder.path, to_dict(cfg), str(folder.summary["id"]), init.resumed_at, metrics_bytes, swept)

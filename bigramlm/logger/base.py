@@ -31,6 +31,8 @@ class LoggerContext:
     """The id of the run. A resumed run keeps its id."""
     resumed_at: int | None = None
     """The step at which a resumed run continues; None for a new run."""
+    metrics_bytes: int | None = None
+    """The length of metrics.jsonl at that step, in bytes; None if unknown."""
     swept: dict[str, str] | None = None
     """The values of the swept fields by field name if the run is a sweep job; None for any other run. The folder of a
     sweep job is named after the job number and is in the sweep folder."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ class Metrics:
         if context.resumed_at is not None and path.exists():
             keep_before(context.resumed_at, path)
         self._jsonl = documents.open_own(path, "a")
+        self._synced = 0
+        if context.resumed_at is not None:
+            files.sync(context.folder)  # in a new run, the first checkpoint does this
+            _report_loss(path, context.resumed_at, context.metrics_bytes)
         self._loggers: dict[str, Logger] = {}
         for name in cfg.use:
             with self._guarded(name):
@@ -43,6 +48,14 @@ class Metrics:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Close all loggers; an exception means that the run did not complete."""
         self.close(completed=kind is None)
+
+    def sync(self) -> int:
+        """Sync metrics.jsonl to disk, and return its length in bytes."""
+        length = os.fstat(self._jsonl.fileno()).st_size
+        if length != self._synced:
+            os.fsync(self._jsonl.fileno())
+            self._synced = length
+        return length
 
     def log(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
         """Record the metrics of a step.
@@ -98,6 +111,17 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
                 record = documents.parse_json(line)
                 if isinstance(record, dict) and isinstance(record.get("step"), int):
                     yield record
+
+
+def _report_loss(path: Path, step: int, expected: int | None) -> None:
+    # expected: the number of bytes before this step; None if unknown.
+    missing = (expected or 0) - path.stat().st_size
+    if missing > 0:
+        last = max((record["step"] for record in read_records(path)), default=-1)
+        log.warning(
+            "%s lacks records of steps %d to %d: %d of its %d bytes are missing, and cannot be recovered",
+            *(path, last + 1, step - 1, missing, expected),
+        )
 
 
 def keep_before(step: int, path: Path) -> None:

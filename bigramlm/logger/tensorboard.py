@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bigramlm.errors import printable, visible
 from bigramlm.logger.base import LoggerContext
 from bigramlm.logger.config import LoggerConfig
 
@@ -37,7 +38,7 @@ class TensorBoardLogger:
 
     def text(self, step: int, name: str, text: str) -> None:
         # Indented by four spaces, the text is code in Markdown, which preserves line breaks and special characters.
-        self._writer.add_text(name, "\n".join("    " + line for line in text.split("\n")), step)
+        self._writer.add_text(name, "\n".join("    " + line for line in visible(text).split("\n")), step)
 
     def close(self, *, completed: bool) -> None:
         # TensorBoard keeps the first end that is written, so a run that may be resumed writes none.
@@ -52,7 +53,7 @@ class TensorBoardLogger:
         # of all runs.
         from torch.utils.tensorboard.summary import hparams
 
-        _, begin, end = hparams({field: _parse_value(value) for field, value in swept.items()}, {})
+        _, begin, end = hparams({field: _parse_value(printable(value)) for field, value in swept.items()}, {})
         self._events.add_summary(begin)
         return end
 

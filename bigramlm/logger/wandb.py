@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bigramlm.errors import UserError
+from bigramlm.errors import UserError, printable, visible
 from bigramlm.logger.base import LoggerContext
 from bigramlm.logger.config import LoggerConfig
 
@@ -32,7 +32,7 @@ class WandbLogger:
         if context.swept is not None:
             values = " ".join(f"{field}={value}" for field, value in context.swept.items())
             group = group or context.folder.parent.name
-            name = name or f"{context.folder.name} {values}".strip()[:128]  # W&B's maximum length
+            name = name or f"{context.folder.name} {printable(values)}".strip()[:128]  # W&B's maximum length
 
         def start(mode: Any) -> Any:
             return wandb.init(
@@ -83,7 +83,7 @@ class WandbLogger:
     def text(self, step: int, name: str, text: str) -> None:
         import wandb
 
-        self._run.log({"step": step, name: wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)})
+        self._run.log({"step": step, name: wandb.Html(f"<pre>{html.escape(visible(text))}</pre>", inject=False)})
 
     def close(self, *, completed: bool) -> None:
         self._run.finish(exit_code=0 if completed else 1)

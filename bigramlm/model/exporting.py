@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bigramlm.model.config import GPTConfig
 from bigramlm.model.huggingface import ACTIVATIONS, FIXED_FIELDS, HEAD, TRANSPOSED, as_typed, is_tied
 from bigramlm.utils.foreign import CONFIG, WEIGHTS
+from bigramlm.utils.tensors import writing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,4 +73,5 @@ def write_pretrained(
         "dtype": "float32",
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    save_file(to_pretrained(model, cfg), folder / WEIGHTS, metadata={"format": "pt"})
+    with writing(folder / WEIGHTS):
+        save_file(to_pretrained(model, cfg), folder / WEIGHTS, metadata={"format": "pt"})

@@ -43,6 +43,7 @@ FIXED_FIELDS = {
 TRANSPOSED = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
 # Causal masks, which older files contain in addition to the weights.
 _MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+_PREFIX = re.compile(r"^((_orig_mod|module|model)\.)*(transformer\.)?")
 HEAD, _TOKENS, _POSITIONS, _NORM = "lm_head.weight", "wte.weight", "wpe.weight", "ln_f.weight"
 # The sizes in config.json, each with the tensor and the dimension in which the weights have it.
 _SIZES = {"n_embd": (_TOKENS, 1), "vocab_size": (_TOKENS, 0), "n_positions": (_POSITIONS, 0)}
@@ -194,7 +195,8 @@ class Pretrained:
             ("", misshapen),
         ):
             more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-            require(not names, f"{self.location}: {intro}{', '.join(names[:_MAX_NAMED])}{more}")
+            advice = f"use weights and a {CONFIG} of the same model"
+            require(not names, f"{self.location}: {intro}{', '.join(names[:_MAX_NAMED])}{more}; {advice}")
         return found
 
     def _check_head(self, head: Tensor, tokens: tuple[Any, str]) -> None:
@@ -243,8 +245,8 @@ class Pretrained:
 
 
 def _plain(name: str) -> str:
-    # The name of a tensor without the prefix that some files have.
-    return name.removeprefix("transformer.")
+    # The name of a tensor without the prefixes that some files have: those of torch.compile and of wrappers of a model.
+    return _PREFIX.sub("", name)
 
 
 def is_tied(state: dict[str, Tensor]) -> bool:
@@ -331,6 +333,8 @@ def _fetch(name: str, *files: str) -> Path | None:
         return hub.fetch_first(name, *((file,) for file in files))[0]
     except hub.MissingFileError:
         return None
+    except hub.NotTypedError as error:
+        raise UserError(f"{error}: add init_from={name}, or base={name} for an adapter") from None
     except hub.FetchError as reason:
         raise UserError(
             f"init_from={name}: there is no folder of this name, and {files[0]} could not be downloaded from the "

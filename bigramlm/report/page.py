@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bigramlm.config.run_config import flat
-from bigramlm.errors import UserError, require
+from bigramlm.errors import UserError, require, visible
 from bigramlm.report.gather import data, differences, read_curves, sample_of
 from bigramlm.report.results import RunTable, seed_table, typed
 from bigramlm.runs.folder import versions
@@ -64,7 +64,7 @@ def page(table: RunTable, *, title: str, log_fields: Sequence[str] = ()) -> str:
     scripts = [_normalize_line_ends(text) for text in (get_plotlyjs(), _asset("page.js"))]
     plotly, script = (Markup(text) for text in scripts)
     return (
-        Environment(autoescape=True, trim_blocks=True)
+        Environment(autoescape=True, trim_blocks=True, finalize=_shown)
         .from_string(_asset("page.html"))
         .render(
             title=title,
@@ -83,7 +83,7 @@ def page(table: RunTable, *, title: str, log_fields: Sequence[str] = ()) -> str:
             plotly_version=get_plotlyjs_version(),
             policy=Markup(" ".join(_hash(text) for text in scripts)),
             css=Markup(_asset("page.css")),
-            data=_json(data(table, [read_curves(run) for run in runs], log_fields)),
+            data=_json(_shown(data(table, [read_curves(run) for run in runs], log_fields))),
             plotly=plotly,
             script=script,
         )
@@ -101,6 +101,15 @@ def _template_values(run: RunSummary, at: int) -> dict[str, Any]:
         "folder": run.folder.absolute(),
         "typed": " ".join(run.overrides),
     }
+
+
+def _shown(value: Any) -> Any:
+    # Escape what a browser would obey in texts, e.g. a mark that reverses the rest of a line; Markup is of this page.
+    if isinstance(value, dict):
+        return {_shown(name): _shown(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_shown(part) for part in value]
+    return visible(value) if type(value) is str else value
 
 
 def _asset(name: str) -> str:

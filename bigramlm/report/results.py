@@ -16,6 +16,9 @@ from bigramlm.report.statistics import Group, verdict
 from bigramlm.runs.summary import RunSummary
 from bigramlm.utils.console import table
 
+# The first characters of a formula in a spreadsheet; the last four are those of East Asian keyboards.
+_FORMULA_SIGNS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
 # The maximum number of rows on the terminal, which shows only the best runs. results.md contains all rows.
 SHOWN = 40
 
@@ -230,15 +233,29 @@ def _figure(value: Any, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
+def csv_cell(value: Any) -> Any:
+    """Return a value for a CSV file in which no text is a formula of a spreadsheet."""
+    if value is None or isinstance(value, (int, float)):
+        return value
+    text = printable(str(value))
+    if not text.startswith(_FORMULA_SIGNS):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     """Return a table as Markdown, in which no cell is HTML."""
-    lines = [[markdown_text(cell).replace("|", "\\|") for cell in line] for line in (head, ["---"] * len(head), *rows)]
+    lines = [list(map(markdown_text, line)) for line in (head, ["---"] * len(head), *rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def markdown_text(text: str) -> str:
-    """Return a text as one line of Markdown that contains no HTML."""
-    return printable(text).replace("<", "&lt;")
+    """Return a text as one line of Markdown that contains no HTML, code, link or cell."""
+    return re.sub(r"[\\`\[\]<&|]", lambda match: f"&#{ord(match[0])};", printable(text))
 
 
 def compares_tokenizers(fields: Iterable[str]) -> bool:

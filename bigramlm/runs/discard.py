@@ -80,6 +80,11 @@ def close_logs(folder: Path) -> list[str]:
     return [name for name in names if is_new(_real(folder) / name)]
 
 
+def log_names(folder: Path) -> list[str]:
+    """List the names of the log files that this process writes in a folder."""
+    return [Path(handler.baseFilename).name for handler in _log_files(folder)]
+
+
 def _log_files(folder: Path) -> list[logging.FileHandler]:
     handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
     return [handler for handler in handlers if _real(Path(handler.baseFilename).parent) == _real(folder)]

@@ -9,9 +9,10 @@ from pathlib import Path
 from bigramlm.errors import UserError, require
 from bigramlm.model.huggingface import Pretrained, is_pretrained, open_pretrained
 from bigramlm.runs.folder import read_summary, start_order
+from bigramlm.runs.recovery import config_file
 from bigramlm.runs.summary import RunSummary
 from bigramlm.runs.walk import run_folders, walk
-from bigramlm.utils import files, foreign, hub, paths
+from bigramlm.utils import documents, files, foreign, hub, paths
 from bigramlm.utils.console import relative
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def find(where: str, *, containing: str = "summary.json") -> Path:
         return _latest(containing)
     folder = _require_existing(where)
     if folder.is_file() and folder.name in ("last", "best"):  # RUN/checkpoints/best contains a checkpoint's name
-        name = folder.read_text("utf-8", "replace").strip()
+        name = documents.read(folder).decode("utf-8", "replace").strip()
         require(paths.step_of(name) is not None, f"{where} should name a checkpoint, but contains {name[:60]!r}")
         return folder.with_name(name)
     if not (folder / containing).exists():
@@ -98,7 +99,7 @@ def _require_existing(where: str) -> Path:
         about = _describe_on_hub(where)
         require(about is None, f"{where} {about}")
         meant = "did you mean latest? " if difflib.get_close_matches(where.lower(), ["latest"], cutoff=0.75) else ""
-        name = hub.name_in(where)
+        name = hub.name_in(where) or next((name for name in _HUB_NAMES if name == where.lower()), None)
         on_hub = f"init_from={name} is the model on the Hugging Face hub; " if name else ""
         advice = f"{meant}{on_hub}{paths.program('runs')} list shows all runs"
         raise UserError(f"{where or repr('')}: this folder does not exist; {advice}")
@@ -135,11 +136,12 @@ def search_folders() -> tuple[Path, ...]:
 
 
 def saved_config(folder: Path) -> Path:
-    """Return the path of config.yaml in a run folder or a checkpoint folder.
+    """Return the path of the saved config of a run or a checkpoint.
 
-    Raises UserError if there is no config.yaml.
+    If config.yaml in a run folder is missing or damaged, it is the one in the newest complete checkpoint. Raises
+    UserError if there is none.
     """
-    path = folder / "config.yaml"
+    path = config_file(folder)
     require(not (folder / PLAN).exists(), f"{folder} is a sweep; give the folder of a job, such as {folder / '0'}")
     about = None if path.is_file() else foreign.describe(folder)
     require(about is None, f"{folder} {about}")

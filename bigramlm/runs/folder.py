@@ -16,12 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from bigramlm.errors import UserError, require
-from bigramlm.runs.discard import close_logs, discard, is_new, write_logs
+from bigramlm.runs.discard import close_logs, discard, is_new, log_names, write_logs
+from bigramlm.runs.recovery import config_file, is_config, is_torn, recovered_summary
 from bigramlm.runs.walk import run_folders
-from bigramlm.utils import documents, files, paths
+from bigramlm.utils import documents, files
 from bigramlm.utils.locks import Lock
 
 LOCK, HOLDER = ".lock", ".lock.json"
+
+# The first characters of summary.json and of HOLDER.
+_SUMMARY_START, _HOLDER_START = '{\n "id": "', '{"started": "'
+
+_FILES = ("config.yaml", "summary.json", "metrics.jsonl", "samples.txt", "checkpoints/last", "checkpoints/best")
 
 FINISHED = ("completed", "pruned")
 """The statuses of runs that need no further work."""
@@ -38,6 +44,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.config_file = path / "config.yaml"
         self.summary: dict[str, Any] = {}
         self.begun = False
         self._lock = Lock(path / LOCK)
@@ -57,10 +64,12 @@ class RunFolder:
                 f"{self.path} already contains a run, which would be overwritten; resume that run with "
                 f"resume={self.path}, or choose a different folder"
             )
-        has_summary = "id" in (read_summary(self.path) or {})
+        summary_file = self.path / "summary.json"
+        has_summary = "id" in (read_summary(self.path) or {}) or is_torn(summary_file, _SUMMARY_START)
         others = ["checkpoints"] if (self.path / "checkpoints").is_file() else []
         if not has_summary:
             others += ["config.yaml", "summary.json", "samples.txt", "checkpoints/last", "checkpoints/best"]
+            others += log_names(self.path)
         for path in (self.path / name for name in others):
             require(
                 not os.path.lexists(path),
@@ -74,20 +83,30 @@ class RunFolder:
         )
         self.summary = {"id": uuid.uuid4().hex[:12]}
 
-    def has_run_of(self, hashes: Sequence[str]) -> bool:
+    def has_run_of(self, hashes: Sequence[str], *, planned: str | None = None) -> bool:
         """Check whether the folder contains a run with a given config.
 
-        hashes: the `config_hashes` of the config.
+        hashes: the `config_hashes` of the config. planned: the hash of the run according to its sweep, for a summary
+        that cannot be read.
         """
-        found = read_summary(self.path) or {}
-        return found.get("asked") in hashes and (self.path / "config.yaml").exists()
+        found = read_summary(self.path)
+        if found is None and (self.path / "summary.json").exists():
+            found = {"asked": planned, **recovered_summary(self.path)}
+        return (found or {}).get("asked") in hashes and is_config(config_file(self.path))
 
     def reopen(self) -> None:
-        """Read the summary of the run that resumes; no file is changed."""
-        found = read_summary(self.path)
+        """Find the summary and the config of the run that resumes; no file is changed.
+
+        A summary that cannot be read is rebuilt from the newest checkpoint.
+        """
+        found, self.config_file = read_summary(self.path), config_file(self.path)
         if found is None:
-            log.warning("%s: summary.json cannot be read, so a new summary.json will replace it", self.path)
-        self.summary = found or {}
+            log.warning("%s: summary.json cannot be read, so it is rebuilt", self.path)
+            found = recovered_summary(self.path)
+        if self.config_file.parent != self.path:
+            name = self.config_file.relative_to(self.path)
+            log.warning("%s: config.yaml is missing or damaged, so the run continues with %s", self.path, name)
+        self.summary = found
         self.summary.setdefault("id", uuid.uuid4().hex[:12])
 
     def begin(self, overrides: list[str], *, resumed_at: int | None = None) -> None:
@@ -122,7 +141,7 @@ class RunFolder:
             self.begin(overrides, resumed_at=resumed_at)
         self._has_trained = True
         self.keep_log()
-        self.save_config(config, overrides, resumed_at=resumed_at)
+        self.save_config(config, overrides, resumed_at=resumed_at, durable=True)
 
     @property
     def is_discardable(self) -> bool:
@@ -154,7 +173,7 @@ class RunFolder:
         require_plain(self.path)
         old = self.path / HOLDER  # of a process that was killed
         require(
-            not old.exists() or "pid" in (_read_json(old) or {}),
+            not old.exists() or "pid" in (_read_json(old) or {}) or is_torn(old, _HOLDER_START),
             f"{old} was not written by a run, and would be overwritten; choose a different folder",
         )
         self._has_been_locked = True  # also if no process can lock it
@@ -171,17 +190,16 @@ class RunFolder:
 
         Raises UserError if another process has locked the folder meanwhile; this run must then write nothing more.
         """
-        if self._lock.is_intact:
+        if not self._lock.is_lost:
             return
         require(self.path.is_dir(), f"{self.path} was deleted while a run trained in it, so nothing more can be saved")
-        log.warning("%s was deleted or replaced, so another process could train in the folder", self._lock.path)
+        log.warning("%s was deleted or replaced during the run, so the folder is locked again", self._lock.path)
         self._lock.release()
         try:
             self._acquire_lock()
         except UserError:
             self.begun = False  # the summary is that of the other process
             raise
-        log.warning("%s: the folder is locked again", self.path)
 
     def _acquire_lock(self) -> None:
         if not self._lock.acquire(timeout=1):  # waits, because runs.py list holds the lock briefly
@@ -193,19 +211,25 @@ class RunFolder:
             )
         _write(self.path / HOLDER, json.dumps(process()))
 
-    def save_config(self, yaml: str, overrides: list[str], *, resumed_at: int | None = None) -> None:
+    def save_config(
+        self, yaml: str, overrides: list[str], *, resumed_at: int | None = None, durable: bool = False
+    ) -> None:
         """Write config.yaml: the overrides as comments, followed by the config as YAML.
 
         The comments of a resumed run include the overrides with which the run was started. resumed_at: the step from
-        which the run resumes; None for a new run.
+        which the run resumes; None for a new run. durable: if True, wait until the disk has written the file.
         """
         path = self.path / "config.yaml"
         comments = [f"# typed: {override!r}\n" for override in overrides]
         if resumed_at is not None:
             comments = [f"# typed on resuming at step {resumed_at}: {override!r}\n" for override in overrides]
-            with path.open(encoding="utf-8") as file:
-                comments = [line for line in file if line.startswith("# typed")] + comments
-        _write(path, "".join(comments) + yaml)
+            earlier = path.read_text("utf-8", "replace") if path.exists() else ""
+            if self.config_file != path:
+                if earlier.strip("\0"):  # a person may have edited it
+                    files.set_aside(path)
+                earlier = "".join(f"# typed: {override!r}\n" for override in self.summary.get("overrides", []))
+            comments = [line for line in earlier.splitlines(keepends=True) if line.startswith("# typed")] + comments
+        files.write(path, ["".join(comments).encode(), yaml.encode()], durable=durable)
 
     def update_summary(self, **values: Any) -> None:
         """Update these values in summary.json and keep all other values."""
@@ -223,11 +247,10 @@ class RunFolder:
 
         A resumed run may generate the same sample again.
         """
-        path, sample = self.path / "samples.txt", f"---- step {step}\n{text}\n"
-        with documents.open_own(path, "a+") as file:
-            file.seek(0)
-            if not file.read().endswith(sample):
-                file.write(sample)
+        path, sample = self.path / "samples.txt", f"---- step {step}\n{text}\n".encode()
+        earlier = path.read_bytes() if path.exists() else b""
+        if not earlier.endswith(sample):
+            files.write(path, [earlier, sample])
 
 
 def require_plain(folder: Path) -> None:
@@ -245,6 +268,9 @@ def require_plain(folder: Path) -> None:
                 f"{entry.path} is {kind}, and nothing is written to a folder that contains one: the run may come from "
                 f"someone else; delete it, or replace it by {'what it leads to' if kind == 'a link' else 'a file'}",
             )
+    for name in _FILES:
+        path = folder / name
+        require(not path.is_dir(), f"{path} is a folder, but a run writes a file of this name; move the folder away")
 
 
 def require_own_place(folder: Path) -> None:

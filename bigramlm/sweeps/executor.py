@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bigramlm.config.overrides import FREE_TEXT, Overrides, quoted
 from bigramlm.config.run_config import RunConfig, config_hashes, to_run_config
-from bigramlm.data.config import DataConfig
+from bigramlm.data.config import BundledConfig, DataConfig
 from bigramlm.engine.failures import CommandExit, as_user_error
 from bigramlm.errors import UserError, require
 from bigramlm.runs.discard import discard
@@ -34,7 +34,7 @@ from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
 from bigramlm.sweeps.search import STUDY
 from bigramlm.sweeps.weights import StartingWeights
-from bigramlm.utils import paths
+from bigramlm.utils import files, paths
 from bigramlm.utils.console import relative, show
 from bigramlm.utils.stop import Stopped, stop_signals
 
@@ -102,8 +102,7 @@ class SweepExecutor:
                 job = self.add(overrides, hashes[0])
             else:
                 unclaimed.remove(job)
-                # A job stays the same when the run that it is based on has moved.
-                job.overrides = (Overrides(job.overrides).without("base") + overrides.only("base")).words
+                job.overrides = overrides.words  # what was typed now: the plan may come from someone else
             self.jobs.append(job)
         self.sweep.save()
         states = [self.sweep.status(job) for job in self.jobs]
@@ -141,16 +140,17 @@ class SweepExecutor:
             overrides = overrides.without("init_from") + Overrides([f"init_from={quoted(str(init_from))}"])
             cfg = self.compose(overrides)
         requested = cfg.data.name
-        decided = self.sweep.settled.get(requested)
+        decided = self.sweep.settled.get(requested) if getattr(cfg.data, "fallback", False) else None
         specific = {name: value for name, value in vars(cfg.data).items() if name not in _COMMON_TEXT_FIELDS}
         key = f"{requested} {specific}"
         if key not in self._texts and decided in (None, requested):
             self._texts[key] = cfg.data.prepare(require_same=decided is not None).name
         elif key not in self._texts:
+            self._texts[key] = BundledConfig.name  # the only text that replaces another
             log.warning(
-                "data=%s is ignored: the sweep was started with data=%s and continues with it", requested, decided
+                "data=%s is ignored: the sweep was started with data=%s and continues with it",
+                *(requested, self._texts[key]),
             )
-            self._texts[key] = str(decided)
         used = self.sweep.settled[requested] = self._texts[key]
         if used == requested:
             return overrides, cfg
@@ -223,7 +223,7 @@ class SweepExecutor:
         # Hydra creates the folder too, but ends the whole launch if it cannot.
         folder, job.error = self.sweep.path(job), None
         try:
-            folder.mkdir(exist_ok=True)
+            files.make_folder(folder)
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:

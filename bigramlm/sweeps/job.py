@@ -35,7 +35,7 @@ def run_context(folder: Path) -> RunContext:
         sweep = Sweep(folder.parent)
         job = sweep.jobs.get(int(folder.name)) if folder.name.isdecimal() else None
         if job is not None:
-            return RunContext(tuple(sweep.fields), job.values)
+            return RunContext(tuple(sweep.fields), job.values, job.asked)
     return RunContext()
 
 
@@ -82,7 +82,8 @@ def _report(folder: RunFolder, error: BaseException | None = None) -> RunSummary
         results.write()
     row = results.row(folder.path.name)
     if row is not None:
-        sweep_log.info("%s", results.line(row, error))
+        for line in results.line(row, error).splitlines():
+            sweep_log.info("%s", line)
     return row
 
 

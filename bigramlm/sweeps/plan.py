@@ -5,6 +5,7 @@ The plan does not contain the status of a job, which is in the summary.json of t
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from dataclasses import asdict, dataclass
@@ -15,7 +16,8 @@ from bigramlm.config.overrides import Overrides
 from bigramlm.errors import UserError, require
 from bigramlm.runs.find import PLAN
 from bigramlm.runs.folder import read_summary, status
-from bigramlm.utils import files
+from bigramlm.runs.summary import RunSummary
+from bigramlm.utils import documents, files
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,11 @@ class Job:
     error: str | None = None
     """The error message of a job that failed before it could write a summary; None for any other job."""
 
+    def __post_init__(self) -> None:
+        is_valid = type(self.number) is int and 0 <= self.number < 2**31 and _is_list_of_texts(self.overrides)
+        if not (is_valid and isinstance(self.asked, str) and isinstance(self.error, str | None)):
+            raise ValueError(f"{self!r:.200}")
+
     @property
     def values(self) -> dict[str, str]:
         """The overridden values by field: {"optim.lr": "0.01", ...}."""
@@ -44,30 +51,53 @@ class Sweep:
     def __init__(self, folder: Path) -> None:
         """Read the plan, if the folder contains one.
 
-        If there is no plan, either the sweep has no jobs yet, or a different sweeper of Hydra created the folder.
-        Raises UserError for a damaged plan.
+        If there is no plan, either the sweep has no jobs yet, or a different sweeper of Hydra created the folder. A
+        plan that cannot be read is rebuilt from the summaries of the jobs. Raises UserError if there are none, or if
+        the plan is not one of a sweep.
         """
         self.folder = folder
+        self._saved: str | None = None
+        self._is_damaged = False
         self.fields: list[str] = []  # the swept fields
         self.log_fields: list[str] = []  # the fields that a search varies on a logarithmic scale
         self.jobs: dict[int, Job] = {}
         self.settled: dict[str, str] = {}  # the text that each requested text resolved to in the first command
         self.planned = 0  # the number of trials of a search, which adds its jobs gradually; 0 if not a search
         try:
-            plan = json.loads((folder / PLAN).read_text("utf-8"))
+            plan = self._read()
             self.fields, self.settled, self.planned = plan["fields"], plan["settled"], plan["planned"]
             self.log_fields = plan.get("log_fields", [])
+            is_valid = _is_list_of_texts(self.fields) and _is_list_of_texts(self.log_fields)
+            if not (is_valid and _is_list_of_texts(list(self.settled.values())) and type(self.planned) is int):
+                raise ValueError("the fields, the texts or the number of trials are of another type")
             self.jobs = {job["number"]: Job(**job) for job in plan["jobs"]}
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{folder / PLAN} is not a valid sweep plan ({type(error).__name__}: {error}); restore the file, or "
                 "start a new sweep in a different folder"
             ) from None
 
+    def _read(self) -> dict[str, Any]:
+        try:
+            return documents.read_json(self.folder / PLAN)  # type: ignore[no-any-return]
+        except ValueError as error:
+            jobs = _jobs_without_plan(self.folder)
+            if not jobs or not (self.folder / PLAN).is_file():
+                raise
+            _warn_of_rebuilding(self.folder / PLAN, str(error), len(jobs))
+        self._is_damaged = True
+        values = [job.values for job in jobs]
+        names = dict.fromkeys(name for found in values for name in found)
+        fields = [name for name in names if len({found.get(name) for found in values}) > 1]
+        return {"fields": fields, "settled": {}, "planned": 0, "jobs": [asdict(job) for job in jobs]}
+
     def save(self) -> None:
-        """Write the plan to sweep.json."""
+        """Write the plan to sweep.json, and wait until the disk has written it.
+
+        A damaged file is renamed first, because a person may have edited it.
+        """
         plan = {
             "fields": self.fields,
             "log_fields": self.log_fields,
@@ -75,7 +105,13 @@ class Sweep:
             "planned": self.planned,
             "jobs": [asdict(self.jobs[number]) for number in sorted(self.jobs)],
         }
-        files.write(self.folder / PLAN, [json.dumps(plan, indent=1, ensure_ascii=False).encode()], durable=False)
+        content, path = json.dumps(plan, indent=1, ensure_ascii=False), self.folder / PLAN
+        if content == self._saved:
+            return
+        if self._is_damaged and path.read_bytes().strip(b"\0"):
+            files.set_aside(path)
+        files.write(path, [content.encode()])
+        self._saved, self._is_damaged = content, False
 
     def require_free(self) -> None:
         """Raise UserError if a new sweep would overwrite results that it did not write."""
@@ -112,10 +148,24 @@ class Sweep:
         return status(self.path(job), summary), summary
 
 
+@functools.cache  # a command may read the plan several times
+def _warn_of_rebuilding(path: Path, reason: str, n_jobs: int) -> None:
+    log.warning(
+        "%s cannot be read (%s), so the plan is rebuilt from the summaries of its jobs: %d; a job that has not begun "
+        "is missing until the command of the sweep is repeated",
+        *(path, reason, n_jobs),
+    )
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
 def _jobs_without_plan(folder: Path) -> list[Job]:
     found = []
     for path in folder.iterdir() if folder.is_dir() else []:
         summary = read_summary(path)
         if summary is not None and path.name.isdecimal():
-            found.append(Job(int(path.name), summary.get("overrides", [])))
+            asked = summary.get("asked")
+            found.append(Job(int(path.name), RunSummary.read(path).overrides, asked if isinstance(asked, str) else ""))
     return sorted(found, key=lambda job: job.number)

@@ -12,6 +12,7 @@ from bigramlm.report.results import (
     MIN_SAMPLE_WIDTH,
     SHOWN,
     RunTable,
+    csv_cell,
     markdown_table,
     markdown_text,
     one_line,
@@ -96,12 +97,15 @@ class Results(RunTable):
         ]
 
     def csv(self) -> str:
-        """Return the results as CSV: one line per job, with unrounded numbers."""
+        """Return the results as CSV: one line per job, with unrounded numbers.
+
+        A text that a spreadsheet would compute as a formula begins with an apostrophe.
+        """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         records = self.to_records()
-        writer.writerow(records[0] if records else ["job", *self.fields])
-        writer.writerows(record.values() for record in records)
+        writer.writerow(map(csv_cell, records[0] if records else ["job", *self.fields]))
+        writer.writerows(map(csv_cell, record.values()) for record in records)
         return out.getvalue()
 
     def text(self) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial
 
 log = logging.getLogger(__name__)
 
@@ -146,31 +147,47 @@ class Search:
     def unfinished(self) -> dict[int, Trial]:
         """Return the unfinished trials by job number.
 
-        Unfinished trials that have no job are marked as failed.
+        Unfinished trials that have no job, or no values of the search space, are marked as failed.
         """
         import optuna
 
         found = {}
         for frozen in self.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
-            if "job" in frozen.user_attrs:
-                found[frozen.user_attrs["job"]] = optuna.trial.Trial(self.study, frozen._trial_id)
+            number = frozen.user_attrs.get("job")
+            if type(number) is int and self._is_in_space(frozen):
+                found[number] = optuna.trial.Trial(self.study, frozen._trial_id)
             else:
                 self.study.tell(frozen.number, state=optuna.trial.TrialState.FAIL)
         return found
 
+    def _is_in_space(self, trial: FrozenTrial) -> bool:
+        # The study may come from someone else, and its values become overrides.
+        return trial.distributions == self.space and all(
+            part._contains(part.to_internal_repr(trial.params[name])) for name, part in self.space.items()
+        )
+
+    def jobs(self) -> list[int]:
+        """Return the job numbers of all trials that have a job."""
+        numbers = (trial.user_attrs.get("job") for trial in self.study.get_trials(deepcopy=False))
+        return [number for number in numbers if type(number) is int]
+
     def count(self) -> int:
         """Return the number of trials that have a job."""
-        return sum("job" in trial.user_attrs for trial in self.study.get_trials(deepcopy=False))
+        return len(self.jobs())
 
-    def ask(self) -> tuple[Trial, list[str]]:
-        """Create a trial, and return the trial with its overrides."""
-        # Each trial has its own seed, so that a resumed search samples the same values as an uninterrupted search.
+    def ask(self) -> Trial:
+        """Create a trial."""
+        # Each trial has its own seed, so that a resumed search samples the same values as an uninterrupted search. A
+        # trial that got no job, because the command was killed, does not count: the next one replaces it.
         name, options = self._sampler
-        self.study.sampler = _make_sampler(name, {**options, "seed": options["seed"] + len(self.study.trials)})
+        self.study.sampler = _make_sampler(name, {**options, "seed": options["seed"] + self.count()})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna warns of experimental features
-            trial = self.study.ask(self.space)
-        return trial, [f"{name}={value}" for name, value in trial.params.items()]
+            return self.study.ask(self.space)
+
+    def overrides(self, trial: Trial) -> Overrides:
+        """Return the values of a trial as overrides."""
+        return Overrides(f"{name}={value}" for name, value in trial.params.items())
 
     def tell(self, trial: Trial, status: str, val_loss: float | None) -> None:
         """Report the result of a trial to the study.
@@ -247,18 +264,30 @@ def _open(folder: Path, pruner: BasePruner | None = None) -> Study:
 
     # Concurrent jobs wait for each other's writes.
     url = URL.create("sqlite", database=str(folder.absolute() / STUDY)).render_as_string()
-    storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
-    return optuna.create_study(
-        study_name="sweep", storage=storage, pruner=pruner, direction="minimize", load_if_exists=True
-    )
+    try:
+        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        study = optuna.create_study(
+            study_name="sweep", storage=storage, pruner=pruner, direction="minimize", load_if_exists=True
+        )
+        study.get_trials(deepcopy=False)  # reads all
+    except Exception as error:  # SQLite, SQLAlchemy and Optuna raise many types
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{relative(folder / STUDY)} cannot be used as the Optuna study of the search ({reason}); restore the "
+            "file, or start a new search in a different folder"
+        ) from error
+    return study
 
 
 def _make_sampler(name: str, options: dict[str, Any]) -> BaseSampler:
     import optuna
 
+    kind = getattr(optuna.samplers, SAMPLERS[name])
+    if name == "cmaes":
+        from bigramlm.sweeps.cmaes import SafeCmaEsSampler as kind
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _make(getattr(optuna.samplers, SAMPLERS[name]), "sampler", options)  # type: ignore[no-any-return]
+        return _make(kind, "sampler", options)  # type: ignore[no-any-return]
 
 
 def _make_pruner(name: str, options: dict[str, Any]) -> BasePruner:

@@ -27,14 +27,13 @@ def search(executor: SweepExecutor, study: Search, fixed: Overrides, *, n_trials
     unfinished = study.unfinished()
     sweep.planned = n_trials
     where, n_known = relative(sweep.folder), study.count()
-    for number, job in list(sweep.jobs.items()):
-        if sweep.status(job) == "pending" and number not in unfinished:  # killed before the trial got the job
-            del sweep.jobs[number]
     batch = [(sweep.jobs[number], trial) for number, trial in unfinished.items() if number in sweep.jobs]
+    for job, trial in batch:  # what was typed now: the plan may come from someone else
+        job.overrides = executor.resolve_job(fixed + study.overrides(trial))[0].words
     while batch or study.count() < n_trials:
         while len(batch) < at_once and study.count() < n_trials:
-            trial, values = study.ask()
-            overrides, error = fixed + Overrides(values), None
+            trial = study.ask()
+            overrides, error = fixed + study.overrides(trial), None
             hashes: tuple[str, ...] = ("",)
             try:
                 overrides, cfg = executor.resolve_job(overrides)
@@ -43,10 +42,12 @@ def search(executor: SweepExecutor, study: Search, fixed: Overrides, *, n_trials
                 if not executor.jobs:  # an error in the first trial is rarely caused by the values of the trial
                     raise
                 error = str(refused)
-            # A config that the search has trained already is not trained again: the new trial gets the same result.
-            same = (job for job in sweep.jobs.values() if job.asked and job.asked in hashes)
-            done = next((job for job in same if sweep.status(job) == "completed"), None)
-            job = done or executor.add(overrides, hashes[0])
+            # A config that the search has trained already is not trained again: the new trial gets the same result. A
+            # job without a trial is one of a command that was killed before the trial got the job.
+            same, taken = [job for job in sweep.jobs.values() if job.asked and job.asked in hashes], study.jobs()
+            found = (job for job in same if sweep.status(job) == "completed" or job.number not in taken)
+            job = next(found, None) or executor.add(overrides, hashes[0])
+            job.overrides = overrides.words
             sweep.save()
             trial.set_user_attr("job", job.number)
             if error is None:
@@ -65,3 +66,6 @@ def search(executor: SweepExecutor, study: Search, fixed: Overrides, *, n_trials
             # A tokenizer that loses text must not win, so its trial fails.
             study.tell(trial, row.status if row else "failed", row.final if row and row.is_comparable else None)
         batch = []
+    for number in sweep.jobs.keys() - {*study.jobs()}:
+        if sweep.status(sweep.jobs[number]) == "pending":  # its trial was lost, and others have replaced it
+            del sweep.jobs[number]

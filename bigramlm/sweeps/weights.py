@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigramlm.config.overrides import Overrides
+from bigramlm.errors import require
+from bigramlm.runs.find import PLAN
 from bigramlm.sweeps.plan import Sweep
 
 if TYPE_CHECKING:
@@ -40,7 +42,13 @@ class StartingWeights:
             self._opened.append(open_checkpoint(init_from))
             self._opened[-1].reopen = None
             settled[key] = self._opened[-1].location
-        return settled[key]
+        location = settled[key]
+        require(
+            Path(location).parent.resolve() == (Path(init_from) / "checkpoints").resolve(),
+            f"{self.sweep.folder / PLAN}: {location} is no checkpoint of {key}, which you typed; correct the plan, or "
+            "start a new sweep in a different folder",
+        )
+        return location
 
     def keep(self) -> None:
         """Mark the checkpoints, so that their runs do not delete them.

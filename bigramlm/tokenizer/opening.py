@@ -12,6 +12,15 @@ from bigramlm.utils import files, foreign, hub, paths
 log = logging.getLogger(__name__)
 
 _VALID = "a tokenizer.json, or a folder with a tokenizer.json or with both vocab.json and merges.txt"
+# The files of a model that are no tokenizer, or none that can be read.
+_OTHER_FILES = {
+    "*.tiktoken": "a vocabulary for tiktoken, which has no merges",
+    "*.gz": "a compressed file, which must be decompressed first",
+    "*.safetensors": "a file of weights",
+    "*config.json": "a file of settings without a vocabulary",
+    "special_tokens_map.json": "a list of special tokens without a vocabulary",
+    "added_tokens.json": "a list of special tokens without a vocabulary",
+}
 # The files of other kinds of tokenizers: SentencePiece and BERT.
 _CONVERTIBLE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
 
@@ -49,12 +58,27 @@ def _open(path: Path) -> SubwordTokenizer:
     vocab, merges = (file.with_name(name) for name in ("vocab.json", "merges.txt"))
     if file.name not in ("vocab.json", "merges.txt") and file.exists():
         foreign.require_content(file)
-        return from_json(files.read_text(file))
+        try:
+            return from_json(files.read_text(file))
+        except ValueError as error:  # also of a file that is no text
+            about = _about_file(file)
+            raise UserError(about) if about else error from None
     if not (vocab.exists() and merges.exists()):
         raise UserError(f"contains no tokenizer; give {_advice(file.parent)}")
     for part in (vocab, merges):
         foreign.require_content(part)
     return from_vocabulary(_read_vocab(vocab), _read_merges(merges))
+
+
+def _about_file(file: Path) -> str | None:
+    # Says what a file is that is no tokenizer.json, as far as its name tells.
+    if file.name in _CONVERTIBLE:
+        return f"is a tokenizer of another kind; give {_advice(file.parent)}"
+    kind = next((kind for pattern, kind in _OTHER_FILES.items() if file.match(pattern)), None)
+    if kind is None:
+        return None
+    has_tokenizer = any((file.parent / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    return f"is {kind}; give {f'its folder, tokenizer.path={file.parent}' if has_tokenizer else _VALID}"
 
 
 def _advice(folder: Path) -> str:
@@ -96,6 +120,8 @@ def _from_hub(name: str) -> Path:
     )
     try:
         return hub.fetch_first(name, ("tokenizer.json",), ("vocab.json", "merges.txt"))[0]
+    except hub.NotTypedError as error:
+        raise UserError(f"{error}: add tokenizer.path={name}") from None
     except hub.FetchError as reason:
         raise UserError(
             f"tokenizer.path={name}: no such file or folder, and the Hugging Face hub did not provide it ({reason}); "

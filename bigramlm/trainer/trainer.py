@@ -65,6 +65,8 @@ class Hooks:
     should_prune: Callable[[int, Mapping[str, float]], bool] | None = None
     """Called at every evaluation except the last, with the step and the losses. If it returns True, the run is pruned.
     None disables pruning."""
+    before_save: Callable[[], None] = lambda: None
+    """Called before every save. If it raises an exception, nothing is saved."""
 
 
 class Trainer:
@@ -94,6 +96,7 @@ class Trainer:
         self.progress = Progress()
         self.result = TrainResult()
         self._started, self._initial = 0.0, Progress()
+        self._metrics: Metrics | None = None
 
     def start(self, resume_from: Checkpoint | None = None, *, seconds: float = 0.0) -> None:
         """Restore the state from a checkpoint; without a checkpoint, start at step 0.
@@ -112,6 +115,7 @@ class Trainer:
         a weight or an optimizer state value is not finite.
         """
         self._begin()
+        self._metrics = metrics
         cfg, result, should_stop = self.cfg, self.result, self.hooks.should_stop
         with progress_bar(self.progress.step, cfg.steps) as pbar, logging_redirect_tqdm():
             while result.status == "running":
@@ -138,8 +142,10 @@ class Trainer:
                     pbar.update(self.progress.step - pbar.n)
                 if record:
                     metrics.log(step, self.elapsed(), record)
+        metrics.sync()  # both before the summary says how the run ended
+        self.checkpoints.sync()
         self.write_summary()
-        self.progress.seconds = self.elapsed()
+        self.progress.seconds, self._metrics = self.elapsed(), None
         return self.result
 
     def _begin(self) -> None:
@@ -230,14 +236,16 @@ class Trainer:
         return f", {tqdm.format_interval(left)} left"
 
     def save(self) -> None:
-        """Save a checkpoint of the current state.
+        """Save a checkpoint of the current state, after the records up to it.
 
         If the state is not finite, nothing is saved and UserError is raised.
         """
+        self.hooks.before_save()
         start = self.speed.synchronized()
         if not self.checkpoints.has(self.progress):
             self.progress.seconds = self.elapsed()
             self._require_finite_state()
+            self.progress.metrics_bytes = None if self._metrics is None else self._metrics.sync()
         self.checkpoints.save(self.progress)
         self.write_summary()
         self.speed.exclude_since(start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import re
@@ -11,7 +12,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from bigramlm.errors import UserError, printable
+from bigramlm.errors import UserError, printable, visible
+
+
+class PlainFormatter(logging.Formatter):
+    """A formatter that shows what a terminal would obey, e.g. in a name from a file.
+
+    A line end in an argument of the message is escaped too, so that a name cannot look like a record of its own.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        record = copy.copy(record)
+        if isinstance(record.args, tuple):
+            texts = (str, Path, BaseException)
+            record.args = tuple(printable(str(part)) if isinstance(part, texts) else part for part in record.args)
+        return visible(super().format(record))
 
 
 class LogFile(logging.FileHandler):
@@ -56,13 +71,14 @@ class LogFile(logging.FileHandler):
 def show(text: str, end: str = "\n") -> bool:
     """Print text on standard output.
 
-    Returns False if standard output is a pipe that its reader, e.g. `head`, has closed, and otherwise True. Raises
-    UserError if the text cannot be written for another reason. Prints nothing in a block of `muted`.
+    On a terminal, characters that it would obey are escaped; a pipe or a file gets the text itself. Returns False if
+    standard output is a pipe that its reader, e.g. `head`, has closed, and otherwise True. Raises UserError if the text
+    cannot be written for another reason. Prints nothing in a block of `muted`.
     """
     if _muted:
         return True
     try:
-        print(text, end=end, flush=True)
+        print(visible(text) if is_terminal(sys.stdout) else text, end=end, flush=True)
     except OSError as error:
         _discard(sys.stdout)
         if isinstance(error, BrokenPipeError):
@@ -72,11 +88,19 @@ def show(text: str, end: str = "\n") -> bool:
 
 
 def note(text: str) -> None:
-    """Print text on standard error, unless it cannot be written there."""
+    """Print text on standard error, unless it cannot be written there.
+
+    Characters that a terminal would obey are escaped.
+    """
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
     except OSError:
         _discard(sys.stderr)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Return True if a stream is a terminal; False for an object that cannot tell."""
+    return hasattr(stream, "isatty") and stream.isatty()
 
 
 def _discard(stream: TextIO) -> None:
@@ -104,7 +128,7 @@ def open_streams() -> Iterator[None]:
     replaced = {}
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
-        if stream is None or stream.closed:
+        if stream is None or getattr(stream, "closed", False):  # an object of the caller's may only have write
             replaced[name] = stream
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
     try:

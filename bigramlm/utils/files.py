@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -11,7 +12,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bigramlm.errors import UserError, require
-from bigramlm.utils import paths
+from bigramlm.utils import documents, paths
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""The errors of a disk that is full, or of a file that reached its maximum size."""
 
 
 def temporary_path(path: Path) -> Path:
@@ -42,10 +46,31 @@ def write(path: Path, content: Iterable[bytes], *, durable: bool = True) -> None
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # the error of a full disk names no file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     if durable:
         sync(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and the missing ones above it, so that they survive a power cut.
+
+    Does nothing if the folder exists.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        with contextlib.suppress(PermissionError):  # of a folder that may be written to, but not read
+            sync(path.parent)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder to `damaged_<name>.<random>`, and return its new path."""
+    return path.rename(path.with_name(f"damaged_{path.name}.{uuid.uuid4().hex[:6]}"))
 
 
 def refuse_dangling(path: Path) -> None:
@@ -67,22 +92,35 @@ def require_new(folder: Path) -> None:
     )
 
 
+def unwritable(path: Path | str, error: OSError) -> UserError:
+    """Return the error to raise for a file or folder that cannot be written."""
+    is_refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    fix = "free some space or " if error.errno in FULL else "change its permissions or " if is_refused else ""
+    return UserError(f"{path} cannot be written: {error.strerror or error}; {fix}choose a different folder")
+
+
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `folder` if the block succeeds.
 
-    `folder` must not exist yet. Raises UserError if the folder cannot be written.
+    `folder` must not exist yet. The temporary folders that killed processes left for it are deleted. Raises UserError
+    if the folder cannot be written.
     """
     temporary = temporary_path(folder)
     try:
-        temporary.mkdir(parents=True)
+        make_folder(temporary.parent)
+        for path in folder.parent.iterdir():
+            if final_name(path.name) == folder.name and path.is_dir() and not path.is_symlink():
+                # Renamed first, so that no other process can rename it to its final name while it is deleted.
+                shutil.rmtree(path.rename(temporary_path(folder)), ignore_errors=True)
+        temporary.mkdir()
         yield temporary
         for path in (*temporary.iterdir(), temporary):
             sync(path)
         temporary.rename(folder)
         sync(folder.parent)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise unwritable(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -102,12 +140,16 @@ def mark_of(head: bytes) -> bytes:
     return next((mark for mark in MARKS if head.startswith(mark)), b"")
 
 
+MAX_TEXT = 1 << 28
+"""The maximum size of a file that is read as a whole, such as a tokenizer, in bytes."""
+
+
 def read_text(path: Path) -> str:
     """Read a text as UTF-8, or in the encoding of its byte-order mark.
 
-    The mark is dropped.
+    The mark is dropped. Raises OSError if the file cannot be read, and ValueError if it is no text of a bounded size.
     """
-    content = path.read_bytes()
+    content = documents.read(path, limit=MAX_TEXT)
     mark = mark_of(content)
     return content[len(mark) :].decode(MARKS.get(mark, "utf-8"))
 

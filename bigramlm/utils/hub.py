@@ -14,6 +14,11 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+from bigramlm.utils import network
+
+DEFAULT = "openai-community/gpt2"
+"""The model whose name is a default of fields and recipes."""
+
 # The timeout for a response of the Hub, in seconds.
 _TIMEOUT = 10
 
@@ -23,6 +28,10 @@ class FetchError(Exception):
 
     The message gives the reason in one line.
     """
+
+
+class NotTypedError(FetchError):
+    """An error raised for a model that only a file names, and not the user."""
 
 
 class MissingFileError(FetchError):
@@ -58,12 +67,12 @@ def name_in(text: str) -> str | None:
 def has(name: str, file: str) -> bool:
     """Check whether a model on the Hub contains a file.
 
-    Returns False if the Hub cannot be reached, or must not be, and the file is not cached.
+    Returns False if the Hub cannot be reached, or must not be asked for this model, and the file is not cached.
     """
     from huggingface_hub import file_exists
 
     try:
-        return cached(name, file) is not None or bool(file_exists(name, file))
+        return cached(name, file) is not None or (_is_allowed(name) and bool(file_exists(name, file)))
     except Exception:
         return False
 
@@ -96,8 +105,8 @@ def cached_folder(name: str) -> Path | None:
 def fetch(name: str, file: str) -> Path:
     """Return the local path of a model's file, downloading it if it is not cached.
 
-    Raises MissingFileError if the model does not contain the file, and FetchError if the file cannot be fetched for
-    another reason.
+    Raises MissingFileError if the model does not contain the file, NotTypedError if it would have to be downloaded and
+    only a file names the model, and FetchError if the file cannot be fetched for another reason.
     """
     from huggingface_hub import constants, errors, hf_hub_download
 
@@ -108,6 +117,8 @@ def fetch(name: str, file: str) -> Path:
         if constants.HF_HUB_OFFLINE:
             variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
             raise FetchError(f"{variable} is set, and {file} is not in the cache, {constants.HF_HUB_CACHE}")
+        if not _is_allowed(name):
+            raise NotTypedError(f"{name} is named by a file, and is downloaded only if you type the name yourself")
         # Checks the connection once, because without a network the Hub's library would retry five times.
         with contextlib.suppress(urllib.error.HTTPError):
             urllib.request.urlopen(constants.ENDPOINT, timeout=_TIMEOUT).close()
@@ -118,6 +129,10 @@ def fetch(name: str, file: str) -> Path:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         missing = isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError)
         raise (MissingFileError if missing else FetchError)(reason[:200]) from None
+
+
+def _is_allowed(name: str) -> bool:
+    return name == DEFAULT or network.is_typed(name)
 
 
 def fetch_first(name: str, *alternatives: Sequence[str]) -> list[Path]:

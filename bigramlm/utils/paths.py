@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import sys
+import unicodedata
 from pathlib import Path
 
 from bigramlm.errors import UserError, require
@@ -38,7 +39,8 @@ def typed(path: str, field: str = "") -> Path:
     """Return the absolute path that a user typed.
 
     field: the field, for messages. A leading `~` means a home folder only if there is such a user, and no file of this
-    name. Raises UserError for a path that no file can have, or that no config can store.
+    name. A name with accents is found in the form in which the disk stores it. Raises UserError for a path that no file
+    can have, or that no config can store.
     """
     require(path != "" or not field, f"{field}=: the path is empty; give a path")
     literal, named = working_folder() / path, f"{field}=" if field else ""
@@ -55,7 +57,24 @@ def typed(path: str, field: str = "") -> Path:
         if path.startswith("~"):
             with contextlib.suppress(RuntimeError):  # there is no such user
                 return Path(path).expanduser()
+        return literal if path.isascii() else _as_stored(literal)
     return literal
+
+
+def _as_stored(path: Path) -> Path:
+    # A letter with an accent is one character or two: macOS stores two, and keyboards type one.
+    found = Path(path.anchor)
+    for part in path.parts[1:]:
+        if not os.path.lexists(found / part):
+            with contextlib.suppress(OSError):
+                same = [name for name in os.listdir(found) if _composed(name) == _composed(part)]  # noqa: PTH208
+                part = same[0] if len(same) == 1 else part
+        found /= part
+    return found
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def typed_pattern(pattern: str, field: str) -> Path:

@@ -1,8 +1,13 @@
-"""Checks of tensors that were read from a file."""
+"""Checks of tensors that were read from a file, and the writing of such files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +15,26 @@ from bigramlm.errors import UserError, require
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Let safetensors write a file in the block, in the way of other files.
+
+    The umask decides who may read the file, which otherwise only its owner could. Raises OSError if the file cannot be
+    written.
+    """
+    from safetensors import SafetensorError
+
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error)) if os.name == "posix" else None
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(error), str(path)) from error
+    path.chmod(stat.S_IMODE(mode))
 
 
 def require_finite(file: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:

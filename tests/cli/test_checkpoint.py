@@ -1,5 +1,7 @@
 """Tests of the command `checkpoint`: inspect, verify and strip."""
 
+import errno
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -108,3 +110,25 @@ def test_strip_deletes_the_optimizer_state(run: Path, tmp_path: Path, tool: Cli)
         with refuses(f"init_from={stripped}"):
             build(tmp_path / "other").start(checkpoint)
     assert not [path for path in steps(folder).iterdir() if path.name.startswith(".")]
+
+
+def limit_files(size: int) -> None:
+    """Limit the size of all files, as on a disk that fills up."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a limit on the size of files stands in for a full disk; Windows has none")
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_as_it_was(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "copy"))
+    saved = [path for path in folder.rglob("*") if path.is_file()]
+    before = [path.read_bytes() for path in saved]
+    small = steps(folder) / "step_5"
+    for arguments, named in ((["strip", str(small), "--output", "mine"], "mine"), (["strip", str(small)], small)):
+        setup = functools.partial(limit_files, 400)  # bytes; the manifest has more, the message fewer
+        ended = command(*arguments, main=checkpoint_tool.main, cwd=tmp_path, setup=setup)
+        assert_refused(ended, f"{named} cannot be written", os.strerror(errno.EFBIG), "free some space")
+        assert [path.read_bytes() for path in saved] == before
+        assert not list(folder.rglob(".*.*"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]

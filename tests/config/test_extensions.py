@@ -314,3 +314,16 @@ def test_python_imports_a_changed_file_again(extension: Path, tmp_path: Path) ->
     assert "model=own comes from" in ended.out
     assert f'"extensions={extension}" to the overrides, or extensions="{extension}"' in ended.out
     assert shlex.quote(str(extension)) in ended.out
+
+
+@pytest.mark.parametrize("value", ["{0}", "[{0}]", "[{{name: a, sha256: b}}, {0}]"])
+def test_a_saved_config_imports_nothing(value: str, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "theirs.py").write_text(f"open({str(ran)!r}, 'w')")
+    ended = command(*SHORT, f"hydra.run.dir={tmp_path / 'run'}")
+    assert ended.code == 0, ended.err
+    config = tmp_path / "run" / "config.yaml"
+    text = config.read_text("utf-8").replace("extensions: []", f"extensions: {value.format(tmp_path / 'theirs.py')}")
+    config.write_text(text, "utf-8")
+    assert_refused(command(f"resume={tmp_path / 'run'}", "trainer.steps=9"), config, "extensions")
+    assert not ran.exists()

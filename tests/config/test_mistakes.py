@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bigramlm.config.mistakes import names_of, nearest
+from bigramlm.config.names import names_of, nearest
 from tests.helpers import PRESETS, SHORT, Cli, assert_refused, command, summary
 
 # Arguments, and the way out that the message must contain.

@@ -232,7 +232,7 @@ def test_interrupted_preparation_is_continued(
     cfg = BPEConfig(vocab_size=300)
     whole = corpus_of(file, cfg)
     units, folder = list(in_process), files_of(whole)
-    contents = {path.name: path.read_bytes() for path in folder.iterdir()}
+    contents = {path.name: path.read_bytes() for path in folder.glob("[!.]*")}
     shutil.rmtree(folder)
     in_process.clear()
 
@@ -258,7 +258,7 @@ def test_interrupted_preparation_is_continued(
     monkeypatch.setattr("bigramlm.tokenizer.subword.train_bpe", fail)
     assert is_same(corpus_of(file, cfg), whole)
     assert sum(in_process) == sum(units[after:]), "finished units are not encoded again"
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == contents
+    assert {path.name: path.read_bytes() for path in folder.glob("[!.]*")} == contents
 
 
 def test_text_that_changes_during_preparation_leaves_no_files(

@@ -15,9 +15,9 @@ import pytest
 
 from bigramlm.config.run_config import load
 from bigramlm.data import shakespeare
-from bigramlm.data.config import BundledConfig, ShakespeareConfig
-from bigramlm.utils import paths
-from tests.helpers import TIMEOUT, Cli, assert_refused, refuses, serving
+from bigramlm.data.config import BundledConfig, DataConfig, ShakespeareConfig
+from bigramlm.utils import network, paths
+from tests.helpers import TIMEOUT, Cli, assert_refused, refuses, resumed, serving
 
 # A stand-in for Shakespeare's text, which the repository does not contain.
 TEXT = bytes(random.Random(0).choices(b"abcdefgh \n", k=300_000))
@@ -79,6 +79,12 @@ def config(url: str, *, timeout: float = TIMEOUT, **fields: object) -> Shakespea
     return ShakespeareConfig(url=url, timeout=timeout, **fields)  # type: ignore[arg-type]
 
 
+def prepared(cfg: ShakespeareConfig) -> DataConfig:
+    """Prepare the text, with an address that the user typed."""
+    with network.typed([f"data.url={cfg.url}"]):
+        return cfg.prepare()
+
+
 def assert_no_files_left(cfg: ShakespeareConfig) -> None:
     assert not list(cfg.file().parent.glob("*"))
 
@@ -86,7 +92,7 @@ def assert_no_files_left(cfg: ShakespeareConfig) -> None:
 @pytest.mark.parametrize("path", ["/good", "/nolength"])
 def test_good_download_leaves_only_the_whole_text(server: str, path: str) -> None:
     cfg = config(server + path)
-    assert cfg.prepare() is cfg
+    assert prepared(cfg) is cfg
     assert cfg.file().read_bytes() == TEXT
     assert [p.name for p in cfg.file().parent.iterdir()] == ["shakespeare.txt"]
 
@@ -105,7 +111,7 @@ BAD = {
 def test_bad_download_is_refused_and_leaves_no_files(server: str, path: str, named: list[str]) -> None:
     cfg = config(server + path, timeout=0.3 if path == "/hang" else TIMEOUT, fallback=False)
     with refuses(server + path, cfg.file(), "data=bundled", *named):
-        cfg.prepare()
+        prepared(cfg)
     assert_no_files_left(cfg)
 
 
@@ -115,14 +121,14 @@ def test_endless_download_is_aborted(server: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(shakespeare, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     cfg = config(server + "/trickle", fallback=False)
     with refuses(server + "/trickle", "seconds", "data=bundled"):
-        cfg.prepare()
+        prepared(cfg)
     assert next(clock) > 3 * TIMEOUT, "the download continues for a while"
     assert_no_files_left(cfg)
 
 
 def test_refused_connection_falls_back_to_the_bundled_text(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        used = config(NO_SERVER, fallback=True).prepare()
+        used = prepared(config(NO_SERVER, fallback=True))
     assert isinstance(used, BundledConfig)
     assert "NOT SHAKESPEARE" in caplog.text
     assert "refused" in caplog.text
@@ -135,7 +141,7 @@ def test_full_disk_is_not_reported_as_a_failed_download(server: str, monkeypatch
     monkeypatch.setattr("bigramlm.utils.files.os.fsync", full)
     cfg = config(server + "/good")
     with pytest.raises(OSError, match="No space left"):
-        cfg.prepare()
+        prepared(cfg)
     assert_no_files_left(cfg)
 
 
@@ -146,7 +152,7 @@ def test_timeout_must_be_positive_and_finite(timeout: float) -> None:
 
 
 def test_fallback_keeps_the_other_fields() -> None:
-    used = config(NO_SERVER, block_size=5, batch_size=3, train_fraction=0.5).prepare()
+    used = prepared(config(NO_SERVER, block_size=5, batch_size=3, train_fraction=0.5))
     assert used == BundledConfig(block_size=5, batch_size=3, train_fraction=0.5)
 
 
@@ -154,10 +160,10 @@ def test_existing_file_is_used_unchanged(caplog: pytest.LogCaptureFixture) -> No
     cfg = config(NO_SERVER)
     cfg.file().parent.mkdir(parents=True)
     cfg.file().write_bytes(TEXT)
-    assert cfg.prepare() is cfg
+    assert prepared(cfg) is cfg
     assert caplog.text == ""
     cfg.file().write_text("my own edition")
-    assert cfg.prepare() is cfg
+    assert prepared(cfg) is cfg
     assert "is not the tutorial's text" in caplog.text
     assert cfg.file().read_text() == "my own edition"
 
@@ -176,3 +182,26 @@ def test_without_fallback_the_run_is_refused(cli: Cli) -> None:
     ended = cli(f"data.url={NO_SERVER}", "data.fallback=false", "trainer.steps=0")
     assert_refused(ended, NO_SERVER, "refused", "data=bundled")
     assert len(ended.err.splitlines()) <= 2
+
+
+def test_an_address_in_a_preset_is_requested_only_if_it_is_typed(server: str, cli: Cli, tmp_path: Path) -> None:
+    preset = tmp_path / "presets" / "data" / "theirs.yaml"
+    preset.parent.mkdir(parents=True)
+    preset.write_text(f"defaults:\n  - /schema/data@_here_: shakespeare\nurl: {server}/404\nfallback: false\n")
+    command = (f"--config-dir={preset.parents[1]}", "data=theirs", "trainer.steps=0", "sample.max_new_tokens=5")
+    assert_refused(cli(*command), f"add data.url={server}/404", field="data.url=")
+    assert_refused(cli(*command, f"data.url={server}/404"), "404: Not Found")
+
+
+def test_an_address_in_a_saved_config_is_requested_only_if_it_is_typed(server: str, cli: Cli, tmp_path: Path) -> None:
+    run = cli(f"data.url={server}/good", "trainer.steps=2", "sample.max_new_tokens=5", "logger=none")
+    assert run.code == 0, run.err
+    config = run.folder / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace("/good", "/404"), "utf-8")
+    config_before = config.read_bytes()
+    (tmp_path / "home" / "sources" / "shakespeare.txt").unlink()
+    refused = resumed(cli, run.folder, "trainer.steps=3")
+    assert_refused(refused, f"add data.url={server}/404", field="data.url=")
+    assert "downloading" not in refused.err
+    assert config.read_bytes() == config_before
+    assert_refused(resumed(cli, run.folder, "trainer.steps=3", f"data.url={server}/404"), "404: Not Found")

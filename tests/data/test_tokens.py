@@ -18,8 +18,8 @@ from bigramlm.data.batches import Batches, Stream, on_device
 from bigramlm.data.config import TokensConfig
 from bigramlm.data.tokens import SPLITS, About, Counts, TokenFiles, TokenWriter, narrowest_dtype, open_tokens
 from bigramlm.tokenizer.config import BPEConfig
-from bigramlm.utils import paths
-from bigramlm.utils.files import sha256_of
+from bigramlm.utils import files, paths
+from bigramlm.utils.files import sha256, sha256_of
 from tests.helpers import Cli, assert_refused, refuses, resumed
 
 TEXT = paths.bundled_text().read_text("utf-8")
@@ -164,3 +164,78 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     path.write_text("a text", "utf-8")
     with refuses(f"data.path={path} is a file", "prepare.py", "data=text"):
         TokensConfig(path=str(path)).prepare()
+
+
+def rewrite(folder: Path, **changes: object) -> None:
+    """Change values of the manifest, and the hashes to those of the files."""
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    manifest["about"] |= {name: value for name, value in changes.items() if name in manifest["about"]}
+    for split in SPLITS:
+        manifest["splits"][split]["sha256"] = sha256(folder / f"{split}.bin")
+        manifest["splits"][split] |= {name: changes[name] for name in ("tokens", "characters") if name in changes}
+    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"dtype": dtype} for dtype in ("O", "int64", "float32", "<u2", "S1", None, [])),
+        *({name: value} for name in ("tokens", "n_characters") for value in (-1, 1.5, "1", None, 10**400, True)),
+        *({"n_characters": 0}, {"vocab_size": 0}, {"tokenizer": []}, {"sha256": 7}, {"name": {}}),
+    ],
+    ids=str,
+)
+def test_values_of_a_manifest_are_checked(changes: dict[str, object], damaged: Path) -> None:
+    rewrite(damaged, **changes)
+    with refuses(damaged / "manifest.json", *changes):
+        open_tokens(damaged)
+
+
+def test_changed_tokens_are_found_and_intact_ones_are_hashed_once(
+    damaged: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (damaged / ".verified.json").unlink()
+    hashed: list[Path] = []
+    monkeypatch.setattr(files, "sha256", lambda path: hashed.append(path) or sha256(path))
+    command = (*SHORT, "data=tokens", f"data.path={damaged}")
+    for _ in range(2):
+        assert cli(*command).code == 0
+    assert [path for path in hashed if path.parent == damaged] == [damaged / "train.bin", damaged / "val.bin"]
+    stat = (damaged / "train.bin").stat()
+    with (damaged / "train.bin").open("r+b") as file:
+        file.seek(500)
+        file.write(bytes(2000))
+    os.utime(damaged / "train.bin", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert_refused(cli(*command), damaged / "train.bin", "SHA-256", "prepare the text again")
+
+
+def test_a_copy_is_verified_although_its_original_was(damaged: Path, tmp_path: Path) -> None:
+    open_tokens(damaged).verify_once()
+    copy = shutil.copytree(damaged, tmp_path / "copy")
+    (copy / "val.bin").write_bytes(bytes((copy / "val.bin").stat().st_size))
+    os.utime(copy / "val.bin", ns=(0, (damaged / "val.bin").stat().st_mtime_ns))
+    with refuses(copy / "val.bin", "SHA-256"):
+        open_tokens(copy).verify_once()
+
+
+def test_ids_outside_of_the_vocabulary_are_refused(damaged: Path, cli: Cli) -> None:
+    for value, split in ((300, "val"), (-1, "train")):
+        ids = np.fromfile(damaged / f"{split}.bin", dtype=np.int16)
+        ids[7] = value
+        ids.tofile(damaged / f"{split}.bin")
+        rewrite(damaged)
+        ended = cli(*SHORT, "data=tokens", f"data.path={damaged}")
+        assert_refused(ended, damaged / f"{split}.bin", "vocabulary of 300")
+        ids[7] = 1
+        ids.tofile(damaged / f"{split}.bin")
+
+
+def test_a_folder_in_place_of_a_token_file_is_refused(damaged: Path) -> None:
+    (damaged / "val.bin").unlink()
+    (damaged / "val.bin").mkdir()
+    n_tokens = (damaged / "val.bin").stat().st_size // 2
+    manifest = json.loads((damaged / "manifest.json").read_text("utf-8"))
+    manifest["splits"]["val"]["tokens"] = n_tokens
+    (damaged / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    with refuses(damaged / "val.bin", "0 bytes"):
+        open_tokens(damaged)

@@ -36,3 +36,14 @@ def test_a_machine_without_slurm_is_refused_before_the_sweep_is_planned(
     assert_refused(ended, "hydra/launcher=submitit_slurm", "sbatch", "srun", "submitit_local")
     assert ended.err.count("\n") == 1
     assert not folder.exists()
+
+
+def test_environment_variables_of_a_preset_are_announced(cli: Cli, tmp_path: Path) -> None:
+    recipe = tmp_path / "presets" / "experiment" / "theirs.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("# @package _global_\nhydra: {job: {env_set: {THEIRS: /a, MINE: /b}}}\n", "utf-8")
+    command = (*SHORT, "trainer.steps=0", f"--config-dir={recipe.parents[1]}", "experiment=theirs")
+    ended = cli(*command, "hydra.job.env_set.MINE=/c")
+    assert ended.code == 0, ended.err
+    assert "a preset sets the environment variable THEIRS=/a" in ended.err
+    assert "MINE" not in ended.err, "it was typed"

@@ -1,6 +1,8 @@
 """Tests of the export to transformers: round trips and refusals."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,3 +112,33 @@ def test_refused_export_names_the_unsupported_fields(cli: Cli, tool: Cli, tmp_pa
     (tmp_path / "out").mkdir()
     refused = tool(checkpoint_tool.main, "export", str(run.folder), str(tmp_path / "out"))
     assert_refused(refused, tmp_path / "out")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask, and no limit on the size of files")
+def test_an_export_obeys_the_umask_and_a_full_disk_is_one_line(cli: Cli, tool: Cli, tmp_path: Path) -> None:
+    import resource
+
+    small = ("model.n_layer=1", "model.n_head=2", "model.n_embd=32", "data.block_size=32", "trainer.steps=0")
+    mask = os.umask(0o027)
+    try:
+        base = cli(*QUICK, "model=nanogpt", *small)
+        run = cli(*QUICK, f"init_from={base.folder}", "adapter=lora", "trainer.steps=0")
+        assert run.code == 0, run.err
+        for command, out in (("export", "out"), ("merge", "merged"), ("export --adapter", "adapter")):
+            ended = tool(checkpoint_tool.main, *command.split(), str(run.folder), str(tmp_path / out))
+            assert ended.code == 0, ended.err
+    finally:
+        os.umask(mask)
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert sum(path.suffix == ".safetensors" for path in written) >= 7
+    assert {oct(path.stat().st_mode & 0o777) for path in written} == {"0o640"}
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for command in ("export", "merge", "export --adapter"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+        try:
+            ended = tool(checkpoint_tool.main, *command.split(), str(run.folder), str(tmp_path / "full"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert_refused(ended, f"{tmp_path / 'full'} cannot be written", os.strerror(errno.EFBIG), "free some space")
+        assert not list(tmp_path.glob("*full*"))

@@ -452,3 +452,35 @@ def test_a_lost_last_checkpoint_is_trained_again(whole: Path, tmp_path: Path, cl
     assert ended.code == 0, ended.err
     assert torch.equal(weights(run), weights(whole))
     assert records(run) == records(whole)
+
+
+def test_a_config_that_was_edited_is_reported(whole: Path, tmp_path: Path, cli: Cli) -> None:
+    run = crashed_copy(whole, tmp_path / "run", 20)
+    edited = (run / "config.yaml").read_text("utf-8").replace("lr: 0.001\n", "lr: 0.5\n")
+    (run / "config.yaml").write_text(edited, "utf-8")
+    ended = resumed(cli, run)
+    assert ended.code == 0, ended.err
+    (line,) = [line for line in ended.err.splitlines() if "config.yaml was edited" in line]
+    assert "optim.lr=0.5 (in the checkpoint 0.001)" in line
+    assert {record["lr"] for record in records(run) if record["step"] >= 20 and "lr" in record} == {0.5}
+
+
+def test_a_field_that_was_typed_on_a_resume_is_not_reported(whole: Path, tmp_path: Path, cli: Cli) -> None:
+    run = crashed_copy(whole, tmp_path / "run", 20)
+    assert resumed(cli, run, "optim.lr=0.5", "device=cpu").code == 0
+    for step in (25, 30, 35, 40):  # as if the run had been killed before it saved anything
+        shutil.rmtree(run / "checkpoints" / f"step_{step}")
+    ended = resumed(cli, run)
+    assert ended.code == 0, ended.err
+    assert "edited" not in ended.err + resumed(cli, run, "trainer.steps=42").err
+
+
+def test_a_checkpoint_of_another_run_is_reported(whole: Path, tmp_path: Path, cli: Cli) -> None:
+    other = cli(*RUN, "seed=2", "trainer.steps=45")
+    run = Path(shutil.copytree(whole, tmp_path / "mixed"))
+    shutil.copytree(other.folder / "checkpoints" / "step_45", run / "checkpoints" / "step_45")
+    ended = resumed(cli, run, "trainer.steps=50")
+    assert ended.code == 0, ended.err
+    (line,) = [line for line in ended.err.splitlines() if "another run" in line]
+    for part in ("checkpoints/step_45", str(summary(other.folder)["id"]), "seed=1337 (in the checkpoint 2)"):
+        assert part in line

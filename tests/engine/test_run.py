@@ -1,6 +1,9 @@
 """Tests of a whole run: its config is resolved once and then only read."""
 
+import contextlib
 import copy
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,8 @@ import pytest
 from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import RunConfig, load, to_dict
 from bigramlm.engine import run as engine
-from bigramlm.runs.folder import RunFolder
+from bigramlm.runs.folder import LOCK, RunFolder, is_locked
+from bigramlm.trainer.trainer import Trainer
 from bigramlm.utils.stop import Stopped, StopSignals
 from tests.helpers import SHORT, Cli, assert_refused, run_config, summary
 
@@ -132,3 +136,46 @@ def test_code_that_ends_the_process_only_ends_its_run(
     failed = summary(jobs[len(jobs) // 2])
     assert repr(error) in str(failed["error"])
     assert (repr(error) if sweeps else type(error).__name__) in ended.out + ended.err
+
+
+NOT_WINDOWS = pytest.mark.skipif(os.name == "nt", reason="Windows has other locks, and keeps open files")
+
+
+@NOT_WINDOWS
+def test_a_run_on_a_file_system_without_locks_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    ended = cli(*SHORT)
+    assert_refused(ended, ended.folder, "No locks available", "local disk")
+    assert not ended.folder.exists()
+
+
+@NOT_WINDOWS
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_deleted_lock_is_noticed_at_the_next_save(
+    is_taken: bool, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, lock, saved = Trainer.update, tmp_path / "run1" / LOCK, dict[str, bytes]()
+
+    def deleting(trainer: Trainer) -> Any:
+        if trainer.progress.step == 3:
+            lock.unlink()
+            if is_taken:
+                other.enter_context(RunFolder(lock.parent).lock())
+            saved["summary"] = (lock.parent / "summary.json").read_bytes()
+        return update(trainer)
+
+    monkeypatch.setattr(Trainer, "update", deleting)
+    with contextlib.ExitStack() as other:
+        ended = cli(*SHORT)
+        assert is_locked(ended.folder) is is_taken
+    assert ended.err.count(f"{lock} was deleted") == 1
+    if is_taken:
+        assert_refused(ended, ended.folder, "another process")
+        assert (ended.folder / "summary.json").read_bytes() == saved["summary"]
+        assert not (ended.folder / "checkpoints" / "step_4").exists()
+    else:
+        assert ended.code == 0, ended.err
+        assert summary(ended.folder)["status"] == "completed"

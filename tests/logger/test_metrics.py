@@ -133,7 +133,7 @@ def test_a_resumed_job_is_one_row_with_an_end(tmp_path: Path) -> None:
     folder = tmp_path / "sweep" / "3"
     folder.mkdir(parents=True)
     for resumed_at, completed in ((None, False), (2, True)):
-        metrics = Metrics(LoggerConfig(), LoggerContext(folder, {}, "id", resumed_at, {"seed": "3"}))
+        metrics = Metrics(LoggerConfig(), LoggerContext(folder, {}, "id", resumed_at, swept={"seed": "3"}))
         for step in range(resumed_at or 0, 4):
             metrics.log(step, 0.0, {"val/loss": 4.0 - step, **({"final/val/loss": 1.0} if step == 3 else {})})
         metrics.close(completed=completed)
@@ -278,13 +278,13 @@ def test_wandb_receives_config_metrics_and_text(
     cfg = LoggerConfig(use=["wandb"], project="p", group="g", name="n", tags=["t"])
     metrics = Metrics(cfg, LoggerContext(tmp_path, {"seed": 1}, "id"))
     metrics.log(5, 1.0, {"val/loss": 2.5})
-    metrics.text(5, "sample", "<b>O, & so</b>")
+    metrics.text(5, "sample", "<b>O, & so</b>\u202e")
     metrics.close()
     (init,) = stub.inits
     passed = {name: init[name] for name in ("project", "group", "name", "tags", "mode", "config")}
     assert passed == {"project": "p", "group": "g", "name": "n", "tags": ["t"], "mode": "online", "config": {"seed": 1}}
     assert stub.logged[0] == {"step": 5, "val/loss": 2.5}
-    assert stub.logged[1]["sample"] == ("html", "<pre>&lt;b&gt;O, &amp; so&lt;/b&gt;</pre>")
+    assert stub.logged[1]["sample"] == ("html", "<pre>&lt;b&gt;O, &amp; so&lt;/b&gt;\\u202e</pre>")
     assert ("*", "step") in stub.defined
     assert "https://example.org/p/runs/1" in caplog.text
     assert (stub.finished, stub.exit_code) == (1, 0)

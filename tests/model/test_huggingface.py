@@ -41,6 +41,7 @@ def _quiet() -> Iterator[None]:
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
     path = folder / "model.safetensors"
     tensors = change(load_file(path))
+    path.unlink()  # a model of transformers may read the file later, and keeps the one that it has opened
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
 

@@ -476,7 +476,7 @@ def test_hostile_names_are_not_executed(window: Browser, tmp_path: Path) -> None
         window.run(f"{choose} choice.dispatchEvent(new Event('change'))", at)
         settled(window)
         legend = window.run("return document.querySelector('#curves .legend').textContent")
-        if window.run("return state.colour").endswith(HOSTILE):
+        if "<img src=x" in window.run("return state.colour"):
             assert legend.count("<img src=x onerror") >= 3
     found = "return [window.hacked, document.querySelectorAll('img, pre script, td script, b, i').length]"
     assert window.run(found) == [None, 0]

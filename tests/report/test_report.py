@@ -12,7 +12,7 @@ from bigramlm.cli import runs as runs_command
 from bigramlm.dev.bench.report import write_synthetic_sweep
 from bigramlm.report.gather import data, differences, is_geometric, read_curves, references, thinned, tokens_per_step
 from bigramlm.report.page import page, write
-from bigramlm.report.results import RunTable, markdown_table
+from bigramlm.report.results import RunTable, csv_cell, markdown_table, markdown_text
 from bigramlm.runs import find as runs
 from bigramlm.runs.summary import RunSummary
 from bigramlm.sweeps.plan import Sweep
@@ -374,4 +374,39 @@ def test_values_are_one_line_in_every_table(tmp_path: Path) -> None:
     page_text = markdown_table(["prompt"], [[value] for value in values])
     assert len(page_text.splitlines()) == 4
     assert "<" not in page_text
-    assert page_text.count("\\|") == 2
+    assert [line.count("|") for line in page_text.splitlines()] == [2] * 4, "each line is one cell"
+
+
+def test_a_page_shows_marks_that_would_reverse_its_text(tmp_path: Path) -> None:
+    mark = "\u202e"
+    run_with(
+        tmp_path / "run",
+        config={"data": {"path": mark}, mark: 1},
+        summary={"status": "failed", "error": mark, "overrides": [f"sample.prompt={mark}"], "host": mark},
+        samples=f"---- step 1\n{mark}\n",
+    )
+    entries = [RunSummary.read(tmp_path / "run", mark), RunSummary.read(tmp_path / "none", "other")]
+    text = page(RunTable(entries, ["sample.prompt"]), title=mark)
+    text = text[: text.index("plotly.js v")]
+    assert mark not in text
+    assert text.count("\\u202e") > 5
+    assert json.loads(text.rpartition('id="data">')[2].partition("</script>")[0])["runs"][0]["name"] == "\\u202e"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *((formula, f"'{formula}") for formula in ("=cmd|' /C calc'!A0", "@SUM(1)", "+1+cmd|x", "-1+cmd|x", "\uff1d1")),
+        *((text, text) for text in ("-1e-3", "+2", "0.5", "", "a=b", "'=1")),
+        *((number, number) for number in (-1.5, 3)),
+        *(("\t=1", "\\t=1"), ("a\r\n=1", "a\\r\\n=1"), (None, None)),
+    ],
+)
+def test_no_cell_is_a_formula(value: object, expected: object) -> None:
+    assert csv_cell(value) == expected
+
+
+def test_no_text_is_markup_in_markdown() -> None:
+    assert markdown_text("<img src=x> ![a](http://b) `c` | &lt; \\|") == (
+        "&#60;img src=x> !&#91;a&#93;(http://b) &#96;c&#96; &#124; &#38;lt; &#92;&#124;"
+    )

@@ -1,14 +1,16 @@
 """Tests of the run folder and its summary."""
 
+import contextlib
 import json
 import os
-import subprocess
+import shutil
 from pathlib import Path
 
 import pytest
 
-from bigramlm.runs.folder import RunFolder, git_state, versions
-from bigramlm.utils import files, paths
+from bigramlm.runs.folder import HOLDER, LOCK, RunFolder, holder, is_locked, versions
+from bigramlm.utils import files
+from tests.helpers import SHORT, Cli, assert_refused, refuses, resumed
 
 
 def test_update_summary_keeps_other_values(tmp_path: Path) -> None:
@@ -69,22 +71,87 @@ def test_versions_match_the_running_packages() -> None:
     assert versions()["torch"] == torch.__version__
 
 
-def test_git_state_of_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def git(*arguments: str) -> str:
-        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
-        return subprocess.run(
-            ["git", *identity, "-C", str(tmp_path), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
+def put(path: Path, kind: str, target: Path) -> None:
+    """Put a link to something of the user, or a pipe, in the place of a file or folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(target)
 
-    uncached = git_state.__wrapped__
-    monkeypatch.setattr(paths, "home", lambda: tmp_path)
-    assert uncached() is None
-    git("init", "-q")
-    (tmp_path / "a").write_text("1")
-    git("add", "a")
-    git("commit", "-q", "-m", "m")
-    assert uncached() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
-    (tmp_path / "a").write_text("2")
-    assert uncached() == {"commit": git("rev-parse", "HEAD"), "dirty": True}
-    monkeypatch.setattr(paths, "IN_CHECKOUT", False)
-    assert uncached() is None
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not let every user make links")
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("checkpoints", "checkpoints/step_5", "checkpoints/step_5/state.json", "checkpoints/last", "checkpoints/.x"),
+        *("samples.txt", "metrics.jsonl", "summary.json", "config.yaml", "train.log", ".lock", ".lock.json", "mine"),
+    ],
+)
+def test_nothing_is_written_to_a_folder_with_links_or_pipes(cli: Cli, tmp_path: Path, name: str, kind: str) -> None:
+    run = cli(*SHORT, "sample.prompt=A").folder
+    mine = tmp_path / "mine"
+    shutil.copytree(run / "checkpoints", mine)
+    (mine / ".hidden").write_text("mine")
+    target = mine if "." not in name else mine / ".hidden"
+    put(run / name, kind, target)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()}
+    refused = resumed(cli, run, "trainer.steps=9")
+    assert_refused(refused)
+    assert name in refused.err or "config.yaml" in name  # which is read first
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()}
+    assert after == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not let every user make links")
+def test_links_to_a_run_folder_are_followed(cli: Cli, tmp_path: Path) -> None:
+    run = cli(*SHORT).folder
+    (tmp_path / "link").symlink_to(run)
+    (tmp_path / "above").symlink_to(tmp_path)
+    for number, folder in enumerate((tmp_path / "link", tmp_path / "above" / run.name), start=1):
+        ended = resumed(cli, folder, f"trainer.steps={5 + number}")
+        assert ended.code == 0, ended.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps an open file")
+def test_a_deleted_lock_is_replaced_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.lock():
+        for name in (LOCK, HOLDER):
+            (tmp_path / name).unlink()
+        assert not is_locked(tmp_path)
+        folder.keep_lock()
+        folder.keep_lock()
+        assert is_locked(tmp_path)
+        assert holder(tmp_path) == os.getpid()
+    (warning,) = caplog.messages
+    assert str(tmp_path / LOCK) in warning
+    assert not is_locked(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps an open file")
+def test_a_run_that_lost_its_lock_to_another_process_writes_nothing_more(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with contextlib.ExitStack() as other:
+        with folder.lock():
+            folder.begin([])
+            (tmp_path / LOCK).unlink()
+            other.enter_context(RunFolder(tmp_path).lock())
+            with refuses(tmp_path, "another process", f"pid {os.getpid()}"):
+                folder.keep_lock()
+            assert not folder.begun, "the end of the run is not recorded in the summary of the other one"
+        assert is_locked(tmp_path)
+        assert holder(tmp_path) == os.getpid(), "the file that names the other process stays"
+
+
+def test_a_folder_that_is_deleted_during_a_run_is_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    with folder.lock():
+        shutil.rmtree(folder.path)
+        with refuses(folder.path, "was deleted"):
+            folder.keep_lock()
+    assert not folder.path.exists()

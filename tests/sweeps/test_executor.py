@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,13 +22,14 @@ from bigramlm.config.overrides import Overrides
 from bigramlm.engine.command_line import set_up_hydra
 from bigramlm.engine.job import train
 from bigramlm.engine.run import RunContext, RunResult
-from bigramlm.runs.folder import RunFolder, read_summary
+from bigramlm.runs.find import PLAN
+from bigramlm.runs.folder import LOCK, RunFolder, read_summary
 from bigramlm.sweeps import compose
 from bigramlm.sweeps import executor as launch
 from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
 from bigramlm.utils import paths, stop
-from tests.helpers import SCRIPT, TIMEOUT, Cli, Ended, assert_refused, composed, refuses
+from tests.helpers import SCRIPT, TIMEOUT, Cli, Ended, assert_refused, composed, refuses, table
 from tests.sweeps.helpers import SHORT, kill_at_step, start_sweep
 
 # A job takes some tenths of a second and saves several checkpoints.
@@ -38,8 +40,12 @@ LONGER = (
 
 
 def state(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    """Return the modification time and content of every file below a folder."""
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+    """Return the modification time and content of every file below a folder.
+
+    Locking changes the time of the lock file with some versions of filelock.
+    """
+    found = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
 
 
 def fake_results(folder: Path, *summaries: dict[str, Any]) -> Results:
@@ -314,3 +320,36 @@ def test_settings_of_the_sweep_in_the_only_recipe_apply(cli: Cli, tmp_path: Path
     ended = cli("-m", f"--config-dir={presets}", *SHORT, "experiment=a", f"hydra.sweep.dir={sweep}", run_dir=False)
     assert ended.code == 0, ended.err
     assert "2 jobs: 2 completed" in ended.out
+
+
+def test_a_continued_sweep_launches_what_was_typed(swept: Callable[..., Ended], folder: Path, tmp_path: Path) -> None:
+    assert swept(*SHORT, "seed=1,2").code == 0
+    shutil.rmtree(folder / "1")
+    plan = Sweep(folder)
+    plan.jobs[1].overrides += ["+hydra.job.env_set.THEIRS=1", "data=text", "data.path=/etc/passwd"]
+    plan.settled = {"bundled": "text", f"init_from={tmp_path}": "/etc"}
+    plan.save()
+    ended = swept(*SHORT, "seed=1,2")
+    assert ended.code == 0, ended.err
+    assert "THEIRS" not in ended.err
+    assert [row["seed"] for row in table(folder)] in (["1", "2"], ["2", "1"])
+    assert "bundled" in (folder / "1" / "config.yaml").read_text("utf-8")
+    assert "passwd" not in (folder / PLAN).read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"number": number} for number in ("../../x", "/tmp/x", -1, 1.5, True, None, 2**40)),
+        *({"overrides": overrides} for overrides in ("seed=1", [1], None, {})),
+        *({"asked": 5}, {"error": ["\x1b"]}, {"more": 1}),
+    ],
+    ids=str,
+)
+def test_values_of_a_plan_are_checked(change: dict[str, object], folder: Path) -> None:
+    folder.mkdir()
+    job = {"number": 0, "overrides": ["seed=1"], "asked": "", "error": None, **change}
+    plan = {"fields": ["seed"], "log_fields": [], "settled": {}, "planned": 0, "jobs": [job]}
+    (folder / PLAN).write_text(json.dumps(plan), "utf-8")
+    with refuses(folder / PLAN):
+        Sweep(folder)

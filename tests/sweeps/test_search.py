@@ -4,11 +4,16 @@ import functools
 import itertools
 import json
 import os
+import pickle
+import shutil
 import signal
+import sqlite3
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,6 +23,7 @@ from bigramlm.config.overrides import Overrides
 from bigramlm.runs import find as runs
 from bigramlm.runs.folder import read_summary
 from bigramlm.sweeps import search
+from bigramlm.sweeps.cmaes import SafeCmaEsSampler
 from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
 from bigramlm.sweeps.search import space_of
@@ -290,6 +296,94 @@ def test_trial_without_job_and_job_without_trial_are_cleaned_up(searched: Callab
     assert searched(SPACE, "hydra.sweeper.n_trials=2").code == 0
     assert [t.state.name for t in trials(folder)] == ["COMPLETE", "FAIL", "COMPLETE"]
     assert len(table(folder)) == 2
+
+
+def test_values_outside_of_the_typed_space_are_not_run(searched: Callable[..., Ended], folder: Path) -> None:
+    """The values of an unfinished trial become overrides."""
+    assert searched(SPACE, "hydra.sweeper.n_trials=1").code == 0
+    theirs: tuple[dict[str, Any], ...] = (
+        {"optim.lr": FloatDistribution(2, 9, log=True)},
+        {"optim.lr": FloatDistribution(1e-4, 1, log=True), "data": CategoricalDistribution(["text"])},
+        {"+hydra.job.env_set.THEIRS": CategoricalDistribution(["1"])},
+    )
+    plan = Sweep(folder)
+    for job, space in enumerate(theirs, start=1):
+        study(folder).ask(space).set_user_attr("job", job)
+        plan.jobs[job] = Job(job, ["optim.lr=5"])
+    plan.save()
+    ended = searched(SPACE, "hydra.sweeper.n_trials=5")
+    assert ended.code == 0, ended.err
+    assert "THEIRS" not in ended.err
+    assert [t.state.name for t in trials(folder)] == ["COMPLETE", "FAIL", "FAIL", "FAIL", "COMPLETE"]
+    assert [path.name for path in sorted(folder.glob("[0-9]"))] == ["0", "4"], "the other jobs never ran"
+
+
+def test_unfinished_trial_runs_what_was_typed(searched: Callable[..., Ended], folder: Path) -> None:
+    assert searched(SPACE, "hydra.sweeper.n_trials=1").code == 0
+    shutil.rmtree(folder / "0")
+    with sqlite3.connect(folder / "study.db") as database:
+        database.execute("UPDATE trials SET state = 'RUNNING'")
+    database.close()
+    plan = Sweep(folder)
+    plan.jobs[0].overrides += ["+hydra.job.env_set.THEIRS=1", "trainer.steps=1"]
+    plan.save()
+    ended = searched(SPACE, "hydra.sweeper.n_trials=1")
+    assert ended.code == 0, ended.err
+    assert "THEIRS" not in ended.err
+    assert [row["step"] for row in table(folder)] == ["20"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no database", b"SQLite format 3\0" + bytes(500), None])
+def test_damaged_study_is_refused_in_one_line(
+    content: bytes | None, searched: Callable[..., Ended], folder: Path
+) -> None:
+    assert searched(SPACE, "hydra.sweeper.n_trials=1").code == 0
+    if content is None:
+        with sqlite3.connect(folder / "study.db") as database:
+            database.execute("UPDATE trial_params SET distribution_json = '{'")
+        database.close()
+    else:
+        (folder / "study.db").write_bytes(content)
+    ended = searched(SPACE, "hydra.sweeper.n_trials=2")
+    if content == b"":  # SQLite takes an empty file for a new database
+        assert ended.code == 0, ended.err
+    else:
+        assert_refused(ended, "study.db", "start a new search")
+
+
+@pytest.mark.parametrize("option", ["popsize", "use_separable_cma", "with_margin", "lr_adapt"])
+def test_cma_es_continues_with_its_stored_state(option: str) -> None:
+    """The values are those of Optuna's own sampler, although each trial has a new one."""
+    space = {"a": FloatDistribution(0, 1), "b": FloatDistribution(1e-3, 1, log=True)}
+    values = []
+    for kind in (optuna.samplers.CmaEsSampler, SafeCmaEsSampler):
+        found = optuna.create_study()
+        for seed in range(20):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found.sampler = kind(seed=seed, n_startup_trials=2, **{option: 5 if option == "popsize" else True})
+            trial = found.ask(space)
+            found.tell(trial, trial.params["a"] + trial.params["b"])
+        assert any("cma" in name for trial in found.trials for name in trial.system_attrs), "a state is stored"
+        values.append([trial.params for trial in found.trials])
+    assert values[0] == values[1]
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [*map(pickle.dumps, (print, Path("a"), 5, np.zeros(3))), b"no pickle", pickle.dumps(5)[:3]],
+    ids=["a function", "a path", "a number", "an array", "no pickle", "truncated"],
+)
+def test_state_of_cma_es_that_would_run_code_is_refused(stored: bytes) -> None:
+    found = optuna.create_study(sampler=SafeCmaEsSampler(n_startup_trials=1, warn_independent_sampling=False))
+    space = {"a": FloatDistribution(0, 1), "b": FloatDistribution(0, 1)}
+    attributes = {"cma:optimizer:0": stored.hex()}
+    params = {"a": 0.5, "b": 0.5}
+    found.add_trial(
+        optuna.trial.create_trial(params=params, distributions=dict(space), value=1.0, system_attrs=attributes)
+    )
+    with refuses("study.db", "start a new search"):
+        found.ask(space)
 
 
 def test_default_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from bigramlm.checkpoint.format import MissingCheckpointError
 from bigramlm.config.run_config import load
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.weights import StartingWeights
-from tests.helpers import SHORT, Cli, assert_refused, resumed, summary
+from tests.helpers import SHORT, Cli, assert_refused, refuses, resumed, summary
 
 LONGER = ("trainer.steps=9", "trainer.keep_checkpoints=1", "trainer.eval_every=1")
 
@@ -67,3 +67,10 @@ def test_a_checkpoint_that_is_gone_is_refused(cli: Cli, base: Path, tmp_path: Pa
     assert resumed(cli, base, *LONGER).code == 0
     with pytest.raises(MissingCheckpointError, match="step_5"):
         weights.keep()
+
+
+def test_a_checkpoint_of_another_run_in_the_plan_is_refused(base: Path, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.settled[f"init_from={base}"] = str(tmp_path / "theirs" / "checkpoints" / "step_5")
+    with refuses(tmp_path / "theirs", "sweep.json", f"init_from={base}"):
+        StartingWeights(sweep).settle(str(base))

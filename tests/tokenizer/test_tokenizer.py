@@ -29,7 +29,7 @@ from bigramlm.tokenizer.config import (
     WordPieceConfig,
 )
 from bigramlm.tokenizer.subword import SubwordTokenizer
-from bigramlm.utils import paths
+from bigramlm.utils import network, paths
 from tests.helpers import Ended, Hub, assert_refused, command, refuses, serving
 
 TEXT = paths.bundled_text().read_text("utf-8")
@@ -373,7 +373,7 @@ def hub(gpt2: Tokenizer) -> Iterator[str]:
 
 def fetch() -> None:
     """Print the vocabulary size and a round trip of a tokenizer from the hub."""
-    with exit_codes():
+    with exit_codes(), network.typed(sys.argv):
         found = build(GPT2TokenizerConfig(path=sys.argv[1]))
         print(found.vocab_size, found.decode(found.encode("To be").tolist()))
 

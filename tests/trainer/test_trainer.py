@@ -293,3 +293,12 @@ def test_a_model_without_matrix_products_has_no_mfu(tmp_path: Path) -> None:
     fitted(tmp_path)
     assert "mfu" not in (tmp_path / "metrics.jsonl").read_text()
     assert "peak" not in json.loads((tmp_path / "summary.json").read_text())
+
+
+def test_a_loss_that_is_not_finite_at_the_start_is_not_blamed_on_the_learning_rate(tmp_path: Path) -> None:
+    trainer = build(tmp_path / "checkpoints")
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(float("nan"))
+    with refuses("step 0", "nan", "before the first update", "preflight=true") as raised:
+        fit(trainer)
+    assert "learning rate" not in str(raised.value)

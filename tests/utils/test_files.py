@@ -1,11 +1,22 @@
-"""Tests of reading texts with a byte-order mark, and of files that cannot be used."""
+"""Tests of whole-file writes, of byte-order marks, and of unusable files."""
 
 import codecs
+import os
 from pathlib import Path
 
 import pytest
 
-from bigramlm.utils.files import LFS_POINTER, MARKS, is_lfs_pointer, read_text, refuse_dangling, require_new
+from bigramlm.utils import files
+from bigramlm.utils.files import (
+    LFS_POINTER,
+    MARKS,
+    atomic_folder,
+    is_lfs_pointer,
+    read_text,
+    refuse_dangling,
+    require_new,
+    temporary_path,
+)
 from tests.helpers import refuses
 
 TEXT = "Ü, „quoted“\r\n\ufeff日\n"
@@ -49,3 +60,36 @@ def test_a_link_that_leads_nowhere_is_refused_by_its_name(tmp_path: Path) -> Non
     (tmp_path / "gone" / "a.txt").touch()
     for path in (link, tmp_path / "none.txt"):
         refuse_dangling(path)
+
+
+def test_what_a_killed_process_left_is_deleted_at_the_next_write(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    left = temporary_path(folder)
+    kept = [temporary_path(tmp_path / "other"), tmp_path / ".out.mine", tmp_path / f".out.{'z' * 32}"]
+    for path in (left, *kept):
+        path.mkdir()
+        (path / "model.safetensors").touch()
+    link = temporary_path(folder)
+    link.symlink_to(kept[0], target_is_directory=True)
+    with atomic_folder(folder) as aside:
+        (aside / "new").touch()
+    assert sorted(tmp_path.iterdir()) == sorted([folder, link, *kept])
+    assert all((path / "model.safetensors").exists() for path in kept)
+
+
+def test_an_error_names_the_file_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "notes.txt"
+    with pytest.raises(OSError, match="No such file") as raised:
+        files.write(tmp_path / "none" / "notes.txt", [b"a"])
+    assert raised.value.filename == str(tmp_path / "none" / "notes.txt")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as raised:
+        files.write(path, [b"a"])
+    assert raised.value.filename == str(path)
+    assert not list(tmp_path.iterdir())
+    with refuses(tmp_path / "out", "No space", "free some space"), atomic_folder(tmp_path / "out"):
+        pass

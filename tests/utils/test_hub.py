@@ -152,3 +152,36 @@ def test_an_adapter_on_the_hub_is_called_one(cache: Path, tmp_path: Path, is_rec
         record_missing(cache, "config.json")
     refused = train("me/tiny", tmp_path, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
     assert_refused(refused, "me/tiny", "peft adapter", "some/base")
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """A stand-in for the hub that records what is asked of it, and has nothing."""
+
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_error(404)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("field", ["init_from", "tokenizer.path"])
+def test_a_model_that_only_a_file_names_is_not_asked_for(field: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "presets" / "experiment" / "theirs.yaml"
+    recipe.parent.mkdir(parents=True)
+    value = "init_from: me/other" if field == "init_from" else "tokenizer: {name: gpt2, path: me/other}"
+    recipe.write_text(f"# @package _global_\n{value}\n", "utf-8")
+    words = (f"--config-dir={recipe.parents[1]}", "experiment=theirs")
+    words = words if field == "init_from" else (*words, "tokenizer=gpt2")
+    asked: list[str] = []
+    with serving(Refusing, asked=asked) as address:
+        env = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address}
+        assert_refused(train("", tmp_path, *words, **env), "me/other is named by a file", f"add {field}=me/other")
+        assert asked == []
+        refused = train("", tmp_path, *words, f"{field}=me/other", **env)
+        assert_refused(refused, f"{field}=me/other")
+        assert asked != []

@@ -1,11 +1,14 @@
-"""Tests of the checks of tensors that were read from a file."""
+"""Tests of the checks of tensors from a file, and of writing such a file."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from bigramlm.utils.tensors import require_finite, require_trainable
+from bigramlm.utils.tensors import require_finite, require_trainable, writing
 from tests.helpers import refuses
 
 FILE = Path("model.safetensors")
@@ -36,3 +39,33 @@ def test_weights_are_converted_and_must_stay_finite() -> None:
     assert converted.dtype == torch.float32
     with refuses(FILE, "wte", "infinity"):
         require_trainable(FILE, "wte", torch.full((2,), 1e100, dtype=torch.float64), torch.float32)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask, and no limit on the size of files")
+def test_the_umask_decides_who_may_read_weights(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    for mask in (0o022, 0o027):
+        before = os.umask(mask)
+        try:
+            with writing(path):
+                save_file({"a": torch.ones(3)}, path)
+        finally:
+            os.umask(before)
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+        assert load_file(path)["a"].tolist() == [1, 1, 1]
+        path.unlink()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a limit on the size of files stands in for a full disk; Windows has none")
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
+    import resource
+
+    path = tmp_path / "model.safetensors"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as raised, writing(path):
+            save_file({"a": torch.ones(1000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(path))

@@ -19,7 +19,7 @@ from typing import Any
 
 from bigramlm.dev.bench.gpu_parts import PARTS
 from bigramlm.errors import require
-from bigramlm.runs.folder import git_state
+from bigramlm.runs.git import git_state
 from bigramlm.utils import files, paths
 from bigramlm.utils.console import note, relative
 

@@ -1,0 +1,66 @@
+"""Tests of the plan of a sweep: a damaged plan is rebuilt from the jobs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bigramlm.cli import runs
+from bigramlm.sweeps.plan import Sweep
+from tests.helpers import Cli, assert_refused, refuses, summary, table
+from tests.sweeps.helpers import SHORT
+
+DAMAGED = pytest.mark.parametrize("content", [b"", bytes(300), b'{"fields": ["see'], ids=["empty", "zeros", "cut off"])
+
+
+@DAMAGED
+def test_a_sweep_with_a_damaged_plan_continues(existing_sweep: Path, cli: Cli, content: bytes) -> None:
+    before = table(existing_sweep, but={"folder"})
+    plan = json.loads((existing_sweep / "sweep.json").read_text("utf-8"))
+    done = {job: (existing_sweep / job / "summary.json").read_bytes() for job in "01"}
+    (existing_sweep / "sweep.json").write_bytes(content)
+    ended = cli("-m", *SHORT, "seed=1,2", f"sweep={existing_sweep}", run_dir=False)
+    assert ended.code == 0, ended.err
+    assert len([line for line in ended.err.splitlines() if "sweep.json" in line]) == 1
+    assert done == {job: (existing_sweep / job / "summary.json").read_bytes() for job in "01"}, "no job runs again"
+    assert table(existing_sweep, but={"folder"}) == before
+    assert json.loads((existing_sweep / "sweep.json").read_text("utf-8")) == plan
+    kept = [path.read_bytes() for path in existing_sweep.glob("damaged_sweep.json.*")]
+    assert kept == ([content] if content.strip(b"\0") else [])
+
+
+@DAMAGED
+def test_results_and_report_need_no_plan(existing_sweep: Path, tool: Cli, content: bytes) -> None:
+    expected = tool(runs.main, "results", str(existing_sweep)).out
+    (existing_sweep / "sweep.json").write_bytes(content)
+    ended = tool(runs.main, "results", str(existing_sweep))
+    assert (ended.code, ended.out) == (0, expected), ended.err
+    assert tool(runs.main, "report", str(existing_sweep)).code == 0
+    assert (existing_sweep / "sweep.json").read_bytes() == content, "reading repairs nothing"
+
+
+def test_a_job_that_had_not_begun_is_planned_again(existing_sweep: Path, cli: Cli) -> None:
+    (existing_sweep / "sweep.json").write_text("")
+    ended = cli("-m", *SHORT, "seed=1,2,3", f"sweep={existing_sweep}", run_dir=False)
+    assert ended.code == 0, ended.err
+    assert {row["seed"]: row["status"] for row in table(existing_sweep)} == dict.fromkeys("123", "completed")
+
+
+def test_a_job_with_a_damaged_summary_is_not_lost(existing_sweep: Path, cli: Cli) -> None:
+    before = summary(existing_sweep / "1")
+    for path in (existing_sweep / "0" / "summary.json", existing_sweep / "1" / "summary.json"):
+        path.write_text("")
+    ended = cli("-m", *SHORT, "seed=1,2", f"sweep={existing_sweep}", run_dir=False)
+    assert ended.code == 0, ended.err
+    after = summary(existing_sweep / "1")
+    assert (after["final"], after["id"]) == (before["final"], before["id"])
+    assert sorted(path.name for path in existing_sweep.iterdir() if path.is_dir()) == ["0", "1"]
+
+
+@pytest.mark.parametrize("content", ["", '{"of": "another program"}', "[]"])
+def test_a_plan_that_cannot_be_rebuilt_is_refused(tmp_path: Path, cli: Cli, content: str) -> None:
+    (tmp_path / "sweep.json").write_text(content)
+    with refuses("sweep.json"):
+        Sweep(tmp_path)
+    assert_refused(cli("-m", *SHORT, "seed=1,2", f"sweep={tmp_path}", run_dir=False), tmp_path / "sweep.json")
+    assert (tmp_path / "sweep.json").read_text() == content
