@@ -11,7 +11,8 @@ train: .venv/installed  ## Train and print a sample; overrides: make train ARGS=
 test: .venv/installed-dev  ## Run the tests except the slow ones; a selection: make test ARGS="tests/data/test_data.py"
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
-soak: .venv/installed-dev  ## Kill 500 runs and simulate 200 power cuts, resume and compare bits; slower than test-all
+soak: .venv/installed-dev  ## Kill 500 runs, simulate 200 power cuts, try 500 hostile folders; slower than test-all
+	@HOSTILE_FOLDERS=500 $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_hostile.py
 	@POWER_STATES=50 $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_power.py
 	@$(BIN)/python scripts/verify_resume.py --kills 500 --seed 1 data=bundled optim.grad_clip=0.5 optim.warmup_steps=10
 

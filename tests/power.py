@@ -1,4 +1,4 @@
-"""A simulation of power cuts: traces of commands, and the states that a cut can leave.
+"""A simulation of power cuts: traces of commands, and what a cut can leave.
 
 A command is traced at the level of system calls, so that the writes of safetensors, SQLite and TensorBoard are in the
 trace. A state consists of what the disk must have after some of these calls, and of a random part of the rest:
@@ -152,7 +152,7 @@ class _Folder:
 
 
 class Disk:
-    """The contents of a folder as its calls have changed them, and as a cut leaves them."""
+    """The contents of a folder, as calls have changed them or a cut leaves them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)

@@ -24,7 +24,7 @@ from tests.helpers import SHORT, Ended, Started, command
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the folders contain links and pipes")
 
 # The number of folders; `make soak` sets it to 500.
-N_FOLDERS = int(os.environ.get("BIGRAMLM_HOSTILE", "40"))
+N_FOLDERS = int(os.environ.get("HOSTILE_FOLDERS", "40"))
 
 DEEP = "[" * 200_000
 VALUES: tuple[Any, ...] = (

@@ -37,7 +37,7 @@ PREPARE = (
 
 
 def run_again(state: Path, whole: Path) -> None:
-    """Resume a run, which has nothing to resume from only if no checkpoint is complete."""
+    """Resume a run, which may only be refused if no checkpoint is complete."""
     run = state / "run"
     ended = command(f"resume={run}")
     if ended.code != 0 and not any(is_complete(path) for path in run.glob("checkpoints/*step_*")):

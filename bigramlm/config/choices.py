@@ -48,8 +48,7 @@ def no_such_preset(whole: str, where: str, options: Iterable[str], folders: Sequ
     elif any((folder / group / re.sub(r"(\.ya?ml)?$", ".yml", name, count=1)).is_file() for folder in folders):
         hint = "its file is named *.yml, and must be named *.yaml; "
     if where and outer in GROUPS and outer != name:
-        override = "" if outer == "experiment" else "override "
-        hint += f"a group in the defaults begins with a slash: - {override}/{outer}: {name[len(outer) + 1 :]}; "
+        hint += f"to choose from a group in the defaults, write - override /{outer}: {name[len(outer) + 1 :]}; "
     return f"{group}={name}: there is no such preset; {hint}The choices are {', '.join(choices)}"
 
 

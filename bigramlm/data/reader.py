@@ -174,7 +174,7 @@ def get_text(value: Any, field: str, where: str, *, setting: str) -> str:
     where: the file and line or item, for messages. setting: the config field under `data` that selects `field`, for
     messages. Raises UserError if `value` is not an object or its `field` is missing or contains no valid text.
     """
-    advice = "for an array of objects, use data.format=json" if isinstance(value, list) else "fix or remove it"
+    advice = "fix or remove it" + (", or, for an array of objects, use data.format=json" if isinstance(value, list) else "")
     require(isinstance(value, dict), f'{where}: not a JSON object such as {{"{field}": "To be"}}; {advice}')
     if field not in value:
         names = [name for name, content in value.items() if isinstance(content, str)][:10]

@@ -16,7 +16,7 @@ _ROWS = 20
 # A table of one column: its name, then a cell per row, in quotes that stand twice within it.
 _QUOTED = r'"(?:[^"]|"")*"'
 _ONE_COLUMN = re.compile(rf'"?\w[\w .-]*"?\r?\n((?:{_QUOTED}\r?\n){{4,}})(?:"(?:[^"]|"")*"?)?')
-_ONE_COLUMN_NAMED = re.compile(rf'"?\w[\w .-]*"?\r?\n((?:(?:{_QUOTED}|[^"\n]*)\r?\n)+)(?:"(?:[^"]|"")*"?)?')
+_ONE_COLUMN_NAMED = re.compile(rf'"?\w[\w .-]*"?\r?\n((?:(?:{_QUOTED}|[^"\n]*)\r?\n)*(?:"(?:[^"]|"")*"?)?)')
 
 
 def columns_of(head: bytes, suffix: str) -> str | None:

@@ -61,10 +61,10 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"{given}: {message}; --hydra-help lists the flags")
 
     followed = dict(itertools.pairwise([*arguments, ""]))
-    for flag in filter(_FIELD_AS_FLAG.fullmatch, arguments):
-        check_flag(flag, followed.get(flag, ""))
     for switch in filter(None, map(_SWITCH.fullmatch, arguments)):
         raise UserError(f"{switch[0]}: the flag takes no value; write {switch[1]}, or omit it")
+    for flag in filter(_FIELD_AS_FLAG.fullmatch, arguments):
+        check_flag(flag, followed.get(flag, ""))
     sys.argv = sys.argv or [""]  # empty in an embedded interpreter; argparse takes its first word
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]

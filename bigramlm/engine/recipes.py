@@ -93,9 +93,9 @@ def _values(field: str, name: str, folders: Sequence[Path], inheriting: tuple[st
 def _bases(name: str, recipe: DictConfig) -> Iterator[str | None]:
     # Yields the recipes in the defaults of a recipe, in order. None stands for the recipe itself.
     entries = recipe.get("defaults") or []
-    for text in (text for entry in entries for text in _as_texts(entry)):
-        base, _, package = text.removeprefix("optional ").partition("@")
-        absolute = str(PurePosixPath("/experiment", name).parent / base)
+    for text in (text for entry in entries for text in _as_texts(name, entry)):
+        base, _, package = text.partition("@")
+        absolute = str(PurePosixPath("/experiment", base))
         if base == "_self_":
             yield None
         elif package in ("", "_global_", "_here_") and absolute.startswith("/experiment/"):
@@ -104,16 +104,20 @@ def _bases(name: str, recipe: DictConfig) -> Iterator[str | None]:
         yield None
 
 
-def _as_texts(entry: Any) -> list[str]:
+def _as_texts(name: str, entry: Any) -> list[str]:
     # `/experiment@_global_: [a, b]` is written as /experiment/a@_global_ and /experiment/b@_global_.
     if not isinstance(entry, DictConfig):
         return [str(entry)]
-    groups = [(str(group).partition("@"), chosen) for group, chosen in entry.items()]
-    return [
-        f"{group}/{choice}{at}{package}"
-        for (group, at, package), chosen in groups
-        for choice in (chosen if isinstance(chosen, ListConfig) else [chosen])
-    ]
+    found = []
+    for key, chosen in entry.items():
+        group, at, package = str(key).removeprefix("optional ").partition("@")
+        require(  # Hydra would replace it without end
+            group.strip("/") != "experiment" or bool(package),
+            f"experiment={name}: {key}: {chosen} in the defaults would mean this recipe itself; write - {chosen}",
+        )
+        choices = chosen if isinstance(chosen, ListConfig) else [chosen]
+        found += [f"{group}/{choice}{at}{package}" for choice in choices]
+    return found
 
 
 def _find(name: str, folders: Sequence[Path]) -> Path | None:

@@ -49,6 +49,8 @@ class SubwordTokenizer:
         returns this content unchanged.
         """
         self._saved = saved
+        # First, because the library goes through all ids from 0 to the last when it writes its JSON.
+        self.vocab_size = _vocab_size(backend.get_vocab())
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True  # the name of a special token in a text is plain text
@@ -58,7 +60,6 @@ class SubwordTokenizer:
         self._by_words = _splits_before_space(about)
         self._cache: dict[str, bytes] = {}
         self.unknown: int | None = _unknown(backend, about["model"])
-        self.vocab_size = _vocab_size(backend.get_vocab())
         _check_growth(about["normalizer"])
         self.end_of_text: int | None = next(
             (id_ for name in _ENDS if (id_ := backend.token_to_id(name)) is not None), None

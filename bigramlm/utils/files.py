@@ -69,7 +69,7 @@ def make_folder(folder: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file or folder to `damaged_<name>.<random>`, and return its new path."""
+    """Rename something damaged to `damaged_<name>.<random>`; return the new path."""
     return path.rename(path.with_name(f"damaged_{path.name}.{uuid.uuid4().hex[:6]}"))
 
 

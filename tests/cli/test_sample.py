@@ -126,6 +126,8 @@ def test_prompts_from_a_file_give_jsonl_in_the_same_order(run: Path, tmp_path: P
         ("utf16.txt", "\n".join(prompts).encode("utf-16")),
         ("~lines.txt", lines.encode()),
         ("array.JSON", json.dumps([{"prompt": p} for p in prompts]).encode()),
+        ("strings.json", json.dumps(prompts).encode()),
+        ("strings.JSON.gz", gzip.compress(json.dumps(prompts, indent=1).encode())),
         ("lines.gz", gzip.compress(lines.encode())),
     ):
         (tmp_path / name).write_bytes(content)

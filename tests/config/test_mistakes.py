@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from bigramlm.config.names import names_of, nearest
 from tests.helpers import PRESETS, SHORT, Cli, assert_refused, command, summary
 
 # Arguments, and the way out that the message must contain.
@@ -19,6 +18,14 @@ ARGUMENTS = {
     "--learning-rate 0.1": "did you mean optim.lr=0.1?",
     "max_iters=9": "did you mean trainer.steps=9?",
     "--dtype=bf16": "did you mean device.precision=bf16?",
+    "--fp16": "did you mean device.precision=fp16?",
+    "--gpu 0": "did you mean device.name=cuda?",
+    "--epochs=3": "did you mean trainer.steps=N?",
+    "epochs=3": "did you mean trainer.steps=N?",
+    "--config=quick": "did you mean experiment=quick?",
+    "--config conf/experiment/quick.yaml": "did you mean experiment=quick?",
+    "--multirun=true": "write --multirun, or omit it",
+    "-m=true": "write -m, or omit it",
     "--n_layers 2": "did you mean model.n_layer=2?",
     "--optim.lr=0.1": "write optim.lr=0.1",
     "-lr 0.1": "did you mean optim.lr=0.1?",
@@ -73,7 +80,17 @@ ARGUMENTS = {
     "—lr": "did you mean optim.lr=VALUE?",
     "\N{EN DASH}m": "write flags with hyphens",
     "sample=5": "sample.max_new_tokens=VALUE",
+    "\N{LEFT DOUBLE QUOTATION MARK}optim.lr=0.1\N{RIGHT DOUBLE QUOTATION MARK}": "did you mean optim.lr=0.1?",
     # Presets
+    "device=CPU": "did you mean device=cpu?",
+    "experiment=conf/experiment/quick.yaml": "did you mean experiment=quick?",
+    "experiment=/experiment/quick": "did you mean experiment=quick?",
+    "experiment=../quick": "did you mean experiment=quick?",
+    "data=./my.txt": "write data=text data.path=./my.txt",
+    "data=my.txt": "write data=text data.path=my.txt",
+    "tokenizer=here/tokenizer.json": "write tokenizer=gpt2 tokenizer.path=here/tokenizer.json",
+    f"experiment={'x' * 300}": "too long",
+    f"-m experiment=quick,{'x' * 300}": "too long",
     "model=gtp": "did you mean model=gpt?",
     "model=": "bigram",
     "model=3": "bigram",
@@ -85,6 +102,8 @@ ARGUMENTS = {
     "-m data=bundled model=gpt,gtp": "did you mean model=gpt?",
     # Arguments without an equals sign, and spaces
     "config/x.py": "FIELD=VALUE",
+    "train_shakespeare_char.py": "recipes are conf/experiment/NAME.yaml",
+    "conf/experiment/quick.yaml": "did you mean experiment=quick?",
     "hello": "FIELD=VALUE",
     "optim.lr": "write optim.lr=VALUE",
     "optim.lr 0.1": "write optim.lr=0.1",
@@ -189,6 +208,7 @@ RECIPES = {
     "optim: {lr: 1, lr: 2}": ["mine.yaml, line 2", "duplicate key lr"],
     "optim: {lrr: 1}": ["experiment/mine.yaml", "optim.lrr", "did you mean optim.lr?"],
     "optim: {lr: abc}": ["experiment/mine.yaml", "optim.lr", "abc", "number"],
+    "optim: {lr: null}": ["experiment/mine.yaml", "optim.lr", "cannot be null"],
     "optim: 3": ["experiment/mine.yaml", "optim=3", "optim.name=VALUE"],
     "sample: 3": ["experiment/mine.yaml", "sample=3", "sample.max_new_tokens=VALUE"],
     "optim: {lr: '${nosuch.x}'}": ["optim.lr", "nosuch.x"],
@@ -197,6 +217,7 @@ RECIPES = {
     "defaults: [override /model: gtp]": ["model=gtp", "did you mean model=gpt?", *PRESETS],
     "defaults: [override /modle: gpt]": ["experiment/mine.yaml", "modle", "did you mean model?"],
     "defaults: [quik]": ["experiment/mine.yaml", "experiment=quik", "did you mean experiment=quick?", "ladder, mine"],
+    "defaults: [{optim: sgd}]": ["experiment/mine.yaml", "- override /optim: sgd"],
 }
 
 
@@ -226,11 +247,3 @@ def test_a_group_of_the_users_can_be_added(tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     assert "seed: 5" in (folder / "config.yaml").read_text("utf-8")
     assert summary(folder)["status"] == "completed"
-
-
-def test_every_field_is_its_own_nearest_name() -> None:
-    names = names_of()
-    assert len(names) > 80
-    for name in names:
-        assert nearest(name, names)[0] == name
-        assert not name.startswith("hydra")

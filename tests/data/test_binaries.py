@@ -120,3 +120,12 @@ def test_a_text_under_the_name_of_an_archive_is_read(tmp_path: Path) -> None:
     assert read(tmp_path / "a.txt.gz", PROSE) == [PROSE]
     for beginning in BEGINNINGS:
         assert read(tmp_path / "a.txt", beginning) == [beginning]
+
+
+def test_a_pdf_may_begin_with_other_bytes_and_a_text_may_mention_one(tmp_path: Path) -> None:
+    objects = b"%PDF-1.4\n%\xe2\xe3\xcf\n1 0 obj\n<< /Type /Catalog >>\nendobj\n"
+    for start in (b"", b"\r\n\n", b"\xff" * 1000):
+        with refuses("a.txt is a PDF document", "pdftotext"):
+            read(tmp_path / "a.txt", start + objects)
+    text = "The first bytes are %PDF-1.4, then follow objects.\n" * 30
+    assert read(tmp_path / "a.txt", text) == [text]

@@ -7,6 +7,7 @@ import codecs
 import gzip
 import json
 import lzma
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import pytest
 from bigramlm.data.compression import zstd
 from tests.data.helpers import LINES, OBJECTS, PROSE, read, resolved
 from tests.helpers import refuses
+
+GERMAN = "Schon die Männer hören früher von Straßen und Wegen, die über den Berg führen.\n" * 40
+FRENCH = "Il était une fois une reine : « j\u2019aime le thé », disait-elle\xa0! Et le roi aimait le café.\n"
 
 MARKS = {
     "utf-8": codecs.BOM_UTF8,
@@ -61,6 +65,13 @@ def test_a_damaged_converted_text_is_refused(tmp_path: Path) -> None:
     [
         (PROSE.encode("windows-1252"), "iconv -f windows-1252"),
         (PROSE.replace("“", "").replace("”", "").replace("\u2013", "").encode("latin1"), "iconv -f latin1"),
+        (GERMAN.encode("cp850"), "iconv -f cp850"),
+        (GERMAN.encode("cp437"), "iconv -f cp850"),
+        (GERMAN.encode("mac-roman"), "iconv -f macintosh"),
+        ((FRENCH * 9).encode("windows-1252"), "iconv -f windows-1252"),
+        ((FRENCH * 9).encode("mac-roman"), "iconv -f macintosh"),
+        (("Witamy na stronie, gdzie może się to znaleźć. " * 9).encode("cp1250"), "iconv -f ENCODING"),
+        (b"beyond: \xed\xa0\xbd\xed\xb8\x80, " * 9, "is CESU-8"),
         (("Широкая электрификация южных губерний. " * 9).encode("koi8-r"), "iconv -f ENCODING"),
         (("春眠不觉晓处处闻啼鸟" * 9).encode("gb18030"), "iconv -f ENCODING"),
         (("模型训练需要大量的文本数据,语言模型可以生成新的文本。" * 9).encode("gbk"), "iconv -f ENCODING"),
@@ -106,11 +117,35 @@ def test_an_encoding_in_seven_bits_is_refused_by_name(encoding: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
+    "text", ["Dû\nOù\nVoilà un café\n", "Съешь ещё этих булок\n", "模型,训练,需要大量的文本数据\n我们去公园\n"]
+)
+def test_utf_7_without_its_last_hyphens_is_refused_by_name(text: str, tmp_path: Path) -> None:
+    assert b"-" not in text.encode("utf-7"), "as Python's encoder writes it"
+    with refuses("a.txt", "is UTF-7", "iconv"):
+        read(tmp_path / "a.txt", (text * 300).encode("utf-7"))
+
+
+def test_an_encoding_that_iconv_does_not_know_is_converted_by_python(tmp_path: Path) -> None:
+    text = "模型,训练,需要\n" * 300
+    (tmp_path / "FILE").write_bytes(text.encode("hz"))
+    with refuses("FILE is HZ") as refused:
+        read(tmp_path / "FILE", text.encode("hz"))
+    subprocess.run(str(refused.value).partition("with ")[2], shell=True, cwd=tmp_path, check=True)
+    assert (tmp_path / "NEW").read_text("utf-8") == text
+    (tmp_path / "FILE").write_bytes(b"beyond: \xed\xa0\xbd\xed\xb8\x80")
+    with refuses("is CESU-8") as refused:
+        read(tmp_path / "FILE", (tmp_path / "FILE").read_bytes())
+    subprocess.run(str(refused.value).partition("with ")[2], shell=True, cwd=tmp_path, check=True)
+    assert (tmp_path / "NEW").read_text("utf-8") == "beyond: \U0001f600"
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "\x1b[1mbold\x1b[0m \x1b(B text $B\n" * 50,
         "call +18005551-23 or +49123456-7, a+b-c, C++-like, +foo -bar\n" * 50,
-        "--- a\n+++ b\n+the new line\n-the old line\n" * 50,
+        "--- a\n+++ b\n+the new line\n-the old line\n+import os\n+Are we\n+If so:\n" * 50,
+        "set -- ~{a,b}~ $~{x}\n" * 50,
     ],
 )
 def test_plain_ascii_is_no_other_encoding(text: str, tmp_path: Path) -> None:

@@ -274,3 +274,30 @@ def test_relative_path_is_saved_as_absolute(tmp_path: Path, monkeypatch: pytest.
     assert prepared.file() == tmp_path / "a.txt"
     assert isinstance(prepared, TextConfig)
     assert prepared.path == str(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("-", "write data.path=/dev/stdin"),
+        ("file:///tmp/x.txt", "write data.path=/tmp/x.txt"),
+        ("https://example.org/a.txt", "download the text first"),
+        ("a.txt,b.txt", "give a pattern"),
+        ("[a.txt,b.txt]", "give a pattern"),
+        ("{a,b}.txt", "give a pattern"),
+    ],
+)
+def test_what_is_no_path_is_recognised(path: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with refuses(advice, field="data.path", value=path):
+        TextConfig(path=path).files()
+    if "/" not in path:
+        (tmp_path / path).touch()
+        assert TextConfig(path=path).files() == [tmp_path / path], "a file of this name"
+
+
+def test_a_folder_of_token_files_is_recognised(tmp_path: Path) -> None:
+    for name in ("manifest.json", "train.bin"):
+        (tmp_path / name).touch()
+    with refuses(tmp_path, f"data=tokens data.path={tmp_path}"):
+        TextConfig(path=str(tmp_path)).prepare()

@@ -203,3 +203,37 @@ def test_the_format_suffix_reads_files_as_earlier_versions_did(tmp_path: Path) -
     assert read(tmp_path / "a.jsonl", LINES, format="suffix") == [value["text"] for value in OBJECTS]
     assert read(tmp_path / "a.txt", "a\0b", format="suffix") == ["a\0b"]
     assert read(tmp_path / "a.txt.gz", gzip.compress(b"a"), format="suffix") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "format", "advice"),
+    [
+        ("a.txt", "hello\n" * 5, "jsonl", "if the file is plain text, use data.format=text"),
+        ("a.json", json.dumps(OBJECTS, indent=1), "jsonl", "if the file is an array, use data.format=json"),
+        ("a.json", json.dumps(OBJECTS), "jsonl", "for an array of objects, use data.format=json"),
+        ("a.txt", "hello\n" * 5, "json", "if it is plain text, use data.format=text"),
+        ("a.jsonl", LINES + "oops\n", "auto", "line 31: the line is not valid JSON"),
+        ("a.jsonl", LINES + "oops\n", "jsonl", "fix or remove line 31"),
+        ("a.jsonl", LINES + f'{{"text": "a", "n": {"1" * 5000}}}\n', "auto", "too many digits; fix or remove line 31"),
+        (
+            "a.json",
+            f'[{{"text": "a"}}, {{"text": "a", "n": {"1" * 5000}}}]',
+            "auto",
+            "item 2: not valid JSON: a number",
+        ),
+        ("a.jsonl", LINES + "[" * 100_000, "auto", "nested too deeply"),
+    ],
+)
+def test_the_advice_names_the_right_format(name: str, content: str, format: str, advice: str, tmp_path: Path) -> None:
+    with refuses(name, advice):
+        read(tmp_path / name, content, format=format)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_single_object_is_read_alike_on_one_line_and_on_several(
+    indent: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = json.dumps({"data": OBJECTS}, indent=indent)
+    assert read(tmp_path / "a.json", content) == [content]
+    assert resolved(tmp_path / "a.json") == "text"
+    assert ["JSON" in record.getMessage() for record in caplog.records] == [True]

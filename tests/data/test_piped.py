@@ -51,7 +51,7 @@ def test_a_pipe_is_kept_and_a_file_is_named(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_piped_text_trains_resumes_and_is_swept(tmp_path: Path) -> None:
-    run, words = tmp_path / "run", ["data=text", "data.path=/dev/stdin"]
+    run, words = tmp_path / "run", ["data=text", "++data.path=/dev/stdin"]
     done = piped("train", *OPTIONS, *words, f"hydra.run.dir={run}", content=gzip.compress(TEXT.encode()))
     assert done.returncode == 0, done.stderr
     done = piped("train", f"resume={run}", "trainer.steps=9", content=b"")

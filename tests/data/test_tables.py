@@ -43,6 +43,15 @@ def test_other_tables_are_warned_about(
     assert ["is a table with" in record.getMessage() for record in caplog.records] == [True]
 
 
+@pytest.mark.parametrize("head", ["id,text\n1,", "text\n"])
+def test_a_table_whose_first_cell_is_long_is_warned_about(
+    head: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.csv").write_text(head + '"' + "many words,\n" * 9000 + '"\n', "utf-8")
+    assert resolved(tmp_path / "a.csv") == "text"
+    assert ["is a table with" in record.getMessage() for record in caplog.records] == [True]
+
+
 NO_TABLES = {
     "poem": "Roses are red, violets are blue,\nsugar is sweet, and so are you,\n" * 9,
     "log": "2026-01-01 12:00:00|INFO|main|started\n" * 30,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bigramlm.engine.command_line import command_line, parse_flags, set_up_hydra
+from bigramlm.engine.recipes import added_folders
 from tests.helpers import SCRIPT, SHORT, Cli, assert_refused, command, refuses, summary
 
 MODE = "# @package _global_\nhydra: {mode: MULTIRUN}\ntrainer: {steps: 1}\n"
@@ -140,3 +141,18 @@ def test_completion_suggests_fields(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("COMP_LINE", "train.py optim.l")
     monkeypatch.setenv("COMP_POINT", "16")
     assert cli("-sc", "query=bash", run_dir=False).out == "optim.lr=\n"
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_a_tilde_in_a_folder_is_the_home_folder(prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rec").mkdir()
+    flags = parse_flags([f"{prefix}hydra.run.dir=~/run", f"{prefix}hydra.searchpath=[~/rec, '~/rec',{tmp_path}]"])
+    assert flags.overrides[0] == f"{prefix}hydra.run.dir={tmp_path}/run"
+    assert added_folders(flags) == [tmp_path / "rec", tmp_path / "rec", tmp_path]
+    assert command_line([f"{prefix}hydra.searchpath=[~/rec]"], sweeps=False)
+
+
+def test_an_embedded_interpreter_has_no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [])
+    assert parse_flags(["seed=1"]).overrides == ["seed=1"]

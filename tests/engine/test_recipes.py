@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from hydra.types import RunMode
 
 from bigramlm.config.run_config import load
-from bigramlm.engine.command_line import parse_flags
+from bigramlm.engine.command_line import open_hydra, parse_flags, set_up_hydra
 from bigramlm.engine.recipes import check_recipes, field_of_recipes, preset_folders
 from bigramlm.utils import paths
 from tests.helpers import SHORT, Cli, assert_refused, command, refuses, summary
@@ -19,6 +20,16 @@ RECIPES = {
     "other": "seed: 4",
     "of v2.0": "init_from: RUN",
     "absolute": "defaults: [/experiment/mine]",
+    "packaged": "defaults: [mine@_global_]",
+    "grouped": "defaults: [{/experiment@_global_: mine}, {override /optim: sgd}]",
+    "several": "defaults: [{/experiment@_global_: [mine, deep/nested]}]",
+    "last": "defaults: [mine, _self_]\ninit_from: null",
+    "first": "defaults: [_self_, mine]\ninit_from: null",
+    "unsaid": "defaults: [mine]\ninit_from: null",
+    "two": "defaults: [mine, last]",
+    "optional": "defaults: [{optional /experiment@_global_: mine}]",
+    "deep/beside": "defaults: [deep/nested]",
+    "elsewhere": "defaults: [mine@sample]",
     "circle": "defaults: [circle2]",
     "circle2": "defaults: [circle]",
 }
@@ -37,11 +48,29 @@ def presets(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("circle")])
 def test_a_field_is_found_in_a_recipe_or_its_defaults(name: str, presets: Path) -> None:
     expected = {"mine": "RUN", "child": "RUN", "overrides": "other", "deep/nested": "nested"}
-    expected |= {"of v2.0": "RUN", "absolute": "RUN"}
+    expected |= {"of v2.0": "RUN", "absolute": "RUN", "packaged": "RUN", "grouped": "RUN", "several": "nested"}
+    expected |= {"first": "RUN", "optional": "RUN", "deep/beside": "nested"}
     folders = [paths.conf_dir(), presets]
     assert field_of_recipes("init_from", name, folders) == [expected.get(name)]
     assert field_of_recipes("init_from", f"{name}.yaml", folders) == [expected.get(name)]
     assert field_of_recipes("init_from", f"[{name},mine]", folders) == [expected.get(name), "RUN"]
+
+
+HYDRAS = ["last", "first", "unsaid", "two", "packaged", "grouped", "several", "optional", "deep/beside", "deep/nested"]
+
+
+@pytest.mark.parametrize("name", HYDRAS)
+def test_a_field_has_the_value_that_hydra_composes(name: str, presets: Path) -> None:
+    set_up_hydra()
+    with open_hydra(parse_flags([f"--config-dir={presets}"])) as hydra:
+        composed = hydra.compose_config("train", [f"experiment={name}"], RunMode.RUN)
+    assert field_of_recipes("init_from", name, [presets]) == [composed.init_from]
+
+
+@pytest.mark.parametrize("group", ["experiment", "/experiment"])
+def test_a_recipe_in_the_defaults_needs_no_group(group: str, presets: Path) -> None:
+    (presets / "experiment" / "wrong.yaml").write_text(f"# @package _global_\ndefaults: [{{{group}: mine}}]\n", "utf-8")
+    assert_refused(command("--config-dir", str(presets), "experiment=wrong"), "experiment=wrong", "write - mine")
 
 
 def test_a_circle_of_recipes_is_refused_in_one_line(presets: Path) -> None:

@@ -155,3 +155,24 @@ def test_a_folder_that_is_deleted_during_a_run_is_named(tmp_path: Path) -> None:
         with refuses(folder.path, "was deleted"):
             folder.keep_lock()
     assert not folder.path.exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints/last", "checkpoints/best", "samples.txt", "metrics.jsonl"])
+def test_a_folder_in_place_of_a_file_is_refused_before_training(name: str, cli: Cli) -> None:
+    run = cli(*SHORT, "tokenizer=byte").folder
+    (run / name).unlink()
+    (run / name).mkdir()
+    before = (run / "summary.json").read_bytes()
+    assert_refused(resumed(cli, run, "trainer.steps=9"), run / name, "is a folder")
+    assert (run / "summary.json").read_bytes() == before
+
+
+def test_a_log_that_no_run_has_written_is_kept(cli: Cli, tmp_path: Path) -> None:
+    for name, options in (("train.log", []), ("other.log", ["hydra.job.name=other"])):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("mine\n", "utf-8")
+        ended = cli(*SHORT, *options, f"hydra.run.dir={folder}", run_dir=False)
+        assert_refused(ended, folder / name, "was not written by a run")
+        assert [path.name for path in folder.iterdir()] == [name]
+        assert (folder / name).read_text("utf-8") == "mine\n"

@@ -140,3 +140,26 @@ def test_a_tokenizer_that_is_unusable_for_a_text_is_refused(about: About, tmp_pa
     ):
         file = changed(about, tmp_path / "tokenizer.json", **parts)
         assert_refused(cli(*SHORT, "tokenizer=gpt2", f"tokenizer.path={file}"), *named)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("tokenizer.model", b"\n\x05\xff\xfe", "is converted by"),
+        ("config.json", b'{"model_type": "gpt2"}', "settings"),
+        ("tokenizer_config.json", b"{}", "settings"),
+        ("special_tokens_map.json", b"{}", "special tokens"),
+        ("cl100k_base.tiktoken", b"IQ== 0\n", "tiktoken"),
+        ("tokenizer.json.gz", b"\x1f\x8b\x08\xff", "decompressed"),
+        ("model.safetensors", b"\xff\x00\x00", "weights"),
+    ],
+)
+def test_a_single_file_of_another_kind_is_named(name: str, content: bytes, named: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    with refuses(named, "tokenizer.json", field="tokenizer.path", value=file):
+        from_path(str(file))
+    if name.endswith("config.json"):
+        (tmp_path / "tokenizer.json").touch()
+        with refuses(f"tokenizer.path={tmp_path}"):
+            from_path(str(file))

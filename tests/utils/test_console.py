@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bigramlm.errors import visible
-from bigramlm.utils.console import PlainFormatter, note, show
+from bigramlm.utils.console import PlainFormatter, note, open_streams, show
 
 # A colour, a title, a mark that reverses the text, and a line end as on Windows.
 OBEYED = "\x1b[31m\x1b]0;title\x07\u202eright\u2069\x9b5m\r\n"
@@ -43,3 +43,26 @@ def test_a_name_in_the_log_is_one_line(tmp_path: Path) -> None:
         record = logging.LogRecord("log", logging.INFO, "", 0, "first\nnot %s: %d", (argument, 3), None)
         assert PlainFormatter("%(message)s").format(record) == f"first\nnot {str(argument).replace(name, shown)}: 3"
         assert record.args == (argument, 3), "other handlers get the record itself"
+
+
+class Tee:
+    """An object in place of a stream that a notebook or a logger of the user's has put there."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        pass
+
+
+def test_an_object_that_can_only_write_is_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = Tee(), Tee()
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", err)
+    with open_streams():
+        assert show(OBEYED, end="")
+        note("a note")
+    assert (out.text, err.text) == (OBEYED, "a note\n")

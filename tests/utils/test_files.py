@@ -93,3 +93,19 @@ def test_an_error_names_the_file_that_cannot_be_written(tmp_path: Path, monkeypa
     assert not list(tmp_path.iterdir())
     with refuses(tmp_path / "out", "No space", "free some space"), atomic_folder(tmp_path / "out"):
         pass
+
+
+def test_new_folders_are_synced_with_the_folders_above_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync", synced.append)
+    for _ in range(2):  # the second call does nothing
+        files.make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert synced == [tmp_path / "a", tmp_path]
+
+
+def test_a_damaged_file_is_set_aside_beside_it(tmp_path: Path) -> None:
+    for content in ("one", "two"):
+        (tmp_path / "a.json").write_text(content)
+        assert files.set_aside(tmp_path / "a.json").read_text() == content
+    assert len(list(tmp_path.glob("damaged_a.json.*"))) == 2

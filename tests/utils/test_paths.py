@@ -1,5 +1,6 @@
 """Tests of paths as users type them."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,14 @@ def test_paths_are_relative_to_where_they_were_typed(flags: list[str], folder: P
     if not flags:
         ended = command(f"resume={run}", "trainer.steps=9", "extensions=my_loggers.py", cwd=folder)
         assert ended.code == 0, ended.err
+
+
+def test_a_name_with_accents_is_found_as_it_is_stored(folder: Path) -> None:
+    typed_name, stored = (unicodedata.normalize(form, "Müller/é.txt") for form in ("NFC", "NFD"))
+    assert typed(typed_name) == folder / typed_name
+    (folder / stored).parent.mkdir()
+    (folder / stored).touch()
+    assert typed(typed_name) == folder / stored
+    assert typed(stored) == folder / stored
+    (folder / stored).with_name(unicodedata.normalize("NFC", "é.txt")).touch()
+    assert typed(typed_name).name == unicodedata.normalize("NFC", "é.txt"), "the name that was typed comes first"
