@@ -19,6 +19,7 @@ import pytest
 
 from bigramlm.checkpoint.format import MANIFEST, manifest_entry, manifest_text
 from bigramlm.cli import checkpoint, prepare, runs, sample, train
+from bigramlm.runs import find
 from tests.helpers import SHORT, Ended, Started, command
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the folders contain links and pipes")
@@ -172,8 +173,9 @@ def no_network(*_: object, **__: object) -> None:
 
 
 def without_network() -> None:
-    socket.socket.connect = no_network  # type: ignore[method-assign,assignment]
+    socket.socket.connect = no_network  # type: ignore[method-assign]
     socket.getaddrinfo = no_network  # type: ignore[assignment]
+    find.outputs = runs.outputs = Path.cwd
 
 
 Call = tuple[Callable[[], object], tuple[str, ...]]
@@ -190,7 +192,8 @@ def commands_on(kind: str, folder: Path) -> list[Call]:
             (prepare.main, ("data=bundled", "tokenizer=byte", f"output={name}")),
         ]
     listing: list[Call] = [
-        (runs.main, ("list", str(folder.parent))),
+        (runs.main, ("list",)),
+        (sample.main, ("run=latest", "max_new_tokens=5")),
         (runs.main, ("report", name, "--output", str(folder.parent / "report.html"))),
     ]
     if kind == "sweep":

@@ -63,8 +63,9 @@ class SampleCommand(SampleConfig):
     num_samples: int = 1
     """The number of texts per prompt."""
     prompts_file: str | None = None
-    """A file with prompts to continue: one per line, or JSON Lines or a JSON array of objects with a `prompt`. For
-    standard input, give -. The output has one JSON object with `prompt` and `completion` per line."""
+    """A file with prompts to continue: one per line, or JSON Lines or a JSON array (`*.json`) of strings or of objects
+    with a `prompt`. For standard input, give -. The output has one JSON object with `prompt` and `completion` per
+    line."""
     seed: int = 1337
     """The random seed for sampling."""
     device: DeviceConfig = field(default_factory=DeviceConfig)

@@ -15,14 +15,17 @@ _FILES = {"data": "data=text data.path=", "tokenizer": "tokenizer=gpt2 tokenizer
 
 
 def presets(group: str, folders: Iterable[Path]) -> list[str]:
-    """List the presets of a group in these folders of presets; a subfolder is part of a name."""
+    """List the presets of a group in folders of presets.
+
+    A subfolder is part of a name.
+    """
     roots = [folder / group for folder in folders]
     found = {path.relative_to(root).as_posix() for root in roots for path in root.rglob("*.yaml")}
     return sorted(name.removesuffix(".yaml") for name in found)
 
 
 def meant(name: str, choices: Iterable[str]) -> str | None:
-    """Return the preset that a name or a path may mean; None if there is no similar one."""
+    """Return the preset that a name or a path may mean; None if none is similar."""
     choices, stem = list(choices), re.sub(r"\.(ya?ml|py)$", "", name)
     last = stem.rpartition("/")[2].lower()
     same = [choice for choice in choices if choice.rpartition("/")[2].lower() == last]

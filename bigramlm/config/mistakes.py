@@ -211,7 +211,7 @@ def _bare(bare: list[str], before: str, after: Sequence[str], names: Sequence[st
 
 
 def _about_file(bare: list[str], folders: Sequence[Path]) -> str | None:
-    """Return the message for a file of settings in place of an override, as other programs take one."""
+    """Return the message for a file of settings in place of an override."""
     if not re.search(r"\.(ya?ml|py)$", bare[0]):
         return None
     recipe = meant(bare[0], presets("experiment", folders))

@@ -76,7 +76,8 @@ class Reader:
         """Yield the location and value of each line of a text, or of each JSON object."""
         with self._open() as (content, format):
             # With a name of JSON, an array of strings is no line of text.
-            is_array = suffix_of(self.path) == ".json" and content.peek().lstrip()[:1] == b"["
+            head = content.peek() if isinstance(content, io.BufferedReader) else b""
+            is_array = suffix_of(self.path) == ".json" and head.lstrip()[:1] == b"["
             if format == "text" and not is_array:
                 text = io.StringIO("".join(self._blocks(content)), newline=None)
                 for number, line in enumerate(text, start=1):
@@ -85,7 +86,7 @@ class Reader:
                 yield from self._values(content, "json" if is_array else format)
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[tuple[io.BufferedReader[Any], str]]:
+    def _open(self) -> Iterator[tuple[io.BufferedIOBase, str]]:
         # Opens the file, and finds its format.
         with read_errors(self.path), contextlib.ExitStack() as stack:
             file = self.file or stack.enter_context(self.path.open("rb"))
@@ -174,8 +175,10 @@ def get_text(value: Any, field: str, where: str, *, setting: str) -> str:
     where: the file and line or item, for messages. setting: the config field under `data` that selects `field`, for
     messages. Raises UserError if `value` is not an object or its `field` is missing or contains no valid text.
     """
-    advice = "fix or remove it" + (", or, for an array of objects, use data.format=json" if isinstance(value, list) else "")
-    require(isinstance(value, dict), f'{where}: not a JSON object such as {{"{field}": "To be"}}; {advice}')
+    array = ", or, for an array of objects, use data.format=json" if isinstance(value, list) else ""
+    require(
+        isinstance(value, dict), f'{where}: not a JSON object such as {{"{field}": "To be"}}; fix or remove it{array}'
+    )
     if field not in value:
         names = [name for name, content in value.items() if isinstance(content, str)][:10]
         found = f"the fields with a string are: {', '.join(names)}" if names else "no field contains a string"

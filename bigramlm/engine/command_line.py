@@ -179,8 +179,9 @@ def command_line(arguments: Sequence[str], *, sweeps: bool | None = None, has_mo
 
 def _expanded(word: str) -> str:
     # Replaces ~ at the beginning of a folder, which Hydra would take for a name, or refuse in a list.
+    (given,) = Overrides([word])
     name, _, value = word.partition("=")
-    field = name.lstrip("+")
+    field = given.field
     if field in ("hydra.run.dir", "hydra.sweep.dir") and (path := value.strip("\"'")).startswith("~"):
         user, slash, rest = path.partition("/")
         return f"{name}={paths.typed(user, field)}{slash}{rest}"

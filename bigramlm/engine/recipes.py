@@ -113,7 +113,7 @@ def _as_texts(name: str, entry: Any) -> list[str]:
         group, at, package = str(key).removeprefix("optional ").partition("@")
         require(  # Hydra would replace it without end
             group.strip("/") != "experiment" or bool(package),
-            f"experiment={name}: {key}: {chosen} in the defaults would mean this recipe itself; write - {chosen}",
+            f"experiment={name}: {group}: {chosen} in the defaults would mean this recipe itself; write - {chosen}",
         )
         choices = chosen if isinstance(chosen, ListConfig) else [chosen]
         found += [f"{group}/{choice}{at}{package}" for choice in choices]

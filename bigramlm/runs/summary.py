@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -17,6 +19,8 @@ from bigramlm.logger.metrics import read_records
 from bigramlm.runs.folder import last_sample, read_config, read_summary, start_order, status
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class RunSummary:
         typed: the override values as given on the command line, by field; if None, they are read from the summary.
         """
         found = read_summary(folder)
+        if found is None and os.path.lexists(folder / "summary.json"):
+            _warn(folder)
         summary = found or {}
         typed = _typed(summary.get("overrides")) if typed is None else dict(typed)
         resumed = summary.get("resumed")
@@ -234,6 +240,11 @@ def normalised(value: str) -> str:
     except ValueError:
         return value.lower() if value.lower() in ("true", "false") else value
     return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
+
+
+@functools.cache  # once for each folder
+def _warn(folder: Path) -> None:
+    log.warning("%s: summary.json cannot be read, so this run is left out, or shown without its results", folder)
 
 
 def _typed(overrides: Any) -> dict[str, str]:

@@ -12,7 +12,7 @@ from tests.helpers import SHORT, Cli, assert_refused
 
 @pytest.fixture
 def recipes(tmp_path: Path) -> Path:
-    """Return a folder of recipes, with a number as a name, in a subfolder, and with another suffix."""
+    """Return a folder of recipes with unusual names."""
     for name in ("1.yaml", "null.yaml", "deep2.yaml", "sub/deep.yaml", "short.yml"):
         path = tmp_path / "presets" / "experiment" / name
         path.parent.mkdir(parents=True, exist_ok=True)

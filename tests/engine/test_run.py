@@ -74,7 +74,9 @@ def test_the_pruning_callback_of_a_sweep_ends_the_run(tmp_path: Path) -> None:
         evaluated.append(step)
         return step == 2
 
-    _, outcome = run_in(tmp_path / "run", *SHORT, context=engine.RunContext(("seed",), {"seed": "1"}, should_prune=prunes))
+    _, outcome = run_in(
+        tmp_path / "run", *SHORT, context=engine.RunContext(("seed",), {"seed": "1"}, should_prune=prunes)
+    )
     assert outcome is None
     assert evaluated == [0, 2]
 

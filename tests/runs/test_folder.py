@@ -72,7 +72,7 @@ def test_versions_match_the_running_packages() -> None:
 
 
 def put(path: Path, kind: str, target: Path) -> None:
-    """Put a link to something of the user, or a pipe, in the place of a file or folder."""
+    """Put a link or a pipe in the place of a file or folder."""
     if path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)

@@ -341,7 +341,7 @@ def test_a_continued_sweep_launches_what_was_typed(swept: Callable[..., Ended], 
     "change",
     [
         *({"number": number} for number in ("../../x", "/tmp/x", -1, 1.5, True, None, 2**40)),
-        *({"overrides": overrides} for overrides in ("seed=1", [1], None, {})),
+        *({"overrides": overrides} for overrides in ("seed=1", [1], None, {"seed": 1})),
         *({"asked": 5}, {"error": ["\x1b"]}, {"more": 1}),
     ],
     ids=str,

@@ -26,7 +26,7 @@ from bigramlm.sweeps import search
 from bigramlm.sweeps.cmaes import SafeCmaEsSampler
 from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
-from bigramlm.sweeps.search import space_of
+from bigramlm.sweeps.search import Space, space_of
 from tests.helpers import Cli, Ended, assert_refused, command, refuses, study, table, trials
 from tests.sweeps.helpers import kill_this_process_at
 
@@ -354,14 +354,15 @@ def test_damaged_study_is_refused_in_one_line(
 @pytest.mark.parametrize("option", ["popsize", "use_separable_cma", "with_margin", "lr_adapt"])
 def test_cma_es_continues_with_its_stored_state(option: str) -> None:
     """The values are those of Optuna's own sampler, although each trial has a new one."""
-    space = {"a": FloatDistribution(0, 1), "b": FloatDistribution(1e-3, 1, log=True)}
+    space: Space = {"a": FloatDistribution(0, 1), "b": FloatDistribution(1e-3, 1, log=True)}
+    options: dict[str, Any] = {option: 5 if option == "popsize" else True}
     values = []
     for kind in (optuna.samplers.CmaEsSampler, SafeCmaEsSampler):
         found = optuna.create_study()
         for seed in range(20):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found.sampler = kind(seed=seed, n_startup_trials=2, **{option: 5 if option == "popsize" else True})
+                found.sampler = kind(seed=seed, n_startup_trials=2, **options)
             trial = found.ask(space)
             found.tell(trial, trial.params["a"] + trial.params["b"])
         assert any("cma" in name for trial in found.trials for name in trial.system_attrs), "a state is stored"
@@ -376,7 +377,7 @@ def test_cma_es_continues_with_its_stored_state(option: str) -> None:
 )
 def test_state_of_cma_es_that_would_run_code_is_refused(stored: bytes) -> None:
     found = optuna.create_study(sampler=SafeCmaEsSampler(n_startup_trials=1, warn_independent_sampling=False))
-    space = {"a": FloatDistribution(0, 1), "b": FloatDistribution(0, 1)}
+    space: Space = {"a": FloatDistribution(0, 1), "b": FloatDistribution(0, 1)}
     attributes = {"cma:optimizer:0": stored.hex()}
     params = {"a": 0.5, "b": 0.5}
     found.add_trial(

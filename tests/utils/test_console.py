@@ -46,7 +46,7 @@ def test_a_name_in_the_log_is_one_line(tmp_path: Path) -> None:
 
 
 class Tee:
-    """An object in place of a stream that a notebook or a logger of the user's has put there."""
+    """An object that the user has put in place of a stream."""
 
     def __init__(self) -> None:
         self.text = ""

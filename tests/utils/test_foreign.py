@@ -27,6 +27,11 @@ def pointer(path: Path) -> None:
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "utf-8")
 
 
+def pickles(folder: Path) -> None:
+    for name in ("optimizer.pt", "pytorch_model.bin"):
+        torch.save({}, folder / name)
+
+
 def with_config(make: Callable[[Path], object]) -> Callable[[Path], None]:
     """Return a function that also writes GPT-2's config.json and a tokenizer."""
 
@@ -69,8 +74,12 @@ MAKERS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("GGUF", "x.gguf", "model.safetensors"),
     ),
     "a pickle beside a config": (
-        with_config(lambda f: [torch.save({}, f / name) for name in ("optimizer.pt", "pytorch_model.bin")]),
+        with_config(pickles),
         ("pytorch_model.bin", "run code", "save_pretrained"),
+    ),
+    "TensorFlow beside a config": (
+        lambda f: [config(f, model_type="gpt2"), (f / "tf_model.h5").write_bytes(b"x")],
+        ("TensorFlow", "tf_model.h5"),
     ),
     "an adapter beside a config": (with_config(adapter), ("peft adapter", "some/base", "merge")),
     "a config alone": (with_config(lambda f: None), ("no weights", "model.safetensors")),

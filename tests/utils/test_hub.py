@@ -175,8 +175,8 @@ def test_a_model_that_only_a_file_names_is_not_asked_for(field: str, tmp_path: P
     recipe.parent.mkdir(parents=True)
     value = "init_from: me/other" if field == "init_from" else "tokenizer: {name: gpt2, path: me/other}"
     recipe.write_text(f"# @package _global_\n{value}\n", "utf-8")
-    words = (f"--config-dir={recipe.parents[1]}", "experiment=theirs")
-    words = words if field == "init_from" else (*words, "tokenizer=gpt2")
+    words = [f"--config-dir={recipe.parents[1]}", "experiment=theirs"]
+    words += ["tokenizer=gpt2"] if field != "init_from" else []
     asked: list[str] = []
     with serving(Refusing, asked=asked) as address:
         env = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address}
