@@ -46,7 +46,6 @@ class StartCallback(Callback):
                 _check_part(part._target_.rpartition(".")[2])
             _check_folder("hydra.sweep.dir", config.hydra.sweep.dir)
 
-
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
         typed = Overrides(config.hydra.overrides.hydra)
         for name, value in config.hydra.job.env_set.items():

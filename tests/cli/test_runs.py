@@ -61,9 +61,7 @@ def test_the_list_has_all_runs_with_the_newest_last(outputs: Path, tool: Cli) ->
     assert max(map(len, done.out.splitlines())) <= 80
 
 
-def test_a_damaged_run_is_left_out_with_one_warning(
-    outputs: Path, tool: Cli, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_run_is_left_out_with_one_warning(outputs: Path, tool: Cli, caplog: pytest.LogCaptureFixture) -> None:
     assert tool(runs_command.main, "list").code == 0
     (warning,) = caplog.messages
     assert str(outputs / "runs" / "broken") in warning

@@ -27,6 +27,11 @@ def pointer(path: Path) -> None:
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "utf-8")
 
 
+def tensorflow(folder: Path) -> None:
+    config(folder, model_type="gpt2")
+    (folder / "tf_model.h5").write_bytes(b"x")
+
+
 def pickles(folder: Path) -> None:
     for name in ("optimizer.pt", "pytorch_model.bin"):
         torch.save({}, folder / name)
@@ -78,7 +83,7 @@ MAKERS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("pytorch_model.bin", "run code", "save_pretrained"),
     ),
     "TensorFlow beside a config": (
-        lambda f: [config(f, model_type="gpt2"), (f / "tf_model.h5").write_bytes(b"x")],
+        tensorflow,
         ("TensorFlow", "tf_model.h5"),
     ),
     "an adapter beside a config": (with_config(adapter), ("peft adapter", "some/base", "merge")),
