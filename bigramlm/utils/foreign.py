@@ -15,7 +15,6 @@ from bigramlm.utils import files, paths
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 # Files of which a folder of bigramlm contains at least one.
 _OWN = ("config.yaml", "manifest.json", "summary.json", "sweep.json", "checkpoints")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
