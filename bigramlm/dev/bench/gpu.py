@@ -53,7 +53,8 @@ class Part:
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.problem}" if self.problem else f"{self.name} ({self.seconds:.0f} s)"]
         width = max(map(len, self.figures), default=0)
-        return "\n  ".join([*lines, *(f"{name:<{width}}  {value:,.4g}" for name, value in self.figures.items())])
+        shown = {name: f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" for name, value in self.figures.items()}
+        return "\n  ".join([*lines, *(f"{name:<{width}}  {value}" for name, value in shown.items())])
 
 
 def gpu(pairs: int, *, parts: str = "", minutes: float = 9.0, output: Path | None = None) -> Iterator[Part]:  # noqa: ARG001
