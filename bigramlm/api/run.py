@@ -92,6 +92,16 @@ class Run:
         return self._read().summary
 
     @property
+    def name(self) -> str:
+        """The name of the run: that of `name=`, or else what was typed, shortened."""
+        return self._read().label
+
+    @property
+    def note(self) -> str:
+        """The note on the run, from `note=`; empty if there is none."""
+        return self._read().note
+
+    @property
     def status(self) -> str:
         """The status of the run.
 

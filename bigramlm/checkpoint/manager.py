@@ -40,7 +40,7 @@ from bigramlm.utils.tensors import writing
 log = logging.getLogger(__name__)
 
 # The entries of summary.json from which it is rebuilt if a power cut has damaged it.
-_RECOVERED = ("id", "started", "overrides", "asked", "resumed", "data")
+_RECOVERED = ("id", "name", "note", "started", "overrides", "asked", "resumed", "data")
 
 
 @dataclass(frozen=True)

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
+import argparse
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+import shutil
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from bigramlm.cli.common import ArgumentParser, command, output_path
-from bigramlm.config.run_config import differences, flat
+from bigramlm.config.run_config import differences
 from bigramlm.errors import UserError, printable, require
 from bigramlm.report.results import RunTable
 from bigramlm.runs.compare import compare_losses
 from bigramlm.runs.find import PLAN, find, find_sweep, outputs, read_run, search_folders
+from bigramlm.runs.listing import COLUMNS, DEFAULT_COLUMNS, Listing, everything, value_of
+from bigramlm.runs.removal import plan_removal, remove, size_of
 from bigramlm.runs.summary import RunSummary
 from bigramlm.runs.walk import run_folders, walk
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.results import Results, runs_of
 from bigramlm.utils import paths
-from bigramlm.utils.console import relative, show, table
+from bigramlm.utils.console import fitting_table, is_terminal, note, relative, show, table
 
 log = logging.getLogger(__name__)
 
+_SINCE = "only those that began since then: today, yesterday, 2h, 3d, 14:30 or 2026-11-22"
 
-@command
-def main() -> None:
-    """Run the command line: python scripts/runs.py list|diff|results|report."""
+
+def parser() -> ArgumentParser:
+    """Return the parser of the arguments."""
     parser = ArgumentParser(
         "runs.py",
-        description="Lists the runs below outputs/, compares two of them, shows the results of a sweep, and writes an "
-        "HTML report on any of them.",
+        description="Lists the runs below outputs/, compares two of them, shows the results of a sweep, writes an HTML "
+        "report on any of them, and deletes runs.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(
@@ -44,12 +48,29 @@ def main() -> None:
     command.add_argument(
         "filters",
         nargs="*",
-        metavar="FIELD=VALUE",
-        help="list only runs with this status or config value, such as status=completed or optim.lr=0.1",
+        metavar="FILTER",
+        help="list only runs that satisfy these conditions on a column or a config field: status=completed, "
+        "'val<2.4', 'lr>=0.01', model!=gpt, name~quick (contains)",
     )
-    command.add_argument("--sort", default="when", help=f"the sort key: {', '.join(_COLUMNS)}, or a config field")
+    command.add_argument(
+        "--columns",
+        metavar="NAMES",
+        help=f"the columns, with commas between: {', '.join(COLUMNS)}, or config fields; +NAMES adds columns",
+    )
+    command.add_argument("--last", type=int, metavar="N", help="list only the newest N of them")
+    command.add_argument("--since", metavar="WHEN", help=_SINCE)
+    command.add_argument("--sort", default="when", help="the sort key: a column or a config field")
     command.add_argument("--reverse", action="store_true", help="reverse the order")
-    command.add_argument("--json", action="store_true", help="print one JSON object per run, with full times and paths")
+    command.add_argument("--json", action="store_true", help="print one JSON object per run, with all that is known")
+    command = commands.add_parser(
+        "rm",
+        help="delete runs and sweeps",
+        description="Deletes runs and sweeps. Without --yes it only lists what would be deleted. A run stays while a "
+        "process trains in it, if it is a job of a sweep, or if an adapter or an unfinished run needs its weights.",
+    )
+    command.add_argument("targets", nargs="*", metavar="RUN|SWEEP|FILTER", help="folders, or filters as for list")
+    command.add_argument("--since", metavar="WHEN", help=_SINCE)
+    command.add_argument("--yes", action="store_true", help="delete; without it, nothing is deleted")
     command = commands.add_parser(
         "diff",
         help="show the differences between two runs",
@@ -79,62 +100,115 @@ def main() -> None:
     command.add_argument(
         "-o", "--output", type=output_path, help="the file (default: report.html in PATH; for several, in outputs/)"
     )
-    arguments = parser.parse_args()
+    return parser
+
+
+@command
+def main() -> None:
+    """Run the command line: python scripts/runs.py list|diff|results|report|rm."""
+    arguments = parser().parse_args()
     if arguments.command == "report":
         print_report(arguments.paths, arguments.output)
     elif arguments.command == "results":
         print_results(find_sweep(arguments.sweep), as_csv=arguments.csv)
     elif arguments.command == "list":
-        print_list(arguments.filters, arguments.sort, reverse=arguments.reverse, as_json=arguments.json)
+        print_list(arguments)
+    elif arguments.command == "rm":
+        remove_runs(arguments.targets, arguments.since, yes=arguments.yes)
     else:
         print_diff(*(_run_in(name) for name in (arguments.a, arguments.b)))
 
 
-# The columns of the list, each with the function that returns its value for a run.
-_COLUMNS: dict[str, Callable[[RunSummary], Any]] = {
-    "when": lambda run: run.started,
-    "model": lambda run: run.get("model.name"),
-    "data": lambda run: run.get("data.name"),
-    "steps": lambda run: run.summary.get("step"),
-    "val": lambda run: run.val_loss,
-    "status": lambda run: run.status,
-    "folder": lambda run: str(run.folder),
-}
-
-
-def print_list(filters: list[str], sort: str, *, reverse: bool, as_json: bool) -> None:
-    """Print the runs that match the filters, one per line.
-
-    sort: a column or a config field. as_json: if True, print JSON objects instead of a table.
-    """
-    found = [run for folder in run_folders(outputs()) if (run := read_run(folder)) is not None]
-    require(bool(found), f"{outputs()} contains no runs yet; start one with {paths.program('train')}")
-    fields = {*_COLUMNS, *(name for run in found for name in flat(run.config))}
-    for text in filters:
-        require(
-            "=" in text, f"{text or repr('')}: a filter must be FIELD=VALUE, such as status=completed or optim.lr=0.1"
-        )
-    named = {**{text: text.partition("=")[0] for text in filters}, f"--sort {sort}": sort}
-    for text, field in named.items():
-        suggestions = difflib.get_close_matches(field, fields, cutoff=0.4) or sorted(_COLUMNS)
-        require(field in fields, f"{text}: no run has this field; did you mean {', '.join(suggestions)}?")
-    for text in filters:
-        field, _, value = text.partition("=")
-        found = [run for run in found if _matches(_value(run, field), value)]
-    # Sorts are stable: equal values stay in the order of starting, the newest last.
-    found.sort(key=lambda run: run.start_order)
-    if sort != "when":
-        found.sort(key=lambda run: _order(_value(run, sort)), reverse=reverse)
-    elif reverse:
-        found.reverse()
-    if as_json:
-        for run in found:
-            show(json.dumps({name: value(run) for name, value in _COLUMNS.items()}))
-    elif found:
-        names = [*_COLUMNS, *([] if sort in _COLUMNS else [sort])]
-        show(table(names, [[_cell(name, _value(run, name)) for name in names] for run in found]))
+def print_list(arguments: argparse.Namespace) -> None:
+    """Print the runs that the arguments select, one per line."""
+    listing = Listing(_all_runs())
+    require(bool(listing.runs), f"{outputs()} contains no runs yet; start one with {paths.program('train')}")
+    columns = _columns(listing, arguments.columns)
+    sorted_by = listing.find_field(arguments.sort, f"--sort {arguments.sort}")
+    listing.select(arguments.filters, since_text=arguments.since, last=arguments.last)
+    listing.sort(sorted_by, reverse=arguments.reverse)
+    if arguments.json:
+        for run in listing.runs:
+            show(json.dumps(everything(run)))
+    elif listing.runs:
+        cells = {name: [_cell(name, value_of(run, name)) for run in listing.runs] for name in columns}
+        if arguments.columns is None and sorted_by not in columns:
+            cells[sorted_by] = [_cell(sorted_by, value_of(run, sorted_by)) for run in listing.runs]
+        show(fitting_table(cells, _width(), keep={sorted_by} if arguments.columns is None else {*cells}))
     else:
         show("no run matches these filters")
+
+
+def _all_runs() -> Iterator[RunSummary]:
+    return (run for folder in run_folders(outputs()) if (run := read_run(folder)) is not None)
+
+
+def _columns(listing: Listing, typed: str | None) -> list[str]:
+    # Names after a + are added to the default columns.
+    names = [*DEFAULT_COLUMNS] if typed is None or typed.startswith("+") else []
+    for name in (typed or "").removeprefix("+").split(",") if typed is not None else ():
+        names.append(listing.find_field(name.strip(), f"--columns {typed}"))
+    return list(dict.fromkeys(names))
+
+
+def _width() -> int | None:
+    # The width of the terminal; None for a pipe or a file.
+    return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
+
+
+def remove_runs(targets: list[str], since_text: str | None, *, yes: bool) -> None:
+    """Delete the runs and sweeps that paths or filters name, or print what would be deleted.
+
+    yes: if False, nothing is deleted. Raises UserError if nothing can be deleted.
+    """
+    known = list(_entries(outputs()))
+    where = {target: path for target in targets if (path := _existing(target)) is not None}
+    filters = [target for target in targets if target not in where]
+    folders = [_require_run_or_sweep(target, path) for target, path in where.items()]
+    if filters or since_text is not None:
+        listing = Listing(run for run in known if not (run.folder.parent / PLAN).exists())
+        listing.select(filters, since_text=since_text)
+        folders += [run.folder for run in listing.runs]
+    require(bool(targets) or since_text is not None, "rm: name runs or sweeps, or give filters such as status=failed")
+    plan = plan_removal(list(dict.fromkeys(folders)), known)
+    for folder, reason in plan.kept.items():
+        note(f"stays: {_short(folder)}: {reason}")
+    if not plan.folders:
+        raise UserError("no run or sweep can be deleted" if plan.kept else "no run matches these filters")
+    sizes = [size_of(folder) for folder in plan.folders]
+    rows = [
+        [
+            f"{size / 1e6:.1f} MB",
+            _short(folder),
+            RunSummary.read(folder).label if (folder / "summary.json").exists() else "sweep",
+        ]
+        for size, folder in zip(sizes, plan.folders, strict=True)
+    ]
+    show(
+        fitting_table(dict(zip(("size", "folder", "name"), map(list, zip(*rows, strict=True)), strict=True)), _width())
+    )
+    total = f"{len(rows)} {'folder' if len(rows) == 1 else 'folders'}, {sum(sizes) / 1e6:.1f} MB"
+    if not yes:
+        show(f"{total}: nothing is deleted yet; add --yes to delete")
+        return
+    for folder in plan.folders:
+        remove(folder)
+    show(f"{total}: deleted")
+
+
+def _existing(target: str) -> Path | None:
+    # Return the folder that a target names, or None if the target is a filter.
+    is_filter = any(sign in target for sign in "=<>~!") and not paths.typed(target).exists()
+    return None if is_filter else find(target)
+
+
+def _require_run_or_sweep(target: str, folder: Path) -> Path:
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    require(
+        bool(names & {"summary.json", PLAN}) and "manifest.json" not in names,
+        f"{target} is neither a run folder nor a sweep folder, so it is not deleted",
+    )
+    return folder
 
 
 def print_results(folder: Path, *, as_csv: bool) -> None:
@@ -260,32 +334,20 @@ def _short(folder: Path) -> str:
     return str(relative(folder))
 
 
-def _value(run: RunSummary, name: str) -> Any:
-    return _COLUMNS[name](run) if name in _COLUMNS else run.get(name)
-
-
-def _matches(value: Any, filter_text: str) -> bool:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
-            return float(value) == float(filter_text)
-    return str(value).lower() == filter_text.lower() or (value is None and filter_text == "null")
-
-
-def _order(value: Any) -> tuple[int, float, str]:
-    """Return a sort key that puts numbers first, then texts, then missing values."""
-    if isinstance(value, (int, float)):
-        return (0, float(value), "")
-    return (2, 0.0, "") if value is None else (1, 0.0, str(value))
-
-
 def _cell(name: str, value: Any) -> str:
-    if value is None:
+    if value in (None, ""):
         return "-"
     if name == "when":
         return _when(value)
     if name == "folder":
         return _short(Path(value))
-    return f"{value:.4f}" if name == "val" else str(value)
+    if name in ("val", "train", "best", "bpc") and isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.3g}"
+    if name in ("params", "tok/s"):
+        return f"{value:,.0f}"
+    if name == "commit":
+        return str(value)[:10]
+    return f"{value:.1f}" if name == "s" else str(value)
 
 
 def _when(started: str) -> str:

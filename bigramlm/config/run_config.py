@@ -13,8 +13,6 @@ from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from bigramlm.adapter.config import ADAPTERS, AdapterConfig
@@ -92,6 +90,11 @@ class RunConfig:
     resume: str | None = None
     """The run folder to resume, or `latest`. The run continues in this folder with its saved config, in which single
     fields can be overridden. In a saved config this field is always null."""
+    name: str | None = None
+    """The name of the run in lists, reports and dashboards. By default, it is what was typed, shortened; the name of a
+    sweep job begins with its number and ends with its swept values."""
+    note: str = ""
+    """A note on the run, for `runs.py list` and the report, such as the reason why it was started."""
     init_from: str | None = None
     """The trained weights to start a new run from: a run folder (which means its newest checkpoint), a checkpoint
     folder, a folder with GPT-2 weights in Hugging Face's layout, or the name of a GPT-2 on the Hugging Face hub. Model,
@@ -150,6 +153,7 @@ class RunConfig:
             f"data=pairs {counts}: n-grams can be counted in running text only, not in pairs; omit data=pairs or "
             f"{counts}",
         )
+        require(self.name is None or bool(self.name.strip()), "name=: the value is empty; give a name, or omit name=")
         require(0 <= self.seed < 2**63, f"seed={self.seed}: must be at least 0 and below 2**63")
         for group, kinds in KINDS.items():
             part = getattr(self, group)
@@ -163,6 +167,8 @@ class RunConfig:
 @functools.cache
 def register_schemas() -> None:
     """Register the config classes with Hydra, so that it checks presets and overrides."""
+    from hydra.core.config_store import ConfigStore  # imports all of Hydra, which TAB completion does not need
+
     store = ConfigStore.instance()
     store.store("run_schema", RunConfig)
     for group, kinds in KINDS.items():
@@ -178,6 +184,9 @@ def prefer_our_presets() -> None:
 
     Hydra would merge two presets with the same name, and warn at every job.
     """
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+
     Plugins.instance()  # registers the presets of the plugins
     for preset in (paths.conf_dir() / "hydra").glob("*/*.yaml"):
         ConfigStore.instance().repo["hydra"].get(preset.parent.name, {}).pop(preset.name, None)
@@ -222,10 +231,13 @@ def tokenizer_config(fields: dict[str, Any]) -> TokenizerConfig:
         raise UserError(f"no known tokenizer matches the fields {fields}: {error}") from None
 
 
-# Fields that describe how a run was started, not the run itself.
-_NOT_HASHED = ("resume", "sweep", "base", "extensions")
+LABELS = ("name", "note")
+"""The fields that only describe a run to people. Runs that differ in nothing else are equal."""
 
-ADDED: frozenset[str] = frozenset({"extensions", "data.format"})
+# Fields that describe how a run was started, not the run itself.
+_NOT_HASHED = ("resume", "sweep", "base", "extensions", *LABELS)
+
+ADDED: frozenset[str] = frozenset({"extensions", "data.format", *LABELS})
 """The full names of the fields that were added after `config_hash` was introduced.
 
 Hashes from before that time cover all fields that existed then, so these fields are left out of them.
@@ -248,7 +260,7 @@ def config_hashes(cfg: RunConfig) -> tuple[str, ...]:
     A sweep that an earlier version started identifies the config by the second hash. There is no second hash if
     the config uses a field in ADDED.
     """
-    if ADDED & flat(_not_default(cfg)).keys():
+    if (ADDED - {*LABELS}) & flat(_not_default(cfg)).keys():
         return (config_hash(cfg),)
     all_fields = {name: value for name, value in to_dict(cfg).items() if name not in _NOT_HASHED}
     for name in ADDED:

@@ -204,6 +204,8 @@ def describe(
         {} if adapter is None else {"n_params_total": adapter.adapter.n_total, "base": adapter.base.to_dict()}
     )
     return {
+        "model": cfg.model.name,
+        "dataset": cfg.data.name,
         "device": cfg.device.name,
         "n_params": model.n_params(),
         **adapter_facts,

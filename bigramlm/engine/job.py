@@ -18,6 +18,7 @@ from bigramlm.engine.failures import as_user_error, is_out_of_memory, out_of_mem
 from bigramlm.engine.run import RunContext, RunResult, run
 from bigramlm.errors import UserError
 from bigramlm.runs.folder import FINISHED, RunFolder
+from bigramlm.runs.naming import labels
 from bigramlm.utils import network
 from bigramlm.utils.console import relative
 from bigramlm.utils.stop import Stopped, stop_signals
@@ -70,7 +71,7 @@ def _train(
         try:
             with stop_signals() as stop:
                 overrides = Overrides() if continuing else overrides
-                cfg = _begin(composed, folder, overrides, continuing=continuing)
+                cfg = _begin(composed, folder, overrides, context, continuing=continuing)
                 return run(cfg, overrides, folder, replace(context, stop=stop))
         except BaseException as raised:  # also that of sys.exit() in an extension
             error = _record_failure(raised, composed, folder, is_job=continues)
@@ -79,7 +80,9 @@ def _train(
             raise error from raised
 
 
-def _begin(composed: DictConfig, folder: RunFolder, overrides: Overrides, *, continuing: bool) -> RunConfig:
+def _begin(
+    composed: DictConfig, folder: RunFolder, overrides: Overrides, context: RunContext, *, continuing: bool
+) -> RunConfig:
     # Returns the config to run. The summary of a new run records that it has begun.
     if continuing:  # the saved config contains the device, threads and text that were resolved when the run began
         return replace(load(folder.config_file), resume=str(folder.path), base=composed.base)
@@ -87,7 +90,10 @@ def _begin(composed: DictConfig, folder: RunFolder, overrides: Overrides, *, con
         return to_run_config(composed)
     folder.begin(overrides.words)
     cfg = to_run_config(composed)
-    folder.update_summary(asked=config_hash(cfg))
+    is_job, values = context.swept is not None, overrides.values()
+    values = {name: context.values.get(name, "") for name in context.swept or ()} if is_job else values
+    named = labels(cfg, values, job=folder.path.name if is_job else None)
+    folder.update_summary(asked=config_hash(cfg), **named)
     return cfg
 
 
@@ -104,7 +110,8 @@ def _record_failure(raised: BaseException, composed: DictConfig, folder: RunFold
     path = folder.config_file
     if is_out_of_memory(raised) and "vocab_size" in folder.summary and path.exists():
         cfg = load(path) if composed.resume is None else to_run_config(composed)
-        end = UserError(out_of_memory(cfg, vocab_size=folder.summary["vocab_size"]))
+        n_params = folder.summary.get("n_params_total", folder.summary.get("n_params"))
+        end = UserError(out_of_memory(cfg, vocab_size=folder.summary["vocab_size"], n_params=n_params))
     if isinstance(end, Stopped):
         hint = "training had not begun; the same command starts the run again and reuses the prepared data"
         if path.exists():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bigramlm.config.extensions import describe
 from bigramlm.config.overrides import Overrides
-from bigramlm.config.run_config import RunConfig, differences, load, to_dict, tokenizer_config
+from bigramlm.config.run_config import LABELS, RunConfig, differences, load, to_dict, tokenizer_config
 from bigramlm.data.config import PairsConfig
 from bigramlm.errors import UserError, require
 from bigramlm.model.huggingface import FREE, Pretrained, as_typed
@@ -215,7 +215,7 @@ def _warn_if_mixed(checkpoint: Checkpoint, folder: RunFolder, overrides: Overrid
     different = [
         (name, old, new)
         for name, old, new in differences(saved_with, config)
-        if name not in ("extensions", "init_from", "base") and not typed.touches(name.split(".")[0])
+        if name not in ("extensions", "init_from", "base", *LABELS) and not typed.touches(name.split(".")[0])
     ]
     other, path = checkpoint.run_id, checkpoint.path.relative_to(folder.path)
     fields = ", ".join(f"{name}={new} (in the checkpoint {old})" for name, old, new in different) or "the same config"
@@ -270,7 +270,8 @@ def _resolve_resumed(
     elif checkpoint is None and cfg.init_from is not None:
         # The run ended before its first checkpoint, so it starts again from its initial weights.
         cfg, weights = _resolve_weights(cfg, None)
-    init = InitState(checkpoint, weights, checkpoint.step if checkpoint else 0, moved_to, is_changed=bool(changes))
+    is_changed = any(name not in LABELS for name, _, _ in changes)
+    init = InitState(checkpoint, weights, checkpoint.step if checkpoint else 0, moved_to, is_changed=is_changed)
     return cfg, init
 
 

@@ -177,4 +177,5 @@ def logger_context(cfg: RunConfig, folder: RunFolder, init: InitState, context: 
         swept = RunSummary.read(folder.path, typed=context.values).values_of(context.swept)
     checkpoint = init.resume_from
     metrics_bytes = None if checkpoint is None else checkpoint.progress.metrics_bytes
-    return LoggerContext(folder.path, to_dict(cfg), str(folder.summary["id"]), init.resumed_at, metrics_bytes, swept)
+    run_id, name, note = (str(folder.summary.get(key, "")) for key in ("id", "name", "note"))
+    return LoggerContext(folder.path, to_dict(cfg), run_id, init.resumed_at, metrics_bytes, swept, name, note)

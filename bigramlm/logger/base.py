@@ -36,3 +36,7 @@ class LoggerContext:
     swept: dict[str, str] | None = None
     """The values of the swept fields by field name if the run is a sweep job; None for any other run. The folder of a
     sweep job is named after the job number and is in the sweep folder."""
+    name: str = ""
+    """The name of the run."""
+    note: str = ""
+    """The note on the run; empty if there is none."""

@@ -33,8 +33,7 @@ class LoggerConfig:
     """W&B: the group of the run. By default, the jobs of a sweep are in a group named after the sweep folder, and other
     runs are in no group."""
     name: str | None = None
-    """W&B: the name of the run. By default, a sweep job is named after its number and its swept values, and W&B chooses
-    a name for any other run."""
+    """W&B: the name of the run, if W&B should use another name than `name`."""
     tags: list[str] = field(default_factory=list)
     """W&B: the tags of the run, for filtering."""
     mode: str | None = None

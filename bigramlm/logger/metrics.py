@@ -8,6 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.is_file():
         return
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with documents.open_regular(path) as binary, TextIOWrapper(binary, "utf-8", "replace") as file:
         while (line := file.readline(_MAX_LINE)) and len(line) < _MAX_LINE:
             with contextlib.suppress(ValueError):
                 record = documents.parse_json(line)

@@ -30,6 +30,8 @@ class TensorBoardLogger:
         }
         self._writer.add_custom_scalars({"loss and what counting gives": charts})
         self._session_end = self._begin_session(context.swept) if context.swept else None
+        if context.note and context.resumed_at is None:
+            self.text(0, "note", context.note)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         # One event per record: add_scalar writes one event per number, each of which wakes the writer's thread.

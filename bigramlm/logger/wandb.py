@@ -28,17 +28,15 @@ class WandbLogger:
     def __init__(self, cfg: LoggerConfig, context: LoggerContext) -> None:
         import wandb
 
-        group, name = cfg.group, cfg.name
-        if context.swept is not None:
-            values = " ".join(f"{field}={value}" for field, value in context.swept.items())
-            group = group or context.folder.parent.name
-            name = name or f"{context.folder.name} {printable(values)}".strip()[:128]  # W&B's maximum length
+        group = cfg.group or (None if context.swept is None else context.folder.parent.name)
+        name = cfg.name or printable(context.name)[:128] or None  # W&B's maximum length
 
         def start(mode: Any) -> Any:
             return wandb.init(
                 project=cfg.project,
                 group=group,
                 name=name,
+                notes=visible(context.note) or None,
                 tags=cfg.tags,
                 mode=mode,
                 dir=context.folder,

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from bigramlm.config.run_config import LABELS
 from bigramlm.errors import printable
 from bigramlm.report.statistics import Group, verdict
 from bigramlm.runs.summary import RunSummary
@@ -40,7 +41,7 @@ class RunTable:
         swept: the names of the fields that are always shown. Any other field is shown if at least one run overrides the
         field and its values differ between runs.
         """
-        typed = (name for run in runs for name in run.typed if not name.startswith("logger"))
+        typed = (name for run in runs for name in run.typed if name not in LABELS and not name.startswith("logger"))
         names = list(dict.fromkeys([*swept, *typed]))
         values = [run.values_of(names) for run in runs]
         varying = [name for name in names if len({found[name] for found in values}) > 1]

@@ -17,7 +17,8 @@ from typing import Any
 
 from bigramlm.errors import UserError, require
 from bigramlm.runs.discard import close_logs, discard, is_new, log_names, write_logs
-from bigramlm.runs.recovery import config_file, is_config, is_torn, recovered_summary
+from bigramlm.runs.naming import retyped
+from bigramlm.runs.recovery import config_file, is_config, is_torn, recovered_summary, sound
 from bigramlm.runs.walk import run_folders
 from bigramlm.utils import documents, files
 from bigramlm.utils.locks import Lock
@@ -121,7 +122,7 @@ class RunFolder:
             return
         for outcome in ("error", "final", "references", "early_stopped"):
             self.summary.pop(outcome, None)
-        now = process()
+        now = retyped(overrides) | process()
         resumed = {"step": resumed_at, "overrides": overrides, "started": now["started"]}
         self.update_summary(
             status="running", step=resumed_at, resumed=[*self.summary.get("resumed", []), resumed], **now
@@ -209,7 +210,7 @@ class RunFolder:
                 f"{self.path}: another process trains in it: pid {holder.get('pid')} on {holder.get('host')}, "
                 f"since {holder.get('started')}; wait for that process, stop it, or choose a different folder"
             )
-        _write(self.path / HOLDER, json.dumps(process()))
+        files.write(self.path / HOLDER, [json.dumps(process()).encode()], durable=False)
 
     def save_config(
         self, yaml: str, overrides: list[str], *, resumed_at: int | None = None, durable: bool = False
@@ -223,7 +224,7 @@ class RunFolder:
         comments = [f"# typed: {override!r}\n" for override in overrides]
         if resumed_at is not None:
             comments = [f"# typed on resuming at step {resumed_at}: {override!r}\n" for override in overrides]
-            earlier = path.read_text("utf-8", "replace") if path.exists() else ""
+            earlier = files.read_before_writing(path).decode("utf-8", "replace")
             if self.config_file != path:
                 if earlier.strip("\0"):  # a person may have edited it
                     files.set_aside(path)
@@ -236,19 +237,19 @@ class RunFolder:
         self.summary |= values
         path, content = self.path / "summary.json", json.dumps(self.summary, indent=1, ensure_ascii=False) + "\n"
         try:
-            _write(path, content)
+            files.write(path, [encoded := content.encode(errors="backslashreplace")], durable=False)
         except OSError:  # a full disk may still allow overwriting the file in place
             if not path.exists():
                 raise
-            _write_over(path, content.encode())
+            _write_over(path, encoded)
 
     def add_sample(self, step: int, text: str) -> None:
         """Append a sample to samples.txt, unless the file already ends with this sample.
 
         A resumed run may generate the same sample again.
         """
-        path, sample = self.path / "samples.txt", f"---- step {step}\n{text}\n".encode()
-        earlier = path.read_bytes() if path.exists() else b""
+        path, sample = self.path / "samples.txt", f"---- step {step}\n{text}\n".encode(errors="replace")
+        earlier = files.read_before_writing(path)
         if not earlier.endswith(sample):
             files.write(path, [earlier, sample])
 
@@ -286,7 +287,8 @@ def require_own_place(folder: Path) -> None:
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """Read the summary in a run folder; return None if it cannot be read."""
-    return _read_json(folder / "summary.json")
+    found = _read_json(folder / "summary.json")
+    return None if found is None else sound(found, folder)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -375,10 +377,6 @@ def process() -> dict[str, Any]:
     """Return the start time, host name and process id of this process."""
     started = datetime.now(timezone.utc).isoformat(timespec="microseconds")
     return {"started": started, "host": platform.node(), "pid": os.getpid()}
-
-
-def _write(path: Path, content: str) -> None:
-    files.write(path, [content.encode()], durable=False)
 
 
 def _write_over(path: Path, content: bytes) -> None:

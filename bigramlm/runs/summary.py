@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bigramlm.config.overrides import Overrides
-from bigramlm.config.run_config import KINDS, flat
+from bigramlm.config.run_config import KINDS, LABELS, flat
 from bigramlm.logger.metrics import read_records
 from bigramlm.runs.folder import last_sample, read_config, read_summary, start_order, status
+from bigramlm.runs.naming import default_name, normalised
 
 T = TypeVar("T")
 
@@ -85,14 +86,29 @@ class RunSummary:
         return status(self.folder, self.summary)
 
     @property
+    def label(self) -> str:
+        """The name of the run: the one that it was given, or else what was typed, shortened."""
+        found = self.summary.get("name")
+        if isinstance(found, str) and found.strip():
+            return found
+        number = self.folder.name if self.folder.name.isdecimal() else ""  # a job that an earlier version started
+        return f"{number} {default_name(_typed(self.summary.get('overrides')))}".strip() or str(self.get("model.name") or "")
+
+    @property
+    def note(self) -> str:
+        """The note that the user wrote about the run; empty if there is none."""
+        found = self.summary.get("note")
+        return found if isinstance(found, str) else ""
+
+    @property
     def error(self) -> str | None:
         """The error message of a failed run; None for all other runs."""
         return (self.summary.get("error") or self.reason) if self.status == "failed" else None
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """The saved config as plain dictionaries; empty if it cannot be read."""
-        return read_config(self.folder)
+        """The saved config as plain dictionaries, without name and note; empty if it cannot be read."""
+        return {name: value for name, value in read_config(self.folder).items() if name not in LABELS}
 
     def get(self, name: str) -> Any:
         """Return a config field by its full name, or None if there is no such field."""
@@ -119,7 +135,7 @@ class RunSummary:
     def records(self) -> Iterator[dict[str, Any]]:
         """The records in metrics.jsonl; empty if the file cannot be read."""
         path = self.folder / "metrics.jsonl"
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             yield from read_records(path) if path.is_file() else ()
 
     @functools.cached_property
@@ -231,15 +247,6 @@ class RunSummary:
 def as_override(value: Any) -> str:
     """Write a config value as in an override, e.g. null for None."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def normalised(value: str) -> str:
-    """Normalise a value, so that equal values are equal texts: 1e-2 becomes 0.01."""
-    try:
-        number = float(value)
-    except ValueError:
-        return value.lower() if value.lower() in ("true", "false") else value
-    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
 
 
 @functools.cache  # once for each folder

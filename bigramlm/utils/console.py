@@ -8,11 +8,13 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
 from bigramlm.errors import UserError, printable, visible
+from bigramlm.utils import documents, files
 
 
 class PlainFormatter(logging.Formatter):
@@ -47,6 +49,11 @@ class LogFile(logging.FileHandler):
             return
         with contextlib.suppress(OSError):  # raised if the file cannot be opened
             super().emit(record)
+
+    def _open(self) -> TextIOWrapper:
+        path = Path(self.baseFilename)
+        files.unshare(path)
+        return documents.open_own(path, "a")
 
     def write_held(self) -> None:
         """Write the held records, and every later record at once."""
@@ -211,3 +218,38 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for cell, width, to_right in zip(line, widths, right, strict=True)
     )
     return "\n".join("  ".join(next(aligned) for _ in head).rstrip() for _ in lines)
+
+
+# How a table becomes narrower, step by step: the columns that are left out, and the least widths of those that may
+# then be shortened.
+_NARROWER: tuple[tuple[str | None, dict[str, int]], ...] = (
+    *((name, {"error": 24, "note": 24, "name": 24}) for name in (None, "data", "steps", "model")),
+    *((name, {"error": 12, "note": 12, "name": 12, "folder": 14}) for name in (None, "when", "status", "folder")),
+)
+
+
+def fitting_table(columns: dict[str, list[str]], width: int | None, keep: Collection[str] = ()) -> str:
+    """Format columns as a table that fits a width, if possible.
+
+    Long texts lose their end, folders their start, and the least important columns are left out. width: in characters;
+    None for no limit. keep: the columns that are not left out.
+    """
+    cells = {name: [printable(cell) for cell in column] for name, column in columns.items()}
+    widths = {name: max(map(len, [name, *column])) for name, column in cells.items()}
+
+    def excess(least: dict[str, int]) -> int:
+        narrow = [min(found, least.get(name, found)) for name, found in widths.items()]
+        return 0 if width is None else sum(narrow) + 2 * (len(narrow) - 1) - width
+
+    least: dict[str, int] = {}
+    for name, least in _NARROWER:
+        if name not in keep:
+            widths.pop(name or "", None)
+        if excess(least) <= 0:
+            break
+    for name in ("error", "note", "name", "folder"):
+        if name in widths and excess({}) > 0:
+            room = widths[name] = max(widths[name] - excess({}), least.get(name, 4))
+            cut = [f"…{cell[1 - room :]}" if name == "folder" else f"{cell[: room - 1]}…" for cell in cells[name]]
+            cells[name] = [cell if len(cell) <= room else short for cell, short in zip(cells[name], cut, strict=True)]
+    return table(list(widths), list(zip(*(cells[name] for name in widths), strict=True)))

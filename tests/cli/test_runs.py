@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -47,14 +48,22 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rows(out: str) -> list[str]:
-    """Return the last column of the printed table, which has the folders."""
-    return [line.split()[-1] for line in out.splitlines()[1:]]
+    """Return the column `folder` of the printed table."""
+    return column(out, "folder")
+
+
+def column(out: str, name: str) -> list[str]:
+    """Return a column of the printed table."""
+    head, *lines = [re.split(r"\s\s+", line.strip()) for line in out.splitlines()]
+    return [line[head.index(name)] for line in lines]
 
 
 def test_the_list_has_all_runs_with_the_newest_last(outputs: Path, tool: Cli) -> None:
     done = tool(runs_command.main, "list")
     assert done.code == 0, done.err
-    assert done.out.splitlines()[0].split() == ["when", "model", "data", "steps", "val", "status", "folder"]
+    assert done.out.splitlines()[0].split() == [
+        *("when", "model", "data", "steps", "val", "status", "folder", "name"),
+    ]
     assert rows(done.out) == ["refused", "2026-01-01/a", "2026-01-02/b", "2026-01-03/c", "2026/0"]
     assert "killed" in done.out, "the summary says running, but no process has locked the folder"
     assert "2.2500" in done.out
@@ -73,6 +82,15 @@ def test_a_damaged_run_is_left_out_with_one_warning(outputs: Path, tool: Cli, ca
         (["status=completed"], ["2026-01-01/a", "2026/0"]),
         (["optim.lr=1e-1", "val=2.5"], ["2026-01-01/a"]),
         (["model.name=BIGRAM", "status=killed"], ["2026-01-03/c"]),
+        (["val<2.6", "status!=completed"], ["2026-01-02/b"]),
+        (["val>=2.5"], ["2026-01-01/a", "2026/0"]),
+        (["lr<=0.01"], ["2026-01-02/b", "2026-01-03/c"]),
+        (["folder~2026-01-0", "name~GRAM"], ["2026-01-01/a", "2026-01-02/b", "2026-01-03/c"]),
+        (["val=null", "data=text"], ["2026-01-03/c"]),
+        (["when>2026-01-02T12:00+00:00"], ["2026-01-03/c", "2026/0"]),
+        (["--last", "2"], ["2026-01-03/c", "2026/0"]),
+        (["--last", "1", "status=completed"], ["2026/0"]),
+        (["--since", "2026-01-03T00:00+00:00"], ["2026-01-03/c", "2026/0"]),
         (["--sort", "val", "data=text"], ["2026-01-02/b", "2026-01-01/a", "2026/0", "2026-01-03/c"]),
         (["--sort", "optim.lr", "--reverse", "data=text", "status=completed"], ["2026-01-01/a", "2026/0"]),
         (
@@ -87,24 +105,24 @@ def test_the_list_can_be_filtered_and_sorted(
     out = tool(runs_command.main, "list", *arguments).out
     if "optim.lr" in arguments:
         assert out.splitlines()[0].split()[-1] == "optim.lr", "the sort key is shown"
-        assert [line.split()[-2] for line in out.splitlines()[1:]] == expected
-    else:
-        assert rows(out) == expected
+    assert rows(out) == expected
 
 
 def test_the_json_list_has_unrounded_values(outputs: Path, tool: Cli) -> None:
     found = [json.loads(line) for line in tool(runs_command.main, "list", "--json", "status=stopped").out.splitlines()]
-    assert found == [
-        {
-            "when": "2026-01-02T00:00:00+00:00",
-            "model": "bigram",
-            "data": "text",
-            "steps": 100,
-            "val": 2.25,
-            "status": "stopped",
-            "folder": str(outputs / "runs" / "2026-01-02" / "b"),
-        }
-    ]
+    (run,) = found
+    expected = {
+        "when": "2026-01-02T00:00:00+00:00",
+        "model": "bigram",
+        "data": "text",
+        "steps": 100,
+        "val": 2.25,
+        "status": "stopped",
+        "folder": str(outputs / "runs" / "2026-01-02" / "b"),
+    }
+    assert list(run.items())[:7] == list(expected.items()), "the keys of earlier versions come first"
+    assert run["summary"]["best"] == {"step": 9, "val/loss": 2.25}
+    assert run["config"]["optim"] == {"lr": 0.01}
 
 
 def test_invalid_filters_give_a_one_line_error(outputs: Path, tool: Cli) -> None:
@@ -114,6 +132,11 @@ def test_invalid_filters_give_a_one_line_error(outputs: Path, tool: Cli) -> None
         (["--sort", "colour"], ["--sort colour"]),
         (["--sort", "optim.lr=1"], ["--sort optim.lr=1", "did you mean optim.lr"]),
         ([""], ["''", "FIELD=VALUE"]),
+        (["val<low"], ["val<low", "is a number"]),
+        (["name"], ["name", "quote < and >"]),
+        (["--columns", "val,colour"], ["--columns val,colour", "did you mean "]),
+        (["--last", "0"], ["--last 0", "must be 1 or more"]),
+        (["--since", "soon"], ["--since soon", "today"]),
     ):
         done = tool(runs_command.main, "list", *arguments)
         assert_refused(done, *named)
@@ -121,6 +144,34 @@ def test_invalid_filters_give_a_one_line_error(outputs: Path, tool: Cli) -> None
     assert tool(runs_command.main, "list", "status=pruned").out == "no run matches these filters\n"
     shutil.rmtree(outputs)
     assert_refused(tool(runs_command.main, "list"), outputs, "python scripts/train.py")
+
+
+def test_the_list_shows_names_and_chosen_columns(
+    tool: Cli, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, *rest in (["a", "optim.lr=1e-2"], ["b", "name=mine", "note=why, because"]):
+        assert cli(*SHORT, *rest, f"hydra.run.dir={tmp_path / 'outputs' / name}", run_dir=False).code == 0
+    for module in (runs, runs_command):
+        monkeypatch.setattr(module, "outputs", lambda: tmp_path / "outputs")
+    out = tool(runs_command.main, "list").out
+    assert column(out, "name") == ["lr=0.01 data=bundled steps=20 eval_every=10 log_every=5", "mine"]
+    out = tool(runs_command.main, "list", "--columns", "name,lr,note", "name=mine").out
+    assert out.splitlines()[0].split() == ["name", "optim.lr", "note"]
+    assert column(out, "note") == ["why, because"]
+    out = tool(runs_command.main, "list", "--columns", "+note,params").out
+    assert out.splitlines()[0].split()[-3:] == ["name", "note", "params"]
+
+
+@pytest.mark.parametrize("width", [30, 50, 79, 80, 120])
+def test_the_list_fits_the_terminal(outputs: Path, tool: Cli, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    path = outputs / "runs" / "2026-01-01" / "a" / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "name": "a name that is longer than the others " * 3}))
+    monkeypatch.setattr(runs_command, "is_terminal", lambda _: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = tool(runs_command.main, "list").out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert {"val", "name"} <= {*lines[0].split()}
+    assert any(line.endswith("…") for line in lines)
 
 
 def test_runs_are_found_by_their_names_in_the_list(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,7 +297,7 @@ def test_jobs_of_a_sweep_are_a_wandb_group(cli: Cli, tmp_path: Path, monkeypatch
     assert cli(*sweep, "optim.lr=0.5,0.25", "seed=1,2", run_dir=False).code == 0
     assert [init["group"] for init in stub.inits] == ["sweep"] * 4
     assert [init["name"] for init in stub.inits] == [
-        *("0 optim.lr=0.5 seed=1", "1 optim.lr=0.5 seed=2", "2 optim.lr=0.25 seed=1", "3 optim.lr=0.25 seed=2")
+        *("0 lr=0.5 seed=1", "1 lr=0.5 seed=2", "2 lr=0.25 seed=1", "3 lr=0.25 seed=2")
     ]
     assert len({init["id"] for init in stub.inits}) == 4
     assert stub.finished == 4

@@ -40,6 +40,24 @@ def test_git_state_of_the_checkout(git: Callable[..., str], monkeypatch: pytest.
     assert uncached() is None
 
 
+@pytest.mark.parametrize(
+    ("name", "dirty"),
+    [
+        *[("my.txt", False), ("texts/my.txt", False), ("scripts.txt", False), ("bigram lm/my.txt", False)],
+        *[("bigramlm/new.py", True), ("bigramlm/model/new.py", True), ("scripts/é.py", True)],
+        *[("conf/model/new.yaml", True), ("hydra_plugins/new.py", True)],
+    ],
+)
+def test_of_new_files_only_code_and_presets_count(
+    git: Callable[..., str], tmp_path: Path, name: str, dirty: bool
+) -> None:
+    git("config", "status.showUntrackedFiles", "no")
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("1")
+    assert uncached() == {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
+
+
 def test_git_is_not_looked_for_in_a_changed_environment(
     git: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
