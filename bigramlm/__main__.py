@@ -5,20 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 
+from bigramlm.cli import COMMANDS
 from bigramlm.cli.common import command, exit_codes
 from bigramlm.errors import UserError, require
 from bigramlm.utils.console import show
-
-COMMANDS = {
-    "train": ("bigramlm.cli.train", "train a model, resume a run, or run a sweep with -m"),
-    "sample": ("bigramlm.cli.sample", "generate text with a trained model"),
-    "prepare": ("bigramlm.cli.prepare", "encode a long text into token files"),
-    "runs": ("bigramlm.cli.runs", "list and compare runs, show sweep results, write a report"),
-    "checkpoint": ("bigramlm.cli.checkpoint", "inspect, verify, strip, merge or export a checkpoint"),
-    "verify_resume": ("bigramlm.cli.verify_resume", "check that a killed and resumed run gives the same bits"),
-    "bench": ("bigramlm.dev.bench.main", "benchmark two variants by measuring them alternately"),
-}
-"""The module and the description of each command, by command name."""
 
 
 @command

@@ -30,6 +30,9 @@ class UserError(Exception):
     traceback and exits with code 2. Characters that are not printable are escaped.
     """
 
+    choices: tuple[str, ...] = ()
+    """The values to choose from, if the error is an unknown value."""
+
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
@@ -42,4 +45,7 @@ def require(ok: bool, message: str) -> None:
 
 def require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise UserError that lists the choices unless value is one of the choices."""
-    require(value in choices, f"{field}={value}: unknown; choose one of {', '.join(choices)}")
+    if value not in choices:
+        error = UserError(f"{field}={value}: unknown; choose one of {', '.join(choices)}")
+        error.choices = choices
+        raise error

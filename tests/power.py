@@ -1,7 +1,8 @@
 """A simulation of power cuts: traces of commands, and what a cut can leave.
 
 A command is traced at the level of system calls, so that the writes of safetensors, SQLite and TensorBoard are in the
-trace. A state consists of what the disk must have after some of these calls, and of a random part of the rest:
+trace; tests.power_calls does it without strace. A state consists of what the disk must have after some of these calls,
+and of a random part of the rest:
 
 - Data that was written after the last fsync of a file may be lost, all of it or its end, or be zeros, or be written in
   another order.
@@ -184,6 +185,8 @@ class Disk:
                 if self._positions[id(entry), call.fd] is not None:
                     self._positions[id(entry), call.fd] = at + len(call.data)
             entry.unsynced.append((at, call.data))
+            if "O_SYNC" in call.flags:
+                self._sync(entry)
         elif call.name == "lseek":
             if self._positions.get((id(entry), call.fd)) is not None:
                 self._positions[id(entry), call.fd] = call.offset
@@ -192,6 +195,8 @@ class Disk:
             assert call.offset is not None
             at, length = call.offset, len(entry.content())
             entry.unsynced.append((at, None) if at < length else (length, bytes(at - length)))
+            if "O_SYNC" in call.flags:
+                self._sync(entry)
         elif call.name in ("fsync", "fdatasync"):
             self._sync(entry)
         elif call.name == "mkdir":
@@ -222,6 +227,21 @@ class Disk:
             entry.synced, entry.unsynced = entry.content(), []
         elif isinstance(entry, _Folder):
             entry.synced, entry.unsynced = entry.entries(), []
+
+    def synced(self) -> dict[str, bytes]:
+        """Return the files as their last fsync and those of their folders left them.
+
+        The keys are the paths in the folder.
+        """
+
+        def walk(folder: _Folder, prefix: str) -> Iterator[tuple[str, bytes]]:
+            for name, entry in folder.synced.items():
+                if isinstance(entry, _Folder):
+                    yield from walk(entry, f"{prefix}{name}/")
+                else:
+                    yield f"{prefix}{name}", entry.synced
+
+        return dict(walk(self.root, ""))
 
     def write(self, to: Path, moments: random.Random | None = None) -> None:
         """Write the contents to a new folder.

@@ -1,6 +1,7 @@
 """Tests of the docs: commands, links, snippets and the config reference."""
 
 import functools
+import importlib.util
 import json
 import re
 import shlex
@@ -68,6 +69,20 @@ def test_every_field_is_documented(reference_text: str) -> None:
         assert row.split("|")[-2].strip(), row
 
 
+def test_the_debugger_starts_programs_of_the_repository() -> None:
+    editor = paths.home() / ".vscode"
+    json.loads((editor / "settings.json").read_text("utf-8"))
+    configurations = json.loads((editor / "launch.json").read_text("utf-8"))["configurations"]
+    programs = [entry["program"] for entry in configurations if "program" in entry]
+    assert programs
+    for program in programs:
+        assert Path(program.replace("${workspaceFolder}", str(paths.home()))).is_file(), program
+    for entry in configurations:
+        if entry.get("program", "").endswith("train.py"):
+            composes(*entry["args"])
+    assert all("program" in entry or importlib.util.find_spec(entry["module"]) for entry in configurations)
+
+
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(paths.home())))
 def test_links_have_targets(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text("utf-8")):
@@ -124,6 +139,15 @@ def test_prepare_commands_compose(path: Path) -> None:
         arguments = [a for a in shlex.split(line) if "=" in a]
         if not any(word in line for word in ("FIELD", "FOLDER")):
             composes_as("prepare", prepare.FREE_TEXT, *arguments)
+
+
+def test_code_with_a_file_name_is_in_the_file() -> None:
+    """Check all code in the docs whose first line is a comment with a file's path."""
+    text = "\n".join(path.read_text("utf-8") for path in DOCS)
+    found = re.findall(r"```\w*\n# (\w+/\S+)\n(.*?)```", text, re.DOTALL)
+    assert found
+    for name, code in found:
+        assert code in (paths.home() / name).read_text("utf-8"), f"the docs quote other code of {name}:\n{code}"
 
 
 SNIPPETS = re.findall(

@@ -14,7 +14,7 @@ from bigramlm.utils import paths
 
 PACKAGE = paths.home() / "bigramlm"
 # Tests of the whole project, which belong to no subpackage.
-WHOLE_PROJECT = {"docs", "examples", "power", "hostile", "layout", "old", "presets", "properties"}
+WHOLE_PROJECT = {"docs", "examples", "power", "power_calls", "hostile", "layout", "old", "presets", "properties"}
 TESTS = sorted((paths.home() / "tests").rglob("*.py"))
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -14,7 +14,7 @@ from bigramlm.data.corpus import tokenized
 from bigramlm.device.device import decide, set_up
 from bigramlm.engine.load import load_model
 from bigramlm.runs import find as runs
-from bigramlm.runs.folder import last_sample
+from bigramlm.runs.samples import read_samples
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.trainer.evaluate import mean_loss
 from bigramlm.utils import paths
@@ -66,7 +66,7 @@ def test_a_run_samples_the_same_text(old: Path, tool: Cli, name: str) -> None:
     seed = load(old / name / "config.yaml").seed
     ended = tool(sample.main, f"run={old / name}", "max_new_tokens=50", f"seed={seed}")
     assert ended.code == 0, ended.err
-    assert str(last_sample(old / name)).strip() in ended.out
+    assert read_samples(old / name)[-1][1].strip() in ended.out
 
 
 def test_a_killed_run_resumes_to_the_loss_of_a_whole_run(old: Path, cli: Cli) -> None:

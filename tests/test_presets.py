@@ -82,8 +82,8 @@ SAMPLED = [pytest.param(preset, marks=[] if preset in ONE_PER_CLASS else [pytest
 
 
 def shrunk(model: Any) -> list[str]:
-    """Return the overrides that make the model of a config small."""
-    if not hasattr(model, "n_embd"):
+    """Return the overrides that make the model of a config small, if it is a GPT."""
+    if not all(hasattr(model, field) for field in ("n_embd", "n_head", "n_layer")):
         return []
     return [f"model.n_embd={4 * model.n_head}", f"model.n_layer={min(2, model.n_layer)}"]
 
@@ -225,7 +225,7 @@ def test_a_preset_takes_a_step_at_full_size(group: str, name: str, cli: Cli, com
         pytest.skip(f"this machine has no {cfg.device.name}")
     if group == "optim":
         chosen.append("model=gpt")  # Muon requires hidden layers
-    if not any(choice.startswith("init_from=") for choice in chosen) and cfg.model.get("n_embd", 0) > 128:
+    if not any(choice.startswith("init_from=") for choice in chosen) and shrunk(cfg.model) and cfg.model.n_embd > 128:
         chosen += ["model.n_layer=1", "data.batch_size=2"]
     assert_takes_a_step(cli, chosen, cfg)
 

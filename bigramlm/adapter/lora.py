@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bigramlm.adapter.config import ALL_LINEAR, LoRAConfig
 from bigramlm.errors import require
-from bigramlm.utils.tensors import require_finite, writing
+from bigramlm.utils.tensors import require_finite, require_same_kind, writing
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -117,6 +117,7 @@ class LoRA:
             shape, expected_shape = tuple(tensor.shape), tuple(expected[name].shape)
             if shape != expected_shape:
                 raise ValueError(f"{name} has shape {shape}, but the adapter config requires {expected_shape}")
+            require_same_kind(folder / ADAPTER, name, tensor, expected[name].dtype)
         require_finite(folder / ADAPTER, tensors.items())
         set_peft_model_state_dict(self._peft_model, tensors)
 
@@ -163,6 +164,15 @@ class LoRA:
         if fan_in_fan_out:
             config.task_type = "CAUSAL_LM"
         config.save_pretrained(str(folder))
+
+
+def saved_ranks(folder: Path) -> set[int]:
+    """Return the ranks of the adapter in a folder; only one, unless it is damaged."""
+    from safetensors import safe_open
+
+    with safe_open(folder / ADAPTER, "pt") as file:
+        names = [name for name in file.keys() if re.search(r"lora_(embedding_)?A\b", name)]  # noqa: SIM118
+        return {int(file.get_slice(name).get_shape()[0]) for name in names}
 
 
 def _named_layers(model: nn.Module) -> dict[str, nn.Module]:

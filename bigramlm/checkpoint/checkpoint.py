@@ -5,7 +5,6 @@ Reading a checkpoint executes no code from it, because its files are safetensors
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -31,17 +30,23 @@ from bigramlm.checkpoint.format import (
     manifest_entry,
     manifest_text,
     read_manifest,
-    readable_size,
     write_manifest,
 )
 from bigramlm.checkpoint.reading import CheckpointFolder
-from bigramlm.checkpoint.state import allocate_count_tables, by_index, device_of, truncate_positions
+from bigramlm.checkpoint.state import (
+    allocate_count_tables,
+    by_index,
+    check_count_tables,
+    device_of,
+    truncate_positions,
+    try_update,
+)
 from bigramlm.errors import UserError, require
 from bigramlm.model.base import is_count_table
 from bigramlm.tokenizer.base import Tokenizer
 from bigramlm.tokenizer.config import TokenizerConfig
 from bigramlm.utils import documents, files, paths
-from bigramlm.utils.tensors import require_finite, writing
+from bigramlm.utils.tensors import require_finite, require_same_kind, writing
 
 log = logging.getLogger(__name__)
 
@@ -103,15 +108,16 @@ class Checkpoint(CheckpointFolder):
         self.manifest = read_manifest(path)
         for name, entry in self.manifest["files"].items():
             try:
-                is_intact = entry.get("bytes") == readable_size(path / name) and manifest_entry(path / name) == entry
+                is_intact = entry.get("bytes") == files.readable_size(path / name)
+                is_intact = is_intact and manifest_entry(path / name) == entry
             except OSError as error:
                 raise UserError(f"{path / name}: the file cannot be read: {error.strerror}") from None
             if not is_intact:
                 raise UserError(f"{path / name}: the file is damaged: its SHA-256 differs from that in {MANIFEST}")
         with self.reading(STATE):
-            self._state_json = (path / STATE).read_bytes()
-            self._tokenizer_json = (path / TOKENIZER).read_bytes()
-            self.state: dict[str, Any] = json.loads(self._state_json.decode())
+            self._state_json = documents.read(path / STATE)
+            self._tokenizer_json = documents.read(path / TOKENIZER, limit=files.MAX_TEXT)
+            self.state: dict[str, Any] = documents.parse_json(self._state_json.decode())
             best = {name: float(value) for name, value in self.state["best"].items()}
             length = self.state.get("metrics_bytes")
             self.progress = Progress(
@@ -122,6 +128,8 @@ class Checkpoint(CheckpointFolder):
                 evaluated=int(self.state.get("evaluated", -1)),
                 metrics_bytes=None if length is None else int(length),
             )
+            if not 0 <= self.step < 2**62:
+                raise ValueError(f"its step is {self.step}")
             if self.step != self.manifest["step"]:
                 raise ValueError(f"its step is {self.step}, but the step in {MANIFEST} is {self.manifest['step']}")
         if paths.step_of(path.name) not in (None, self.step):
@@ -246,6 +254,9 @@ class Checkpoint(CheckpointFolder):
         if the names or shapes of the tensors do not match the model, or if their values are not finite.
         """
         tensors = self.follow(self._read_weights)
+        for name, tensor in model.state_dict().items():  # before the sizes of the count tables are those in the file
+            if name in tensors:
+                require_same_kind(self.path / MODEL, name, tensors[name], tensor.dtype)
         # Counts are not weights: a table may contain any value.
         require_finite(self.path / MODEL, ((name, t) for name, t in tensors.items() if not is_count_table(name)))
         if not counted:
@@ -269,6 +280,7 @@ class Checkpoint(CheckpointFolder):
             )
         with self.reading(MODEL):
             missing, unexpected = model.load_state_dict(tensors, strict=False)
+            check_count_tables(model)
         missing = [name for name in missing if name in expected]
         # Tied weights are saved under one name, so the other names count as loaded.
         loaded = {expected[name].data_ptr() for name in tensors.keys() & expected.keys()}
@@ -314,7 +326,9 @@ class Checkpoint(CheckpointFolder):
         with self.reading(TRAINING):
             with safe_open(self.path / TRAINING, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-                plain = json.loads(file.metadata()["optimizer"])
+                plain = documents.parse_json(file.metadata()["optimizer"])
+            if not isinstance(plain, dict):
+                raise TypeError("the state of the optimizer is not a dictionary")
             random = {name: tensors.pop(name) for name in [name for name in tensors if name.startswith("rng/")]}
             per_param = {name: dict(values) for name, values in plain.items()}
             require_finite(self.path / TRAINING, tensors.items())
@@ -327,6 +341,7 @@ class Checkpoint(CheckpointFolder):
                     "param_groups": optimizer.state_dict()["param_groups"],
                 }
             )
+            try_update(optimizer)
             torch.set_rng_state(random["rng/cpu"])
             device = device_of(model)
             if device.type == "cuda" and "rng/cuda" in random:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,6 @@ _WEIGHTS = ({MODEL}, {ADAPTER, ADAPTER_CONFIG, BASE})
 _FILES = {TRAINING, STATE, TOKENIZER, CONFIG}
 _ALL = {MANIFEST}.union(_FILES, *_WEIGHTS)
 _FORMAT = 1
-
-# The size up to which a file may have any share of holes, in bytes.
-_MAX_SPARSE = 1 << 30
 
 # Files that operating systems add to every folder that a user opens in a window.
 _OF_SYSTEMS = {".DS_Store", "Thumbs.db", "desktop.ini"}
@@ -116,27 +112,12 @@ def manifest_text(step: int, entries: dict[str, Any], written: int = _FORMAT) ->
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    path.write_text(text, "utf-8", errors="backslashreplace")  # JSON can contain half of a character
 
 
 def manifest_entry(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
-
-
-def readable_size(path: Path) -> int:
-    """Return the size of a file in bytes.
-
-    Raises UserError for anything else, and for a sparse file that is far larger than what was written to it: reading it
-    would have no end.
-    """
-    about = path.stat()
-    require(stat.S_ISREG(about.st_mode), f"{path}: this is not a file")
-    written = getattr(about, "st_blocks", about.st_size) * 512
-    require(
-        about.st_size < max(_MAX_SPARSE, 64 * written),
-        f"{path}: the file says that it has {about.st_size:,} bytes, but only {written:,} were written to it",
-    )
-    return about.st_size
 
 
 def sync_all(folder: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -197,8 +198,11 @@ class CheckpointManager(Checkpoints):
         restored = self._restored
         return restored is not None and (restored.step, restored.best) == (progress.step, progress.best)
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: Progress, sync_records: Callable[[], None] | None = None) -> None:
         """Save a checkpoint, and update `last` and `best`.
+
+        sync_records: syncs the records that the checkpoint counts on. It is called when the files of the checkpoint are
+        written, but not yet synced, because a disk then writes all of them together.
 
         The folder is written under a temporary name, synced to disk and renamed, so that the checkpoint is complete or
         absent after a crash at any moment. No checkpoint is written if the run was restored from exactly this state.
@@ -211,6 +215,8 @@ class CheckpointManager(Checkpoints):
             try:
                 temporary.mkdir()
                 self._write(temporary, final, progress)
+                if sync_records is not None:
+                    sync_records()
                 sync_all(temporary)
                 _replace(temporary, final)
             except OSError as error:

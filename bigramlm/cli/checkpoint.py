@@ -1,36 +1,31 @@
-"""The command `checkpoint`: inspects, verifies and converts checkpoints."""
+"""The command `checkpoint`: inspects, verifies and converts checkpoints.
+
+Modules that import torch are imported by the functions that need them, so that --help and TAB completion are fast.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safetensors import safe_open
-
-from bigramlm.adapter.lora import ADAPTER
-from bigramlm.checkpoint.checkpoint import Checkpoint
-from bigramlm.checkpoint.format import MANIFEST, MODEL, MissingCheckpointError
-from bigramlm.checkpoint.manager import Checkpoints
 from bigramlm.cli.common import ArgumentParser, command, output_path
 from bigramlm.config.extensions import import_extensions, names_in
-from bigramlm.config.run_config import RunConfig
-from bigramlm.engine.export import export, export_adapter, merge
-from bigramlm.engine.load import config_of, open_checkpoint
 from bigramlm.errors import UserError, printable, require
 from bigramlm.runs import find as runs
-from bigramlm.runs.folder import RunFolder, read_summary
+from bigramlm.runs.folder import RunFolder, read_summary, require_plain
 from bigramlm.utils.console import relative, show, table
 from bigramlm.utils.files import require_new
 from bigramlm.utils.paths import step_of
 
+if TYPE_CHECKING:
+    from bigramlm.checkpoint.checkpoint import Checkpoint
+    from bigramlm.config.run_config import RunConfig
 
-@command
-def main() -> None:
-    """Run the command line: python scripts/checkpoint.py COMMAND PATH.
 
-    The exit code is 2 for a damaged checkpoint or any other error that the user can fix.
-    """
+def parser() -> ArgumentParser:
+    """Return the parser of the arguments."""
     parser = ArgumentParser("checkpoint.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, description in {
@@ -52,7 +47,18 @@ def main() -> None:
         if name == "export":
             about = "write only the adapter, for use with peft and its base in transformers, instead of merging it"
             command.add_argument("--adapter", action="store_true", help=about)
-    arguments = parser.parse_args()
+    return parser
+
+
+@command
+def main() -> None:
+    """Run the command line: python scripts/checkpoint.py COMMAND PATH.
+
+    The exit code is 2 for a damaged checkpoint or any other error that the user can fix.
+    """
+    arguments = parser().parse_args()
+    from bigramlm.engine.export import export, export_adapter, merge
+
     import_extensions(names_in(getattr(arguments, "extensions", None)))
     if arguments.command == "inspect":
         inspect(arguments.path)
@@ -70,6 +76,8 @@ def main() -> None:
 
 def inspect(where: str) -> None:
     """Print the config, progress, files and tensors of a checkpoint."""
+    from bigramlm.engine.load import config_of, open_checkpoint
+
     checkpoint = open_checkpoint(where)
     tensors = checkpoint.follow(lambda: _tensors(checkpoint))
     cfg = config_of(checkpoint)
@@ -98,6 +106,11 @@ def inspect(where: str) -> None:
 
 def _tensors(checkpoint: Checkpoint) -> list[tuple[str, str, str, str]]:
     """Return the rows of the table of tensors."""
+    from safetensors import safe_open
+
+    from bigramlm.adapter.lora import ADAPTER
+    from bigramlm.checkpoint.format import MODEL
+
     name = ADAPTER if checkpoint.is_adapter else MODEL
     with checkpoint.reading(name), safe_open(checkpoint.path / name, "pt") as file:
         tensors = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118 - not a dictionary
@@ -123,6 +136,9 @@ def verify(where: str) -> None:
 
     Exits with code 2 if a file is missing or damaged. A checkpoint that its run deletes meanwhile is not damaged.
     """
+    from bigramlm.checkpoint.checkpoint import Checkpoint
+    from bigramlm.checkpoint.format import MissingCheckpointError
+
     intact, given = True, runs.find(where)
     for path in _paths(given, where):
         try:
@@ -149,6 +165,9 @@ def strip(where: str, output: Path | None) -> None:
     run, either all checkpoints are stripped in place, or the newest intact checkpoint is copied. Raises UserError if
     the checkpoints of a run that is not completed would be stripped in place, because the run could not be resumed.
     """
+    from bigramlm.checkpoint.checkpoint import Checkpoint
+    from bigramlm.engine.load import open_checkpoint
+
     folder = runs.find(where)
     checkpoints = _paths(folder, where)
     status = (read_summary(folder) or {}).get("status", "completed")
@@ -164,6 +183,8 @@ def strip(where: str, output: Path | None) -> None:
         sizes = f"{source.size:,} -> {_size(output)} bytes"
         show(printable(f"stripped {relative(source.path)} into {relative(output)}: {sizes}"))
         return
+    if checkpoints != [folder]:
+        require_plain(folder)
     for checkpoint in [Checkpoint(path) for path in checkpoints]:
         if checkpoint.stripped:
             show(printable(f"{relative(checkpoint.path)} is already stripped"))
@@ -183,6 +204,9 @@ def _paths(folder: Path, where: str) -> list[Path]:
 
     where: the folder as the user gave it, for messages.
     """
+    from bigramlm.checkpoint.format import MANIFEST
+    from bigramlm.checkpoint.manager import Checkpoints
+
     checkpoints = Checkpoints(folder / "checkpoints")
     if steps := checkpoints.steps():
         return [checkpoints.folder / f"step_{step}" for step in steps]

@@ -49,7 +49,7 @@ Sweeps (docs/sweeps.md):
   launchers: {launchers}; sweepers: {sweepers}
 
 View the metrics:        tensorboard --logdir outputs
-Enable tab completion:   eval "$(python scripts/train.py -sc install=bash)"
+Enable tab completion:   eval "$(python -m bigramlm completion bash)"
 Hydra's own flags:       python scripts/train.py --hydra-help"""
 
 

@@ -42,35 +42,7 @@ def parser() -> ArgumentParser:
         "report on any of them, and deletes runs.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser(
-        "list", help="list the runs, newest last", description="Lists the runs below outputs/, newest last."
-    )
-    command.add_argument(
-        "filters",
-        nargs="*",
-        metavar="FILTER",
-        help="list only runs that satisfy these conditions on a column or a config field: status=completed, "
-        "'val<2.4', 'lr>=0.01', model!=gpt, name~quick (contains)",
-    )
-    command.add_argument(
-        "--columns",
-        metavar="NAMES",
-        help=f"the columns, with commas between: {', '.join(COLUMNS)}, or config fields; +NAMES adds columns",
-    )
-    command.add_argument("--last", type=int, metavar="N", help="list only the newest N of them")
-    command.add_argument("--since", metavar="WHEN", help=_SINCE)
-    command.add_argument("--sort", default="when", help="the sort key: a column or a config field")
-    command.add_argument("--reverse", action="store_true", help="reverse the order")
-    command.add_argument("--json", action="store_true", help="print one JSON object per run, with all that is known")
-    command = commands.add_parser(
-        "rm",
-        help="delete runs and sweeps",
-        description="Deletes runs and sweeps. Without --yes it only lists what would be deleted. A run stays while a "
-        "process trains in it, if it is a job of a sweep, or if an adapter or an unfinished run needs its weights.",
-    )
-    command.add_argument("targets", nargs="*", metavar="RUN|SWEEP|FILTER", help="folders, or filters as for list")
-    command.add_argument("--since", metavar="WHEN", help=_SINCE)
-    command.add_argument("--yes", action="store_true", help="delete; without it, nothing is deleted")
+    _add_list_and_rm(commands)
     command = commands.add_parser(
         "diff",
         help="show the differences between two runs",
@@ -101,6 +73,38 @@ def parser() -> ArgumentParser:
         "-o", "--output", type=output_path, help="the file (default: report.html in PATH; for several, in outputs/)"
     )
     return parser
+
+
+def _add_list_and_rm(commands: argparse._SubParsersAction[ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "list", help="list the runs, newest last", description="Lists the runs below outputs/, newest last."
+    )
+    command.add_argument(
+        "filters",
+        nargs="*",
+        metavar="FILTER",
+        help="list only runs that satisfy these conditions on a column or a config field: status=completed, "
+        "'val<2.4', 'lr>=0.01', model!=gpt, name~quick (contains)",
+    )
+    command.add_argument(
+        "--columns",
+        metavar="NAMES",
+        help=f"the columns, with commas between: {', '.join(COLUMNS)}, or config fields; +NAMES adds columns",
+    )
+    command.add_argument("--last", type=int, metavar="N", help="list only the newest N of them")
+    command.add_argument("--since", metavar="WHEN", help=_SINCE)
+    command.add_argument("--sort", default="when", help="the sort key: a column or a config field")
+    command.add_argument("--reverse", action="store_true", help="reverse the order")
+    command.add_argument("--json", action="store_true", help="print one JSON object per run, with all that is known")
+    command = commands.add_parser(
+        "rm",
+        help="delete runs and sweeps",
+        description="Deletes runs and sweeps. Without --yes it only lists what would be deleted. A run stays while a "
+        "process trains in it, if it is a job of a sweep, or if an adapter or an unfinished run needs its weights.",
+    )
+    command.add_argument("targets", nargs="*", metavar="RUN|SWEEP|FILTER", help="folders, or filters as for list")
+    command.add_argument("--since", metavar="WHEN", help=_SINCE)
+    command.add_argument("--yes", action="store_true", help="delete; without it, nothing is deleted")
 
 
 @command
@@ -145,10 +149,11 @@ def _all_runs() -> Iterator[RunSummary]:
 
 def _columns(listing: Listing, typed: str | None) -> list[str]:
     # Names after a + are added to the default columns.
-    names = [*DEFAULT_COLUMNS] if typed is None or typed.startswith("+") else []
-    for name in (typed or "").removeprefix("+").split(",") if typed is not None else ():
-        names.append(listing.find_field(name.strip(), f"--columns {typed}"))
-    return list(dict.fromkeys(names))
+    if typed is None:
+        return [*DEFAULT_COLUMNS]
+    kept = DEFAULT_COLUMNS if typed[:1] == "+" else ()
+    named = [listing.find_field(name.strip("+ "), f"--columns {typed}") for name in typed.split(",")]
+    return list(dict.fromkeys([*kept, *named]))
 
 
 def _width() -> int | None:
@@ -157,9 +162,10 @@ def _width() -> int | None:
 
 
 def remove_runs(targets: list[str], since_text: str | None, *, yes: bool) -> None:
-    """Delete the runs and sweeps that paths or filters name, or print what would be deleted.
+    """Delete the runs and sweeps that paths or filters name.
 
-    yes: if False, nothing is deleted. Raises UserError if nothing can be deleted.
+    yes: if False, nothing is deleted, but the list of what would be is printed. Raises UserError if nothing can be
+    deleted.
     """
     known = list(_entries(outputs()))
     where = {target: path for target in targets if (path := _existing(target)) is not None}

@@ -43,12 +43,8 @@ _ITS_OWN = ("resume", "sweep", "hydra.mode", "hydra.run.dir", "hydra.sweep.dir",
 _TIMINGS = ("seconds", "tokens_per_second", "mfu")
 
 
-@command
-def main() -> None:
-    """Run the command line: python scripts/verify_resume.py [overrides].
-
-    The exit code is 1 if a resumed run differs from the uninterrupted run.
-    """
+def parser() -> ArgumentParser:
+    """Return the parser of the arguments."""
     parser = ArgumentParser(
         "verify_resume.py",
         description="Trains a run of 2N steps without interruption. Trains the same run again, kills it after N steps, "
@@ -67,7 +63,16 @@ def main() -> None:
         help="the number of runs to kill at random moments (default: one run, after N steps)",
     )
     parser.add_argument("--seed", type=int, default=0, help="the seed of the random moments (default: 0)")
-    arguments = parser.parse_args()
+    return parser
+
+
+@command
+def main() -> None:
+    """Run the command line: python scripts/verify_resume.py [overrides].
+
+    The exit code is 1 if a resumed run differs from the uninterrupted run.
+    """
+    arguments = parser().parse_args()
     refuse_ranks()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the temporary folder is deleted
     for word in Overrides.typed(arguments.overrides).only(*_ITS_OWN):

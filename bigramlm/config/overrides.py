@@ -31,6 +31,11 @@ _LIST = re.compile(rf"{_TEXT}(\s*,\s*{_TEXT})+", re.DOTALL)
 _PLAIN_NAME = re.compile(r"\+{0,2}[A-Za-z_][\w./]*")
 
 
+# The number of characters outside of quotes up to which an override is parsed: brackets in brackets could take minutes,
+# and the overrides of a run may come from anyone.
+_MAX_LENGTH = 1000
+
+
 class Word(NamedTuple):
     """One override."""
 
@@ -169,6 +174,8 @@ def _word(text: str) -> Word:
         return Word(text, "", "")
     if _PLAIN_NAME.fullmatch(name) and not value.startswith(('"', "'")):
         return Word(text, name.lstrip("+"), value)  # what Hydra's parser would find, which takes a millisecond
+    if len(re.sub(_TEXT, "", text, flags=re.DOTALL)) > _MAX_LENGTH:
+        return Word(text, name.lstrip("+"), value)
     try:
         (parsed,) = OverridesParser.create().parse_overrides([text])
     except (HydraException, RecursionError):  # Hydra reports the error when it composes

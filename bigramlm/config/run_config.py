@@ -129,6 +129,11 @@ class RunConfig:
             "device.compile=true with trainer.activation_checkpointing=true: PyTorch cannot compile the recomputation "
             "of activations; set one of the two fields to false",
         )
+        require(
+            self.model.trains or not self.trainer.overfit_batches,
+            f"trainer.overfit_batches={self.trainer.overfit_batches}: model={self.model.name} is fitted by counting "
+            "the whole text, so there is no training to test; choose a model that is trained",
+        )
         order = getattr(self.model, "ngram_order", 0)
         reason = "from_scratch=true discards them" if self.from_scratch else "init_from= is not given"
         require(

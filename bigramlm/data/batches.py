@@ -139,12 +139,15 @@ class Batches:
     batches are sampled in one call, and the tokens of a group of batches are gathered in one call.
     """
 
-    def __init__(self, split: Split, *, batch_size: int, seed: int, device: torch.device | None = None) -> None:
+    def __init__(
+        self, split: Split, *, batch_size: int, seed: int, device: torch.device | None = None, repeated: int = 0
+    ) -> None:
         """Prepare to sample batches from a split.
 
         batch_size: the number of rows in a batch (B). device: the device of the batches; by default, the device of the
-        split's tokens.
+        split's tokens. repeated: the number of batches after which the first one follows again; 0 if none is repeated.
         """
+        self._repeated = repeated
         self._split = split
         self._device = device or split.tokens.device
         self._batch_size = batch_size
@@ -169,6 +172,7 @@ class Batches:
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the inputs and targets at a step, (B, T) each."""
+        step = step % self._repeated if self._repeated else step
         if not 0 <= step - self._first < len(self._x):
             self._gather(step)
         return self._x[step - self._first], self._y[step - self._first]

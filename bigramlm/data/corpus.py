@@ -129,6 +129,11 @@ def _corpus_from_files(token_files: TokenFiles, cfg: TokenizerConfig, given: Tok
             raise UserError(
                 f"{token_files.folder / TOKENIZER} cannot be loaded as tokenizer={cfg.name}: {error}"
             ) from None
+        require(
+            about.vocab_size <= tokenizer.vocab_size,
+            f"{token_files.folder / MANIFEST} gives a vocabulary of {about.vocab_size:,} tokens, but {TOKENIZER} has "
+            f"only {tokenizer.vocab_size:,}; prepare the text again",
+        )
     return Corpus(
         name=about.name,
         sha256=about.sha256,

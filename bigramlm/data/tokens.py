@@ -142,13 +142,18 @@ class TokenFiles:
 
         Raises UserError as `verify` does.
         """
-        try:
-            remembered = documents.read_json(self.folder / _VERIFIED)
-        except (OSError, ValueError):
-            remembered = None
-        if remembered != self._stamps():
+        if self._remembered() != self._stamps():
             log.info("tokens: verifying the files in %s", self.folder)
             self.verify()
+
+    def _remembered(self) -> Any:
+        # Another user could write the file for token files that were never verified.
+        path = self.folder / _VERIFIED
+        try:
+            is_own = os.name == "nt" or path.stat().st_uid == os.geteuid()
+            return documents.read_json(path) if is_own else None
+        except (OSError, ValueError):
+            return None
 
     def _stamps(self) -> list[list[int]]:
         # Sizes, times and numbers of the files; a copy of the folder differs in the time of the last change of status.
@@ -172,6 +177,10 @@ def open_tokens(folder: Path) -> TokenFiles:
         splits = {name: _parsed(Counts, manifest["splits"][name]) for name in SPLITS}
         tokens = TokenFiles(folder, _parsed(About, manifest["about"]), splits)
         width = np.dtype(tokens.about.dtype).itemsize
+        if not 0 < tokens.about.split < tokens.about.n_characters:
+            raise ValueError(f"split={tokens.about.split!r} is not valid")
+        if name := next((name for name, split in splits.items() if split.tokens and not split.characters), None):
+            raise ValueError(f"{name}: characters=0 is not valid for {splits[name].tokens:,} tokens")
     except FileNotFoundError:
         advice = "make token files with prepare.py"
         if (folder / PROGRESS).exists():
@@ -188,7 +197,8 @@ def open_tokens(folder: Path) -> TokenFiles:
         raise UserError(f"{folder / MANIFEST} is not a manifest written by prepare.py: {error}") from None
     for split, counts in tokens.splits.items():
         path = folder / f"{split}.bin"
-        size = path.stat().st_size if path.is_file() else 0
+        require(path.is_file(), f"{path} is missing, or is not a regular file; {_prepare_again(path)}")
+        size = files.readable_size(path)
         require(
             size == counts.tokens * width,
             f"{path} has {size:,} bytes instead of {counts.tokens * width:,}, so it is "
@@ -208,8 +218,9 @@ def _parsed(kind: type[T], values: dict[str, Any]) -> T:
         is_valid = type(value) is _TYPES[str(field.type)] and (type(value) is not int or 0 <= value < 2**63)
         if field.name == "dtype":
             is_valid = value in [np.dtype(dtype).name for dtype in _DTYPES]
-        if not is_valid or (field.name in ("n_characters", "vocab_size") and value == 0):
-            raise ValueError(f"{field.name}={value!r} is not valid")
+        is_long = isinstance(value, str) and len(value) > 255
+        if not is_valid or is_long or (field.name in ("n_characters", "vocab_size") and value == 0):
+            raise ValueError(f"{field.name}={str(value)[:80]!r} is not valid")
     return made
 
 

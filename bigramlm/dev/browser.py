@@ -84,13 +84,13 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
-    def screenshot(self, path: Path, *, height: int | None = None) -> None:
+    def screenshot(self, path: Path, *, top: int = 0, height: int | None = None) -> None:
         """Write a PNG screenshot of the page.
 
-        height: the height in pixels, measured from the top of the page; None for the whole page.
+        top: the first line, in pixels from the top of the page. height: the number of lines; None for the whole page.
         """
         width, page_height = self.run("return [innerWidth, document.documentElement.scrollHeight]")
-        clip = {"x": 0, "y": 0, "width": width, "height": height or page_height, "scale": 1}
+        clip = {"x": 0, "y": top, "width": width, "height": height or page_height, "scale": 1}
         capture = self.driver.execute_cdp_cmd(
             "Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True, "clip": clip}
         )

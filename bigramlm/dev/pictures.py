@@ -28,6 +28,13 @@ SWEEPS = {
     "models": ("model=bigram,attention,transformer", "trainer.steps=300", "trainer.eval_every=20"),
 }
 
+# The first section of a report, with the curves: its first line and its height in pixels.
+_CURVES = """
+const heading = document.querySelector("#curves").closest("section").querySelector("h2").getBoundingClientRect();
+const legend = document.querySelector("#curves").getBoundingClientRect();
+return [Math.floor(heading.top + scrollY) - 10, Math.ceil(legend.bottom - heading.top) + 15];
+"""
+
 
 @command
 def main() -> None:
@@ -58,7 +65,10 @@ def main() -> None:
             window.set_viewport(width=1280, height=1630, dark=dark)
             window.open(folder / "rates" / "report.html")
             time.sleep(2)  # charts are drawn only once they are on screen
-            _take_screenshot(window, arguments.to / f"report-{'dark' if dark else 'light'}.png", height=1630)
+            colours = "dark" if dark else "light"
+            _take_screenshot(window, arguments.to / f"report-{colours}.png", height=1630)
+            top, height = window.run(_CURVES)
+            _take_screenshot(window, arguments.to / f"curves-{colours}.png", top=top, height=height)
 
 
 @contextlib.contextmanager
@@ -80,10 +90,10 @@ def _command(script: str, *arguments: str) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def _take_screenshot(window: Browser, path: Path, *, height: int) -> None:
+def _take_screenshot(window: Browser, path: Path, *, height: int, top: int = 0) -> None:
     from PIL import Image
 
-    window.screenshot(path, height=height)
+    window.screenshot(path, top=top, height=height)
     with Image.open(path) as image:
         image.convert("RGB").quantize(128).save(path, optimize=True)  # a third of the size, with no visible difference
     show(f"{path}: {path.stat().st_size / 1000:.0f} kB")

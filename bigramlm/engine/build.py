@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from bigramlm.config.run_config import RunConfig, to_yaml
 from bigramlm.data.batches import Batches, Examples, Split, Stream, on_device
 from bigramlm.data.corpus import Corpus
 from bigramlm.device.device import Device, is_small, set_up
-from bigramlm.engine.load import build_model, keep_base, put_weights
+from bigramlm.engine.load import build_model, check_size, keep_base, put_weights
 from bigramlm.engine.resolve import InitState
 from bigramlm.generate import generate, truncate_at
 from bigramlm.model.base import LanguageModel
@@ -26,6 +27,7 @@ from bigramlm.model.huggingface import Pretrained, check_vocabulary
 from bigramlm.model.python import ModelFactory
 from bigramlm.optim.base import Schedule
 from bigramlm.runs.folder import RunFolder, versions
+from bigramlm.runs.samples import add_sample
 from bigramlm.tokenizer.base import Tokenizer
 from bigramlm.trainer.compiled import CompiledStep, SharedCalls
 from bigramlm.trainer.evaluate import Evaluator
@@ -38,8 +40,17 @@ __all__ = ["Hooks", "Schedule", "Trainer", "set_up"]  # run.py takes these from 
 log = logging.getLogger(__name__)
 
 
-def fresh_model(cfg: RunConfig, corpus: Corpus, passed: nn.Module | ModelFactory | None = None) -> LanguageModel:
-    """Build the model on the CPU, with initial weights drawn from the seed."""
+def fresh_model(
+    cfg: RunConfig, corpus: Corpus, init: InitState, passed: nn.Module | ModelFactory | None = None
+) -> LanguageModel:
+    """Build the model on the CPU, with initial weights drawn from the seed.
+
+    Raises UserError if the model is far larger than the weights that the run starts from.
+    """
+    resumed = init.resume_from
+    weights = init.init_weights if resumed is None or resumed.is_adapter else resumed
+    if weights is not None and passed is None and not init.is_fresh(cfg):
+        check_size(weights, cfg, corpus.tokenizer.vocab_size, init.base)
     torch.manual_seed(cfg.seed)
     model = build_model(cfg, corpus.tokenizer.vocab_size, passed)
     if cfg.trainer.activation_checkpointing:
@@ -152,7 +163,7 @@ def train_step(cfg: RunConfig, model: LanguageModel, train: Split, device: Devic
         return TrainStep(model, optimizer, device, **options)
     n_params, trainer = sum(p.numel() for p in model.parameters()), cfg.trainer
     if is_small(n_params=n_params, tokens=cfg.data.batch_size * train.block_size):
-        intervals = (trainer.eval_every, trainer.checkpoint_every, trainer.steps)
+        intervals = (trainer.eval_every, trainer.checkpoint_every, trainer.steps, trainer.sample_every or trainer.steps)
         options["steps_per_call"] = SharedCalls(log_every=trainer.log_every, intervals=intervals)
     return CompiledStep(model, optimizer, device, **options)
 
@@ -163,7 +174,7 @@ def batches(cfg: RunConfig, train: Split, device: Device) -> Batches:
     A batch has `data.batch_size * trainer.grad_accumulation` rows, which the training step splits into micro-batches.
     """
     rows = cfg.data.batch_size * cfg.trainer.grad_accumulation
-    return Batches(train, batch_size=rows, seed=cfg.seed, device=device.torch)
+    return Batches(train, batch_size=rows, seed=cfg.seed, device=device.torch, repeated=cfg.trainer.overfit_batches)
 
 
 def evaluator(
@@ -221,22 +232,24 @@ def describe(
     }
 
 
-def write_sample(cfg: RunConfig, model: LanguageModel, tokenizer: Tokenizer, prompt: list[int], device: Device) -> str:
-    """Generate the sample and return it as text, starting with the prompt.
+def sampler(
+    cfg: RunConfig, step: TrainStep, tokenizer: Tokenizer, prompt: list[int], folder: RunFolder
+) -> Callable[[int], str]:
+    """Return the function that generates a sample and adds it to samples.txt.
 
-    prompt: token ids. If `sample.stop_at_end` is true, the text ends before the first generated end-of-text token.
+    The function takes the number of updates so far, and returns the text. prompt: token ids, with which the text of a
+    sample starts. If `sample.stop_at_end` is true, the text ends before the first generated end-of-text token. All
+    samples of a run have the same seed, so that they differ by what the model has learned.
     """
     end = tokenizer.end_of_text if cfg.sample.stop_at_end else None
-    ids = generate(
-        model,
-        torch.tensor([prompt], device=device.torch),
-        cfg.sample.max_new_tokens,
-        temperature=cfg.sample.temperature,
-        top_k=cfg.sample.top_k,
-        top_p=cfg.sample.top_p,
-        seed=cfg.seed,
-        device=device,
-        until=end,
-    )
-    text: str = tokenizer.decode(prompt + truncate_at(ids[0, len(prompt) :].tolist(), end))
-    return text
+    settings = {"temperature": cfg.sample.temperature, "top_k": cfg.sample.top_k, "top_p": cfg.sample.top_p}
+
+    def write_sample(number: int) -> str:
+        idx = torch.tensor([prompt], device=step.device.torch)
+        options = {**settings, "seed": cfg.seed, "device": step.device, "until": end}
+        ids = generate(step.model, idx, cfg.sample.max_new_tokens, **options)
+        text: str = tokenizer.decode(prompt + truncate_at(ids[0, len(prompt) :].tolist(), end))
+        add_sample(folder.path, number, text)
+        return text
+
+    return write_sample

@@ -40,7 +40,7 @@ def merge(where: str, folder: Path, base: str | None) -> str:
         f"{where} contains the weights of a full model and no adapter, so there is nothing to merge",
     )
     require_new(folder)
-    model, _, cfg = build(checkpoint)
+    model, _, cfg = build(checkpoint, base=base)
     adapter = put_adapter(checkpoint, model, base=base)
     unmerged = logits_of(model)
     adapter.merge()
@@ -62,7 +62,7 @@ def export(where: str, folder: Path, base: str | None) -> str:
         f"--base {base}: {where} contains no adapter, so it has no base weights to locate; omit --base",
     )
     require_new(folder)
-    model, tokenizer, cfg = build(checkpoint)
+    model, tokenizer, cfg = build(checkpoint, base=base)
     shape = _exportable(where, cfg)
     put_weights(checkpoint, model, base=base)
     sizes = {"vocab_size": model.vocab_size, "block_size": model.block_size}
@@ -84,7 +84,7 @@ def export_adapter(where: str, folder: Path, base: str | None) -> str:
     checkpoint = open_checkpoint(where)
     require(checkpoint.is_adapter, f"--adapter: {where} contains a full model and no adapter; omit --adapter")
     require_new(folder)
-    model, _, cfg = build(checkpoint)
+    model, _, cfg = build(checkpoint, base=base)
     _exportable(where, cfg)
     adapter = put_adapter(checkpoint, model, base=base)
     outside = [name for name in adapter.targets if not name.startswith("h.")]

@@ -90,26 +90,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(cfg: RunConfig, *, vocab_size: int) -> str:
+def out_of_memory(cfg: RunConfig, *, vocab_size: int, n_params: int | None = None) -> str:
     """Return a message with the estimated memory use and the settings to reduce.
 
     The estimate assumes that activations, weights, gradients and optimizer state are stored in fp32 (4 bytes per
-    value).
+    value). n_params: the number of the model's parameters, if known, for a model whose config estimates no size.
     """
     if not cfg.model.trains:
         return f"out of memory: the n-gram counts do not fit into memory; choose {cfg.model.how_to_shrink()}"
-    batch, block, accumulation = cfg.data.batch_size, cfg.data.block_size, cfg.trainer.grad_accumulation
+    batch, block = cfg.data.batch_size, cfg.data.block_size
+    training_state = "" if cfg.adapter.adapts else ", their gradients and the optimizer"
+    copies = 4 if training_state else 1  # weights, gradients, and the optimizer's two moments
     size = cfg.model.estimate_size(vocab_size=vocab_size, block_size=block)
     if size is None:
+        weights = f"{_size(copies * n_params)} for its {n_params:,}" if n_params else "an unknown amount for its"
         return (
-            f"out of memory: use a data.batch_size below {batch} with a larger trainer.grad_accumulation, a "
-            f"data.block_size below {block}, or {cfg.model.how_to_shrink()}"
+            f"out of memory: model={cfg.model.name} does not estimate its size; a step needs {weights} "
+            f"weights{training_state}, and an unknown amount for the activations of data.batch_size={batch} x "
+            f"data.block_size={block} tokens; use {_smaller_batch(cfg)}, or {cfg.model.how_to_shrink()}"
         )
     n_params, in_blocks, outside = size
     recomputes = cfg.trainer.activation_checkpointing
     activations = batch * block * ((in_blocks / 4 if recomputes else in_blocks) + outside)
-    training_state = "" if cfg.adapter.adapts else ", their gradients and the optimizer"
-    model = (4 if training_state else 1) * n_params  # weights, gradients, and the optimizer's two moments
+    model = copies * n_params
     is_pretrained = cfg.init_from is not None
     if is_pretrained:
         fix = "start from the weights of a smaller model" + (", or use adapter=lora" if training_state else "")
@@ -119,16 +122,21 @@ def out_of_memory(cfg: RunConfig, *, vocab_size: int) -> str:
         f"out of memory: a step needs about {_size(activations)} for the activations of data.batch_size={batch} x "
         f"data.block_size={block} tokens, and {_size(model)} for the weights{training_state}"
     )
-    if model > activations:
-        return f"{needs}; {fix}"
+    return f"{needs}; {fix}" if model > activations else f"{needs}; use {_smaller_batch(cfg)}"
+
+
+def _smaller_batch(cfg: RunConfig) -> str:
+    # The settings that halve the activations.
+    batch, block = cfg.data.batch_size, cfg.data.block_size
     nearly = "nearly " if batch % 2 else ""
     update = f"which gives {nearly}the same update"
-    options = [f"data.batch_size={batch // 2} with trainer.grad_accumulation={2 * accumulation}, {update}"]
+    accumulation = 2 * cfg.trainer.grad_accumulation
+    options = [f"data.batch_size={batch // 2} with trainer.grad_accumulation={accumulation}, {update}"]
     if batch == 1:
         options = [f"data.block_size={max(1, block // 2)}"]
-    if cfg.model.has_blocks and not recomputes:
+    if cfg.model.has_blocks and not cfg.trainer.activation_checkpointing:
         options.append("trainer.activation_checkpointing=true")
-    return f"{needs}; use {', or '.join(options)}"
+    return ", or ".join(options)
 
 
 def _size(n: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bigramlm.adapter.lora import LoRA
+from bigramlm.adapter.lora import ADAPTER, LoRA, saved_ranks
 from bigramlm.checkpoint.checkpoint import CONFIG, MANIFEST, Checkpoint
 from bigramlm.checkpoint.manager import Checkpoints
 from bigramlm.checkpoint.reading import retry
@@ -183,9 +183,12 @@ def build_model(cfg: RunConfig, vocab_size: int, passed: nn.Module | ModelFactor
 
 
 def build(
-    checkpoint: Checkpoint, passed: nn.Module | ModelFactory | None = None
+    checkpoint: Checkpoint, passed: nn.Module | ModelFactory | None = None, base: str | None = None
 ) -> tuple[LanguageModel, Tokenizer, RunConfig]:
-    """Build the model (with fresh weights), tokenizer and config of a checkpoint."""
+    """Build the model (with fresh weights), tokenizer and config of a checkpoint.
+
+    base: the location of an adapter's base weights, if they have moved.
+    """
     cfg = config_of(checkpoint)
     tokenizer = checkpoint.tokenizer(cfg.tokenizer)
     if passed is None and isinstance(cfg.model, PythonConfig):
@@ -194,18 +197,40 @@ def build(
             f"bigramlm.load({str(relative(checkpoint.path))!r}, model={cfg.model.variable})"
         )
     if passed is None:
-        _check_size(checkpoint, cfg, tokenizer.vocab_size)
+        check_size(checkpoint, cfg, tokenizer.vocab_size, base)
     return build_model(cfg, tokenizer.vocab_size, passed), tokenizer, cfg
 
 
-def _check_size(checkpoint: Checkpoint, cfg: RunConfig, vocab_size: int) -> None:
-    # A config that has been edited could describe a model that takes hours to build, or all memory.
+def check_size(weights: Weights, cfg: RunConfig, vocab_size: int, base: str | None = None) -> None:
+    """Compare the size of a config's model with the weights before it is built.
+
+    A config that has been edited could describe a model that takes hours to build, or all memory. For an adapter, its
+    rank and the size of its base are compared. base: the location of an adapter's base weights, if they have moved.
+    Raises UserError if the model is far larger than the weights.
+    """
+    path = weights.path
+    while isinstance(weights, Checkpoint) and weights.is_adapter:
+        _check_rank(weights)
+        weights, base = open_base(weights, base)
     size = cfg.model.estimate_size(vocab_size=vocab_size, block_size=cfg.data.block_size)
-    n_saved = 10**9 if checkpoint.is_adapter else checkpoint.n_elements()  # the weights of an adapter are elsewhere
+    n_saved = weights.n_elements()
     require(
         (size is None or size[0] <= 2 * n_saved + 10**6) and cfg.data.block_size <= _MAX_BLOCK,
-        f"{checkpoint.path / CONFIG} describes a model of {size[0] if size else 0:,} parameters with blocks of "
-        f"{cfg.data.block_size:,} tokens, but the checkpoint has {n_saved:,} weights; use an unchanged copy of it",
+        f"{path / CONFIG} describes a model of {size[0] if size else 0:,} parameters with blocks of "
+        f"{cfg.data.block_size:,} tokens, but {weights.path} has {n_saved:,} weights; use an unchanged copy of both",
+    )
+
+
+def _check_rank(checkpoint: Checkpoint) -> None:
+    def read() -> set[int]:
+        with checkpoint.reading(ADAPTER):
+            return saved_ranks(checkpoint.path)
+
+    adapter, found = config_of(checkpoint).adapter, checkpoint.follow(read)
+    require(
+        found == {getattr(adapter, "r", None)},
+        f"{checkpoint.path / CONFIG} describes adapter={adapter.name} of rank {getattr(adapter, 'r', 0):,}, but "
+        f"{ADAPTER} has rank {', '.join(map(str, sorted(found)))}; use an unchanged copy of both",
     )
 
 
@@ -217,7 +242,7 @@ def load_model(
     An adapter is attached but not merged into its base weights. base: the location of these base weights, if they have
     moved.
     """
-    model, tokenizer, cfg = build(checkpoint, passed)
+    model, tokenizer, cfg = build(checkpoint, passed, base)
     if checkpoint.is_adapter:
         put_adapter(checkpoint, model, base=base)
     else:

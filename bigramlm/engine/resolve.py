@@ -154,7 +154,12 @@ def resolve_for_model(cfg: RunConfig, model: LanguageModel, row_length: int) -> 
 def _resolve_tokens(cfg: RunConfig, tokens: TokenFiles, overrides: Overrides, *, has_weights: bool) -> RunConfig:
     # Take the tokenizer and the train fraction from the token files. Raises UserError if an override contradicts them.
     # has_weights: if True, the run uses the tokenizer of its weights, and tokenizing checks that it matches the files.
-    made_with = tokenizer_config(tokens.about.tokenizer)
+    from bigramlm.data.tokens import MANIFEST
+
+    try:
+        made_with = tokenizer_config(tokens.about.tokenizer)
+    except UserError as error:
+        raise UserError(f"{tokens.folder / MANIFEST}: {error}; prepare the text again") from None
     if overrides.touches("tokenizer") and not has_weights and cfg.tokenizer != made_with:
         raise UserError(
             f"{_as_overrides(cfg.tokenizer)}: the token files in {relative(tokens.folder)} were made with "

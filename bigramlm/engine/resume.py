@@ -51,7 +51,10 @@ def saved_presets(overrides: Overrides, folders: Sequence[Path], *, has_model: b
     assert where is not None
     pretrained = runs.find_pretrained(where)
     if pretrained is not None:
-        return Overrides([*_pretrained_presets(pretrained, values), f"init_from={quoted(pretrained.location)}"])
+        presets = _pretrained_presets(pretrained, values)
+        if pretrained.location == where and "init_from" not in values:  # the name that a recipe gives was not typed
+            return Overrides(presets)
+        return Overrides([*presets, f"init_from={quoted(pretrained.location)}"])
     folder = _find("init_from", where, containing="checkpoints")
     saved = load_composed(runs.saved_config(folder))
     if "model" not in values:

@@ -71,7 +71,7 @@ def run(cfg: RunConfig, overrides: Overrides, folder: RunFolder, context: RunCon
         folder.save_config(to_yaml(replace(cfg, base=init.base)), overrides.words)  # makes a killed run resumable
     from bigramlm.engine import build  # slow: imports torch
 
-    model = build.fresh_model(cfg, corpus, context.model)
+    model = build.fresh_model(cfg, corpus, init, context.model)
     cfg = resolve_for_model(cfg, model, row_length)
     device = build.set_up(cfg.device)
     adapter = build.put_init_weights(cfg, model, init, folder, device)
@@ -82,7 +82,8 @@ def run(cfg: RunConfig, overrides: Overrides, folder: RunFolder, context: RunCon
     evaluator = build.evaluator(cfg, model, splits, corpus, device)
     checkpoints = build.checkpoints(cfg, step, corpus, adapter, folder)
     schedule = build.Schedule(cfg.optim, cfg.trainer.steps)
-    hooks = build.Hooks(folder.update_summary, context.stop.requested, context.should_prune, folder.keep_lock)
+    sample = build.sampler(cfg, step, corpus.tokenizer, prompt, folder)
+    hooks = build.Hooks(folder.update_summary, context.stop.requested, context.should_prune, folder.keep_lock, sample)
     trainer = build.Trainer(cfg.trainer, step, batches, evaluator, checkpoints, schedule, hooks)
     trainer.start(init.resume_from, seconds=counting_seconds or 0.0)
     if init.resume_from is None and cfg.preflight:
@@ -98,11 +99,10 @@ def run(cfg: RunConfig, overrides: Overrides, folder: RunFolder, context: RunCon
         folder.update_summary(**result.to_summary())
         if result.status == "pruned":
             return None
-        sample = build.write_sample(cfg, model, corpus.tokenizer, prompt, device)
-        metrics.text(trainer.progress.step, "sample", sample)
-        folder.add_sample(trainer.progress.step, sample)
+        written = sample(trainer.progress.step)
+        metrics.text(trainer.progress.step, "sample", written)
     folder.update_summary(status="completed")
-    return RunResult(cfg, result.final, result.references, sample)
+    return RunResult(cfg, result.final, result.references, written)
 
 
 def tokenize(cfg: RunConfig, text: Text | TokenFiles | Pairs, init: InitState, folder: RunFolder) -> Corpus:

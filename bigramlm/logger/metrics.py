@@ -50,13 +50,16 @@ class Metrics:
         """Close all loggers; an exception means that the run did not complete."""
         self.close(completed=kind is None)
 
-    def sync(self) -> int:
-        """Sync metrics.jsonl to disk, and return its length in bytes."""
-        length = os.fstat(self._jsonl.fileno()).st_size
-        if length != self._synced:
+    @property
+    def length(self) -> int:
+        """The length of metrics.jsonl in bytes."""
+        return os.fstat(self._jsonl.fileno()).st_size
+
+    def sync(self) -> None:
+        """Sync metrics.jsonl to disk."""
+        if self.length != self._synced:
             os.fsync(self._jsonl.fileno())
-            self._synced = length
-        return length
+            self._synced = self.length
 
     def log(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
         """Record the metrics of a step.

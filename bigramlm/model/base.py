@@ -1,5 +1,7 @@
 """The model interface that the Trainer, evaluation and generation use."""
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -97,6 +99,15 @@ def is_count_table(name: str) -> bool:
     name: the tensor's key in the state dict. Such a tensor results from counting and not from training.
     """
     return "grams." in name
+
+
+def matrix_flops(matrices: Iterable[Tensor]) -> int:
+    """Count the floating point operations per token of products with matrices.
+
+    matrices: the weight matrices by which each token is multiplied. The forward and the backward pass are counted. A
+    frozen matrix needs no gradient, which saves a third.
+    """
+    return sum((6 if matrix.requires_grad else 4) * matrix.numel() for matrix in matrices)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor | None) -> Tensor | None:

@@ -91,6 +91,42 @@ class NgramConfig(ModelConfig):
 
 
 @dataclass
+class MLPConfig(ModelConfig):
+    """A feed-forward network over the embeddings of the last tokens.
+
+    Bengio et al. 2003, "A Neural Probabilistic Language Model".
+    """
+
+    name: str = "mlp"
+    context_size: int = 8
+    """The number of tokens that a prediction depends on: the current token and those before it. At the start of a
+    sequence, a padding token stands for those that are missing."""
+    n_embd: int = 32
+    """The number of channels of an embedding. The embeddings of the context are concatenated."""
+    n_hidden: int = 256
+    """The number of hidden units."""
+    direct: bool = False
+    """If true, a matrix also connects the embeddings with the logits directly."""
+
+    def __post_init__(self) -> None:
+        for name in ("context_size", "n_embd", "n_hidden"):
+            require(getattr(self, name) >= 1, f"model.{name}={getattr(self, name)}: must be at least 1")
+
+    def estimate_size(self, *, vocab_size: int, block_size: int) -> tuple[int, int, int]:  # noqa: ARG002
+        width = self.context_size * self.n_embd
+        weights = (vocab_size + 1) * self.n_embd + width * self.n_hidden + self.n_hidden * vocab_size
+        return weights + (width * vocab_size if self.direct else 0), 0, width + self.n_hidden + 3 * vocab_size
+
+    def how_to_shrink(self) -> str:
+        return f"a model.n_hidden below {self.n_hidden}, or a model.context_size below {self.context_size}"
+
+    def build(self, *, vocab_size: int, block_size: int) -> LanguageModel:
+        from bigramlm.model.mlp import MLP
+
+        return MLP(self, vocab_size=vocab_size, block_size=block_size)
+
+
+@dataclass
 class GPTConfig(ModelConfig):
     """A transformer whose features can be switched on one by one.
 
@@ -263,5 +299,6 @@ MODELS: dict[str, type[ModelConfig]] = {
     **dict.fromkeys(RUNGS, GPTConfig),
     "gpt2": GPT2Config,
     "ngram": NgramConfig,
+    "mlp": MLPConfig,
     "python": PythonConfig,
 }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from bigramlm.model.base import LanguageModel, cross_entropy
+from bigramlm.model.base import LanguageModel, cross_entropy, matrix_flops
 from bigramlm.model.cache import Cache, KeyValues
 from bigramlm.model.config import GPTConfig
 from bigramlm.model.ngram import Ngram, ngram_losses
@@ -107,9 +107,7 @@ class GPT(LanguageModel):
     def flops_per_token(self, length: int | None = None) -> int:
         # The head multiplies, the embeddings are looked up. Attention has two products, of T queries
         # with T keys or values. By convention they count in full, although half of each is masked.
-        # A frozen matrix needs no gradient, which saves a third of its operations.
-        matrices = [*self.hidden_matrices(), self.lm_head.weight]
-        products = sum((6 if p.requires_grad else 4) * p.numel() for p in matrices)
+        products = matrix_flops([*self.hidden_matrices(), self.lm_head.weight])
         return products + 12 * len(self.h) * self.wte.weight.shape[1] * (length or self.block_size)
 
     def hidden_matrices(self) -> dict[nn.Parameter, int]:

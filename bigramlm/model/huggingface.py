@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -130,6 +131,17 @@ class Pretrained:
                 f"{self.location}: {size}={expected:,} in {CONFIG}, but the weights have {actual:,}; use the {CONFIG} "
                 "and the weights of the same model",
             )
+
+    def n_elements(self) -> int:
+        """Return the number of elements of all weights."""
+        from safetensors import safe_open
+
+        total = 0
+        with self._reading():
+            for path in self._weight_files():
+                with safe_open(path, "np") as file:
+                    total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        return total
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:

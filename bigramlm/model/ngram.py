@@ -59,6 +59,26 @@ class Grams(nn.Module):
         self.totals = empty.int().index_add(1, context, self.counts)
         self.spare = empty.index_add(1, context, self.discount(self.kinds(), self.counts))
 
+    def check(self, contexts: int, vocab_size: int) -> None:
+        """Raise ValueError unless the tables, which may come from a file, fit each other.
+
+        contexts: the number of contexts, M.
+        """
+        n, shapes = len(self.keys), [(2, contexts), (2, contexts), (2, 4)]
+        is_sound = (
+            self.keys.ndim == 1
+            and self.counts.shape == (2, n)
+            and self.first.shape == (contexts + 1,)
+            and [tuple(part.shape) for part in (self.totals, self.spare, self.discounts)] == shapes
+            and bool((self.keys[1:] > self.keys[:-1]).all())
+            and bool((self.keys >= 0).all() and (self.keys < contexts * vocab_size).all())
+            and bool((self.first[1:] >= self.first[:-1]).all())
+            and (int(self.first[0]), int(self.first[-1])) == (0, n)
+            and bool((self.counts >= 0).all())
+        )
+        if not is_sound:
+            raise ValueError("the tables of its n-grams do not fit each other")
+
     def find(self, context: Tensor, token: Tensor, vocab_size: int) -> Tensor:
         """Return the index of the n-gram with each context and token.
 
@@ -239,6 +259,14 @@ class Ngram(LanguageModel):
             shorter = grams.interpolate(_CONTINUATIONS, context, gram, shorter)
             sums.append(-p.log().sum())
         return torch.stack(sums)
+
+    def check_counts(self) -> None:
+        """Raise ValueError unless the tables, which may come from a file, fit each other."""
+        contexts = 1
+        for grams in self._grams():
+            if any(table.numel() for table in grams.buffers()):  # a text has been counted
+                grams.check(contexts, self.vocab_size)
+            contexts = len(grams.keys)
 
     def reference_losses(self, train: Tensor, val: Tensor) -> dict[str, float]:
         return ngram_losses(train, val, vocab_size=self.vocab_size, block_size=self.block_size)

@@ -52,8 +52,9 @@ def build_muon(cfg: MuonConfig, model: Any, *, compiled: bool) -> torch.optim.Op
     matrices = {p: parts for p, parts in typed_model.hidden_matrices().items() if p.requires_grad}
     require(
         bool(matrices),
-        "optim=muon: Muon trains the matrices between a model's embedding and its head, but this model has no such "
-        "trainable matrix; choose optim=adamw",
+        "optim=muon: Muon trains the matrices between a model's embedding and its head, but this model names no such "
+        "trainable matrix; choose optim=adamw, or, for a model of your own, return its matrices from the method "
+        "hidden_matrices of LanguageModel (docs/adding-a-model.md)",
     )
     rest = [p for p in trainable_parameters(model) if p not in matrices]
     muon = unwrap_optimizer(Muon)(

@@ -44,7 +44,10 @@ def find(where: str, *, containing: str = "summary.json") -> Path:
         return _latest(containing)
     folder = _require_existing(where)
     if folder.is_file() and folder.name in ("last", "best"):  # RUN/checkpoints/best contains a checkpoint's name
-        name = documents.read(folder).decode("utf-8", "replace").strip()
+        try:
+            name = documents.read(folder).decode("utf-8", "replace").strip()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{where} cannot be read ({error}); give the folder of a run or checkpoint") from None
         require(paths.step_of(name) is not None, f"{where} should name a checkpoint, but contains {name[:60]!r}")
         return folder.with_name(name)
     if not (folder / containing).exists():

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import platform
-import re
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
@@ -243,16 +242,6 @@ class RunFolder:
                 raise
             _write_over(path, encoded)
 
-    def add_sample(self, step: int, text: str) -> None:
-        """Append a sample to samples.txt, unless the file already ends with this sample.
-
-        A resumed run may generate the same sample again.
-        """
-        path, sample = self.path / "samples.txt", f"---- step {step}\n{text}\n".encode(errors="replace")
-        earlier = files.read_before_writing(path)
-        if not earlier.endswith(sample):
-            files.write(path, [earlier, sample])
-
 
 def require_plain(folder: Path) -> None:
     """Raise UserError if a run or sweep folder contains a link, a pipe or a device.
@@ -298,15 +287,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):  # the run ended before it saved a config, or the file is damaged
         return {}
     return config if isinstance(config, dict) else {}
-
-
-def last_sample(folder: Path) -> str | None:
-    """Return the last sample of a run, or None if the run has no samples."""
-    try:
-        text = documents.read(folder / "samples.txt").decode("utf-8", "replace")
-    except (OSError, ValueError):
-        return None
-    return re.split(r"(?m)^---- step \d+\n", text)[-1].removesuffix("\n")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

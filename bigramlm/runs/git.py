@@ -16,13 +16,16 @@ _GIT, _ENVIRONMENT = shutil.which("git") or "git", {**os.environ, "GIT_OPTIONAL_
 # Settings of a repository that would start programs: a monitor of files, hooks, a connection, filters of contents.
 _OFF = ("core.fsmonitor=false", f"core.hooksPath={os.devnull}", "protocol.allow=never")
 _FILTERS = r"^filter\..*\.(clean|process|required)$"
+# The folders in which a new file can change what a run does. Elsewhere, e.g. a text of the user's own, it cannot.
+_CODE = ("bigramlm", "conf", "hydra_plugins", "scripts")
 
 
 @functools.cache  # the process keeps running the code that it started with
 def git_state() -> dict[str, Any] | None:
-    """Return the checked-out commit, and whether files differ from that commit.
+    """Return the checked-out commit, and whether the code differs from that commit.
 
-    Returns None if the package does not run from a git checkout.
+    The code differs if a tracked file was changed, or if there is a new file in a folder of code or presets. Returns
+    None if the package does not run from a git checkout.
     """
     if not paths.IN_CHECKOUT:
         return None  # the installed package may be inside an unrelated repository
@@ -31,10 +34,12 @@ def git_state() -> dict[str, Any] | None:
         filters = _git("config", "--name-only", "--get-regexp", _FILTERS, codes=(0, 1)).splitlines()
         if any("=" in name for name in filters):  # such a setting cannot be switched off on the command line
             return None
-        status = _git("status", "--porcelain", "--ignore-submodules=dirty", settings=[f"{name}=" for name in filters])
+        settings = [f"{name}=" for name in filters]
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty", settings=settings)
+        new = _git("ls-files", "--others", "--exclude-standard", "--", *_CODE, settings=settings)
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit.strip(), "dirty": bool(status.strip())}
+    return {"commit": commit.strip(), "dirty": bool(changed.strip() or new.strip())}
 
 
 def _git(*arguments: str, settings: Sequence[str] = (), codes: Sequence[int] = (0,)) -> str:

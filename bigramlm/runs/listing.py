@@ -74,7 +74,10 @@ class Filter:
         return cls(text, found[1].strip(), found[2], found[3].strip())
 
     def matches(self, value: Any) -> bool:
-        """Check whether a value satisfies the condition; one that is missing is only unequal to all others."""
+        """Check whether a value satisfies the condition.
+
+        A missing value satisfies only = null and !=.
+        """
         if self.operator == "~":
             return value is not None and self.value.lower() in str(value).lower()
         if value is None:
@@ -133,7 +136,10 @@ class Listing:
             self.runs = self.runs[-last:]
 
     def sort(self, name: str, *, reverse: bool = False) -> str:
-        """Sort by a column or field, and return its full name; equal runs stay in their order."""
+        """Sort by a column or field, and return its full name.
+
+        Equal runs stay in their order.
+        """
         field = self.find_field(name, f"--sort {name}")
         if field != "when":
             self.runs.sort(key=lambda run: _order(value_of(run, field)), reverse=reverse)
@@ -148,7 +154,7 @@ def value_of(run: RunSummary, name: str) -> Any:
 
 
 def everything(run: RunSummary) -> dict[str, Any]:
-    """Return all facts about a run, as values that JSON can represent: the columns first."""
+    """Return all facts about a run, as values for JSON."""
     facts = {name: value(run) for name, value in COLUMNS.items()}
     known: dict[str, Any] = _finite({**facts, "typed": run.typed, "summary": run.summary, "config": run.config})
     return known

@@ -40,7 +40,7 @@ def labels(cfg: RunConfig, values: Mapping[str, str], *, job: str | None = None)
 
 
 def retyped(overrides: list[str]) -> dict[str, str]:
-    """Return the name and the note that the overrides of a resumed run set, for its summary."""
+    """Return the name and the note that the overrides of a resumed run set."""
     typed = Overrides(overrides).values()
     return {label: typed[label] for label in LABELS if label in typed and (label, typed[label]) != ("name", "null")}
 

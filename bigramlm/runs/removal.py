@@ -38,11 +38,11 @@ class Plan:
 
 
 def plan_removal(targets: Sequence[Path], everything: Iterable[RunSummary]) -> Plan:
-    """Decide which of these run and sweep folders can be deleted; nothing is deleted yet.
+    """Decide which of these run and sweep folders can be deleted.
 
-    A run stays while a process trains in it, if it is a job of a sweep that stays, if an adapter or a run that is not
-    finished needs its weights, or if its folder contains something that no run writes. everything: all runs that might
-    need one of the targets.
+    Nothing is deleted yet. A run stays while a process trains in it, if it is a job of a sweep that stays, if an
+    adapter or a run that is not finished needs its weights, or if its folder contains something that no run writes.
+    everything: all runs that might need one of the targets.
     """
     chosen = {target.resolve(): target for target in targets}
     plan = Plan()

@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import KINDS, LABELS, flat
 from bigramlm.logger.metrics import read_records
-from bigramlm.runs.folder import last_sample, read_config, read_summary, start_order, status
+from bigramlm.runs.folder import read_config, read_summary, start_order, status
 from bigramlm.runs.naming import default_name, normalised
+from bigramlm.runs.samples import read_samples
 
 T = TypeVar("T")
 
@@ -72,7 +73,11 @@ class RunSummary:
 
     def compared(self, number: int, values: dict[str, str], *, in_bits: bool) -> RunSummary:
         """Return a copy of the run with its number, values and unit in a comparison."""
-        return replace(self, number=number, values=values, in_bits=in_bits)
+        copy = replace(self, number=number, values=values, in_bits=in_bits)
+        for name in ("status", "config", "samples"):  # the files of thousands of runs are read once
+            if name in self.__dict__:
+                copy.__dict__[name] = self.__dict__[name]
+        return copy
 
     @functools.cached_property
     def status(self) -> str:
@@ -87,12 +92,13 @@ class RunSummary:
 
     @property
     def label(self) -> str:
-        """The name of the run: the one that it was given, or else what was typed, shortened."""
+        """The name of the run, which is by default what was typed, shortened."""
         found = self.summary.get("name")
         if isinstance(found, str) and found.strip():
             return found
         number = self.folder.name if self.folder.name.isdecimal() else ""  # a job that an earlier version started
-        return f"{number} {default_name(_typed(self.summary.get('overrides')))}".strip() or str(self.get("model.name") or "")
+        typed = f"{number} {default_name(_typed(self.summary.get('overrides')))}".strip()
+        return typed or str(self.get("model.name") or "")
 
     @property
     def note(self) -> str:
@@ -107,7 +113,10 @@ class RunSummary:
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """The saved config as plain dictionaries, without name and note; empty if it cannot be read."""
+        """The saved config as plain dictionaries, without name and note.
+
+        It is empty if it cannot be read.
+        """
         return {name: value for name, value in read_config(self.folder).items() if name not in LABELS}
 
     def get(self, name: str) -> Any:
@@ -139,9 +148,14 @@ class RunSummary:
             yield from read_records(path) if path.is_file() else ()
 
     @functools.cached_property
+    def samples(self) -> list[tuple[int, str]]:
+        """The samples of the run, each with its step, in the order of the file."""
+        return read_samples(self.folder)
+
+    @property
     def sample(self) -> str | None:
         """The last sample of the run; None if there are no samples."""
-        return last_sample(self.folder)
+        return self.samples[-1][1] if self.samples else None
 
     @property
     def final(self) -> float | None:

@@ -123,7 +123,7 @@ class SweepExecutor:
 
     def add(self, overrides: Overrides, config_hash: str) -> Job:
         """Add a new job, with a number that is not used yet."""
-        number = max([-1, *self.sweep.jobs, *_numbers(self.sweep.folder)]) + 1
+        number = self.sweep.unused_number()
         self.sweep.jobs[number] = job = Job(number, overrides.words, config_hash)
         return job
 
@@ -389,8 +389,3 @@ def _brief(error: BaseException | Any) -> str:
     # Launchers quote tracebacks, whose last line contains the error.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
     return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
-
-
-def _numbers(folder: Path) -> list[int]:
-    # The folder may contain numbered folders that the sweep did not create.
-    return [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]

@@ -16,7 +16,7 @@ from bigramlm.engine.job import train
 from bigramlm.engine.run import RunContext
 from bigramlm.runs.folder import RunFolder
 from bigramlm.runs.summary import RunSummary
-from bigramlm.sweeps.plan import Sweep
+from bigramlm.sweeps.plan import Sweep, job_number
 from bigramlm.sweeps.plan import log as sweep_log
 from bigramlm.sweeps.results import Results
 from bigramlm.utils.console import console_filter
@@ -33,7 +33,7 @@ def run_context(folder: Path) -> RunContext:
     """
     with contextlib.suppress(Exception):  # a damaged plan must not stop a run
         sweep = Sweep(folder.parent)
-        job = sweep.jobs.get(int(folder.name)) if folder.name.isdecimal() else None
+        job = sweep.jobs.get(number) if (number := job_number(folder.name)) is not None else None
         if job is not None:
             return RunContext(tuple(sweep.fields), job.values, job.asked)
     return RunContext()

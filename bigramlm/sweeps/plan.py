@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from bigramlm.runs.find import PLAN
 from bigramlm.runs.folder import read_summary, status
 from bigramlm.runs.summary import RunSummary
 from bigramlm.utils import documents, files
+
+_MAX_NUMBER = 10**9 - 1
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ class Job:
     """The error message of a job that failed before it could write a summary; None for any other job."""
 
     def __post_init__(self) -> None:
-        is_valid = type(self.number) is int and 0 <= self.number < 2**31 and _is_list_of_texts(self.overrides)
+        is_valid = type(self.number) is int and 0 <= self.number <= _MAX_NUMBER and _is_list_of_texts(self.overrides)
         if not (is_valid and isinstance(self.asked, str) and isinstance(self.error, str | None)):
             raise ValueError(f"{self!r:.200}")
 
@@ -108,9 +111,9 @@ class Sweep:
         content, path = json.dumps(plan, indent=1, ensure_ascii=False), self.folder / PLAN
         if content == self._saved:
             return
-        if self._is_damaged and path.read_bytes().strip(b"\0"):
+        if self._is_damaged and files.read_before_writing(path).strip(b"\0"):
             files.set_aside(path)
-        files.write(path, [content.encode()])
+        files.write(path, [content.encode(errors="backslashreplace")])
         self._saved, self._is_damaged = content, False
 
     def require_free(self) -> None:
@@ -127,6 +130,20 @@ class Sweep:
         If there is no plan, returns the jobs that a different sweeper of Hydra created.
         """
         return [self.jobs[number] for number in sorted(self.jobs)] or _jobs_without_plan(self.folder)
+
+    def unused_number(self) -> int:
+        """Return the number for a new job.
+
+        It is above those of all jobs, and of all numbered folders, which the sweep may not have created.
+        """
+        numbers = (job_number(path.name) for path in self.folder.glob("*"))
+        last = max([-1, *self.jobs, *(number for number in numbers if number is not None)])
+        require(
+            last < _MAX_NUMBER,
+            f"{self.folder}: there is no number for a new job above {last}; move {self.folder / str(last)} away, or "
+            "choose a different folder",
+        )
+        return last + 1
 
     def path(self, job: Job) -> Path:
         """Return the job folder."""
@@ -165,7 +182,11 @@ def _jobs_without_plan(folder: Path) -> list[Job]:
     found = []
     for path in folder.iterdir() if folder.is_dir() else []:
         summary = read_summary(path)
-        if summary is not None and path.name.isdecimal():
-            asked = summary.get("asked")
-            found.append(Job(int(path.name), RunSummary.read(path).overrides, asked if isinstance(asked, str) else ""))
+        if summary is not None and (number := job_number(path.name)) is not None:
+            found.append(Job(number, RunSummary.read(path).overrides, summary.get("asked") or ""))
     return sorted(found, key=lambda job: job.number)
+
+
+def job_number(name: str) -> int | None:
+    """Return the number of the job with this folder name; None if no job has the name."""
+    return int(name) if re.fullmatch(r"0|[1-9][0-9]{0,8}", name) else None

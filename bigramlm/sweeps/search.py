@@ -6,9 +6,12 @@ A job opens the study in its own process, reports its evaluations, and is pruned
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import os
+import sqlite3
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STUDY = "study.db"
+
+# The end of a journal of SQLite that names a file.
+_JOURNAL_MARK = bytes.fromhex("d9d505f920a163d7")
 
 # The available samplers and pruners, each with its class in Optuna.
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler", "cmaes": "CmaEsSampler"}
@@ -262,6 +268,7 @@ def _open(folder: Path, pruner: BasePruner | None = None) -> Study:
     import optuna
     from sqlalchemy.engine import URL
 
+    _check_database(folder / STUDY)
     # Concurrent jobs wait for each other's writes.
     url = URL.create("sqlite", database=str(folder.absolute() / STUDY)).render_as_string()
     try:
@@ -277,6 +284,29 @@ def _open(folder: Path, pruner: BasePruner | None = None) -> Study:
             "file, or start a new search in a different folder"
         ) from error
     return study
+
+
+def _check_database(path: Path) -> None:
+    """Raise UserError if SQLite would run or delete something when it opens a study.
+
+    A view may compute without end, and a trigger acts when a trial is saved. The journal of an interrupted transaction
+    over several databases ends with the path of a file, which SQLite deletes afterwards. Optuna creates neither.
+    """
+    reason = None
+    try:
+        with path.with_name(f"{path.name}-journal").open("rb") as file:
+            file.seek(-len(_JOURNAL_MARK), os.SEEK_END)
+            reason = "its journal names another file" if file.read() == _JOURNAL_MARK else None
+    except OSError:  # there is no journal, or it is empty
+        pass
+    if reason is None and path.exists():
+        with contextlib.closing(sqlite3.connect(path, timeout=60)) as database, contextlib.suppress(sqlite3.Error):
+            found = database.execute("SELECT name FROM sqlite_master WHERE type IN ('view', 'trigger') LIMIT 1")
+            reason = next((f"it contains the view or trigger {name}" for (name,) in found), None)
+    require(
+        reason is None,
+        f"{relative(path)} is not the Optuna study of a search: {reason}; start a new search in a different folder",
+    )
 
 
 def _make_sampler(name: str, options: dict[str, Any]) -> BaseSampler:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from omegaconf import MISSING
 
 from bigramlm.errors import require
+from bigramlm.utils import documents
 
 if TYPE_CHECKING:
     from bigramlm.tokenizer.base import Tokenizer
@@ -56,9 +56,13 @@ class CharConfig(TokenizerConfig):
     def restore(self, saved: str) -> Tokenizer:
         from bigramlm.tokenizer.char import CharTokenizer
 
-        about = json.loads(saved)
+        about = documents.parse_json(saved)
         _check_kind("char", about.get("name") == "char")
-        return CharTokenizer(about["chars"], end_of_text=about.get("end_of_text", False))
+        chars, end_of_text = about["chars"], about.get("end_of_text", False)
+        is_text = isinstance(chars, str) and not any(0xD800 <= ord(char) < 0xE000 for char in chars)
+        if not (is_text and chars and len(set(chars)) == len(chars) and type(end_of_text) is bool):
+            raise ValueError("its chars are not a text in which each character occurs once")
+        return CharTokenizer(chars, end_of_text=end_of_text)
 
 
 @dataclass
@@ -78,7 +82,7 @@ class ByteConfig(TokenizerConfig):
     def restore(self, saved: str) -> Tokenizer:
         from bigramlm.tokenizer.byte import ByteTokenizer
 
-        about = json.loads(saved)
+        about = documents.parse_json(saved)
         model = about.get("model", {})
         _check_kind("byte", model.get("type") == "BPE" and len(model["vocab"]) == 256 and not model["merges"])
         return ByteTokenizer(end_of_text=bool(about["added_tokens"]), saved=saved.strip())
@@ -171,7 +175,7 @@ class GPT2TokenizerConfig(TokenizerConfig):
 def _restore_subword(name: str, saved: str, kind: str = "") -> Tokenizer:
     from bigramlm.tokenizer.subword import from_json
 
-    found = json.loads(saved).get("model", {}).get("type", "")
+    found = documents.parse_json(saved).get("model", {}).get("type", "")
     _check_kind(name, kind in (found, "") and found != "")
     return from_json(saved)
 

@@ -16,6 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from bigramlm.errors import UserError, require
 from bigramlm.tokenizer.base import END_OF_TEXT, round_trip_difference
+from bigramlm.tokenizer.cost import check_cost
 
 # Names of the token that ends a document, here and in other vocabularies.
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
@@ -28,9 +29,6 @@ MAX_CACHED_WORDS, _MAX_WORD_LENGTH = 1 << 17, 64
 
 # The start of a piece of a longer text, which is cut before a space between two words (`_CUT` in data/text.py).
 _CONTINUES = re.compile(r" \w")
-
-# The largest number of characters that the replacements of a normalizer may make of one character.
-_MAX_GROWTH = 10_000
 
 # A text that tests for losses: all sorts of white space, both cases, accents, other scripts, control characters.
 _PROBE = "x  A\tbc\r\n\n it's 1,234 \u00e9e\u0301 \u65e5\u672c \U0001f40d\x00 <|endoftext|> x "
@@ -56,11 +54,11 @@ class SubwordTokenizer:
         backend.encode_special_tokens = True  # the name of a special token in a text is plain text
         self.sampling = _switch_off_sampling(backend)
         about = json.loads(backend.to_str())
+        check_cost(about)
         self._backend, self._inner = backend, _without_start(backend, about)
         self._by_words = _splits_before_space(about)
         self._cache: dict[str, bytes] = {}
         self.unknown: int | None = _unknown(backend, about["model"])
-        _check_growth(about["normalizer"])
         self.end_of_text: int | None = next(
             (id_ for name in _ENDS if (id_ := backend.token_to_id(name)) is not None), None
         )
@@ -100,7 +98,8 @@ class SubwordTokenizer:
 
     def _encode(self, texts: list[str], backend: Backend) -> Iterator[bytes]:
         try:
-            encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
+            with _quiet():
+                encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError:  # half of a surrogate pair, which a command line can contain
             bad = next((c for text in texts for c in text if 0xD800 <= ord(c) < 0xE000), None)
             if bad is None:
@@ -108,7 +107,9 @@ class SubwordTokenizer:
             raise UserError(f"{bad!a} cannot be encoded as UTF-8; remove this character") from None
         except BaseException as error:  # the vocabulary has no token for unknown characters
             if is_panic(error):
-                raise UserError(f"the tokenizer fails at a part of the text ({error}): its file is damaged") from None
+                raise UserError(
+                    f"the tokenizer fails at a part of the text ({error}): its file is damaged; use a different copy"
+                ) from None
             if not isinstance(error, Exception):
                 raise
             missing = sorted({c for text in texts for c in text if self._backend.token_to_id(c) is None})
@@ -119,7 +120,15 @@ class SubwordTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decode token ids; bytes that are not valid UTF-8 become U+FFFD."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+        try:
+            with _quiet():
+                return str(self._backend.decode(list(ids), skip_special_tokens=False))
+        except BaseException as error:
+            if is_panic(error):
+                raise UserError(
+                    f"the tokenizer fails to decode tokens ({error}): its file is damaged; use a different copy"
+                ) from None
+            raise
 
     def to_json(self) -> str:
         """Return the tokenizer in the file format of `tokenizers`.
@@ -150,20 +159,6 @@ def _vocab_size(vocab: dict[str, int]) -> int:
         "row for each id; number the tokens from 0 without large gaps",
     )
     return vocab[last] + 1
-
-
-def _check_growth(normalizer: dict[str, Any] | None) -> None:
-    parts, growth = [normalizer], 1.0
-    while parts:
-        part = parts.pop() or {}
-        parts += part.get("normalizers", [])
-        if part.get("type") == "Replace":
-            growth *= max(1.0, len(part["content"]) / max(1, len(part["pattern"].get("String", ""))))
-    require(
-        growth <= _MAX_GROWTH,
-        f"the replacements in the normalizer can make {growth:,.0f} characters of one, so encoding would not end; "
-        "use a different copy of the tokenizer",
-    )
 
 
 def _unknown(backend: Backend, model: dict[str, Any]) -> int | None:
@@ -302,6 +297,9 @@ def from_json(text: str) -> SubwordTokenizer:
     Raises ValueError if the content is not a tokenizer.
     """
     try:
+        # First, because the library normalizes the added tokens when it reads the file. It reports other damage itself.
+        with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            check_cost(json.loads(text))
         with _panics_as_errors():
             return SubwordTokenizer(Backend.from_str(text), text.strip())
     except UserError:
@@ -324,17 +322,24 @@ def _reason(text: str, message: str) -> str:
 
 @contextlib.contextmanager
 def _panics_as_errors() -> Iterator[None]:
-    # The library panics at some damaged files: it raises an exception that is no Exception, and writes a traceback of
-    # its own to standard error.
+    # The library panics at some damaged files: it raises an exception that is no Exception.
+    try:
+        with _quiet():
+            yield
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise ValueError(f"the library fails ({error}), so the file is damaged") from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    # The library writes a traceback of its own to standard error when it panics.
     kept = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)
         yield
-    except BaseException as error:
-        if not is_panic(error):
-            raise
-        raise ValueError(f"the library fails ({error}), so the file is damaged") from None
     finally:
         os.dup2(kept, 2)
         os.close(null)

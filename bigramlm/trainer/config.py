@@ -25,6 +25,13 @@ class TrainerConfig:
     keep_checkpoints: int = 2
     """The number of newest checkpoints to keep, in addition to the best checkpoint. With 2, the run can still resume if
     the newest checkpoint is damaged."""
+    sample_every: int = 0
+    """The number of steps between samples of what the model writes while it learns, from step 0 on. They are in the
+    log, in samples.txt, in TensorBoard, W&B and the report, and have the settings of `sample`. 0 means none until the
+    run ends. Training is the same with or without samples."""
+    overfit_batches: int = 0
+    """The number of batches that training repeats, as a test: a sound model learns a single batch by heart. The log
+    says how far it got. 0 disables the repetition, so that every step has a batch of its own."""
     grad_accumulation: int = 1
     """The number of micro-batches per update. Each has `data.batch_size` rows, and their mean gradient is
     used."""
@@ -39,10 +46,8 @@ class TrainerConfig:
         require(self.steps >= 0, f"trainer.steps={self.steps}: must be 0 or more")
         for name in ("eval_every", "log_every", "checkpoint_every", "keep_checkpoints", "grad_accumulation"):
             require(getattr(self, name) >= 1, f"trainer.{name}={getattr(self, name)}: must be 1 or more")
-        require(
-            self.early_stopping_patience >= 0,
-            f"trainer.early_stopping_patience={self.early_stopping_patience}: must be 0 or more",
-        )
+        for name in ("early_stopping_patience", "sample_every", "overfit_batches"):
+            require(getattr(self, name) >= 0, f"trainer.{name}={getattr(self, name)}: must be 0 or more")
         require(
             self.eval_batches == "all" or (self.eval_batches.isdecimal() and int(self.eval_batches) >= 1),
             f"trainer.eval_batches={self.eval_batches}: must be all, or a whole number of 1 or more",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -22,6 +23,7 @@ from bigramlm.logger.metrics import Metrics
 from bigramlm.optim.base import Schedule
 from bigramlm.trainer.config import TrainerConfig
 from bigramlm.trainer.evaluate import Evaluator
+from bigramlm.trainer.overfit import verdict
 from bigramlm.trainer.speed import Speedometer
 from bigramlm.trainer.step import StepResult, TrainStep
 from bigramlm.utils.console import relative
@@ -67,6 +69,8 @@ class Hooks:
     None disables pruning."""
     before_save: Callable[[], None] = lambda: None
     """Called before every save. If it raises an exception, nothing is saved."""
+    write_sample: Callable[[int], str] = lambda _: ""
+    """Called with the step, every `trainer.sample_every` steps. Generates a sample, records it and returns it."""
 
 
 class Trainer:
@@ -97,6 +101,7 @@ class Trainer:
         self.result = TrainResult()
         self._started, self._initial = 0.0, Progress()
         self._metrics: Metrics | None = None
+        self._batch_losses: list[float] = []
 
     def start(self, resume_from: Checkpoint | None = None, *, seconds: float = 0.0) -> None:
         """Restore the state from a checkpoint; without a checkpoint, start at step 0.
@@ -132,9 +137,12 @@ class Trainer:
                 if result.status != "running" or step % cfg.checkpoint_every == 0 or is_best:
                     self.save()
                 if result.status == "completed":
+                    self._judge_overfitting()
                     result.final = self.evaluator.final()
                     record |= {f"final/{name}": value for name, value in result.final.items()}
                 elif result.status == "running":
+                    if cfg.sample_every and step % cfg.sample_every == 0:
+                        self.sample(metrics)
                     step_result = self.update()
                     if step % cfg.log_every == 0:
                         record |= self.measure(step_result)
@@ -154,6 +162,10 @@ class Trainer:
         self._started = self.speed.clock() - self.progress.seconds
         self.speed.start(self.progress.step)
         self.model.train()
+
+    def _judge_overfitting(self) -> None:
+        if n := self.cfg.overfit_batches:
+            log.info("overfit: %s", verdict(self.model, self.batches, n, self.train_step.device, self._batch_losses))
 
     def _status_after(self, record: dict[str, float]) -> str:
         # The status after an evaluation with these losses.
@@ -215,6 +227,19 @@ class Trainer:
         self.speed.exclude_since(start)
         return record | self.evaluator.bits(val_loss) | self.evaluator.references
 
+    def sample(self, metrics: Metrics) -> None:
+        """Write a sample to the log, samples.txt and the loggers.
+
+        The generation has a random state of its own, so training is the same without it.
+        """
+        start, step = self.speed.synchronized(), self.progress.step
+        text = self.hooks.write_sample(step)
+        metrics.text(step, "sample", text)
+        log.info("step %*d/%d  sample:", len(str(self.cfg.steps)), step, self.cfg.steps)
+        for line in excerpt(text):
+            log.info("  | %s", line)
+        self.speed.exclude_since(start)
+
     def out_of_patience(self) -> bool:
         """Check whether early stopping must end the run."""
         patience = self.cfg.early_stopping_patience
@@ -245,8 +270,8 @@ class Trainer:
         if not self.checkpoints.has(self.progress):
             self.progress.seconds = self.elapsed()
             self._require_finite_state()
-            self.progress.metrics_bytes = None if self._metrics is None else self._metrics.sync()
-        self.checkpoints.save(self.progress)
+            self.progress.metrics_bytes = None if self._metrics is None else self._metrics.length
+        self.checkpoints.save(self.progress, None if self._metrics is None else self._metrics.sync)
         self.write_summary()
         self.speed.exclude_since(start)
 
@@ -268,6 +293,7 @@ class Trainer:
             norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         record = {"train/batch_loss": result.loss.item(), "grad_norm": norm.item(), "lr": self.schedule(step)}
         self._require_finite(step, "train/batch_loss", record["train/batch_loss"])
+        self._batch_losses.append(record["train/batch_loss"])
         if not self.train_step.scaler.is_enabled():  # an enabled scaler skips updates whose gradient overflows
             self._require_finite(step, "grad_norm", record["grad_norm"])
         return record | self.speed.measure(self.progress.step)
@@ -300,6 +326,12 @@ class Trainer:
             # A sum can overflow although every element is finite, so the elements are checked only if the sum is not.
             if not math.isfinite(total) and not tensor.isfinite().all():
                 self._require_finite(self.progress.step, name, total)
+
+
+def excerpt(text: str, max_lines: int = 8, width: int = 74) -> list[str]:
+    """Return the first lines of a text, wrapped to a width."""
+    lines = [part for line in text.splitlines() for part in (textwrap.wrap(line, width) or [""])]
+    return lines if len(lines) <= max_lines else [*lines[: max_lines - 1], "…"]
 
 
 def progress_bar(step: int, steps: int) -> tqdm[NoReturn]:

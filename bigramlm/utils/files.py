@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -56,6 +57,20 @@ def write(path: Path, content: Iterable[bytes], *, durable: bool = True) -> None
         sync(path.parent)
 
 
+def unshare(path: Path) -> None:
+    """Replace a file that has a second name, a hard link, by a copy.
+
+    Whoever appends to the file would change the other one too, which may be elsewhere, e.g. in a backup.
+    """
+    if os.path.lexists(path) and not path.is_symlink() and path.is_file() and path.stat().st_nlink > 1:
+        temporary = temporary_path(path)
+        try:
+            shutil.copyfile(path, temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and the missing ones above it, so that they survive a power cut.
 
@@ -90,6 +105,26 @@ def require_new(folder: Path) -> None:
         paths.step_of(folder.name) is None,
         f"{folder}: the name step_<n> is reserved for checkpoints of a run; choose a different name",
     )
+
+
+# The size up to which a file may have any share of holes, in bytes.
+_MAX_SPARSE = 1 << 30
+
+
+def readable_size(path: Path) -> int:
+    """Return the size of a file in bytes.
+
+    Raises UserError for anything else, and for a sparse file that is far larger than what was written to it: reading it
+    would have no end.
+    """
+    about = path.stat()
+    require(stat.S_ISREG(about.st_mode), f"{path}: this is not a file")
+    written = getattr(about, "st_blocks", about.st_size) * 512
+    require(
+        about.st_size < max(_MAX_SPARSE, 64 * written),
+        f"{path}: the file says that it has {about.st_size:,} bytes, but only {written:,} were written to it",
+    )
+    return about.st_size
 
 
 def unwritable(path: Path | str, error: OSError) -> UserError:
@@ -152,6 +187,18 @@ def read_text(path: Path) -> str:
     content = documents.read(path, limit=MAX_TEXT)
     mark = mark_of(content)
     return content[len(mark) :].decode(MARKS.get(mark, "utf-8"))
+
+
+def read_before_writing(path: Path) -> bytes:
+    """Read a file that is about to be written again; empty if there is none.
+
+    A file that is larger than any that a run writes so, e.g. a sparse one, is not read but set aside.
+    """
+    try:
+        return documents.read(path, limit=MAX_TEXT) if path.exists() else b""
+    except ValueError:
+        set_aside(path)
+        return b""
 
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ class Lock:
             f"{self.path} is not empty, so it is not a lock and would be overwritten; rename it, or choose a different "
             "folder",
         )
+        is_new = not os.path.lexists(self.path)
         lock = FileLock(self.path, fallback_to_soft=False)  # a soft lock would outlive a process that is killed
         try:
             lock.acquire(timeout=timeout, poll_interval=0.02)
@@ -47,6 +49,8 @@ class Lock:
         except OSError as error:
             if error.errno in _NOT_WRITABLE:
                 raise
+            if is_new:
+                self.path.unlink(missing_ok=True)
             raise UserError(
                 f"{self.path.parent} cannot be locked: {error.strerror}; its file system may not support locks, "
                 "without which several processes could write to the folder at a time: choose a folder on a local disk, "

@@ -119,7 +119,8 @@ def bundled_text() -> Path:
 def step_of(name: str) -> int | None:
     """Return the step n in the name of a checkpoint folder, step_<n>.
 
-    Returns None for any other name, including names with leading zeros such as step_07.
+    Returns None for any other name, including names with leading zeros such as step_07, and those with more digits than
+    any step.
     """
-    found = re.fullmatch(r"step_(0|[1-9][0-9]*)", name)
+    found = re.fullmatch(r"step_(0|[1-9][0-9]{0,17})", name)
     return int(found[1]) if found else None

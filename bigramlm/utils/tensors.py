@@ -51,6 +51,26 @@ def require_finite(file: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
             )
 
 
+def require_same_kind(file: Path, name: str, tensor: Tensor, to: dtype) -> None:
+    """Raise UserError unless a tensor of a file has a type, or a similar one.
+
+    Similar are floating-point numbers of at least 16 bits. Integers or 8-bit numbers in the place of weights mean
+    something only together with their scales. name: the name of the tensor in the file.
+    """
+    require(
+        tensor.dtype == to or (_is_wide_float(tensor.dtype) and _is_wide_float(to)),
+        f"{file}: {name} is of type {_name(tensor.dtype)} instead of {_name(to)}; use an unchanged copy of the file",
+    )
+
+
+def _is_wide_float(kind: dtype) -> bool:
+    return kind.is_floating_point and kind.itemsize > 1
+
+
+def _name(kind: dtype) -> str:
+    return str(kind).removeprefix("torch.")
+
+
 def require_trainable(file: Path, name: str, tensor: Tensor, to: dtype) -> Tensor:
     """Convert a tensor of a file to the type of a model's parameter.
 
@@ -59,8 +79,8 @@ def require_trainable(file: Path, name: str, tensor: Tensor, to: dtype) -> Tenso
     not finite in the new type.
     """
     require(
-        tensor.is_floating_point() and tensor.element_size() > 1,
-        f"{file}: {name} is of type {str(tensor.dtype).removeprefix('torch.')}: quantised weights cannot be trained; "
+        _is_wide_float(tensor.dtype),
+        f"{file}: {name} is of type {_name(tensor.dtype)}: quantised weights cannot be trained; "
         "use a copy of the model in fp32, fp16 or bf16",
     )
     converted = tensor.to(to)

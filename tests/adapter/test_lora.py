@@ -1,6 +1,7 @@
 """LoRA: the layers that it can adapt, and refusals before training."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,23 @@ def test_an_exported_adapter_is_no_base_and_no_start(cli: Cli, tool: Cli, tmp_pa
         tool(checkpoint.main, "merge", str(run), str(tmp_path / "merged"), "--base", str(exported)),
     ):
         assert_refused(ended, exported, "is a peft adapter", f"base {gpt2}", "resume=RUN", "merge RUN NEW")
+
+
+@pytest.mark.parametrize(("old", "new"), [("r: 8", "r: 4"), ("n_layer: 2", "n_layer: 100000000")])
+def test_sizes_that_do_not_fit_an_adapter_are_refused_before_anything_is_built(
+    old: str, new: str, cli: Cli, tool: Cli, base: Path, tmp_path: Path
+) -> None:
+    run = cli(*SHORT, f"init_from={base}", "adapter=lora", "trainer.steps=1").folder
+    step = run / "checkpoints" / "step_1"
+    config = (step / "config.yaml").read_text("utf-8")
+    assert config.count(f"  {old}\n") == 1
+    (step / "config.yaml").write_text(config.replace(f"  {old}\n", f"  {new}\n"), "utf-8")
+    shutil.copy(step / "config.yaml", run / "config.yaml")
+    (step / "manifest.json").unlink()
+    write_manifest(step, 1)
+    for ended in (
+        tool(sample.main, f"run={run}"),
+        cli(*SHORT, f"init_from={run}", "trainer.steps=1"),
+        tool(checkpoint.main, "merge", str(run), str(tmp_path / "merged")),
+    ):
+        assert_refused(ended, step / "config.yaml", "unchanged copy")

@@ -291,6 +291,9 @@ MALFORMED: dict[str, Callable[[Path], object]] = {
     "state.json with a number for best": lambda path: (path / "state.json").write_text(
         '{"step": 4, "best": 3, "seconds": 1}'
     ),
+    "state.json with a step of many digits": lambda path: (path / "state.json").write_text(
+        f'{{"step": {10**400}, "best": {{}}, "seconds": 1}}'
+    ),
     "deeply nested state.json": lambda path: (path / "state.json").write_text("[" * 100_000),
     "tokenizer.json is a number": lambda path: (path / "tokenizer.json").write_text("1"),
     "another tokenizer": lambda path: (path / "tokenizer.json").write_text('{"name": "bpe"}'),
@@ -304,6 +307,13 @@ MALFORMED: dict[str, Callable[[Path], object]] = {
     "weights of another shape": lambda path: save_file(
         {"token_embedding_table.weight": torch.zeros(2, 2)}, path / "model.safetensors"
     ),
+    **{
+        f"weights of the type {dtype}": lambda path, dtype=dtype: save_file(  # type: ignore[misc]
+            {name: tensor.to(dtype) for name, tensor in load_file(path / "model.safetensors").items()},
+            path / "model.safetensors",
+        )
+        for dtype in (torch.int8, torch.float8_e4m3fn, torch.bool)
+    },
     "an additional file": lambda path: (path / "model.pt").write_bytes(b""),
 }
 
@@ -315,6 +325,12 @@ def test_malformed_files_are_refused(run: Path, tmp_path: Path, change: Callable
     write_new_manifest(copy)
     with refuses(copy):
         load_model(open_checkpoint(str(copy)))
+
+
+def with_state(path: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Change the averages in the state of the optimizer."""
+    tensors = {name: change(value) if "exp_avg" in name else value for name, value in load_file(path).items()}
+    save_file(tensors, path, metadata={"optimizer": "{}"})
 
 
 MALFORMED_TRAINING_STATE: dict[str, Callable[[Path], object]] = {
@@ -330,6 +346,21 @@ MALFORMED_TRAINING_STATE: dict[str, Callable[[Path], object]] = {
         path,
         metadata={"optimizer": "{}"},
     ),
+    **{
+        f"state of the type {dtype}": lambda path, dtype=dtype: with_state(path, lambda value: value.to(dtype))  # type: ignore[misc]
+        for dtype in (torch.int8, torch.float8_e4m3fn, torch.complex64)
+    },
+    "a missing average": lambda path: save_file(
+        {name: tensor for name, tensor in load_file(path).items() if not name.endswith("exp_avg")},
+        path,
+        metadata={"optimizer": "{}"},
+    ),
+    "a text for a number": lambda path: save_file(
+        {name: tensor for name, tensor in load_file(path).items() if not name.endswith("/step")},
+        path,
+        metadata={"optimizer": '{"token_embedding_table.weight": {"step": "x"}}'},
+    ),
+    "a list for the optimizer": lambda path: save_file(load_file(path), path, metadata={"optimizer": "[1]"}),
     "unknown names": lambda path: save_file({"x": torch.zeros(1)}, path, metadata={"optimizer": "{}"}),
     "a random state of another length": lambda path: save_file(
         {"rng/cpu": torch.zeros(3, dtype=torch.uint8)}, path, metadata={"optimizer": "{}"}

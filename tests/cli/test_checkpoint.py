@@ -53,6 +53,18 @@ def test_verify_finds_damaged_checkpoints(run: Path, tmp_path: Path, tool: Cli) 
     assert none.err.count("\n") == 1, "the error is the only output"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not let every user make links")
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/step_5"])
+def test_nothing_is_stripped_through_a_link(run: Path, tmp_path: Path, tool: Cli, name: str) -> None:
+    theirs = tmp_path / "theirs"
+    (theirs / name).parent.mkdir(parents=True)
+    mine = Path(shutil.copytree(run / name, tmp_path / "mine"))
+    (theirs / name).symlink_to(mine)
+    before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
+    assert_refused(tool(checkpoint_tool.main, "strip", str(theirs)), theirs / name, "link")
+    assert {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()} == before
+
+
 def test_paths_that_are_no_checkpoints(run: Path, tmp_path: Path, tool: Cli) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "link").symlink_to("nowhere")

@@ -231,7 +231,7 @@ def test_the_package_lists_all_commands(tool: Cli) -> None:
     assert tool(entry_point.main, "--help").out == listed.out
     assert_refused(tool(entry_point.main, "trian"), "trian", *COMMANDS)
     scripts = {path.stem for path in (paths.home() / "scripts").glob("*.py")}
-    assert set(COMMANDS) | {"config_reference", "pictures"} == scripts
+    assert set(COMMANDS) | {"config_reference", "install", "pictures"} == scripts
 
 
 def test_the_package_runs_a_command(tmp_path: Path) -> None:

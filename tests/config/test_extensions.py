@@ -203,7 +203,7 @@ def test_presets_name_extensions_and_help_shows_them(extension: Path, tmp_path: 
     ended = command(*SHORT, f"hydra.searchpath=[file://{presets}]", "experiment=mine", f"hydra.run.dir={run}2")
     assert ended.code == 0, ended.err
     shown = command("--help", f"extensions={extension}", "model=own").out
-    assert " ngram own\n" in shown
+    assert re.search(r"^  model .*(?:\n {14}.*)* own$", shown, re.MULTILINE), "the last choice of its group"
     assert "scale: 0.5" in shown
 
 
@@ -271,23 +271,27 @@ def test_a_file_must_have_a_name_of_its_own(tmp_path: Path) -> None:
         assert_refused(command(*SHORT, f"extensions={tmp_path / name}"), name)
 
 
-def test_the_commands_in_the_docs_run(tmp_path: Path) -> None:
-    page = (paths.home() / "docs" / "python.md").read_text("utf-8")
-    (snippet,) = re.findall(r"```python\n(# my_models\.py\n.*?)```", page, re.DOTALL)
+@pytest.mark.parametrize(("page", "n_commands"), [("python.md", 4), ("adding-a-model.md", 3)])
+def test_the_commands_in_the_docs_run(page: str, n_commands: int, tmp_path: Path) -> None:
+    text = (paths.home() / "docs" / page).read_text("utf-8")
+    (snippet,) = re.findall(r"```python\n(# my_models\.py\n.*?)```", text, re.DOTALL)
     (tmp_path / "my_models.py").write_text(snippet, "utf-8")
-    lines = re.findall(r"^python scripts/(?:train|sample)\.py .*extensions=.*$", page, re.MULTILINE)
-    assert len(lines) == 4
-    single, sweep, resume, sampling = (shlex.split(line)[2:] for line in lines)
+    lines = re.findall(r"^python scripts/(?:train|sample)\.py .*extensions=.*$", text, re.MULTILINE)
+    assert len(lines) == n_commands
     run = tmp_path / "run"
-    for words, main in (
-        ([*single, *SHORT, f"hydra.run.dir={run}"], train_command.main),
-        ([*sweep, *SHORT, f"hydra.sweep.dir={tmp_path / 'sweep'}"], train_command.main),
-        ([word.replace("latest", str(run)).replace("20000", "9") for word in resume], train_command.main),
-        ([*sampling, f"run={run}"], sample.main),
-    ):
-        ended = command(*words, main=main, cwd=tmp_path)
+    for line in lines:
+        script, *words = shlex.split(line)[1:]
+        if script.endswith("sample.py"):
+            words.append(f"run={run}")
+        elif "-m" in words:
+            words += [*SHORT, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+        elif "resume=latest" in words:
+            words = [word.replace("latest", str(run)).replace("20000", "9") for word in words]
+        else:
+            words += [*SHORT, f"hydra.run.dir={run}"]
+        ended = command(*words, main=sample.main if script.endswith("sample.py") else train_command.main, cwd=tmp_path)
         assert ended.code == 0, (words, ended.err)
-    assert summary(run)["step"] == 9
+    assert summary(run)["step"] == (9 if "resume=latest" in text else 5)
 
 
 def in_python(extension: Path, run: Path) -> None:

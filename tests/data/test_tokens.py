@@ -68,7 +68,7 @@ def truncate(path: Path) -> None:
     [
         (lambda folder: truncate(folder / "val.bin"), ("val.bin", "truncated")),
         (lambda folder: (folder / "val.bin").open("ab").write(b"more"), ("val.bin", "a different file")),
-        (lambda folder: (folder / "train.bin").unlink(), ("train.bin", "0 bytes")),
+        (lambda folder: (folder / "train.bin").unlink(), ("train.bin", "missing")),
         (lambda folder: (folder / "manifest.json").write_text("{}"), ("manifest.json", "prepare.py")),
         (lambda folder: (folder / "manifest.json").unlink(), ("manifest.json", "prepare.py")),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), ("tokenizer.json", "SHA-256")),
@@ -180,8 +180,9 @@ def rewrite(folder: Path, **changes: object) -> None:
     "changes",
     [
         *({"dtype": dtype} for dtype in ("O", "int64", "float32", "<u2", "S1", None, ["uint8"])),
-        *({name: value} for name in ("tokens", "n_characters") for value in (-1, 1.5, "1", None, 10**400, True)),
+        *({name: value} for name in ("tokens", "n_characters") for value in (-1, 1.5, "1", None, 2**63, True)),
         *({"n_characters": 0}, {"vocab_size": 0}, {"tokenizer": []}, {"sha256": 7}, {"name": {}}),
+        *({"split": 0}, {"split": len(TEXT)}, {"characters": 0}),
     ],
     ids=str,
 )
@@ -242,5 +243,64 @@ def test_a_folder_in_place_of_a_token_file_is_refused(damaged: Path) -> None:
     manifest = json.loads((damaged / "manifest.json").read_text("utf-8"))
     manifest["splits"]["val"]["tokens"] = n_tokens
     (damaged / "manifest.json").write_text(json.dumps(manifest), "utf-8")
-    with refuses(damaged / "val.bin", "0 bytes"):
+    with refuses(damaged / "val.bin", "not a regular file"):
         open_tokens(damaged)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes and devices")
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), None], ids=["pipe", "device", "none"]
+)
+def test_an_empty_split_must_be_a_file_too(make: Callable[[Path], None] | None, damaged: Path) -> None:
+    (damaged / "val.bin").unlink()
+    (damaged / "val.bin").touch()
+    rewrite(damaged)
+    manifest = json.loads((damaged / "manifest.json").read_text("utf-8"))
+    manifest["splits"]["val"]["tokens"] = 0
+    (damaged / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    open_tokens(damaged).verify()
+    (damaged / "val.bin").unlink()
+    if make is not None:
+        make(damaged / "val.bin")
+    with refuses(damaged / "val.bin", "not a regular file", "prepare the text again"):
+        open_tokens(damaged)
+
+
+def test_a_file_of_holes_is_not_read(damaged: Path) -> None:
+    os.truncate(damaged / "train.bin", 1 << 40)
+    manifest = json.loads((damaged / "manifest.json").read_text("utf-8"))
+    manifest["splits"]["train"]["tokens"] = 1 << 39
+    (damaged / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    with refuses(damaged / "train.bin", "1,099,511,627,776 bytes"):
+        open_tokens(damaged)
+
+
+def test_the_vocabulary_of_the_manifest_is_that_of_the_tokenizer(damaged: Path, cli: Cli) -> None:
+    ids = np.fromfile(damaged / "train.bin", dtype=np.int16)
+    ids[7] = 300
+    ids.tofile(damaged / "train.bin")
+    rewrite(damaged, vocab_size=301)
+    refused = cli(*SHORT, "data=tokens", f"data.path={damaged}")
+    assert_refused(refused, damaged / "manifest.json", "301 tokens", "only 300")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such numbers of users")
+def test_what_another_user_has_verified_is_verified_again(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (damaged / "val.bin").write_bytes(bytes((damaged / "val.bin").stat().st_size))
+    tokens = open_tokens(damaged)
+    tokens.remember()
+    tokens.verify_once()
+    monkeypatch.setattr(os, "geteuid", lambda: (damaged / ".verified.json").stat().st_uid + 1)
+    with refuses(damaged / "val.bin", "SHA-256"):
+        tokens.verify_once()
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"name": "new"}, {"name": ["bpe"]}, {"name": "bpe", "vocab_size": "many"}], ids=str
+)
+def test_an_unknown_tokenizer_in_a_manifest_is_named_with_the_file(
+    config: dict[str, object], damaged: Path, cli: Cli
+) -> None:
+    rewrite(damaged, tokenizer=config)
+    refused = cli(*SHORT, "data=tokens", f"data.path={damaged}")
+    assert_refused(refused, damaged / "manifest.json", "tokenizer", "prepare the text again")

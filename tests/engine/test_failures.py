@@ -7,6 +7,7 @@ import torch
 
 from bigramlm.device.config import DeviceConfig
 from bigramlm.engine.failures import is_out_of_memory, out_of_memory
+from bigramlm.model.config import BigramConfig, ModelConfig
 from bigramlm.trainer.step import TrainStep
 from tests.helpers import Cli, assert_refused, run_config, small, summary
 
@@ -38,6 +39,20 @@ def test_message_names_the_largest_memory_use(overrides: tuple[str, ...], named:
     for fact in named:
         assert fact in message
     assert "\n" not in message
+
+
+def test_message_for_a_model_without_an_estimate_has_its_real_size(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def runs_out(self: TrainStep, *arguments: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(BigramConfig, "estimate_size", ModelConfig.estimate_size)
+    monkeypatch.setattr(TrainStep, "__call__", runs_out)
+    ended = cli("data=bundled", "logger=none")
+    n_params = summary(ended.folder)["n_params"]
+    assert_refused(ended, "model=bigram", f"{n_params:,}", "data.batch_size=16", "a smaller vocabulary")
+    unknown = out_of_memory(run_config("model=bigram"), vocab_size=5000)
+    assert "unknown amount for its weights" in unknown
+    assert "GB" not in unknown
 
 
 def test_message_for_a_count_based_model_omits_the_batch() -> None:

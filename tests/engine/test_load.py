@@ -196,6 +196,9 @@ def test_a_config_that_describes_a_huge_model_is_refused_before_it_is_built(
     (step / "config.yaml").write_text(config.replace(field, f"{field.split()[0]} 100000000"), "utf-8")
     (step / "manifest.json").unlink()
     write_manifest(step, 1)
-    assert_refused(
-        tool(sample.main, f"run={run}"), step / "config.yaml", "100,000,000" if "block" in field else "weights"
-    )
+    named = (step / "config.yaml", "100,000,000" if "block" in field else "weights")
+    assert_refused(tool(sample.main, f"run={run}"), *named)
+    if field == "n_layer: 1":
+        shutil.copy(step / "config.yaml", run / "config.yaml")
+        assert_refused(resumed(cli, run, "trainer.steps=2"), *named)
+        assert_refused(cli("data=bundled", "logger=none", f"init_from={run}"), *named)

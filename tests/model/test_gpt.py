@@ -1,48 +1,16 @@
 """The GPT: comparison with plain implementations, and properties of every preset."""
 
-import functools
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from bigramlm.model.base import LanguageModel
-from bigramlm.model.config import GPTConfig, ModelConfig
+from bigramlm.model.config import GPTConfig
 from bigramlm.model.gpt import GPT, ReluSquared, Rotary
-from tests.helpers import PRESETS, Cli, assert_refused, count_saved_elements, gpts, refuses, run_config
-
-V, BLOCK = 11, 8
-
-
-preset_of = functools.cache(lambda preset: run_config(f"model={preset}").model)
-
-
-def config(preset: str, **fields: Any) -> ModelConfig:
-    """Return the config of a preset, made small and with these fields."""
-    cfg: ModelConfig = preset_of(preset)
-    if isinstance(cfg, GPTConfig):
-        fields = {"n_embd": 4 * cfg.n_head, "n_layer": min(2, cfg.n_layer), **fields}
-    return replace(cfg, **fields)
-
-
-def build(preset: str, *, moved: bool = True, **fields: Any) -> LanguageModel:
-    """Build a preset's model in double precision.
-
-    moved: add noise to all weights, so that they are far from zero as in a trained model.
-    """
-    torch.manual_seed(0)
-    model = config(preset, **fields).build(vocab_size=V, block_size=BLOCK).double()
-    if moved:
-        with torch.no_grad():
-            for p in model.parameters():
-                p.add_(0.3 * torch.randn_like(p))
-    model.fit_counts(torch.randint(V, (200,), generator=torch.Generator().manual_seed(1)))
-    return model
+from tests.helpers import Cli, assert_refused, count_saved_elements, gpts, refuses, run_config
+from tests.model.helpers import BLOCK, V, build, config
 
 
 def plain_logits(model: GPT, cfg: GPTConfig, idx: torch.Tensor) -> torch.Tensor:
@@ -112,24 +80,6 @@ def test_logits_match_a_plain_implementation(preset: str) -> None:
         torch.testing.assert_close(logits[row], plain_logits(model, cfg, idx[row]))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_shapes_dtypes_and_loss(preset: str) -> None:
-    model = build(preset).float().eval()
-    assert (model.vocab_size, model.block_size) == (V, BLOCK)
-    for T in (1, 5, BLOCK):
-        idx, targets = torch.randint(V, (3, T)), torch.randint(V, (3, T))
-        logits, loss = model(idx, targets)
-        assert logits.shape == (3, T, V)
-        assert logits.dtype == torch.float32
-        assert loss is not None
-        torch.testing.assert_close(loss, -logits.log_softmax(-1).gather(-1, targets[..., None]).mean())
-        assert model(idx)[1] is None
-        with torch.autocast("cpu", torch.bfloat16):
-            bf16_logits, _ = model(idx)
-        assert (bf16_logits.float().argmax(-1) == logits.argmax(-1)).float().mean() > 0.6
-    assert model.double()(idx)[0].dtype == torch.float64
-
-
 @pytest.mark.parametrize("preset", gpts())
 def test_logits_do_not_depend_on_later_tokens(preset: str) -> None:
     model = build(preset).eval()
@@ -145,21 +95,6 @@ def test_logits_do_not_depend_on_later_tokens(preset: str) -> None:
         (gradient,) = torch.autograd.grad(logits[0, t].square().sum(), embedded, retain_graph=True)
         reached = gradient[0].abs().sum(dim=-1) > 0
         assert reached.tolist() == [s <= t for s in range(BLOCK)]
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_logits_are_the_same_with_and_without_a_cache(preset: str) -> None:
-    model = build(preset).eval()
-    idx = torch.randint(V, (3, BLOCK))
-    whole, _ = model(idx)
-    for cuts in ([1] * BLOCK, [3, 1, 1, 3], [BLOCK]):
-        cache = model.new_cache()
-        if cache is None:  # a model that uses only the last token needs none
-            assert preset not in gpts()
-            torch.testing.assert_close(model(idx[:, -1:])[0], whole[:, -1:])
-            continue
-        pieces = [model(piece, cache=cache)[0] for piece in idx.split(cuts, dim=1)]
-        torch.testing.assert_close(torch.cat(pieces, dim=1), whole)
 
 
 def test_logits_with_an_ngram_are_the_same_with_and_without_a_cache() -> None:
@@ -296,27 +231,13 @@ def test_gradient_of_relu_squared() -> None:
 
 
 @pytest.mark.parametrize("preset", gpts())
-def test_flops_match_the_count_of_pytorch(preset: str) -> None:
-    model = build(preset).float()
-    for length in (BLOCK, BLOCK // 2):
-        idx = torch.randint(V, (2, length))
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            _, loss = model(idx, idx)
-            assert loss is not None
-            loss.backward()
-        assert model.flops_per_token(length) * idx.numel() == counter.get_total_flops()
-    assert model.flops_per_token() == model.flops_per_token(BLOCK)
-
-
-@pytest.mark.parametrize("preset", gpts())
-def test_estimated_size_is_roughly_right(preset: str) -> None:
+def test_estimated_activations_are_roughly_right(preset: str) -> None:
     """The out-of-memory error uses this estimate to suggest what to lower."""
     cfg = config(preset, n_embd=96, n_layer=2)
     model = build(preset, n_embd=96, n_layer=2).float()
     size = cfg.estimate_size(vocab_size=V, block_size=BLOCK)
     assert size is not None
-    n_params, in_blocks, around = size
-    assert n_params == pytest.approx(model.n_params(), rel=0.05)
+    _, in_blocks, around = size
     idx = torch.randint(V, (4, BLOCK))
     saved = count_saved_elements(lambda: model(idx, idx)) - model.n_params()  # the weights are saved too
     assert (in_blocks + around) * idx.numel() == pytest.approx(saved, rel=0.5)

@@ -107,6 +107,32 @@ def test_nothing_is_written_to_a_folder_with_links_or_pipes(cli: Cli, tmp_path: 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows does not let every user make links")
+def test_files_with_a_second_name_elsewhere_are_not_changed(cli: Cli, tmp_path: Path) -> None:
+    """A backup may consist of hard links, and a run of somebody else too."""
+    run = cli(*SHORT).folder
+    copies = {path.name: tmp_path / path.name for path in run.iterdir() if path.is_file()}
+    for name, copy in copies.items():
+        os.link(run / name, copy)
+    before = {name: copy.read_bytes() for name, copy in copies.items()}
+    ended = resumed(cli, run, "trainer.steps=9")
+    assert ended.code == 0, ended.err
+    assert {name: copy.read_bytes() for name, copy in copies.items()} == before
+    assert (run / "train.log").read_bytes().startswith(before["train.log"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows writes the holes of a file")
+@pytest.mark.parametrize("name", ["samples.txt", "config.yaml"])
+def test_a_file_without_end_is_set_aside(cli: Cli, name: str) -> None:
+    run = cli(*SHORT).folder
+    with (run / name).open("wb") as file:
+        file.truncate(1 << 40)
+    ended = resumed(cli, run, "trainer.steps=9")
+    assert ended.code == 0, ended.err
+    assert (run / name).stat().st_size < 10_000
+    assert [path.stat().st_size for path in run.glob(f"damaged_{name}.*")] == [1 << 40]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not let every user make links")
 def test_links_to_a_run_folder_are_followed(cli: Cli, tmp_path: Path) -> None:
     run = cli(*SHORT).folder
     (tmp_path / "link").symlink_to(run)

@@ -51,7 +51,8 @@ def test_git_state_of_the_checkout(git: Callable[..., str], monkeypatch: pytest.
 def test_of_new_files_only_code_and_presets_count(
     git: Callable[..., str], tmp_path: Path, name: str, dirty: bool
 ) -> None:
-    git("config", "status.showUntrackedFiles", "no")
+    if dirty:
+        git("config", "status.showUntrackedFiles", "no")  # a setting for large repositories
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("1")

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 import bigramlm
+from bigramlm.cli import runs
 from bigramlm.cli.verify_resume import compare
 from bigramlm.config.run_config import load
+from bigramlm.runs.folder import read_summary
 from tests.helpers import SHORT, Cli, assert_refused, command, crashed_copy, resumed, summary
 
 RUN = (
@@ -138,3 +140,37 @@ def test_lost_records_are_reported_once(crashed: Path, cli: Cli, kept: int | Non
     (warning,) = (line for line in ended.err.splitlines() if "metrics.jsonl" in line)
     assert steps in warning
     assert "metrics.jsonl" not in resumed(cli, crashed, "trainer.steps=20").err
+
+
+# Entries of summary.json that no run writes, as JSON.
+UNSOUND = [
+    *('"resumed": 5', '"resumed": [5]', '"resumed": [{"step": "x", "overrides": []}]', '"overrides": {"a": 1}'),
+    *('"overrides": [5, null]', '"data": 5', '"data": {"sha256": 5}', '"git": [1]', '"versions": "x"', '"error": [1]'),
+    *('"status": ["a"]', '"id": null', '"started": 5', '"tokenizer": true', '"final": []', '"best": 1', '"asked": 5'),
+]
+
+
+@pytest.mark.parametrize("entry", UNSOUND)
+def test_an_entry_of_another_type_is_ignored(
+    crashed: Path, cli: Cli, tool: Cli, caplog: pytest.LogCaptureFixture, entry: str
+) -> None:
+    path = crashed / "summary.json"
+    content = {**json.loads(path.read_text("utf-8")), "status": "failed", **json.loads(f"{{{entry}}}")}
+    path.write_text(json.dumps(content), "utf-8")
+    name = entry.split('"')[1]
+    assert name not in (read_summary(crashed) or {})
+    assert f"the type of {name} is not that of a run" in caplog.text
+    for arguments in (("report", str(crashed)), ("diff", str(crashed), str(crashed))):
+        done = tool(runs.main, *arguments)
+        assert done.code == 0, done.err
+    ended = resumed(cli, crashed)
+    assert ended.code == 0, ended.err
+
+
+def test_a_summary_keeps_what_is_no_text(crashed: Path, cli: Cli) -> None:
+    """JSON can contain half of a character."""
+    path = crashed / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "id": "\ud800", "mine": ["\udfff"]}), "utf-8")
+    ended = resumed(cli, crashed)
+    assert ended.code == 0, ended.err
+    assert summary(crashed)["mine"] == ["\udfff"]

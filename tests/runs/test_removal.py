@@ -14,7 +14,7 @@ from tests.helpers import Cli, assert_refused
 
 @pytest.fixture
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an outputs/ folder with two runs, an adapter on one of them, and a sweep with two jobs."""
+    """Return an outputs/ folder: two runs, an adapter on one of them, and a sweep."""
     folder = tmp_path / "outputs"
     for module in (find, runs_command):
         monkeypatch.setattr(module, "outputs", lambda: folder)
@@ -70,7 +70,7 @@ def test_filters_select_runs_but_no_jobs(outputs: Path, tool: Cli) -> None:
 
 
 def test_what_others_need_stays(outputs: Path, tool: Cli) -> None:
-    """A job of a sweep, the base of an adapter, and the initial weights of a run that may be resumed."""
+    """A job of a sweep, the base of an adapter, the weights that a run starts from."""
     refused = tool(runs_command.main, "rm", "s/1", "2026-01-01/a", "--yes")
     assert_refused(refused, "no run or sweep can be deleted")
     assert "s/1: it is a job of the sweep s" in refused.err

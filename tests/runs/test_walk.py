@@ -122,6 +122,21 @@ def test_runs_in_runs_are_found(outputs: Path, tool: Cli) -> None:
     assert "6 runs" in tool(runs_command.main, "report", str(outputs)).out
 
 
+@LINKS
+@pytest.mark.parametrize("name", ["runs/day/a/link", "runs/day/a/inside/link", "sweeps/s/2"])
+def test_a_link_in_a_run_leads_to_no_further_folders(outputs: Path, tmp_path: Path, tool: Cli, name: str) -> None:
+    """It may lead to all files of the disk."""
+    add_runs(outputs)
+    add_run(tmp_path / "disk" / "deep" / "run", "2026-01-05T00:00:00+00:00")
+    (outputs / name).parent.mkdir(exist_ok=True)
+    (outputs / name).symlink_to(tmp_path / "disk")
+    assert len(listed(tool)) == 4
+    add_run(tmp_path / "moved", "2026-01-05T00:00:00+00:00")
+    (outputs / name).unlink()
+    (outputs / name).symlink_to(tmp_path / "moved")
+    assert listed(tool)[-1] == str(outputs / name)
+
+
 def test_a_sweep_beside_other_runs_hides_none_of_them(outputs: Path, tool: Cli) -> None:
     add_runs(outputs)
     shutil.copy(outputs / "sweeps" / "s" / "sweep.json", outputs / "runs")

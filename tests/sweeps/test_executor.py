@@ -1,5 +1,6 @@
 """Tests of launches: composition of jobs, submitit, Slurm, and waiting for jobs."""
 
+import errno
 import json
 import os
 import shutil
@@ -353,3 +354,17 @@ def test_values_of_a_plan_are_checked(change: dict[str, object], folder: Path) -
     (folder / PLAN).write_text(json.dumps(plan), "utf-8")
     with refuses(folder / PLAN):
         Sweep(folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other locks")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_sweep_on_a_file_system_without_locks_leaves_nothing(
+    cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    ended = cli("-m", *SHORT, "seed=1,2", f"hydra.sweep.dir={folder}", run_dir=False)
+    assert_refused(ended, folder, os.strerror(number), "local disk")
+    assert not folder.exists()

@@ -1,6 +1,7 @@
 """Tests of the plan of a sweep: a damaged plan is rebuilt from the jobs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,26 @@ def test_a_plan_that_cannot_be_rebuilt_is_refused(tmp_path: Path, cli: Cli, cont
         Sweep(tmp_path)
     assert_refused(cli("-m", *SHORT, "seed=1,2", f"sweep={tmp_path}", run_dir=False), tmp_path / "sweep.json")
     assert (tmp_path / "sweep.json").read_text() == content
+
+
+@pytest.mark.parametrize("name", ["1000000000", "9" * 200, "007", "\u0663"])
+def test_a_numbered_folder_that_no_sweep_makes_is_no_job(existing_sweep: Path, cli: Cli, tool: Cli, name: str) -> None:
+    shutil.copytree(existing_sweep / "1", existing_sweep / name)
+    ended = cli("-m", *SHORT, "seed=1,2,3", f"sweep={existing_sweep}", run_dir=False)
+    assert ended.code == 0, ended.err
+    assert sorted(row["job"] for row in table(existing_sweep)) == ["0", "1", "2"]
+    (existing_sweep / "sweep.json").write_text("")
+    assert "3 jobs" in tool(runs.main, "results", str(existing_sweep)).out
+
+
+def test_a_sweep_without_a_free_number_is_refused(existing_sweep: Path, cli: Cli) -> None:
+    (existing_sweep / "999999999").mkdir()
+    ended = cli("-m", *SHORT, "seed=1,2,3", f"sweep={existing_sweep}", run_dir=False)
+    assert_refused(ended, existing_sweep / "999999999", "move")
+
+
+def test_a_plan_of_half_characters_is_saved(existing_sweep: Path, cli: Cli) -> None:
+    plan = json.loads((existing_sweep / "sweep.json").read_text("utf-8"))
+    (existing_sweep / "sweep.json").write_text(json.dumps({**plan, "fields": ["seed", "\ud800"]}))
+    ended = cli("-m", *SHORT, "seed=1,2", f"sweep={existing_sweep}", run_dir=False)
+    assert ended.code == 0, ended.err

@@ -1,5 +1,6 @@
 """Tests of searches with Optuna: spaces, resumed studies and pruned trials."""
 
+import contextlib
 import functools
 import itertools
 import json
@@ -8,6 +9,7 @@ import pickle
 import shutil
 import signal
 import sqlite3
+import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -351,6 +353,36 @@ def test_damaged_study_is_refused_in_one_line(
         assert_refused(ended, "study.db", "start a new search")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other names for files")
+def test_a_journal_that_names_another_file_is_refused(searched: Callable[..., Ended], folder: Path) -> None:
+    """SQLite would delete the file, after it has rolled back the transaction."""
+    assert searched(SPACE, "hydra.sweeper.n_trials=1").code == 0
+    mine, mark = folder.parent / "mine.txt", bytes.fromhex("d9d505f920a163d7")
+    mine.write_text("mine")
+    database, name = (folder / "study.db").read_bytes(), str(mine).encode()
+    size = int.from_bytes(database[16:18], "big")
+    header = mark + struct.pack(">5I", 0, 0, len(database) // size, 512, size)
+    tail = struct.pack(">I", 2**30 // size + 1) + name + struct.pack(">2I", len(name), sum(name)) + mark
+    (folder / "study.db-journal").write_bytes(header.ljust(512, b"\0") + tail)
+    assert_refused(searched(SPACE, "hydra.sweeper.n_trials=2"), "study.db", "journal", "start a new search")
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE VIEW theirs AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n",
+        "CREATE TRIGGER theirs BEFORE INSERT ON trials BEGIN SELECT RAISE(FAIL, 'no'); END",
+    ],
+    ids=["view", "trigger"],
+)
+def test_a_study_that_computes_is_refused(searched: Callable[..., Ended], folder: Path, statement: str) -> None:
+    assert searched(SPACE, "hydra.sweeper.n_trials=1").code == 0
+    with contextlib.closing(sqlite3.connect(folder / "study.db")) as database:
+        database.execute(statement)
+    assert_refused(searched(SPACE, "hydra.sweeper.n_trials=2"), "study.db", "theirs", "start a new search")
+
+
 @pytest.mark.parametrize("option", ["popsize", "use_separable_cma", "with_margin", "lr_adapt"])
 def test_cma_es_continues_with_its_stored_state(option: str) -> None:
     """The values are those of Optuna's own sampler, although each trial has a new one."""
@@ -385,6 +417,48 @@ def test_state_of_cma_es_that_would_run_code_is_refused(stored: bytes) -> None:
     )
     with refuses("study.db", "start a new search"):
         found.ask(space)
+
+
+def without(state: Any, name: str) -> Any:
+    del state.__dict__[name]
+    return state
+
+
+def having(state: Any, **attributes: Any) -> Any:
+    state.__dict__.update(attributes)
+    return state
+
+
+TAMPERED: dict[str, Callable[[Any], Any]] = {
+    "no mean": lambda state: without(state, "_mean"),
+    "no bounds": lambda state: without(state, "_bounds"),
+    "another attribute": lambda state: having(state, more=1),
+    "another dimension": lambda state: having(state, _mean=np.zeros(3)),
+    "a text": lambda state: having(state, _sigma="x"),
+    "NaN": lambda state: having(state, _mean=state.mean * float("nan")),
+    "endless attempts": lambda state: having(state, _n_max_resampling=10**18),
+    "an endless population": lambda state: having(state, _popsize=10**12),
+    "a negative generation": lambda state: having(state, _g=-5),
+}
+
+
+@pytest.mark.parametrize("change", TAMPERED.values(), ids=TAMPERED)
+def test_tampered_state_of_cma_es_is_refused(change: Callable[[Any], Any]) -> None:
+    space: Space = {"a": FloatDistribution(0, 1), "b": FloatDistribution(0, 1)}
+    found = optuna.create_study(sampler=SafeCmaEsSampler(n_startup_trials=1, warn_independent_sampling=False, seed=1))
+    while not (states := [t for t in found.trials if any("optimizer" in name for name in t.system_attrs)]):
+        trial = found.ask(space)
+        found.tell(trial, trial.params["a"])
+    stored = {name: value for name, value in states[0].system_attrs.items() if "optimizer" in name}
+    state = change(pickle.loads(bytes.fromhex("".join(stored[f"cma:optimizer:{n}"] for n in range(len(stored))))))
+    other = optuna.create_study(sampler=SafeCmaEsSampler(n_startup_trials=1, warn_independent_sampling=False, seed=1))
+    params, attributes = {"a": 0.5, "b": 0.5}, {"cma:optimizer:0": pickle.dumps(state).hex()}
+    other.add_trial(
+        optuna.trial.create_trial(params=params, distributions=dict(space), value=1.0, system_attrs=attributes)
+    )
+    with warnings.catch_warnings(), refuses("study.db", "start a new search"):
+        warnings.simplefilter("ignore")
+        other.ask(space)
 
 
 def test_default_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

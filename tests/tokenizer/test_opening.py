@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bigramlm.tokenizer.config import CharConfig, GPT2TokenizerConfig
+from bigramlm.tokenizer.config import BPEConfig, ByteConfig, CharConfig, GPT2TokenizerConfig
 from bigramlm.tokenizer.opening import from_path
 from bigramlm.tokenizer.subword import train_bpe
 from bigramlm.utils import paths
@@ -48,7 +48,7 @@ def charsmap(content: str) -> About:
         (charsmap("AAAAAA=="), ("damaged",)),
         (charsmap("x"), ("damaged",)),
         ({"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}, ("vocabulary is empty",)),
-        ({"normalizer": replacing(*(("abcdef"[i], "bcdefg"[i] * 10) for i in range(6)))}, ("1,000,000", "normalizer")),
+        ({"normalizer": replacing(*(("abcdef"[i], "bcdefg"[i] * 10) for i in range(6)))}, ("4,000,000", "normalizer")),
         ({"version": "9"}, ("version", "different copy")),
     ],
 )
@@ -163,3 +163,30 @@ def test_a_single_file_of_another_kind_is_named(name: str, content: bytes, named
         (tmp_path / "tokenizer.json").touch()
         with refuses(f"tokenizer.path={tmp_path}"):
             from_path(str(file))
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        *({"chars": chars} for chars in (None, 5, ["a", "b"], ["abc"], "", "aa", "a\ud800")),
+        {"chars": "ab", "end_of_text": "yes"},
+    ],
+    ids=ascii,
+)
+def test_damaged_characters_are_refused(about: About) -> None:
+    with pytest.raises(ValueError, match="each character occurs once"):
+        CharConfig().restore(json.dumps({"name": "char", **about}))
+
+
+def test_deep_nesting_in_a_saved_tokenizer_is_refused() -> None:
+    for cfg in (CharConfig(), ByteConfig(), BPEConfig()):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            cfg.restore("[" * 200_000)
+
+
+def test_a_panic_of_the_library_is_one_line(about: About, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    splitting = {"type": "Split", "pattern": {"Regex": r"(a+)+\d"}, "behavior": "Isolated", "invert": False}
+    tokenizer, _ = from_path(str(changed(about, tmp_path / "tokenizer.json", pre_tokenizer=splitting)))
+    with refuses("part of the text", "retry-limit", "different copy"):
+        tokenizer.encode("a" * 64)
+    assert capfd.readouterr().err == "", "the library writes nothing itself"

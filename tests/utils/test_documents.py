@@ -34,7 +34,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     assert read(tmp_path / "full", limit=MAX_BYTES) == b"x" * MAX_BYTES
 
 
-@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 200_000, "{", "\ufeff{}", "", "1" * 5000])
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 200_000, "{", "\ufeff{}", "", "1" * 5000, str(10**400)])
 def test_json_that_is_deep_or_damaged_is_a_value_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text, "utf-8")
     with pytest.raises(ValueError):  # noqa: PT011 - in the words of the library
@@ -52,6 +52,10 @@ ANCHORS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     [
         (ANCHORS, "alias"),
         ("a: &x 1\n", "anchor"),
+        *((f"a: !!{tag}\n", "tag") for tag in ("timestamp 2001-01-01", "binary aGVs", "bool x", "int ''", "set {a}")),
+        ("a: ! 5\n", "tag"),
+        (f"a: 0x{'f' * 5000}\n", "digits"),
+        (f"a: 1{':59' * 5000}\n", "digits"),
         ("[" * 60 + "]" * 60, "deep"),
         ("[" * 200_000, "deep"),
         ("a: [", "YAML"),
@@ -59,7 +63,10 @@ ANCHORS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("\0", "YAML"),
         ("x" * (1 << 22), "larger"),
     ],
-    ids=["aliases", "anchor", "deep", "very deep", "cut", "tab", "NUL", "long"],
+    ids=[
+        *("aliases", "anchor", "date", "bytes", "no truth value", "no integer", "set", "no tag", "hexadecimal"),
+        *("sexagesimal", "deep", "very deep", "cut", "tab", "NUL", "long"),
+    ],
 )
 def test_yaml_is_bounded(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "a.yaml").write_text(text, "utf-8")

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -185,3 +186,22 @@ def test_a_model_that_only_a_file_names_is_not_asked_for(field: str, tmp_path: P
         refused = train("", tmp_path, *words, f"{field}=me/other", **env)
         assert_refused(refused, f"{field}=me/other")
         assert asked != []
+
+
+def test_the_rest_of_a_model_that_only_a_file_names_is_not_asked_for(
+    cache: Path, tmp_path: Path, server: str, requests: list[str]
+) -> None:
+    recipe = tmp_path / "presets" / "experiment" / "me" / "tiny.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("# @package _global_\ninit_from: me/tiny\n", "utf-8")
+    words = (f"--config-dir={tmp_path / 'presets'}", "experiment=me/tiny")
+    env = {"HF_HUB_CACHE": str(cache.parent), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": server}
+    assert train("", tmp_path, *words, **env).code == 0, "all of it is in the cache"
+    shutil.rmtree(tmp_path / "run")
+    requests.clear()
+    for part in cache.rglob("model-00002-of*"):
+        part.unlink()
+    assert_refused(train("", tmp_path, *words, **env), "me/tiny is named by a file", "add init_from=me/tiny")
+    assert requests == []
+    assert_refused(train("", tmp_path, *words, "init_from=me/tiny", **env), "init_from=me/tiny")
+    assert requests, "otherwise nothing was tested"

@@ -21,6 +21,7 @@ def test_a_file_system_without_locks_is_refused(number: int, tmp_path: Path, mon
     monkeypatch.setattr("fcntl.flock", flock)
     with refuses(tmp_path, os.strerror(number), "local disk", "hydra.run.dir="):
         Lock(tmp_path / ".lock").acquire(timeout=-1)
+    assert not list(tmp_path.iterdir()), "no file is left"
 
 
 def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:

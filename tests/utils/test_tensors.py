@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bigramlm.utils.tensors import require_finite, require_trainable, writing
+from bigramlm.utils.tensors import require_finite, require_same_kind, require_trainable, writing
 from tests.helpers import refuses
 
 FILE = Path("model.safetensors")
@@ -32,6 +32,19 @@ def test_finite_tensors_pass() -> None:
 def test_quantised_weights_are_refused(dtype: torch.dtype) -> None:
     with refuses(FILE, "wte", str(dtype).removeprefix("torch."), "quantised"):
         require_trainable(FILE, "wte", torch.ones(3).to(dtype), torch.float32)
+
+
+KINDS = [torch.int8, torch.uint16, torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64]
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_a_tensor_of_another_kind_is_refused(dtype: torch.dtype) -> None:
+    with refuses(FILE, "wte", str(dtype).removeprefix("torch."), "float32"):
+        require_same_kind(FILE, "wte", torch.ones(3).to(dtype), torch.float32)
+    with refuses(FILE, "counts", "float32"):
+        require_same_kind(FILE, "counts", torch.ones(3), dtype)
+    require_same_kind(FILE, "counts", torch.ones(3).to(dtype), dtype)
+    require_same_kind(FILE, "wte", torch.ones(3, dtype=torch.bfloat16), torch.float32)
 
 
 def test_weights_are_converted_and_must_stay_finite() -> None:
