@@ -4,15 +4,18 @@ import contextlib
 import copy
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bigramlm.cli.verify_resume import compare
 from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import RunConfig, load, to_dict
 from bigramlm.engine import run as engine
 from bigramlm.runs.folder import LOCK, RunFolder, is_locked
+from bigramlm.runs.samples import read_samples
 from bigramlm.trainer.trainer import Trainer
 from bigramlm.utils.stop import Stopped, StopSignals
 from tests.helpers import SHORT, Cli, assert_refused, run_config, summary
@@ -181,3 +184,37 @@ def test_a_deleted_lock_is_noticed_at_the_next_save(
     else:
         assert ended.code == 0, ended.err
         assert summary(ended.folder)["status"] == "completed"
+
+
+def test_samples_while_training_leave_the_bits_unchanged(cli: Cli) -> None:
+    words = (
+        *TINY,
+        "trainer.steps=12",
+        "trainer.eval_every=6",
+        "trainer.log_every=2",
+        "model.dropout=0.1",
+        "optim.lr=0.03",
+    )
+    plain, sampled = cli(*words), cli(*words, "trainer.sample_every=5")
+    assert (plain.code, sampled.code) == (0, 0), sampled.err
+    found = read_samples(sampled.folder)
+    assert [step for step, _ in found] == [0, 5, 10, 12]
+    assert len({text for _, text in found}) == 4, "the model learns"
+    assert found[-1] == read_samples(plain.folder)[-1]
+    (sampled.folder / "samples.txt").write_bytes((plain.folder / "samples.txt").read_bytes())
+    assert compare(plain.folder, sampled.folder) is None
+    assert "step  5/12  sample:" in sampled.err
+    assert "  | " in sampled.err
+
+
+def test_a_resumed_run_writes_no_sample_twice(cli: Cli) -> None:
+    words = (*TINY, "trainer.steps=8", "trainer.checkpoint_every=4", "trainer.sample_every=2")
+    whole, part = cli(*words), cli(*words)
+    before = read_samples(part.folder)
+    for step in ("step_8", "last"):  # as if the run had been killed after step 6
+        path = part.folder / "checkpoints" / step
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (part.folder / "checkpoints" / "best").unlink(missing_ok=True)
+    resumed = cli(f"resume={part.folder}", run_dir=False)
+    assert resumed.code == 0, resumed.err
+    assert read_samples(part.folder) == before == read_samples(whole.folder)
