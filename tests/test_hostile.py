@@ -28,6 +28,8 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="the folders contain lin
 N_FOLDERS = int(os.environ.get("HOSTILE_FOLDERS", "40"))
 
 DEEP = "[" * 200_000
+# The end of a journal of SQLite that names a further file, which SQLite would delete.
+JOURNAL_MARK = bytes.fromhex("d9d505f920a163d7")
 VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 2**31, 10**400, 1e308, float("inf"), float("nan"), "", "text", "\x1b[31mred\x1b[0m\x07"),
     *(
@@ -85,7 +87,7 @@ def change_yaml(path: Path, rng: random.Random) -> None:
 
 def replace_file(path: Path, rng: random.Random) -> None:
     """Put something else in the place of a file or folder."""
-    outside = next(parent for parent in path.parents if parent.name == "folder").parent / "outside"
+    outside = root_of(path).parent / "outside"
     if path.is_symlink() or path.is_file() or rng.random() < 0.3:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -113,6 +115,52 @@ def replace_file(path: Path, rng: random.Random) -> None:
             path.write_bytes("{}".encode(rng.choice(["utf-16", "utf-32", "utf-8-sig"])))
 
 
+def change_record(path: Path, rng: random.Random) -> None:
+    """Change a line of a metrics.jsonl file, or repeat it at the end."""
+    try:
+        lines = path.read_text("utf-8").splitlines() if is_small(path) else []
+        at = rng.randrange(len(lines)) if lines else 0
+        changed = json.dumps(replaced(json.loads(lines[at]), rng)) if lines else ""
+    except ValueError:
+        return
+    lines[at : at + 1] = [changed] if rng.random() < 0.7 else [lines[at], "x" * (1 << 21), changed]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def root_of(path: Path) -> Path:
+    return next(parent for parent in path.parents if parent.name == "folder")
+
+
+def add_entry(path: Path, rng: random.Random) -> None:
+    """Add an entry that a good folder lacks, at its top."""
+    root = root_of(path)
+    outside, kind = root.parent / "outside", rng.randrange(8)
+    name = (
+        *("events.out.tfevents.1.host.1.0", ".lock", "train.log", "study.db-journal"),
+        *("root", rng.choice(["007", str(10**20), str(2**31), "9" * 200, "3"]), "4", "results.csv"),
+    )[kind]
+    target = root / name
+    if kind in (1, 2, 7):
+        target.unlink(missing_ok=True)
+    if os.path.lexists(target):
+        return
+    if kind == 0:
+        os.mkfifo(target) if rng.random() < 0.5 else target.symlink_to(outside / "file.txt")
+    elif kind == 2:
+        os.link(outside / "file.txt", target)
+    elif kind == 3:
+        mine = str(outside / "file.txt").encode() + b"\0"
+        target.write_bytes(mine + len(mine).to_bytes(4, "big") + bytes(4) + JOURNAL_MARK)
+        (root / "study.db").touch()
+    elif kind == 4:
+        target.symlink_to("/")
+    elif kind == 5:
+        found = root / "1" if (root / "1").is_dir() else root / "checkpoints"
+        shutil.copytree(found, target, symlinks=True) if found.is_dir() else target.mkdir()
+    else:
+        target.symlink_to(root.parent / "good" if kind == 6 else outside / "file.txt")
+
+
 def add_names(path: Path, rng: random.Random) -> None:
     name = rng.choice(
         ["..x", "step_", "step_99999999999999999999", ".step_3." + "0" * 32, "\x1b[31mstep", "a\nb", "-rf"]
@@ -132,8 +180,10 @@ def flip_bytes(path: Path, rng: random.Random) -> None:
 
 RULES: tuple[Callable[[Path, random.Random], None], ...] = (
     *(change_json, change_json, change_json, change_yaml, change_yaml, replace_file, replace_file, add_names),
-    flip_bytes,
+    *(flip_bytes, change_record, add_entry, add_entry),
 )
+# The suffix of the files that a rule changes.
+SUFFIXES = {"change_json": ".json", "change_yaml": ".yaml", "change_record": ".jsonl"}
 
 
 def seal(step: Path) -> None:
@@ -155,8 +205,7 @@ def hostile(good: Path, to: Path, rng: random.Random) -> Path:
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         rule = rng.choice(RULES)
         found = sorted(path for path in folder.rglob("*") if not path.is_dir() or rule is replace_file)
-        if rule in (change_json, change_yaml):
-            suffix = ".json" if rule is change_json else ".yaml"
+        if suffix := SUFFIXES.get(rule.__name__):
             found = [path for path in found if path.suffix == suffix]
         if not found:
             continue
@@ -177,6 +226,8 @@ def without_network() -> None:
     socket.getaddrinfo = no_network  # type: ignore[assignment]
     find.outputs = runs.outputs = Path.cwd
 
+
+KINDS = ("run", "gpt", "lora", "ngram", "sweep", "tokens")
 
 Call = tuple[Callable[[], object], tuple[str, ...]]
 
@@ -203,6 +254,8 @@ def commands_on(kind: str, folder: Path) -> list[Call]:
             (runs.main, ("results", name)),
             (train.main, ("-m", *SHORT, "seed=1,2,3", f"sweep={name}")),
             (train.main, (f"resume={folder / '0'}", "trainer.steps=8")),
+            (checkpoint.main, ("verify", name)),
+            (checkpoint.main, ("verify", str(folder / "1"))),
         ]
     return [
         *listing,
@@ -210,8 +263,12 @@ def commands_on(kind: str, folder: Path) -> list[Call]:
         (sample.main, (f"run={name}", "max_new_tokens=5")),
         (checkpoint.main, ("verify", name)),
         (checkpoint.main, ("inspect", name)),
+        (checkpoint.main, ("export", name, str(folder.parent / "exported"))),
+        (checkpoint.main, ("merge", name, str(folder.parent / "merged"))),
+        (checkpoint.main, ("strip", name, "--output", str(folder.parent / "stripped"))),
         (train.main, (f"resume={name}", *short[:1])),
         (train.main, (f"init_from={name}", "data=bundled", *short[1:], "trainer.steps=1", new)),
+        (checkpoint.main, ("strip", name)),
     ]
 
 
@@ -235,13 +292,15 @@ def check(ended: Ended, call: Call) -> None:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Make a run, a sweep and a folder of tokens."""
+    """Make runs of several kinds, a sweep and a folder of tokens."""
     to = tmp_path_factory.mktemp("good")
-    made = {"run": to / "run", "gpt": to / "gpt", "sweep": to / "sweep", "tokens": to / "tokens"}
+    made = {kind: to / kind for kind in KINDS}
     gpt = ("model=gpt", "model.n_layer=1", "model.n_head=2", "model.n_embd=8", "data.block_size=8", "tokenizer=byte")
     for ended in (
         command(*SHORT, f"hydra.run.dir={made['run']}"),
         command(*SHORT, *gpt, f"hydra.run.dir={made['gpt']}"),
+        command(*SHORT, f"init_from={made['gpt']}", "adapter=lora", f"hydra.run.dir={made['lora']}"),
+        command(*SHORT, "model=ngram", f"hydra.run.dir={made['ngram']}"),
         command("-m", *SHORT, "seed=1,2", f"hydra.sweep.dir={made['sweep']}"),
         command("data=bundled", "tokenizer=byte", f"output={made['tokens']}", main=prepare.main),
     ):
@@ -249,9 +308,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def try_folder(good: dict[str, Path], to: Path, seed: int, *, all_commands: bool) -> None:
+def try_folder(good: dict[str, Path], to: Path, seed: int, n_commands: int) -> None:
     rng = random.Random(seed)
-    kind = rng.choice(["run", "run", "gpt", "sweep", "tokens"])
+    kind = rng.choice(KINDS)
     shutil.copytree(good["run"], to / "good")
     (to / "outside").mkdir()
     (to / "outside" / "file.txt").write_text("mine")
@@ -259,17 +318,17 @@ def try_folder(good: dict[str, Path], to: Path, seed: int, *, all_commands: bool
     folder = hostile(good[kind], to, rng)
     outside = snapshot(to / "outside"), snapshot(to / "good")
     calls = commands_on(kind, folder)
-    for call in calls if all_commands else rng.sample(calls, 3):
+    for call in rng.sample(calls, min(n_commands, len(calls))):
         check(Started(call[0], *call[1], setup=without_network, cwd=to).end(within=60), call)
         assert (snapshot(to / "outside"), snapshot(to / "good")) == outside, call[1]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_command_fails_at_a_hostile_folder(good: dict[str, Path], tmp_path: Path, seed: int) -> None:
-    try_folder(good, tmp_path, seed, all_commands=True)
+    try_folder(good, tmp_path, seed, n_commands=9)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 100 + N_FOLDERS))
 def test_no_command_fails_at_one_of_many_hostile_folders(good: dict[str, Path], tmp_path: Path, seed: int) -> None:
-    try_folder(good, tmp_path, seed, all_commands=False)
+    try_folder(good, tmp_path, seed, n_commands=3)

@@ -63,11 +63,14 @@ def by_index(
     per_param: dict[str, dict[str, Any]], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[int, dict[str, Any]]:
     # Keys the state by the optimizer's parameter index. Checks the shapes, because an update writes as many elements as
-    # the parameter has.
+    # the parameter has, and that no tensor of the optimizer becomes a plain value.
     named = dict(model.named_parameters())
     position = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     for name, values in per_param.items():
+        current = optimizer.state.get(named[name], {})
         for key, value in values.items():
+            if isinstance(current.get(key), Tensor) and not isinstance(value, Tensor):
+                raise ValueError(f"{key} of {name} is {value!r:.40} instead of a tensor")
             if isinstance(value, Tensor) and not (value.is_floating_point() and value.element_size() > 1):
                 raise ValueError(f"{key} of {name} is of type {str(value.dtype).removeprefix('torch.')}")
             if isinstance(value, Tensor) and value.shape not in ((), named[name].shape):

@@ -14,12 +14,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from bigramlm.cli.board import run_tensorboard, split_flags
 from bigramlm.cli.common import ArgumentParser, command, output_path
 from bigramlm.config.run_config import differences
 from bigramlm.errors import UserError, printable, require
 from bigramlm.report.results import RunTable
 from bigramlm.runs.compare import compare_losses
-from bigramlm.runs.find import PLAN, find, find_sweep, outputs, read_run, search_folders
+from bigramlm.runs.find import PLAN, find, find_sweep, outputs, read_run, shortest_name
 from bigramlm.runs.listing import COLUMNS, DEFAULT_COLUMNS, Listing, everything, value_of
 from bigramlm.runs.removal import plan_removal, remove, size_of
 from bigramlm.runs.summary import RunSummary
@@ -39,10 +40,24 @@ def parser() -> ArgumentParser:
     parser = ArgumentParser(
         "runs.py",
         description="Lists the runs below outputs/, compares two of them, shows the results of a sweep, writes an HTML "
-        "report on any of them, and deletes runs.",
+        "report on any of them, shows them in TensorBoard, and deletes runs.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     _add_list_and_rm(commands)
+    command = commands.add_parser(
+        "tensorboard",
+        usage="%(prog)s [-h] [PATH ...] [-- FLAGS]",
+        help="show runs in TensorBoard, by their names",
+        description="Starts TensorBoard with the names of the runs, and adds runs that begin meanwhile. Flags of "
+        "TensorBoard follow after --, such as -- --port 6007.",
+    )
+    command.add_argument(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="a run folder, a sweep folder, a folder with runs in it, such as that of a day, or latest (the newest "
+        "run, with its whole sweep); by default the newest day or sweep",
+    )
     command = commands.add_parser(
         "diff",
         help="show the differences between two runs",
@@ -109,9 +124,12 @@ def _add_list_and_rm(commands: argparse._SubParsersAction[ArgumentParser]) -> No
 
 @command
 def main() -> None:
-    """Run the command line: python scripts/runs.py list|diff|results|report|rm."""
-    arguments = parser().parse_args()
-    if arguments.command == "report":
+    """Run the command line: python scripts/runs.py list|diff|report|..."""
+    own, flags = split_flags(sys.argv[1:])
+    arguments = parser().parse_args(own)
+    if arguments.command == "tensorboard":
+        run_tensorboard(arguments.paths, flags)
+    elif arguments.command == "report":
         print_report(arguments.paths, arguments.output)
     elif arguments.command == "results":
         print_results(find_sweep(arguments.sweep), as_csv=arguments.csv)
@@ -178,14 +196,14 @@ def remove_runs(targets: list[str], since_text: str | None, *, yes: bool) -> Non
     require(bool(targets) or since_text is not None, "rm: name runs or sweeps, or give filters such as status=failed")
     plan = plan_removal(list(dict.fromkeys(folders)), known)
     for folder, reason in plan.kept.items():
-        note(f"stays: {_short(folder)}: {reason}")
+        note(f"stays: {shortest_name(folder)}: {reason}")
     if not plan.folders:
         raise UserError("no run or sweep can be deleted" if plan.kept else "no run matches these filters")
     sizes = [size_of(folder) for folder in plan.folders]
     rows = [
         [
             f"{size / 1e6:.1f} MB",
-            _short(folder),
+            shortest_name(folder),
             RunSummary.read(folder).label if (folder / "summary.json").exists() else "sweep",
         ]
         for size, folder in zip(sizes, plan.folders, strict=True)
@@ -249,16 +267,15 @@ def print_report(targets: list[str], output: Path | None) -> None:
     sweeps = [Sweep(folder) for folder in parents if (folder / PLAN).exists()]
     outcomes: RunTable
     if len(folders) == 1 and [sweep.folder for sweep in sweeps] == folders and parents == folders:
-        outcomes, title = Results(sweeps[0]), f"Sweep {sweeps[0].folder.name}"
+        outcomes = Results(sweeps[0])
     else:
         names = [entry.folder for entry in entries]
-        short = [_short(path) for path in names] if len(names) == 1 else _names_below_common_parent(names)
+        short = [shortest_name(path) for path in names] if len(names) == 1 else _names_below_common_parent(names)
         named = [replace(entry, name=name) for entry, name in zip(entries, short, strict=True)]
         swept = [field for sweep in sweeps for field in sweep.fields]
         outcomes = RunTable(named, list(dict.fromkeys(swept)))
-        title = f"Run {named[0].name}" if len(named) == 1 else f"{len(named)} runs"
     path = output or (folders[0] if len(folders) == 1 else outputs()) / "report.html"
-    page.write(outcomes, path, title=title, log_fields=[field for sweep in sweeps for field in sweep.log_fields])
+    page.write(outcomes, path, log_fields=[field for sweep in sweeps for field in sweep.log_fields])
     size = path.stat().st_size / 1e6
     show(f"{outcomes.count()}\n{printable(f'Report: {relative(path)} ({size:.1f} MB)')}")
 
@@ -296,7 +313,7 @@ def print_diff(a: RunSummary, b: RunSummary) -> None:
     show(
         table(
             ("", "run", "status", "step"),
-            [(n, _short(r.folder), r.status, str(r.summary.get("step"))) for n, r in (("A", a), ("B", b))],
+            [(n, shortest_name(r.folder), r.status, str(r.summary.get("step"))) for n, r in (("A", a), ("B", b))],
         )
     )
     parts = {
@@ -328,16 +345,8 @@ def _shortened(value: Any) -> str:
 def _run_in(where: str) -> RunSummary:
     run = read_run(find(where))
     if run is None:
-        raise UserError(f"{where} contains no run: there is no summary.json")
+        raise UserError(f"{where} contains no run: there is no summary.json that can be read")
     return run
-
-
-def _short(folder: Path) -> str:
-    """Return the shortest name by which `find` finds the folder."""
-    for parent in search_folders():
-        if parent in folder.parents:
-            return str(folder.relative_to(parent))
-    return str(relative(folder))
 
 
 def _cell(name: str, value: Any) -> str:
@@ -346,7 +355,7 @@ def _cell(name: str, value: Any) -> str:
     if name == "when":
         return _when(value)
     if name == "folder":
-        return _short(Path(value))
+        return shortest_name(Path(value))
     if name in ("val", "train", "best", "bpc") and isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.3g}"
     if name in ("params", "tok/s"):
@@ -360,7 +369,7 @@ def _when(started: str) -> str:
     """Format a start time as HH:MM if it is today, else as MM-DD."""
     try:
         start = datetime.fromisoformat(started).astimezone()
-    except ValueError:
+    except (ValueError, OverflowError, OSError):  # e.g. of the year 1
         return "-"
     return f"{start:%H:%M}" if start.date() == datetime.now().date() else f"{start:%m-%d}"
 

@@ -18,6 +18,7 @@ import io
 import logging
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
@@ -38,6 +39,7 @@ from bigramlm.engine.command_line import (
 from bigramlm.engine.job import train
 from bigramlm.engine.run import RunResult
 from bigramlm.errors import UserError, require
+from bigramlm.runs.find import outputs, shortest_name
 from bigramlm.runs.folder import RunFolder
 from bigramlm.sweeps.job import run_context, run_job
 from bigramlm.utils import paths
@@ -127,27 +129,46 @@ def print_end(end: RunResult, folder: RunFolder) -> None:
     """Print the losses, the sample and the folder of a completed run.
 
     For comparison, prints the losses of n-gram models that are fitted by counting, if these losses were computed. If
-    the tokens are not single characters, prints the loss in bits per character too.
+    the tokens are not single characters, prints the loss in bits per character too. The last lines are commands.
     """
-    final, references = end.final, end.references
+    final = end.final
     lines = ["----", f"End of training. Loss: {final['train/loss']:.4f} (val {final['val/loss']:.4f})", end.sample, ""]
     if folder.summary["tokenizer"]["characters_per_token"]["val"] != 1:
         lines.append(f"Bits per character: {final['val/bpc']:.4f} on val, to compare tokenizers")
+    lines += by_counting(final, end.references)
+    lines.append(f"Run: {relative(folder.path)}")
+    if "tensorboard" in end.cfg.logger.use:
+        is_of_a_day = outputs() / "runs" in folder.path.parent.parents
+        day = shortest_name(folder.path.parent if is_of_a_day else folder.path)
+        lines.append(f"Metrics: {paths.program('runs')} tensorboard {shlex.quote(day)}")
+    show("\n".join(lines))
+
+
+def by_counting(final: Mapping[str, float], references: Mapping[str, float]) -> list[str]:
+    """Compare the final losses with those of n-grams that are fitted by counting.
+
+    Both losses of a comparison are of the same tokens. Returns lines to print; none if there is nothing to compare.
+    """
+    lines = []
     for name, loss in references.items():
         split, _, model = name.partition("/best_")
         if split == "train":
-            val_loss = references[f"val/best_{model}"] + 0.0  # turns -0.0 into 0.0
-            lines.append(f"By counting: {loss + 0.0:.4f} on the whole training text, the minimum for any {model},")
-            lines.append(f"and {val_loss:.4f} on val. The train loss above covers a part of it, as long as val.")
+            lines.append(f"By counting: {loss + 0.0:.4f} on the whole training text, the minimum for any {model};")
+            if (whole := final.get("train/whole_loss")) is not None:
+                lines.append(f"yours is {_distance(whole, loss)}, with {whole:.4f} there. (The train loss above covers")
+                lines.append("only a part of it, as long as val.)")
+            val_loss = references[f"val/best_{model}"]
+            distance = _distance(final["val/loss"], val_loss)
+            lines.append(f"On val, counting gives {val_loss + 0.0:.4f}; yours is {distance}.")
     if ngrams := [loss for name, loss in references.items() if name.startswith("val/ngram_")]:
         counted = " ".join(f"{loss:.3f}" for loss in ngrams)
         lines.append(f"Val loss of counted n-grams, orders 1 to {len(ngrams)}: {counted}")
-    lines.append(f"Run: {relative(folder.path)}")
-    if "tensorboard" in end.cfg.logger.use:
-        outputs = paths.home() / "outputs"
-        where = relative(outputs if outputs in folder.path.parents else folder.path)
-        lines.append(f"Metrics: tensorboard --logdir {shlex.quote(str(where))}")
-    show("\n".join(lines))
+    return lines
+
+
+def _distance(loss: float, reference: float) -> str:
+    difference = round(round(loss, 4) - round(reference, 4), 4)  # of the figures that are shown
+    return f"{abs(difference):.4f} {'below' if difference < 0 else 'above'}" if difference else "the same"
 
 
 if __name__ == "__main__":

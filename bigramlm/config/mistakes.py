@@ -205,6 +205,9 @@ def _bare(bare: list[str], before: str, after: Sequence[str], names: Sequence[st
         return f"an argument is empty, after {before or 'the name of the command'}; omit it"
     similar = _or(proposals(name, values, names))
     advice = f"did you mean {similar}?" if similar else "--help lists the fields"
+    if not similar and "prompt" in names:
+        is_run = text == "latest" or paths.typed(text).exists()
+        advice = f"write {shlex.quote(f'run={text}')}" if is_run else f"write {_as_text('prompt', joined)}"
     if not similar and text[0] in _DASHES:  # a flag from a text program
         advice = f"write flags with hyphens, as -m or --help, not with {text[0]!a}"
     return f"{joined}: arguments have the form FIELD=VALUE; {advice}"
@@ -315,6 +318,12 @@ def _flattened(text: str) -> str:
 
 def _quoted(override: str) -> str:
     return shlex.quote(override) if re.search(r"\s", override) else override
+
+
+def _as_text(field: str, text: str) -> str:
+    # An override as one types it: field="some text".
+    is_plain = not any(character in text for character in '"$`\\!')
+    return f'{field}="{text}"' if is_plain else shlex.quote(f"{field}={text}")
 
 
 def _or(names: Iterable[str]) -> str:

@@ -30,7 +30,7 @@ SWEEPS = {
 
 # The first section of a report, with the curves: its first line and its height in pixels.
 _CURVES = """
-const heading = document.querySelector("#curves").closest("section").querySelector("h2").getBoundingClientRect();
+const heading = document.querySelector("#curves").closest("section").querySelector("h3").getBoundingClientRect();
 const legend = document.querySelector("#curves").getBoundingClientRect();
 return [Math.floor(heading.top + scrollY) - 10, Math.ceil(legend.bottom - heading.top) + 15];
 """

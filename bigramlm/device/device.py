@@ -65,15 +65,30 @@ def decide(cfg: DeviceConfig, *, n_params: int, tokens: int) -> DeviceConfig:
     """Return the config with every `auto` resolved and log the reasons.
 
     n_params: the number of parameters. tokens: the number of tokens in a step. The choice depends only on the machine
-    and these two numbers, never on the current load, so that the same config gives bit-equal results. Raises UserError
-    if the machine does not support the device or the precision in the config.
+    and these two numbers, never on the current load, so that the same config gives bit-equal results. If the load makes
+    a choice slow, a hint is logged. Raises UserError if the machine does not support the device or the precision in the
+    config.
     """
     name, reason = _decide_name(cfg.name)
     precision, precision_reason = _decide_precision(cfg.precision, name, n_params)
     threads, threads_reason = _decide_threads(cfg.threads, small=is_small(n_params=n_params, tokens=tokens))
     log.info("device: %s (%s)", name, reason)
-    log.info("precision: %s (%s), CPU threads: %d (%s)", precision, precision_reason, threads, threads_reason)
+    log.info("precision: %s (%s)", precision, precision_reason)
+    log.info("CPU threads: %d (%s)", threads, threads_reason)
+    if name == "cpu" and threads > 1:
+        _hint_if_busy(threads)
     return replace(cfg, name=name, precision=precision, threads=str(threads))
+
+
+def _hint_if_busy(threads: int) -> None:
+    # The threads of an operation wait for the slowest of them, and do not yield their cores meanwhile.
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # in processes, over the last minute
+    if load > cores:
+        log.info(
+            "this machine is busy (load %.1f on %d cores): device.threads=%d may be faster",
+            *(load, cores, threads // 2),
+        )
 
 
 def set_up(cfg: DeviceConfig) -> Device:
@@ -96,11 +111,10 @@ def _decide_name(name: str) -> tuple[str, str]:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         chosen = next(kind for kind, is_available in available.items() if is_available)
-        absent = [kind for kind in ("cuda", "mps") if not available[kind]]
         why = {
             "cuda": "auto: the first GPU",
-            "mps": "auto: no CUDA GPU",
-            "cpu": f"auto: no {' and no '.join(absent)}",
+            "mps": "auto: the GPU of this Mac",
+            "cpu": "auto: PyTorch finds no GPU, neither cuda nor mps",
         }
         return chosen, why[chosen]
     names = ", ".join(kind for kind, is_available in available.items() if is_available)

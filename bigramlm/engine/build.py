@@ -22,7 +22,7 @@ from bigramlm.device.device import Device, is_small, set_up
 from bigramlm.engine.load import build_model, check_size, keep_base, put_weights
 from bigramlm.engine.resolve import InitState
 from bigramlm.generate import generate, truncate_at
-from bigramlm.model.base import LanguageModel
+from bigramlm.model.base import LanguageModel, is_count_table
 from bigramlm.model.huggingface import Pretrained, check_vocabulary
 from bigramlm.model.python import ModelFactory
 from bigramlm.optim.base import Schedule
@@ -77,7 +77,8 @@ def put_init_weights(
         loaded = weights.location
         if cfg.adapter.adapts:
             keep_base(weights, folder.path)
-    log.info("model: %s, %s parameters", cfg.model.name, f"{model.n_params():,}")
+    n_params = model.n_params()  # 0 before counting, for a model that consists of counts
+    log.info("model: %s%s", cfg.model.name, f", {n_params:,} parameters" if n_params else "")
     adapter = cfg.adapter.attach(model)
     model.to(device.torch)
     if adapter is None or weights is None:
@@ -146,7 +147,8 @@ def fit_counts(model: LanguageModel, train: Split, device: Device) -> float | No
     if not model.fit_counts(train.tokens):
         return None
     seconds = time.perf_counter() - began
-    log.info("counts: counted the n-grams of the training text in %.1f s", seconds)
+    n = sum(len(table) for name, table in model.named_buffers() if is_count_table(name) and name.endswith(".keys"))
+    log.info("counts: %s different n-grams of the training text, counted in %.1f s", f"{n:,}", seconds)
     model.to(device.torch)  # the counts of memory-mapped tokens are on the CPU
     return seconds
 

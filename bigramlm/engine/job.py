@@ -19,7 +19,7 @@ from bigramlm.engine.run import RunContext, RunResult, run
 from bigramlm.errors import UserError
 from bigramlm.runs.folder import FINISHED, RunFolder
 from bigramlm.runs.naming import labels
-from bigramlm.utils import network
+from bigramlm.utils import network, paths
 from bigramlm.utils.console import relative
 from bigramlm.utils.stop import Stopped, stop_signals
 
@@ -115,7 +115,7 @@ def _record_failure(raised: BaseException, composed: DictConfig, folder: RunFold
     if isinstance(end, Stopped):
         hint = "training had not begun; the same command starts the run again and reuses the prepared data"
         if path.exists():
-            hint = shlex.quote(f"resume={relative(folder.path)}") + " resumes the run"
+            hint = f"to resume: {paths.program('train')} {shlex.quote(f'resume={relative(folder.path)}')}"
         log.log(logging.INFO if is_job else logging.WARNING, "%s; %s", end, hint)
     elif isinstance(end, UserError):
         log.error("error: %s", end, exc_info=raised if os.environ.get("HYDRA_FULL_ERROR") else None)

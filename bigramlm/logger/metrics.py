@@ -105,11 +105,11 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a metrics.jsonl file.
 
     Lines that are not records are skipped, such as a line truncated by a crash. Nothing is read after a line that is
-    longer than any record, nor of anything else than a regular file.
+    longer than any record, nor of anything else than a regular file. Raises ValueError for a link.
     """
     if not path.is_file():
         return
-    with documents.open_regular(path) as binary, TextIOWrapper(binary, "utf-8", "replace") as file:
+    with documents.open_regular(documents.no_link(path)) as binary, TextIOWrapper(binary, "utf-8", "replace") as file:
         while (line := file.readline(_MAX_LINE)) and len(line) < _MAX_LINE:
             with contextlib.suppress(ValueError):
                 record = documents.parse_json(line)

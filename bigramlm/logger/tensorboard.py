@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from bigramlm.errors import printable, visible
 from bigramlm.logger.base import LoggerContext
 from bigramlm.logger.config import LoggerConfig
 
+# The start of the names of final losses.
+_FINAL = "final/"
+
+# The width of the names of final losses, and the maximum width of a text, in characters.
+_COLUMN, _WIDTH = 20, 100
+
 
 class TensorBoardLogger:
     """A logger that writes an event file into the run folder.
 
-    `tensorboard --logdir outputs` shows the event files of all runs.
+    `tensorboard --logdir outputs` shows the event files of all runs. TensorBoard sorts charts and columns by name, so
+    the losses are written twice: `Loss/val`, which comes first, is `val/loss`. Final losses are a text, because a curve
+    of one point shows nothing.
     """
 
     def __init__(self, cfg: LoggerConfig, context: LoggerContext) -> None:  # noqa: ARG002
@@ -35,12 +44,20 @@ class TensorBoardLogger:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         # One event per record: add_scalar writes one event per number, each of which wakes the writer's thread.
-        values = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        final = {name: value for name, value in metrics.items() if name.startswith(_FINAL)}
+        first = {f"Loss/{split}": metrics[f"{split}/loss"] for split in ("train", "val") if f"{split}/loss" in metrics}
+        curves = first | {name: value for name, value in metrics.items() if name not in final}
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in curves.items()]
         self._events.add_summary(self._summary(value=values), step)
+        if final:
+            lines = (f"{name.removeprefix(_FINAL):<{_COLUMN}}{value:.4f}" for name, value in final.items())
+            self.text(step, "final losses", "\n".join(lines))
 
     def text(self, step: int, name: str, text: str) -> None:
-        # Indented by four spaces, the text is code in Markdown, which preserves line breaks and special characters.
-        self._writer.add_text(name, "\n".join("    " + line for line in visible(text).split("\n")), step)
+        # Indented by four spaces, the text is code in Markdown, which preserves line breaks and special characters. The
+        # Text tab does not wrap code, and cuts off what is wider than its frame.
+        lines = (part for line in visible(text).split("\n") for part in _wrap(line) or [""])
+        self._writer.add_text(name, "\n".join("    " + line for line in lines), step)
 
     def close(self, *, completed: bool) -> None:
         # TensorBoard keeps the first end that is written, so a run that may be resumed writes none.
@@ -58,6 +75,10 @@ class TensorBoardLogger:
         _, begin, end = hparams({field: _parse_value(printable(value)) for field, value in swept.items()}, {})
         self._events.add_summary(begin)
         return end
+
+
+def _wrap(line: str) -> list[str]:
+    return textwrap.wrap(line, _WIDTH, drop_whitespace=False, replace_whitespace=False, expand_tabs=False)
 
 
 def _parse_value(value: str) -> bool | float | str:

@@ -7,9 +7,9 @@ import html
 import io
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from bigramlm.errors import UserError, printable, visible
@@ -69,7 +69,7 @@ class WandbLogger:
         if mode == "offline":
             log.info(
                 "W&B: recording offline; upload the run later with: wandb sync %s",
-                Path(self._run.settings.sync_dir),
+                shlex.quote(str(self._run.settings.sync_dir)),
             )
         # A separate step metric as the axis: W&B's own step drops records that come out of order, as after a resume.
         self._run.define_metric("step")

@@ -81,6 +81,13 @@ class LanguageModel(nn.Module):
         """
         return {}
 
+    def loss_by_counts(self, tokens: Tensor) -> float | None:  # noqa: ARG002
+        """Compute the loss in nats on all tokens (N,) from the counts of their pairs.
+
+        Returns None if the model uses more than one token of context.
+        """
+        return None
+
     def n_params(self) -> int:
         """Return the number of trainable parameters.
 

@@ -32,6 +32,14 @@ class Bigram(LanguageModel):
         train_loss, val_loss = best_bigram_losses(train.cpu(), val.cpu(), self.vocab_size)
         return {"train/best_bigram": train_loss, "val/best_bigram": val_loss}
 
+    @torch.inference_mode()
+    def loss_by_counts(self, tokens: Tensor) -> float | None:
+        pairs, counts = _count_pairs(tokens.cpu(), self.vocab_size)
+        every_token = torch.arange(self.vocab_size, device=self.token_embedding_table.weight.device)
+        logits, _ = self(every_token[:, None])  # (V, 1, V)
+        log_p = logits.log_softmax(-1).cpu().flatten()[pairs].double()
+        return float(-(counts * log_p).sum() / counts.sum())
+
 
 def best_bigram_losses(train: Tensor, val: Tensor, vocab_size: int) -> tuple[float, float]:
     """Compute the train and val loss in nats of the bigram model fitted by counting.

@@ -1,10 +1,11 @@
 """Tables of runs, statistics over seeds, and a self-contained report page.
 
-`page.js` draws the charts with plotly.js from a block of JSON. Tables and samples work without JavaScript.
+`colours.js`, `charts.js`, `fields.js` and `page.js`, which form one script, draw the charts with plotly.js from a block
+of JSON. Tables and samples work without JavaScript. Runs on different texts are in separate sections of the page.
 
 Text from a run, such as a name, may contain HTML and must not be executed:
 - Jinja fills in the page and escapes all values.
-- `page.js` escapes names before it passes them to Plotly, because Plotly interprets HTML tags.
+- The script escapes names before it passes them to Plotly, because Plotly interprets HTML tags.
 - A Content-Security-Policy allows only the two scripts of the page, identified by their hashes. It also allows `eval`,
   because plotly.js uses `eval` for the shaders of the parallel coordinates.
 

@@ -16,7 +16,9 @@ from typing import Any
 
 from bigramlm.config.run_config import flat
 from bigramlm.errors import UserError, require, visible
-from bigramlm.report.gather import data, differences, read_curves, sample_of
+from bigramlm.report import sections
+from bigramlm.report.differences import differences
+from bigramlm.report.gather import MEASURES, chart_fields, data, points_per_series, read_curves, samples_of
 from bigramlm.report.results import RunTable, seed_table, typed
 from bigramlm.runs.folder import versions
 from bigramlm.runs.summary import RunSummary
@@ -27,11 +29,16 @@ GENERATOR = "bigramlm report"
 overwritten."""
 
 
-def write(table: RunTable, path: Path, *, title: str, log_fields: Sequence[str] = ()) -> None:
+SCRIPTS = ("colours.js", "charts.js", "fields.js", "page.js")
+"""The files of the page's own script, in the order in which they are joined."""
+
+
+def write(table: RunTable, path: Path, *, title: str = "", log_fields: Sequence[str] = ()) -> None:
     """Write a report of these runs to a file.
 
-    log_fields: the fields that a search varied on a logarithmic scale. For other fields, the spacing of the values
-    determines the scale. Raises UserError if the file exists and is not a report, or cannot be written.
+    title: by default, it is derived from the runs. log_fields: the fields that a search varied on a logarithmic scale;
+    for other fields, the spacing of the values determines the scale. Raises UserError if the file exists and is not a
+    report, or cannot be written.
     """
     files.refuse_dangling(path)
     require(not path.is_dir(), f"{path} is a folder: choose a file, such as {path / 'report.html'}")
@@ -50,56 +57,122 @@ def _is_report(path: Path) -> bool:
         return f'<meta name="generator" content="{GENERATOR}">'.encode() in file.read(4096)
 
 
-def page(table: RunTable, *, title: str, log_fields: Sequence[str] = ()) -> str:
-    """Return the report page as HTML."""
+def page(table: RunTable, *, title: str = "", log_fields: Sequence[str] = ()) -> str:
+    """Return the report page as HTML.
+
+    title: by default, it is derived from the runs.
+    """
     # These imports are slow, and the other commands do not need them.
     from jinja2 import Environment
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
-    runs = table.rows
-    columns = table.columns(table.rows, samples=False)
-    del columns[""]
     # An HTML parser normalizes line ends, which would change the hashes of the scripts.
-    scripts = [_normalize_line_ends(text) for text in (get_plotlyjs(), _asset("page.js"))]
+    scripts = [_normalize_line_ends(text) for text in (get_plotlyjs(), *_own_scripts())]
     plotly, script = (Markup(text) for text in scripts)
+    parts = sections.sections(table)
+    n_runs = len(table.rows)
+    values, charts = _sections(parts, log_fields)
+    failed = sections.without_results(table, parts)
     return (
         Environment(autoescape=True, trim_blocks=True, finalize=_shown)
         .from_string(_asset("page.html"))
         .render(
-            title=title,
+            title=title or sections.title(table),
             generator=GENERATOR,
             table=table,
-            best_values=typed(table.best) if table.best else "",
-            runs=[_template_values(run, at) for at, run in enumerate(runs)],
-            columns=columns,
-            numeric={head for head, cells in columns.items() if all(_is_number(cell) for cell in cells)},
-            titles={field: [row.values[field] for row in table.rows] for field in table.fields},
-            seeds=seed_table(groups) if (groups := table.groups()) else None,
-            differences=differences(runs),
-            dirty=any(run.part("git").get("dirty") for run in runs),
+            n_runs=n_runs,
+            facts=sections.facts(table),
+            command=_command(table),
+            sections=values,
+            failed=failed,
+            failed_heading=sections.heading(failed),
+            runs=[run for section in values for run in section["runs"]],
+            differences=differences(table.rows),
+            dirty=any(run.part("git").get("dirty") for run in table.rows),
+            max_points=points_per_series(n_runs),
             made=f"{datetime.now():%Y-%m-%d %H:%M}",
             version=versions()["bigramlm"],
             plotly_version=get_plotlyjs_version(),
             policy=Markup(" ".join(_hash(text) for text in scripts)),
             css=Markup(_asset("page.css")),
-            data=_json(_shown(data(table, [read_curves(run) for run in runs], log_fields))),
+            data=_json(_shown({"sections": charts})),
             plotly=plotly,
             script=script,
         )
     )
 
 
-def _template_values(run: RunSummary, at: int) -> dict[str, Any]:
+def _own_scripts() -> list[str]:
+    return ["\n".join(_asset(name) for name in SCRIPTS)]
+
+
+def _command(table: RunTable) -> str:
+    if len(table.rows) != 1:
+        return sections.sweep_command(table)
+    return sections.command_of(table.rows[0]) if table.rows[0].overrides else ""
+
+
+def _sections(parts: Sequence[sections.Section], log_fields: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    # Return the values for the template and the data for the charts of each section.
+    runs = [run for part in parts for run in part.table.rows]
+    samples, max_points = samples_of(runs), points_per_series(len(runs))
+    fields = list(dict.fromkeys(field["name"] for part in parts for field in chart_fields(part.table)))
+    values: list[Any] = []
+    charts: list[Any] = []
+    first = 0
+    for number, part in enumerate(parts, 1):
+        rows = part.table.rows
+        labels = sections.labels(part.table)
+        own = samples[first : first + len(rows)]
+        curves = [read_curves(run, max_points) for run in rows]
+        charts.append(data(part.table, curves, log_fields, labels, own, fields))
+        values.append(
+            {
+                "title": part.title,
+                "suffix": f"-{number}" if number > 1 else "",
+                "number": number,
+                "table": part.table,
+                "notes": part.table.notes(failures=False),
+                "seeds": seed_table(groups) if (groups := part.table.groups()) else None,
+                "fields": charts[-1]["fields"],
+                "measures": [name for name in MEASURES if any(curve.series[name]["value"] for curve in curves)],
+                "has_steps": any(len(samples) > 1 for samples in own),
+                "runs": [_template_values(run, first + at, labels[at], own[at]) for at, run in enumerate(rows)],
+                **_results(part.table, labels),
+            }
+        )
+        first += len(rows)
+    return values, charts
+
+
+def _results(table: RunTable, labels: list[str]) -> dict[str, Any]:
+    # The columns of the table, those with numbers, and the texts that appear over a cell.
+    columns = table.columns(table.rows, samples=False)
+    del columns[""]
+    titles = {field: [row.values[field] for row in table.rows] for field in table.fields}
+    if table.kind == "job":
+        titles[table.kind] = labels
+    else:
+        titles[table.kind], columns[table.kind] = columns[table.kind], labels
+    if any(row.note for row in table.rows):
+        columns["note"] = [row.note for row in table.rows]
+    numeric = {head for head, cells in columns.items() if all(_is_number(cell) for cell in cells)}
+    return {"columns": columns, "titles": titles, "numeric": numeric - {"note"}}
+
+
+def _template_values(run: RunSummary, at: int, label: str, samples: list[tuple[int, str]]) -> dict[str, Any]:
     return {
         "at": at,
         "row": run,
+        "label": label,
         "compared": typed(run),
-        "sample": sample_of(run),
+        "sample": samples[-1][1] if samples else "",
+        "step": samples[-1][0] if samples else None,
         "prompt": run.get("sample.prompt"),
         "config": flat(run.config),
         "folder": run.folder.absolute(),
-        "typed": " ".join(run.overrides),
+        "command": sections.command_of(run) if run.overrides else "",
     }
 
 
@@ -109,7 +182,7 @@ def _shown(value: Any) -> Any:
         return {_shown(name): _shown(part) for name, part in value.items()}
     if isinstance(value, list):
         return [_shown(part) for part in value]
-    return visible(value) if type(value) is str else value
+    return visible(str(value)) if type(value) is str or isinstance(value, Path) else value
 
 
 def _asset(name: str) -> str:

@@ -5,6 +5,7 @@ Each run saves its status in the summary in the run folder, so that a table can 
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -66,7 +67,7 @@ class RunTable:
         """The short name of the measure, used as a column name."""
         return "bpc" if self.in_bits else "val"
 
-    @property
+    @functools.cached_property  # it looks at all rows, and a table asks it for each
     def best(self) -> RunSummary | None:
         """The completed run with the lowest final val loss.
 
@@ -143,15 +144,18 @@ class RunTable:
             newest = {row.values.get("seed"): row for row in sorted(rows, key=lambda row: row.start_order)}
             counted = tuple(row for row in rows if row is newest[row.values.get("seed")])
             losses = [row.final for row in counted if row.final is not None]
-            name = " ".join(f"{f}={short(v)}" for f, v in zip(others, values, strict=True))
+            name = " ".join(f"{f}={short(v)}" for f, v in zip(others, values, strict=True) if v)
             found.append(Group(name, losses, counted, n_runs=len(rows)))
         if len({group.name for group in found}) < len(found):  # their shortened names are the same
             long = [" ".join(f"{f}={printable(v)}" for f, v in zip(others, values, strict=True)) for values in groups]
             found = [replace(group, name=name) for name, group in zip(long, found, strict=True)]
         return sorted(found, key=lambda group: group.mean)
 
-    def notes(self) -> list[str]:
-        """Return notes on the results: significance, comparability and failed runs."""
+    def notes(self, *, failures: bool = True) -> list[str]:
+        """Return notes on the results: significance, comparability and failed runs.
+
+        failures: if False, failed runs are left out.
+        """
         notes = [verdict(groups)] if len(groups := self.groups()) > 1 else []
         notes += [f"{group.name or 'all'}: {group.repeated}." for group in self._groups() if group.repeated]
         completed = [row for row in self.rows if row.status == "completed"]
@@ -169,7 +173,7 @@ class RunTable:
             notes.append(f"Not comparable: {names}, because bpc is too low if the tokenizer loses part of the text.")
         if self.n_texts > 1:
             notes.append(f"Not comparable: these {self.kind}s were trained on {self.n_texts} different texts.")
-        failed = sorted((row for row in self.rows if row.status == "failed"), key=lambda row: row.number)
+        failed = sorted((row for row in self.rows if failures and row.status == "failed"), key=lambda row: row.number)
         return notes + [f"{self.kind} {row.name} failed: {one_line(row.error)}" for row in failed]
 
 
@@ -194,7 +198,7 @@ def one_line(text: str | None) -> str:
 
 def typed(run: RunSummary) -> str:
     """Return the values that distinguish a run from the others, as overrides."""
-    return " ".join(f"{field}={short(value)}" for field, value in run.values.items())
+    return " ".join(f"{field}={short(value)}" for field, value in run.values.items() if value)
 
 
 def _rank(row: RunSummary) -> tuple[int, float]:
@@ -256,7 +260,9 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
 
 def markdown_text(text: str) -> str:
     """Return a text as one line of Markdown that contains no HTML, code, link or cell."""
-    return re.sub(r"[\\`\[\]<&|]", lambda match: f"&#{ord(match[0])};", printable(text))
+    # The colon and the dot are those of an address, which some programs turn into a link.
+    signs = re.compile(r"[\\`\[\]<&|]|:(?=//)|(?<=www)\.", re.IGNORECASE)
+    return signs.sub(lambda match: f"&#{ord(match[0])};", printable(text))
 
 
 def compares_tokenizers(fields: Iterable[str]) -> bool:

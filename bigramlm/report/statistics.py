@@ -63,7 +63,8 @@ def verdict(groups: list[Group]) -> str:
     freedom = sum(errors) ** 2 / sum(e**2 / (len(g.losses) - 1) for e, g in zip(errors, (a, b), strict=True))
     distance, needed = (b.mean - a.mean) / spread, t_95(freedom) * math.sqrt(sum(errors)) / spread
     result = "a winner" if distance > needed else "inside the noise, no winner; more seeds may decide"
-    return f"{lead} ({distance:.1f} standard deviations over seeds; {needed:.1f} are significant at 95%): {result}."
+    chance = f"chance alone stays below {needed:.1f} in 95% of cases"
+    return f"{lead} ({distance:.1f} standard deviations over seeds; {chance}): {result}."
 
 
 # The 97.5th percentile of Student's t distribution, for 1 to 30 degrees of freedom.

@@ -138,6 +138,14 @@ def search_folders() -> tuple[Path, ...]:
     return outputs() / "runs", outputs() / "sweeps", outputs()
 
 
+def shortest_name(folder: Path) -> str:
+    """Return the shortest name by which `find` finds the folder."""
+    for parent in search_folders():
+        if parent in folder.parents:
+            return str(folder.relative_to(parent))
+    return str(relative(folder))
+
+
 def saved_config(folder: Path) -> Path:
     """Return the path of the saved config of a run or a checkpoint.
 

@@ -283,7 +283,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 def read_config(folder: Path) -> dict[str, Any]:
     """Read the saved config of a run; return an empty dict if it cannot be read."""
     try:
-        config = documents.read_yaml(folder / "config.yaml")
+        config = documents.read_yaml(documents.no_link(folder / "config.yaml"))
     except (OSError, ValueError):  # the run ended before it saved a config, or the file is damaged
         return {}
     return config if isinstance(config, dict) else {}
@@ -291,7 +291,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        found = documents.read_json(path)
+        found = documents.read_json(documents.no_link(path))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

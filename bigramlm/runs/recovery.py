@@ -31,9 +31,12 @@ _PARTS = {"data", "tokenizer", "versions", "git", "base", "best", "final", "refe
 
 
 def is_config(path: Path) -> bool:
-    """Check whether a file contains a saved config, valid or not."""
+    """Check whether a file contains a saved config, valid or not.
+
+    A link contains none: where it leads is not read.
+    """
     try:
-        config = documents.read_yaml(path)
+        config = None if path.is_symlink() else documents.read_yaml(path)
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.keys() >= _GROUPS

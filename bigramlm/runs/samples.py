@@ -18,7 +18,7 @@ def read_samples(folder: Path) -> list[tuple[int, str]]:
     The list is empty if there are none, or the file cannot be read.
     """
     try:
-        text = documents.read(folder / SAMPLES).decode("utf-8", "replace")
+        text = documents.read(documents.no_link(folder / SAMPLES)).decode("utf-8", "replace")
     except (OSError, ValueError):
         return []
     before, *parts = re.split(_HEADER, text)

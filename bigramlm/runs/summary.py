@@ -61,7 +61,8 @@ class RunSummary:
         typed: the override values as given on the command line, by field; if None, they are read from the summary.
         """
         found = read_summary(folder)
-        if found is None and os.path.lexists(folder / "summary.json"):
+        path = folder / "summary.json"
+        if found is None and os.path.lexists(path) and not path.is_symlink():  # a link has its own warning
             _warn(folder)
         summary = found or {}
         typed = _typed(summary.get("overrides")) if typed is None else dict(typed)

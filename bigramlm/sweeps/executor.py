@@ -28,7 +28,7 @@ from bigramlm.data.config import BundledConfig, DataConfig
 from bigramlm.engine.failures import CommandExit, as_user_error
 from bigramlm.errors import UserError, require
 from bigramlm.runs.discard import discard
-from bigramlm.runs.find import PLAN
+from bigramlm.runs.find import PLAN, shortest_name
 from bigramlm.runs.folder import FINISHED, HOLDER, LOCK, RunFolder, holder, read_summary, require_own_place
 from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 
 # Seconds to wait for the summary of a job that the launcher has reported as completed.
 WRITTEN_WITHIN = 60.0
+
+# The folders in which W&B keeps what it has not uploaded, in a run folder.
+_OFFLINE = "wandb/offline-run-*"
 
 # The settings of Hydra that apply to the whole sweep.
 _OF_A_SWEEP = ("sweeper", "launcher", "sweep")
@@ -321,7 +324,7 @@ class SweepExecutor:
             results.write()
         except OSError as error:
             log.warning("%s", as_user_error(error, self.sweep.folder))
-        folder = relative(self.sweep.folder)
+        folder, name = relative(self.sweep.folder), shlex.quote(shortest_name(self.sweep.folder))
         states = [self.sweep.status(job) for job in self.jobs]
         is_unfinished = any(state not in FINISHED for state in states)
         lines = ["----", results.count(), "", results.text(), "", f"Sweep: {folder}"]
@@ -329,8 +332,10 @@ class SweepExecutor:
             lines.append(f"The same command with {shlex.quote(f'sweep={folder}')} runs the unfinished jobs.")
         loggers = self.config.logger.use
         if "tensorboard" in loggers:
-            lines.append(f"Metrics: tensorboard --logdir {shlex.quote(str(folder))}")
-        lines.append(f"HTML report: {paths.program('runs')} report {shlex.quote(str(folder))}")
+            lines.append(f"Metrics: {paths.program('runs')} tensorboard {name}")
+        if any(self.sweep.folder.glob(f"*/{_OFFLINE}")):
+            lines.append(f"Upload to W&B: wandb sync {shlex.quote(str(folder))}/*/{_OFFLINE}")
+        lines.append(f"HTML report: {paths.program('runs')} report {name}")
         try:
             show("\n".join(lines))
         except UserError as error:  # the jobs themselves are complete

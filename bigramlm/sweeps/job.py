@@ -20,6 +20,7 @@ from bigramlm.sweeps.plan import Sweep, job_number
 from bigramlm.sweeps.plan import log as sweep_log
 from bigramlm.sweeps.results import Results
 from bigramlm.utils.console import console_filter
+from bigramlm.utils.progress import labelled
 from bigramlm.utils.stop import Stopped
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def run_job(
 
     row, message, stopped = None, "", None
     try:
-        with console_filter(logger=sweep_log.name):
+        with console_filter(logger=sweep_log.name), labelled(_place(folder.path)):
             context = replace(run_context(folder.path), should_prune=pruner_of(folder.path), model=model)
             train(composed, folder, overrides, context, continues=True)
     except (Exception, Stopped) as error:
@@ -70,6 +71,15 @@ def run_job(
     if row is None or not row.is_comparable:
         return None
     return row.final if row.final is not None else row.best
+
+
+def _place(folder: Path) -> str:
+    # The number of the job and the number of jobs, for the progress bar.
+    n_jobs = 0
+    with contextlib.suppress(Exception):  # a damaged plan must not stop a run
+        sweep = Sweep(folder.parent)
+        n_jobs = max(sweep.planned, len(sweep.jobs))
+    return f"job {folder.name}/{n_jobs}" if n_jobs else f"job {folder.name}"
 
 
 def _report(folder: RunFolder, error: BaseException | None = None) -> RunSummary | None:

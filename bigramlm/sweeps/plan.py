@@ -21,6 +21,8 @@ from bigramlm.runs.summary import RunSummary
 from bigramlm.utils import documents, files
 
 _MAX_NUMBER = 10**9 - 1
+# The number of characters that the names of the fields of no config have; a table has a column for each field.
+_MAX_FIELDS = 20_000
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class Sweep:
             self.fields, self.settled, self.planned = plan["fields"], plan["settled"], plan["planned"]
             self.log_fields = plan.get("log_fields", [])
             is_valid = _is_list_of_texts(self.fields) and _is_list_of_texts(self.log_fields)
+            is_valid = is_valid and sum(len(field) + 1 for field in self.fields) < _MAX_FIELDS
             if not (is_valid and _is_list_of_texts(list(self.settled.values())) and type(self.planned) is int):
                 raise ValueError("the fields, the texts or the number of trials are of another type")
             self.jobs = {job["number"]: Job(**job) for job in plan["jobs"]}
@@ -84,7 +87,7 @@ class Sweep:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return documents.read_json(self.folder / PLAN)  # type: ignore[no-any-return]
+            return documents.read_json(documents.no_link(self.folder / PLAN))  # type: ignore[no-any-return]
         except ValueError as error:
             jobs = _jobs_without_plan(self.folder)
             if not jobs or not (self.folder / PLAN).is_file():

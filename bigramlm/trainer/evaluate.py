@@ -71,7 +71,8 @@ class Evaluator:
 
         The val loss covers the whole val split, or MAX_FINAL_TOKENS evenly spread tokens if the split is longer. The
         train loss covers the same number of rows, evenly spread over the train split. The val loss is also given in
-        bits per character, a unit that is comparable between different tokenizers.
+        bits per character, a unit that is comparable between different tokenizers. If there is a reference loss on the
+        whole train split, `train/whole_loss` is the model's loss on the same tokens.
         """
         val = self.splits["val"]
         val_limit = MAX_FINAL_TOKENS // val.block_size if val.n_tokens > MAX_FINAL_TOKENS else None
@@ -86,7 +87,11 @@ class Evaluator:
             f"{name}/loss": mean_loss(self.model, split.blocks(limit=limit), self.device)
             for (name, split), limit in zip(self.splits.items(), (train_limit, val_limit), strict=True)
         }
-        return {**final, "val/bpc": self._bits(final["val/loss"])}
+        final["val/bpc"] = self._bits(final["val/loss"])
+        if any(name.startswith("train/") for name in self.references):
+            whole = self.model.loss_by_counts(self.splits["train"].tokens)
+            final |= {} if whole is None else {"train/whole_loss": whole}
+        return final
 
     def _bits(self, val_loss: float) -> float:
         return bits_per_character(val_loss, tokens=self.splits["val"].n_tokens, characters=self.val_characters)

@@ -27,7 +27,7 @@ from bigramlm.trainer.overfit import verdict
 from bigramlm.trainer.speed import Speedometer
 from bigramlm.trainer.step import StepResult, TrainStep
 from bigramlm.utils.console import relative
-from bigramlm.utils.progress import bar
+from bigramlm.utils.progress import LazyText, bar
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +102,7 @@ class Trainer:
         self._started, self._initial = 0.0, Progress()
         self._metrics: Metrics | None = None
         self._batch_losses: list[float] = []
+        self._shown_loss: Tensor | float | None = None
 
     def start(self, resume_from: Checkpoint | None = None, *, seconds: float = 0.0) -> None:
         """Restore the state from a checkpoint; without a checkpoint, start at step 0.
@@ -122,7 +123,9 @@ class Trainer:
         self._begin()
         self._metrics = metrics
         cfg, result, should_stop = self.cfg, self.result, self.hooks.should_stop
+        on_cpu = self.train_step.device.torch.type == "cpu"
         with progress_bar(self.progress.step, cfg.steps) as pbar, logging_redirect_tqdm():
+            pbar.postfix = LazyText(self._bar_text)
             while result.status == "running":
                 step = self.progress.step
                 record: dict[str, float] = {}
@@ -146,7 +149,9 @@ class Trainer:
                     step_result = self.update()
                     if step % cfg.log_every == 0:
                         record |= self.measure(step_result)
-                        pbar.set_postfix_str(f"loss {record['train/batch_loss']:.3f}{self.speed}", refresh=False)
+                        self._shown_loss = record["train/batch_loss"]
+                    elif on_cpu:
+                        self._shown_loss = step_result.loss
                     pbar.update(self.progress.step - pbar.n)
                 if record:
                     metrics.log(step, self.elapsed(), record)
@@ -162,6 +167,10 @@ class Trainer:
         self._started = self.speed.clock() - self.progress.seconds
         self.speed.start(self.progress.step)
         self.model.train()
+
+    def _bar_text(self) -> str:
+        # Called only when the bar is drawn. The loss of a step on a GPU is read for a record only: the GPU would wait.
+        return "" if self._shown_loss is None else f", loss {float(self._shown_loss):.3f}{self.speed}"
 
     def _judge_overfitting(self) -> None:
         if n := self.cfg.overfit_batches:
@@ -337,8 +346,8 @@ def excerpt(text: str, max_lines: int = 8, width: int = 74) -> list[str]:
 def progress_bar(step: int, steps: int) -> tqdm[NoReturn]:
     """Build the progress bar with the remaining time, the loss and the speed.
 
-    The bar is shown only if standard error is a terminal.
+    The bar is shown only if standard error is a terminal, and if there are steps to take.
     """
     # Does not show tqdm's steps/s: only tokens/s are comparable between runs, and there is no room for both.
     bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-    return bar(steps, initial=step, bar_format=bar_format)
+    return bar(steps, hidden=step >= steps, initial=step, bar_format=bar_format)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import stat
 from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 1 << 24
 """The maximum size of a JSON file."""
@@ -35,6 +38,25 @@ def read(path: Path, *, limit: int = MAX_BYTES) -> bytes:
     if len(content) > limit:
         raise ValueError(f"it is larger than {limit:,} bytes")
     return content
+
+
+def no_link(path: Path) -> Path:
+    """Return the path of a file in a run or sweep folder, if it is not a link.
+
+    A folder of someone else could otherwise put a private file of this machine into a report. A link is warned of once.
+    Raises ValueError if it is one.
+    """
+    if path.is_symlink():
+        _warn_of_link(path)
+        raise ValueError("it is a link")
+    return path
+
+
+@functools.cache
+def _warn_of_link(path: Path) -> None:
+    log.warning(
+        "%s is a link, so it is not read: the folder may come from someone else; replace it by what it leads to", path
+    )
 
 
 def open_regular(path: Path) -> BufferedReader:

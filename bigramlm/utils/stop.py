@@ -26,8 +26,13 @@ class Stopped(BaseException):
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+        super().__init__(f"stopped by {_name(number)}")
         self.signal = number
+
+
+def _name(number: int) -> str:
+    name = signal.Signals(number).name
+    return f"{name} (Ctrl-C)" if number == signal.SIGINT else name
 
 
 class StopSignals:
@@ -67,8 +72,10 @@ class StopSignals:
             raise Stopped(number)
         self.received = number
         level = logging.WARNING if len(STOP_SIGNALS) > 1 else logging.INFO  # for workers, the parent process warns
-        name = signal.Signals(number).name
-        log.log(level, "%s: saving a checkpoint and stopping after this step; repeat the signal to stop now", name)
+        repeated = "press it again" if number == signal.SIGINT else "repeat the signal"
+        log.log(
+            level, "%s: saving a checkpoint and stopping after this step; %s to stop at once", _name(number), repeated
+        )
 
 
 def handle_sigterm_only() -> None:

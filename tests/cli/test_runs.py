@@ -229,6 +229,16 @@ def test_diff_of_damaged_runs(outputs: Path, tool: Cli) -> None:
     assert "losses: no step in common" in tool(runs_command.main, "diff", "2026-01-01/a", "2026-01-02/b").out
 
 
+@pytest.mark.parametrize("started", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "0001-01-01"])
+def test_a_run_of_an_impossible_time_is_listed(outputs: Path, tool: Cli, started: str) -> None:
+    n_rows = len(rows(tool(runs_command.main, "list").out))
+    path = outputs / "sweeps" / "2026" / "0" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"started": started}), "utf-8")
+    ended = tool(runs_command.main, "list")
+    assert ended.code == 0, ended.err
+    assert len(rows(ended.out)) == n_rows
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_no_command_waits_for_a_pipe_in_a_run(outputs: Path, tool: Cli, tmp_path: Path) -> None:
     folder = outputs / "runs" / "2026-01-01" / "a"

@@ -260,7 +260,9 @@ def test_invalid_prompts_files_give_an_error_with_the_line_number(run: Path, tmp
     [
         ("promt=a", "did you mean prompt=a?"),
         ("+promt=a", "did you mean prompt=a?"),
-        ("hello", "FIELD=VALUE"),
+        ("hello", 'write prompt="hello"'),
+        ("Once upon a time", 'write prompt="Once upon a time"'),
+        ("latest", "write run=latest"),
         ("prompt hello", "write prompt=hello"),
         ("prompt=To be", "'prompt=To be'"),
         ("--prompt=a", "write prompt=a"),

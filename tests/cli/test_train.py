@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,12 +66,30 @@ def test_a_run_from_any_folder_writes_all_its_files(tmp_path: Path) -> None:
     assert len(sample) == 301, "token 0 and 300 new tokens"
     assert sample in done.out
     assert f"Run: {folder.name}" in done.out, "relative to the working folder"
-    assert "tensorboard --logdir" in done.out
-    assert "the minimum for any bigram" in done.out
+    assert lines[-1] == f"Metrics: python scripts/runs.py tensorboard {folder.name}"
+    assert_compared_with_counting(done.out, saved)
     assert "step 100/300" in done.err
     assert "\r" not in done.err, "no progress bar without a terminal"
     assert max(map(len, done.err.splitlines())) <= 110
     assert "step 100/300" in (folder / "train.log").read_text("utf-8")
+
+
+def assert_compared_with_counting(out: str, saved: dict[str, Any]) -> None:
+    """Check the last lines: each distance is one between losses of the same tokens."""
+    final, references = saved["final"], saved["references"]
+    (end,) = re.findall(
+        r"^By counting: (\S+) on the whole training text, the minimum for any bigram;\n"
+        r"yours is (\S+) above, with (\S+) there\. .*\n.*\nOn val, counting gives (\S+); yours is (\S+) (\w+)\.$",
+        out,
+        re.MULTILINE,
+    )
+    best, above, whole, val, distance, side = end
+    shown = (references["train/best_bigram"], final["train/whole_loss"], references["val/best_bigram"])
+    assert (best, whole, val) == tuple(f"{loss:.4f}" for loss in shown)
+    assert float(above) == pytest.approx(float(whole) - float(best), abs=1e-9)
+    assert float(above) > 0
+    difference = float(f"{final['val/loss']:.4f}") - float(val)
+    assert (float(distance), side) == (pytest.approx(abs(difference), abs=1e-9), "below" if difference < 0 else "above")
 
 
 def test_results_can_be_recomputed_from_the_saved_files(cli: Cli) -> None:
@@ -92,6 +111,7 @@ def test_results_can_be_recomputed_from_the_saved_files(cli: Cli) -> None:
     assert final["val/loss"] == pytest.approx(F.cross_entropy(table[val[:-1]], val[1:]).item(), rel=1e-6)
     train_loss = F.cross_entropy(table[train[:-1]], train[1:]).item()
     assert final["train/loss"] == pytest.approx(train_loss, rel=0.02), "an evenly spread part of train"
+    assert final["train/whole_loss"] == pytest.approx(train_loss, rel=1e-6)
     assert final["val/bpc"] == pytest.approx(final["val/loss"] / math.log(2))
 
     generator = torch.Generator().manual_seed(3)

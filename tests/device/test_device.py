@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 
 import pytest
 import torch
@@ -194,6 +195,32 @@ def test_threads_depend_on_the_size_of_the_step(monkeypatch: pytest.MonkeyPatch)
     assert resolved(n_params=limit - 1, tokens=1).threads == "1"
     assert resolved(n_params=limit + 1, tokens=1).threads == "8"
     assert resolved(threads="3").threads == "3"
+
+
+def test_a_busy_machine_is_a_hint_and_changes_nothing(
+    machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(module, "ALL_THREADS", 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    found = []
+    for load, is_hinted in ((4.0, False), (9.5, True), (None, False)):
+        if load is None:  # Windows
+            monkeypatch.delattr(os, "getloadavg", raising=False)
+        else:
+            monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0), raising=False)
+        caplog.clear()
+        found.append(resolved(n_params=10**9))
+        assert found[-1].threads == "4"
+        hint = "this machine is busy (load 9.5 on 4 cores): device.threads=2 may be faster"
+        assert (hint in caplog.messages) == is_hinted
+        assert ("busy" in caplog.text) == is_hinted
+    assert found[0] == found[1] == found[2]
+    monkeypatch.setattr(os, "getloadavg", lambda: (9.5, 0.0, 0.0), raising=False)
+    caplog.clear()
+    resolved(n_params=1)
+    resolved(n_params=10**9, threads="1")
+    assert "busy" not in caplog.text, "one thread waits for no other"
 
 
 def test_every_auto_is_resolved() -> None:

@@ -91,7 +91,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(whole: Path, tmp_path: Path, cli
     run = tmp_path / "run"
     done = command(*RUN, f"hydra.run.dir={run}", setup=stop_at_17)
     assert done.code == 130, done.err
-    assert f"resume={run}" in done.err.splitlines()[-1], "the last line says how to resume"
+    assert done.err.splitlines()[-1].endswith(f"to resume: python scripts/train.py resume={run}")
     assert Checkpoints(run / "checkpoints").path("last").name == "step_18"
     assert resumed(cli, run).code == 0
     shutil.rmtree(run / "checkpoints" / "step_18")

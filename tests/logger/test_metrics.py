@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -16,7 +17,7 @@ from bigramlm.logger import metrics as module
 from bigramlm.logger.base import LoggerContext
 from bigramlm.logger.config import LoggerConfig
 from bigramlm.logger.metrics import Metrics
-from tests.helpers import Cli, refuses, summary
+from tests.helpers import Cli, refuses
 
 # Overrides of a very short run.
 FEW = ("data=bundled", "trainer.steps=1", "trainer.eval_batches=1", "sample.max_new_tokens=5")
@@ -53,7 +54,14 @@ def test_tensorboard_has_the_same_metrics_as_jsonl(cli: Cli) -> None:
     assert {"final/train/loss", "final/val/loss", "final/val/bpc"} <= set(lines[-1])
     for line in lines:
         expected = {name: value for name, value in line.items() if name not in ("step", "seconds")}
-        assert found[line["step"]] == pytest.approx(expected, rel=1e-5)
+        expected |= {f"Loss/{split}": line[f"{split}/loss"] for split in ("train", "val") if f"{split}/loss" in line}
+        curves = {name: value for name, value in expected.items() if not name.startswith("final/")}
+        assert found[line["step"]] == pytest.approx(curves, rel=1e-5)
+    shown = events.Tensors("final losses/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert {name: float(value) for name, value in map(str.split, shown.splitlines())} == pytest.approx(
+        {name[6:]: value for name, value in lines[-1].items() if name.startswith("final/")}, abs=1e-4
+    )
+    assert min(events.Tags()["scalars"]) == "Loss/train", "TensorBoard sorts charts by name"
     assert len({line["val/best_bigram"] for line in lines if "val/best_bigram" in line}) == 1, "a constant baseline"
     assert "sample/text_summary" in events.Tags()["tensors"]
     layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
@@ -103,8 +111,9 @@ def test_hparams_tab_has_one_row_per_job_and_no_extra_runs(cli: Cli, tmp_path: P
         assert row.sessions[0].status == 1, "success"
         final = {value.name.tag: value.value for value in row.metric_values}
         folder = tmp_path / row.sessions[0].name
-        for name, value in summary(folder)["final"].items():  # type: ignore[attr-defined]
-            assert final[f"final/{name}"] == pytest.approx(value)
+        last = records(folder)[-1]
+        assert final["Loss/val"] == pytest.approx(last["val/loss"])
+        assert sorted(final)[:2] == ["Loss/train", "Loss/val"], "the first columns"
         assert len(list(folder.glob("events.out.tfevents.*"))) == 1
         assert not [path for path in folder.iterdir() if path.is_dir() and path.name not in ("checkpoints", ".hydra")]
 
@@ -140,7 +149,23 @@ def test_a_resumed_job_is_one_row_with_an_end(tmp_path: Path) -> None:
         _, (row,) = hparams(tmp_path)
         assert row.sessions[0].status == int(completed), "unknown, then success"
     assert [(session.name, session.status) for session in row.sessions] == [("sweep/3", 1)]
-    assert {value.name.tag: value.value for value in row.metric_values} == {"val/loss": 1.0, "final/val/loss": 1.0}
+    assert {value.name.tag: value.value for value in row.metric_values} == {"val/loss": 1.0, "Loss/val": 1.0}
+
+
+def test_long_lines_are_wrapped_in_the_text_tab(tmp_path: Path) -> None:
+    from tensorboard.plugins.text.text_plugin import text_array_to_html
+
+    line = "  to be, " * 40 + "x" * 250
+    with Metrics(LoggerConfig(), LoggerContext(tmp_path, {}, "id")) as metrics:
+        metrics.text(3, "sample", f"a  short line\n\n{line}\n# end")
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (markdown,) = events.Tensors("sample/text_summary")[0].tensor_proto.string_val
+    html = text_array_to_html(np.array(markdown.decode()), enable_markdown=True)
+    assert html.startswith("<pre><code>a  short line\n\n  to be,"), "spaces and empty lines are kept"
+    shown = html.removeprefix("<pre><code>").removesuffix("\n</code></pre>").split("\n")
+    assert max(map(len, shown)) == 100
+    assert shown[-1] == "# end"
+    assert "".join(shown[2:-1]) == line
 
 
 def test_invalid_logger_fields_are_refused() -> None:

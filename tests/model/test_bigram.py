@@ -82,6 +82,17 @@ def test_best_losses_match_a_plain_implementation() -> None:
     assert best_bigram_losses(train, val, 9) == pytest.approx((train_loss, val_loss))
 
 
+def test_loss_by_counts_is_the_loss_of_the_whole_text() -> None:
+    train = tokens(3000, 6)
+    torch.manual_seed(0)
+    model = Bigram(vocab_size=6, block_size=8)
+    _, loss = model(train[None, :-1].long(), train[None, 1:].long())
+    assert loss is not None
+    assert model.loss_by_counts(train) == pytest.approx(loss.item(), rel=1e-6)
+    best, _ = best_bigram_losses(train, train, 6)
+    assert loss.item() > best
+
+
 def test_generate_matches_the_tutorials_loop() -> None:
     model = Bigram(vocab_size=11, block_size=8)
     idx = torch.zeros((1, 1), dtype=torch.long)

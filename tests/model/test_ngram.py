@@ -142,6 +142,8 @@ def test_final_loss_of_a_run_is_the_reference_loss_of_its_order(cli: Cli) -> Non
     lines = ended.out.rpartition("\n\n")[2].splitlines()
     assert max(len(line) for line in lines if not line.startswith(("Run: ", "Metrics: "))) <= 80, "except for paths"
     assert "steps: 0, because" in (ended.folder / "train.log").read_text("utf-8")
+    assert f"counts: {summary['n_params']:,} different n-grams" in ended.err
+    assert "0 parameters" not in ended.err
 
 
 def test_seconds_of_a_run_include_counting(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,6 +140,11 @@ def traces(window: Browser, chart: str = "curves") -> list[dict[str, Any]]:
     return window.run(script, chart)  # type: ignore[no-any-return]
 
 
+def best_curve(window: Browser) -> dict[str, Any]:
+    """Return the trace with the best run, which is inside the range of the loss axis."""
+    return next(trace for trace in traces(window) if 0 in trace["runs"])
+
+
 def position_of(window: Browser, chart: str, x: float, y: float) -> tuple[float, float]:
     """Return the position of a value of a chart on the screen, in pixels."""
     script = """
@@ -186,7 +191,7 @@ def test_page_is_complete_and_fetches_nothing(window: Browser, sweep_page: Path)
     eventually(window, "return document.querySelector('#parallel canvas') !== null")
     settled(window)
     drawn = window.run("return [...document.querySelectorAll('.chart')].map((chart) => [chart.id, !!chart.data])")
-    assert drawn == [[name, True] for name in ("curves", "field-0", "field-1", "field-2", "parallel")]
+    assert drawn == [[f, True] for f in ("curves", "grad_norm", "lr", "field-0", "field-1", "field-2", "parallel")]
     assert len(column(window, "val")) == 80
     assert column(window, "seeds", "seeds") == ["2"] * 40, "the number of seeds of each group"
     assert window.run("return document.querySelectorAll('#samples figure:not([hidden])').length") == 6
@@ -194,21 +199,21 @@ def test_page_is_complete_and_fetches_nothing(window: Browser, sweep_page: Path)
 
 
 def test_pointing_at_a_curve_names_its_run(sweep: Browser) -> None:
-    curve = traces(sweep)[0]
+    curve = best_curve(sweep)
     run = sweep.run("return runs[args[0]]", curve["runs"][0])
-    label = hovered(sweep, "curves", curve["x"][10], run["series"]["val"]["loss"][10])
-    name = label.partition("optim.lr")[0]
+    label = hovered(sweep, "curves", curve["x"][10], run["series"]["val"]["value"][10])
+    name = label.partition("optim.lr=")[0]
     assert "val " in label
     assert "step 1,000" in label
     # The curves of other seeds are so close that the label may belong to one of them.
-    found = sweep.run("return runs.find((run) => 'job ' + run.name === args[0]).typed", name)
+    found = sweep.run("return runs.find((run) => run.label === args[0]).typed", name)
     assert found in label
     assert found.split()[0] == run["typed"].split()[0]
 
 
 def test_pointing_at_a_final_loss_names_its_run(sweep: Browser) -> None:
     label = hovered(sweep, "field-1", 64, sweep.run("return runs[0].final"))
-    found = sweep.run("return runs.find((run) => args[0].startsWith('job ' + run.name + run.typed))", label)
+    found = sweep.run("return runs.find((run) => args[0].startsWith(run.label + run.typed))", label)
     assert found["values"]["data.block_size"] == "64"
     assert label.endswith(f"final val {found['final']:.4f}")
 
@@ -254,7 +259,7 @@ def test_axes_of_fields_swept_by_factors_are_logarithmic(sweep: Browser) -> None
 
 def test_diverging_runs_do_not_flatten_others(sweep: Browser) -> None:
     assert sweep.run("return document.getElementById('curves')._fullLayout.yaxis.range[1]") < 5
-    assert sweep.run("return !document.getElementById('clipped').hidden")
+    assert sweep.run("return !document.querySelector('.clipped').hidden")
     assert max(value for trace in traces(sweep, "field-0") for value in trace["y"]) < 5
     symbols = "return [...document.getElementById('field-0').data].flatMap(({marker}) => marker?.symbol ?? [])"
     assert sweep.run(symbols).count("triangle-up") == 8
@@ -323,7 +328,7 @@ def test_picked_run_is_highlighted(sweep: Browser) -> None:
     sweep.run("scrollTo(0, 0)")
     eventually(sweep, "return document.getElementById('curves').data.length === 10")
     # A click on the curve picks the run, too.
-    x, y = traces(sweep)[0]["x"][10], traces(sweep)[0]["y"][10]
+    x, y = (best_curve(sweep)[axis][10] for axis in "xy")
     while not sweep.run(picked):  # Plotly ignores a click before it has noticed the mouse
         hovered(sweep, "curves", x, y)
         for kind in ("mousePressed", "mouseReleased"):
@@ -332,10 +337,9 @@ def test_picked_run_is_highlighted(sweep: Browser) -> None:
 
 
 def test_all_samples_can_be_shown(sweep: Browser) -> None:
-    click(sweep, "#more")
-    assert sweep.run("return document.querySelectorAll('#samples figure:not([hidden])').length") == 80
-    click(sweep, "#more")
-    assert sweep.run("return document.querySelectorAll('#samples figure:not([hidden])').length") == 6
+    for n in (80, 6):
+        click(sweep, ".more")
+        assert sweep.run("return document.querySelectorAll('#samples figure:not([hidden])').length") == n
 
 
 @pytest.mark.parametrize("width", [360, 768, 1920])
@@ -349,19 +353,16 @@ def test_page_fits_window_width(sweep: Browser, width: int) -> None:
 
 @pytest.mark.usefixtures("fresh_page_afterwards")
 def test_table_sorts_numerically_in_both_directions(sweep: Browser) -> None:
-    losses = column(sweep, "val")
-    assert losses == sorted(losses, key=float), "the best run comes first"
+    assert (losses := column(sweep, "val")) == sorted(losses, key=float), "the best run comes first"
     click(sweep, "#results th:nth-child(2) button")
-    rates = column(sweep, "optim.lr")
-    assert rates == sorted(rates, key=float)
+    assert (rates := column(sweep, "optim.lr")) == sorted(rates, key=float)
     assert (rates[0], rates[-1]) == ("0.0001", "3.16")
     click(sweep, "#results th:nth-child(2) button")
     assert column(sweep, "optim.lr") == rates[::-1]
     state = "return [...document.querySelectorAll('#results th')].map((th) => th.getAttribute('aria-sort'))"
     assert [sort for sort in sweep.run(state) if sort] == ["descending"]
     click(sweep, "#seeds th:nth-child(3) button")
-    spreads = column(sweep, "std", "seeds")
-    assert spreads == sorted(spreads, key=float)
+    assert (spreads := column(sweep, "std", "seeds")) == sorted(spreads, key=float)
 
 
 @pytest.mark.usefixtures("fresh_page_afterwards")
@@ -396,15 +397,14 @@ def test_colour_scheme_follows_system_until_chosen(sweep: Browser) -> None:
     dark = colours()
     assert [sum(map(int, text[4:-1].split(","))) > 380 for text in (light[1], dark[1])] == [True, False]
     assert (light[0], dark[0]) == (light[2], dark[2]), "the charts use the text colour of the page"
-    click(sweep, "#theme")
-    assert colours() == light
-    click(sweep, "#theme")
-    assert colours() == dark
+    for chosen in (light, dark):
+        click(sweep, "#theme")
+        assert colours() == chosen
 
 
 def test_missing_values_are_sorted_last(window: Browser, tmp_path: Path) -> None:
-    failed = {"summary": {"status": "failed"}}
-    sizes = (("1000", completed(3.0)), ("20", failed), ("3", completed(1.5)))
+    failed = {"summary": {"status": "failed", **(text := {"data": {"sha256": "a"}})}}
+    sizes = (("1000", completed(3.0, **text)), ("20", failed), ("3", completed(1.5, **text)))
     show(window, tmp_path, *(({"data.block_size": size}, (), files) for size, files in sizes))
     for _ in ("up", "down"):
         click(window, "#results th:nth-child(4) button")
@@ -426,7 +426,7 @@ def test_runs_with_few_records_cause_no_error(window: Browser, tmp_path: Path, l
     files = {"summary": {"status": "failed", "error": "it broke"}}
     both = ({"seed": n, "model": f"m{n}", "optim.lr": f"0.{n}"} for n in "01")
     show(window, tmp_path, *((fields, losses, files) for fields in both))
-    n = sum(loss is not None for loss in losses)
+    n = len([loss for loss in losses if loss is not None])
     assert [len(trace["y"]) - 1 for trace in traces(window)] == ([n, n] if n else [])
     assert all(trace["mode"] == "markers" for trace in traces(window))
     assert window.console_errors() == []
@@ -438,14 +438,14 @@ def test_single_record_is_drawn_beside_longer_curves(window: Browser, tmp_path: 
     window.run("colour.value = 'field optim.lr'; colour.dispatchEvent(new Event('change'))")
     settled(window)
     drawn = [(trace["mode"], trace["name"], len(trace["y"]) - 1) for trace in traces(window)]
-    assert drawn == [("lines", "optim.lr 0.1", 3), ("markers", "optim.lr 0.1", 1), ("lines", "optim.lr 0.2", 2)]
+    assert drawn == [("lines", "0.1", 3), ("markers", "0.1", 1), ("lines", "0.2", 2)]
 
 
 def test_long_names_with_common_prefix_are_distinct(window: Browser, tmp_path: Path) -> None:
     runs = []
     for n, name in enumerate(("a.txt", "b.txt", "c.txt")):
         path = f"/somewhere/in/a/folder/that/is/deep/{name}"
-        fields = {"data.path": path, "seed": str(n), "optim.lr": f"{n % 2}.123456789"}
+        fields = {"experiment": path, "seed": str(n), "optim.lr": f"{n % 2}.123456789"}
         runs.append((fields, (4.0, 2.0 + n), completed(n)))
     show(window, tmp_path, *runs)
     axis = window.run("return document.getElementById('field-0').layout.xaxis")
@@ -462,12 +462,12 @@ def test_hostile_names_are_not_executed(window: Browser, tmp_path: Path) -> None
     files = {"config": json.dumps({"sample": {"prompt": HOSTILE}}), "samples": f"---- step 1\n{HOSTILE}\n"}
     runs = []
     for n in range(3):
-        fields = {HOSTILE: f"{HOSTILE}{n}", "optim.lr": f"0.{n + 1}", "model": f"<i>{n}</i>"}
+        fields = {HOSTILE: f"{n}", "optim": f"{HOSTILE}{n}", "optim.lr": f"0.{n + 1}", "model": f"<i>{n}</i>"}
         summary = completed(2.0 + n, overrides=[f"sample.prompt={HOSTILE}"])
         runs.append((fields, (4.0, 2.0 + n), {**files, **summary}))
     show(window, tmp_path, *runs)
     label = hovered(window, "curves", 1, 3.0)
-    assert "<img src=x onerror=hacked" in label, "literal text, not a tag"
+    assert "<script>window.hacked =" in label, "literal text, not a tag"
     assert "model=<i>1</i>" in label, "also for tags that Plotly interprets"
     eventually(window, "return document.querySelector('#parallel .axis-title') !== null")
     click(window, "#results .pick")
@@ -475,8 +475,8 @@ def test_hostile_names_are_not_executed(window: Browser, tmp_path: Path) -> None
     for at in range(window.run("return document.getElementById('colour').length")):
         window.run(f"{choose} choice.dispatchEvent(new Event('change'))", at)
         settled(window)
-        legend = window.run("return document.querySelector('#curves .legend').textContent")
-        if "<img src=x" in window.run("return state.colour"):
+        legend = window.run("return document.querySelector('#legend').textContent")
+        if window.run("return state.colour") == "field optim":
             assert legend.count("src=x onerror") >= 3, "the end of each name"
     found = "return [window.hacked, document.querySelectorAll('img, pre script, td script, b, i').length]"
     assert window.run(found) == [None, 0]

@@ -10,7 +10,8 @@ import pytest
 
 from bigramlm.cli import runs as runs_command
 from bigramlm.dev.bench.report import write_synthetic_sweep
-from bigramlm.report.gather import data, differences, is_geometric, read_curves, references, thinned, tokens_per_step
+from bigramlm.report.differences import differences
+from bigramlm.report.gather import data, is_geometric, read_curves, references, thinned, tokens_per_step
 from bigramlm.report.page import page, write
 from bigramlm.report.results import RunTable, csv_cell, markdown_table, markdown_text
 from bigramlm.runs import find as runs
@@ -32,10 +33,10 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_thinned_series_keeps_ends_and_outliers() -> None:
     losses = [2.0] * 10_000
     losses[4321], losses[7000], losses[0], losses[-1] = 9.0, 0.5, 3.0, 1.0
-    series = {"step": [float(n) for n in range(10_000)], "seconds": [n / 10 for n in range(10_000)], "loss": losses}
+    series = {"step": [float(n) for n in range(10_000)], "seconds": [n / 10 for n in range(10_000)], "value": losses}
     kept = thinned(series, 100)
     assert len(kept["step"]) <= 100
-    points = dict(zip(kept["step"], kept["loss"], strict=True))
+    points = dict(zip(kept["step"], kept["value"], strict=True))
     assert {step: points.get(step) for step in (0, 4321, 7000, 9999)} == {0: 3.0, 4321: 9.0, 7000: 0.5, 9999: 1.0}
     assert kept["step"] == sorted(kept["step"])
     assert kept["seconds"] == [step / 10 for step in kept["step"]]
@@ -86,8 +87,8 @@ def test_incomplete_runs_are_read(tmp_path: Path) -> None:
         samples="---- step 10\nearly\n---- step 20\n\nlate\n",
     )
     curves = read_curves(run)
-    assert curves.series["val"] == {"step": [0, 20], "seconds": [0.0, 2.0], "loss": [4.0, 3.0]}
-    assert curves.series["batch"]["loss"] == [4.1], "values that are not finite are null in JSON"
+    assert curves.series["val"] == {"step": [0, 20], "seconds": [0.0, 2.0], "value": [4.0, 3.0]}
+    assert curves.series["batch"]["value"] == [4.1], "values that are not finite are null in JSON"
     assert (curves.references, tokens_per_step(run), run.sample) == ({"val/best_bigram": 2.5}, 64, "\nlate")
     bare = run_with(tmp_path / "b")
     assert (bare.status, bare.config, tokens_per_step(bare), bare.sample) == ("pending", {}, None, None)
@@ -127,9 +128,17 @@ def test_report_command_on_damaged_summary(tmp_path: Path, tool: Cli, overrides:
     assert (done.code, done.out.splitlines()[0]) == (0, "1 run: 1 completed")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no folders with such names")
+def test_the_name_of_a_folder_reverses_no_line(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "a\x1b\u202eb", summary={"status": "completed"})
+    shown = page(RunTable([run]), title="title")
+    assert "\u202e" not in shown
+    assert "a\\x1b\\u202eb" in shown
+
+
 def test_unreadable_metrics_give_no_curve(tmp_path: Path) -> None:
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
-    assert read_curves(RunSummary.read(tmp_path / "run")).series["val"]["loss"] == []
+    assert read_curves(RunSummary.read(tmp_path / "run")).series["val"]["value"] == []
 
 
 def test_equal_values_are_equal_in_any_notation(tmp_path: Path) -> None:
@@ -174,7 +183,8 @@ def test_no_run_is_best_without_comparable_losses(tmp_path: Path) -> None:
     assert both.best is None
     assert any("Not comparable: these runs were trained on 2 different texts." in note for note in both.notes())
     text = page(both, title="t")
-    assert "the best" not in text
+    assert "best: " not in text
+    assert "Not comparable" not in text, "each text has its own section instead"
     assert "there were uncommitted changes, which are not recorded" in text
     same = RunTable([RunSummary.read(tmp_path / name, name, {"seed": name}) for name in "cb"])
     assert same.best is not None
@@ -296,13 +306,13 @@ def test_report_of_run_sweep_or_several(
     assert done.code == 0, done.err
     assert done.out.splitlines()[0] == "80 jobs: 80 completed"
     assert re.fullmatch(r"Report: .*/made-up/report.html \(\d\.\d MB\)", done.out.splitlines()[1])
-    assert "<title>Sweep made-up</title>" in (sweep / "report.html").read_text("utf-8")
+    assert "<title>Sweep of optim.lr, data.block_size and seed</title>" in (sweep / "report.html").read_text("utf-8")
 
     folder = outputs / "runs" / "day" / "time"
     assert cli("data=bundled", "trainer.steps=4", "logger=none", f"hydra.run.dir={folder}", run_dir=False).code == 0
     alone = tool(runs_command.main, "report", "latest")
     assert alone.out.startswith("1 run: 1 completed\n")
-    assert "<title>Run day/time</title>" in (folder / "report.html").read_text("utf-8")
+    assert "<title>data=bundled steps=4</title>" in (folder / "report.html").read_text("utf-8")
     assert tool(runs_command.main, "report", "latest").code == 0, "it overwrites its own page"
 
     one = tool(runs_command.main, "report", str(sweep / "3"))
@@ -327,7 +337,10 @@ def test_report_of_latest_job_covers_its_sweep(
     done = tool(runs_command.main, "report", "latest")
     assert done.out.startswith("4 jobs: 2 completed, 2 failed\n")
     text = (folder / "report.html").read_text("utf-8")
-    assert "job 1 failed: data.block_size=99999999: the train split" in text
+    header, _, failed = text.partition('<details class="failed">')
+    assert "the train split" not in header, "the errors are folded away below the results"
+    assert failed.count("data.block_size=99999999: the train split") == 2
+    assert ">Failed (2)</h2>" in failed
 
 
 def test_invalid_report_arguments_are_refused_in_one_line(sweep: Path, tool: Cli, tmp_path: Path) -> None:
@@ -390,7 +403,8 @@ def test_a_page_shows_marks_that_would_reverse_its_text(tmp_path: Path) -> None:
     text = text[: text.index("plotly.js v")]
     assert mark not in text
     assert text.count("\\u202e") > 5
-    assert json.loads(text.rpartition('id="data">')[2].partition("</script>")[0])["runs"][0]["name"] == "\\u202e"
+    (section,) = json.loads(text.rpartition('id="data">')[2].partition("</script>")[0])["sections"]
+    assert section["runs"][0]["name"] == "\\u202e"
 
 
 @pytest.mark.parametrize(
@@ -407,6 +421,7 @@ def test_no_cell_is_a_formula(value: object, expected: object) -> None:
 
 
 def test_no_text_is_markup_in_markdown() -> None:
-    assert markdown_text("<img src=x> ![a](http://b) `c` | &lt; \\|") == (
-        "&#60;img src=x> !&#91;a&#93;(http://b) &#96;c&#96; &#124; &#38;lt; &#92;&#124;"
+    assert markdown_text("<img src=x> ![a](b) `c` | &lt; \\|") == (
+        "&#60;img src=x> !&#91;a&#93;(b) &#96;c&#96; &#124; &#38;lt; &#92;&#124;"
     )
+    assert markdown_text("http://a.b WWW.a www.a step: 3") == "http&#58;//a.b WWW&#46;a www&#46;a step: 3"

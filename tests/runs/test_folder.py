@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bigramlm.cli import runs
 from bigramlm.runs.folder import HOLDER, LOCK, RunFolder, holder, is_locked, versions
 from bigramlm.utils import files
 from tests.helpers import SHORT, Cli, assert_refused, refuses, resumed
@@ -104,6 +105,27 @@ def test_nothing_is_written_to_a_folder_with_links_or_pipes(cli: Cli, tmp_path: 
     assert name in refused.err or "config.yaml" in name  # which is read first
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()}
     assert after == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not let every user make links")
+@pytest.mark.parametrize("name", ["summary.json", "config.yaml", "metrics.jsonl", "samples.txt"])
+def test_a_link_in_a_run_folder_is_not_read(cli: Cli, tool: Cli, tmp_path: Path, name: str) -> None:
+    """A run of someone else could put a private file of this machine into a report."""
+    run = cli(*SHORT).folder
+    private = tmp_path / "private"
+    shutil.copyfile(run / name, private)
+    private.write_bytes(
+        private.read_bytes().replace(b"bundled", b"secret").replace(b"---- step 5\n", b"---- step 5\nsecret\n")
+        + (b'{"step": 6, "seconds": 1, "val/loss": 48151.62}\n' if name == "metrics.jsonl" else b"")
+    )
+    put(run / name, "link", private)
+    page = tmp_path / "report.html"
+    ended = tool(runs.main, "report", str(run), "--output", str(page))
+    assert ended.code == 0, ended.err
+    assert len([line for line in ended.err.splitlines() if name in line]) == 1, ended.err
+    shown = page.read_text("utf-8") + ended.out + tool(runs.main, "diff", str(run), str(run)).out
+    assert "secret" not in shown
+    assert "48151.6" not in shown
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows does not let every user make links")

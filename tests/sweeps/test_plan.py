@@ -1,6 +1,7 @@
 """Tests of the plan of a sweep: a damaged plan is rebuilt from the jobs."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -88,3 +89,26 @@ def test_a_plan_of_half_characters_is_saved(existing_sweep: Path, cli: Cli) -> N
     (existing_sweep / "sweep.json").write_text(json.dumps({**plan, "fields": ["seed", "\ud800"]}))
     ended = cli("-m", *SHORT, "seed=1,2", f"sweep={existing_sweep}", run_dir=False)
     assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize("fields", [[f"f{n}" for n in range(10_000)], ["x" * 100_000]], ids=["many", "long"])
+def test_a_plan_with_more_fields_than_any_config_is_refused(existing_sweep: Path, fields: list[str]) -> None:
+    """A table would have as many columns."""
+    path = existing_sweep / "sweep.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"fields": fields}), "utf-8")
+    with refuses(path, "fields"):
+        Sweep(existing_sweep)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not let every user make links")
+def test_a_plan_that_is_a_link_is_not_read(
+    existing_sweep: Path, tool: Cli, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = (existing_sweep / "sweep.json").rename(tmp_path / "mine.json")
+    plan = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(plan | {"fields": [*plan["fields"], "secret"]}), "utf-8")
+    (existing_sweep / "sweep.json").symlink_to(path)
+    ended = tool(runs.main, "results", str(existing_sweep))
+    assert ended.code == 0, ended.err
+    assert "is a link" in caplog.text
+    assert "secret" not in ended.out + (existing_sweep / "results.md").read_text("utf-8")

@@ -116,8 +116,8 @@ def test_verdict_text() -> None:
     spread = math.sqrt(statistics.variance(a.losses))
     needed = 2.447 * math.sqrt(2 * spread**2 / 4) / spread  # 6 degrees of freedom
     assert verdict([a, b]) == (
-        f"a is ahead of b by 1.0000 ({1 / spread:.1f} standard deviations over seeds; {needed:.1f} are significant at "
-        "95%): a winner."
+        f"a is ahead of b by 1.0000 ({1 / spread:.1f} standard deviations over seeds; chance alone stays below "
+        f"{needed:.1f} in 95% of cases): a winner."
     )
     near = Group("c", [loss + 0.1 for loss in a.losses])
     assert "inside the noise, no winner" in verdict([a, near])
@@ -215,7 +215,7 @@ def test_verdict_with_unequal_spreads_and_group_sizes() -> None:
     freedom = sum(errors) ** 2 / (errors[0] ** 2 / 3 + errors[1] ** 2 / 2)
     assert freedom == pytest.approx(2.0, abs=0.05)
     needed = t_95(freedom) * math.sqrt(sum(errors)) / math.sqrt((a.std**2 + b.std**2) / 2)
-    assert f"{needed:.1f} are significant at 95%): inside the noise" in verdict([a, b])
+    assert f"stays below {needed:.1f} in 95% of cases): inside the noise" in verdict([a, b])
 
 
 def test_rows_are_sorted_by_final_then_best_loss(folder: Path) -> None:
@@ -328,3 +328,18 @@ def test_results_command_takes_folder(existing_sweep: Path, tool: Callable[..., 
     for where in (folder / "no", folder / "0" / "checkpoints"):
         ended = tool(runs_command.main, "results", str(where))
         assert_refused(ended, where)
+
+
+def test_the_best_job_is_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of a sweep of 10,000 jobs would take minutes."""
+    results, n_searches = fake_results(tmp_path, *[DONE] * 30), 0
+
+    def count(_: Results) -> int:
+        nonlocal n_searches
+        n_searches += 1
+        return 1
+
+    monkeypatch.setattr(Results, "n_texts", property(count))
+    assert results.markdown().count("| * |") <= 1
+    assert results.text()
+    assert n_searches < 10

@@ -3,6 +3,7 @@
 import functools
 import gc
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -29,7 +30,8 @@ from bigramlm.sweeps import job as sweep_job
 from bigramlm.sweeps import plan as sweep
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.results import Results
-from bigramlm.utils import paths
+from bigramlm.trainer import trainer
+from bigramlm.utils import paths, progress
 from tests.helpers import Cli, Ended, assert_refused, command, refuses, table, wait_for
 from tests.sweeps.helpers import SHORT, has_reached, kill_this_process_at, start_sweep
 
@@ -64,6 +66,24 @@ def test_each_job_is_complete_run_and_logs_one_line(swept: Callable[..., Ended],
     assert [line.split(",")[0] for line in lines[1:]] == ["job 0: completed", "job 1: completed"]
     assert lines[2].endswith("(2 of 2): seed=2")
     assert "End of training" not in ended.out, "the final report of a single run; a sweep prints a table instead"
+
+
+def test_the_bar_of_a_job_has_its_number(swept: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(trainer, "bar", functools.partial(progress.bar, file=terminal))
+    assert swept(*SHORT, "seed=1,2,3").code == 0
+    for job in range(3):
+        assert f"job {job}/3:   0%" in terminal.getvalue()
+
+
+def test_runs_that_wandb_kept_offline_are_uploaded_by_one_command(swept: Callable[..., Ended], folder: Path) -> None:
+    assert "wandb sync" not in swept(*SHORT, "seed=1,2").out
+    for job in ("0", "1"):
+        (folder / job / "wandb" / "offline-run-20261127_091736-b500d7cb").mkdir(parents=True)
+    lines = swept(*SHORT, "seed=1,2").out.splitlines()
+    assert f"Upload to W&B: wandb sync {folder}/*/wandb/offline-run-*" in lines
 
 
 def test_job_equals_single_run(swept: Callable[..., Ended], cli: Cli, folder: Path) -> None:

@@ -1,7 +1,10 @@
 """The Trainer: reproducible bits, records, checkpoints and speed."""
 
+import functools
+import io
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,10 @@ from bigramlm.device.peak import Peak
 from bigramlm.model.base import LanguageModel
 from bigramlm.model.bigram import Bigram, best_bigram_losses
 from bigramlm.model.config import GPTConfig
+from bigramlm.trainer import trainer as module
 from bigramlm.trainer.step import StepResult
 from bigramlm.trainer.trainer import Trainer
+from bigramlm.utils.progress import bar
 from tests.helpers import TOKENS, Stub, build, fit, fitted, refuses
 from tests.trainer.helpers import records, weights
 
@@ -86,6 +91,22 @@ def test_training_equals_the_tutorials_loop(tmp_path: Path) -> None:
     assert clipped > 0
     fit(trainer)
     assert torch.equal(table.weight, weights(trainer))
+
+
+def test_the_loss_in_the_bar_moves_with_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(module, "bar", functools.partial(bar, file=stream, mininterval=0, ncols=200))
+    fitted(tmp_path / "often", "trainer.log_every=1")
+    each_step = [f"loss {record['train/batch_loss']:.3f}" for record in records(tmp_path / "often")[:-1]]
+    stream.truncate(stream.seek(0))
+    fitted(tmp_path / "seldom", "trainer.log_every=10")
+    drawn = {int(n): loss for n, loss in re.findall(r"(\d+)/30 \[[^]]*?, (loss \d\.\d+)", stream.getvalue())}
+    assert [drawn[n] for n in range(1, 31)] == each_step
+    stream.truncate(stream.seek(0))
+    fitted(tmp_path / "none", "trainer.steps=0")
+    assert stream.getvalue().strip("\r ") == "", "no bar for no steps"
 
 
 def test_a_record_describes_the_state_at_its_step(tmp_path: Path) -> None:

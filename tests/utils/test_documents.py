@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from bigramlm.utils.documents import MAX_BYTES, open_own, read, read_json, read_yaml, read_yaml_text
+from bigramlm.utils.documents import MAX_BYTES, no_link, open_own, read, read_json, read_yaml, read_yaml_text
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes in folders")
 
@@ -102,3 +102,16 @@ def test_nothing_is_appended_through_a_link(tmp_path: Path) -> None:
     with open_own(tmp_path / "new", "a") as file:
         file.write("a\n")
     assert ((tmp_path / "mine").read_text(), (tmp_path / "new").read_bytes()) == ("mine", b"a\n")
+
+
+@POSIX
+def test_a_link_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to("mine")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="link"):
+            no_link(tmp_path / "link")
+    (warning,) = caplog.messages
+    assert str(tmp_path / "link") in warning
+    assert no_link(tmp_path / "mine") == tmp_path / "mine"
+    assert no_link(tmp_path / "none") == tmp_path / "none"
