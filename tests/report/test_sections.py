@@ -66,10 +66,10 @@ def test_charts_of_fields_are_for_numbers_and_choices_only(tmp_path: Path) -> No
         made(
             tmp_path / str(n),
             [
-                *(f"optim.lr={0.1 ** (n + 1):g}", f"model=m{n % 3}", f"sample.prompt=p{n}", f"data.path=d{n}"),
+                *(f"optim.lr={0.1 ** (n + 1):g}", f"model=m{n % 3}", f"sample.prompt=p{n % 3}", f"data.path=d{n % 3}"),
                 *(
                     f"optim.schedule=s{n}",
-                    f"model.source=x{n}",
+                    f"model.source=x{n % 3}",
                     "trainer.steps=5",
                     f"model.norm={'rms,layer'[n % 2 :]}",
                 ),
