@@ -106,6 +106,10 @@ class Overrides:
         """Map every overridden field or group to its value, e.g. {"optim.lr": "0.01"}."""
         return {word.field: word.value for word in self if word.field}
 
+    def as_typed(self) -> list[str]:
+        """Return the overrides as arguments of a command: free text without the quotes of Hydra's grammar."""
+        return [f"{w.prefix}{w.field}={w.value}" if w.field in FREE_TEXT else w.text for w in self]
+
     def only(self, *names: str) -> Overrides:
         """Return the overrides of these fields and groups."""
         return self._filter(lambda word: word.field in names)

@@ -103,7 +103,7 @@ def _enumerated(words: Sequence[str]) -> str:
 
 def command_of(run: RunSummary) -> str:
     """Return the command that starts this run again, quoted for a shell."""
-    return shlex.join([*paths.program("train").split(), *run.overrides])
+    return shlex.join([*paths.program("train").split(), *Overrides(run.overrides).as_typed()])
 
 
 def sweep_command(table: RunTable) -> str:
@@ -124,7 +124,7 @@ def sweep_command(table: RunTable) -> str:
     if not is_plain or n_jobs != len(jobs) or any(not set(common) <= set(run.overrides) for run in jobs):
         return ""
     lists = [f"{field}={','.join(values)}" for field, values in swept.items()]
-    return shlex.join([*paths.program("train").split(), "-m", *common, *lists])
+    return shlex.join([*paths.program("train").split(), "-m", *Overrides(common).as_typed(), *lists])
 
 
 def facts(table: RunTable) -> list[tuple[str, str]]:

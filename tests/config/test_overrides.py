@@ -127,3 +127,10 @@ def test_from_arguments_drops_flags() -> None:
 def test_sets_a_field(word: str, sets: bool) -> None:
     (parsed,) = Overrides([word]).parsed()
     assert sets_a_field(parsed) is sets
+
+
+def test_overrides_can_be_typed_again() -> None:
+    typed = ['name=a "first" try, \\', "sample.prompt=To be, or\nnot ${x}", "optim.lr=1e-3", "++data.path=my file.txt"]
+    overrides = Overrides.typed([*typed, "model=gpt", "resume=null", "~optim"])
+    assert overrides.as_typed() == [*typed, "model=gpt", "resume=null", "~optim"]
+    assert Overrides.typed(overrides.as_typed()) == overrides
