@@ -107,7 +107,10 @@ class Overrides:
         return {word.field: word.value for word in self if word.field}
 
     def as_typed(self) -> list[str]:
-        """Return the overrides as arguments of a command: free text without the quotes of Hydra's grammar."""
+        """Return the overrides as arguments of a command.
+
+        Free text has none of the quotes of Hydra's grammar.
+        """
         return [f"{w.prefix}{w.field}={w.value}" if w.field in FREE_TEXT else w.text for w in self]
 
     def only(self, *names: str) -> Overrides:
