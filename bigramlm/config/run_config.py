@@ -242,7 +242,9 @@ LABELS = ("name", "note")
 # Fields that describe how a run was started, not the run itself.
 _NOT_HASHED = ("resume", "sweep", "base", "extensions", *LABELS)
 
-ADDED: frozenset[str] = frozenset({"extensions", "data.format", *LABELS})
+ADDED: frozenset[str] = frozenset(
+    {"extensions", "data.format", "trainer.sample_every", "trainer.overfit_batches", *LABELS}
+)
 """The full names of the fields that were added after `config_hash` was introduced.
 
 Hashes from before that time cover all fields that existed then, so these fields are left out of them.

@@ -471,10 +471,10 @@ def limit_file_size(limit: int) -> None:
 
     save = CheckpointManager.save
 
-    def limited_save(checkpoints: CheckpointManager, progress: Progress) -> None:
+    def limited_save(checkpoints: CheckpointManager, progress: Progress, *rest: Any) -> None:
         if progress.step == 20:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        save(checkpoints, progress)
+        save(checkpoints, progress, *rest)
 
     mock.patch.object(CheckpointManager, "save", limited_save).start()
 

@@ -163,7 +163,7 @@ def test_a_run_inside_a_run_is_found(
     for folder in (run, run / where):
         assert cli(*SHORT, f"hydra.run.dir={folder}", run_dir=False).code == 0
     rows = tool(runs_command.main, "list").out.splitlines()
-    assert [row.split()[-1] for row in rows[1:]] == ["run", str(Path("run") / where)]
+    assert [row.split()[6] for row in rows[1:]] == ["run", str(Path("run") / where)]
     assert bigramlm.load("latest").folder == run / where
     assert open_checkpoint(str(run / where)).path.is_relative_to(run / where)
 
