@@ -2,6 +2,7 @@
 
 import functools
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -155,3 +156,14 @@ def test_invalid_arguments_give_a_one_line_error(argument: str) -> None:
     done = verified("data=bundled", argument)
     assert_refused(done, argument.partition("=")[0].removeprefix("optim.") if "lrr" in argument else argument)
     assert done.err.count("\n") == 1, "the error is the only output"
+
+
+def test_between_two_versions_only_a_new_field_of_the_records_is_no_difference(cli: Cli, tmp_path: Path) -> None:
+    run = cli(*SHORT).folder
+    lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+    more = shutil.copytree(run, tmp_path / "more", symlinks=True)
+    (more / "metrics.jsonl").write_text("".join(f'{{"new": 1, {line[1:]}\n' for line in lines), "utf-8")
+
+    assert verify_resume.compare(run, more, may_add=True) is None
+    assert verify_resume.compare(run, more) == "step 0: the records differ in new"
+    assert str(verify_resume.compare(more, run, may_add=True)).endswith("the records differ in new")

@@ -135,7 +135,8 @@ def bits(pairs: int, *versions: str) -> Iterator[BitComparison]:  # noqa: ARG001
     """Compare runs of two versions bit by bit.
 
     Requires two arguments, OLD and NEW. Each is a commit or the folder of a checkout. Compares the weights, optimizer
-    states, random states, records (except for times), samples and results of many kinds of runs and sweeps.
+    states, random states, records (except for times, and fields that only NEW records), samples and results of many
+    kinds of runs and sweeps.
     """
     from bigramlm.cli.verify_resume import compare
 
@@ -146,7 +147,7 @@ def bits(pairs: int, *versions: str) -> Iterator[BitComparison]:  # noqa: ARG001
         pairs_file.write_text("".join(lines), "utf-8")
         for name, case in CASES.items():
             a, b = (version.run_case(name, case, pairs_file) for version in (old, new))
-            yield BitComparison(name, _compare_sweeps(a, b) if case.is_sweep else compare(a, b))
+            yield BitComparison(name, _compare_sweeps(a, b) if case.is_sweep else compare(a, b, may_add=True))
 
 
 def _compare_sweeps(old: Path, new: Path) -> str | None:
@@ -164,7 +165,7 @@ def _compare_sweeps(old: Path, new: Path) -> str | None:
     if tables[0] != tables[1]:
         return "results.csv differs"
     for row in tables[0]:
-        if difference := compare(old / row["job"], new / row["job"]):
+        if difference := compare(old / row["job"], new / row["job"], may_add=True):
             return f"job {row['job']}: {difference}"
     return None
 
