@@ -1,8 +1,10 @@
-"""Fast composition of job configs."""
+"""Fast composition of job configs, and the command that a sweep was composed from."""
 
 from __future__ import annotations
 
 import copy
+import shlex
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
@@ -10,6 +12,8 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
 
 from bigramlm.config.overrides import Overrides, sets_a_field
+from bigramlm.engine.resume import SAVED
+from bigramlm.utils import paths
 
 
 class CachedConfigLoader(ConfigLoaderImpl):
@@ -49,3 +53,16 @@ class CachedConfigLoader(ConfigLoaderImpl):
             kv_sep=form.kv_sep,
         )
         return composed
+
+
+def continue_command(config: DictConfig, folder: Path) -> str:
+    """Return the command that runs the unfinished jobs of a sweep, quoted for a shell.
+
+    config: the composed config of the command that began or continued the sweep.
+    """
+    hydra = config.hydra
+    words = Overrides(map(str, [*hydra.overrides.hydra, *hydra.overrides.task])).without_choice(SAVED)
+    presets = [str(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    flags = [word for path in presets for word in ("--config-dir", path)]
+    typed_words = words.without("hydra.mode", "hydra.sweep.dir", "sweep").as_typed()
+    return shlex.join([*paths.program("train").split(), "-m", *flags, *typed_words, f"sweep={folder}"])

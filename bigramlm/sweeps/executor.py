@@ -30,6 +30,7 @@ from bigramlm.errors import UserError, require
 from bigramlm.runs.discard import discard
 from bigramlm.runs.find import PLAN, shortest_name
 from bigramlm.runs.folder import FINISHED, HOLDER, LOCK, RunFolder, holder, read_summary, require_own_place
+from bigramlm.sweeps.compose import continue_command
 from bigramlm.sweeps.plan import Job, Sweep
 from bigramlm.sweeps.results import Results
 from bigramlm.sweeps.search import STUDY
@@ -329,7 +330,7 @@ class SweepExecutor:
         is_unfinished = any(state not in FINISHED for state in states)
         lines = ["----", results.count(), "", results.text(), "", f"Sweep: {folder}"]
         if any(state not in (*FINISHED, *(["failed"] if self.sweep.planned else [])) for state in states):
-            lines.append(f"The same command with {shlex.quote(f'sweep={folder}')} runs the unfinished jobs.")
+            lines.append(f"To run the unfinished jobs: {continue_command(self.config, folder)}")
         loggers = self.config.logger.use
         if "tensorboard" in loggers:
             lines.append(f"Metrics: {paths.program('runs')} tensorboard {name}")
