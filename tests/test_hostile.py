@@ -66,7 +66,7 @@ def change_json(path: Path, rng: random.Random) -> None:
     if is_small(path):
         try:
             content = json.loads(path.read_text("utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         path.write_text(json.dumps(replaced(content, rng)), "utf-8")
 

@@ -9,21 +9,16 @@ from typing import Any
 import pytest
 
 from bigramlm.dev.bench.report import write_synthetic_sweep
-from bigramlm.dev.browser import Browser, browser, unavailable_reason
+from bigramlm.dev.browser import Browser, unavailable_reason
 from bigramlm.report.page import page, write
 from bigramlm.report.results import RunTable
 from bigramlm.runs.summary import RunSummary
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.results import Results
 from tests.helpers import HOSTILE, run_with, wait_for
+from tests.report.helpers import click, completed, eventually, mouse, settled, show, traces
 
 pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=f"no browser: {unavailable_reason()}")
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator[Browser]:
-    with browser(width=1280, height=2400) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -78,31 +73,6 @@ def fresh_page_afterwards(window: Browser) -> Iterator[None]:
     window.requested_urls()
 
 
-def eventually(window: Browser, script: str, *arguments: Any) -> None:
-    """Wait until a script returns true in the page."""
-    wait_for(lambda: window.run(script, *arguments))
-
-
-def settled(window: Browser) -> None:
-    """Wait until all charts on the screen are up to date."""
-    eventually(window, "return !isWaiting && ![...stale].some((name) => onScreen.has(name))")
-
-
-def mouse(window: Browser, kind: str, x: float, y: float) -> None:
-    event = {"type": kind, "x": x, "y": y, "button": "left" if kind != "mouseMoved" else "none", "clickCount": 1}
-    window.driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
-
-
-def click(window: Browser, selector: str) -> None:
-    """Click in the middle of an element with the mouse."""
-    window.run("document.querySelector(args[0]).scrollIntoView({block: 'center'})", selector)
-    box = "const {x, y, width, height} = document.querySelector(args[0]).getBoundingClientRect();"
-    x, y = window.run(f"{box} return [x + width / 2, y + height / 2]", selector)
-    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-        mouse(window, kind, x, y)
-    settled(window)
-
-
 def drag(window: Browser, *points: tuple[float, float]) -> None:
     """Press the mouse at the first point, and release it at the last."""
     mouse(window, "mouseMoved", *points[0])
@@ -131,15 +101,6 @@ def column(window: Browser, head: str, table: str = "results") -> list[str]:
     return window.run(script, head, table)  # type: ignore[no-any-return]
 
 
-def traces(window: Browser, chart: str = "curves") -> list[dict[str, Any]]:
-    """Return the traces of a chart."""
-    script = """
-        return document.getElementById(args[0]).data.map(({name, x, y, customdata, line, opacity, mode}) =>
-          ({name, x: Array.from(x), y: Array.from(y), runs: [...new Set(customdata ?? [])], line, opacity, mode}));
-    """
-    return window.run(script, chart)  # type: ignore[no-any-return]
-
-
 def best_curve(window: Browser) -> dict[str, Any]:
     """Return the trace with the best run, which is inside the range of the loss axis."""
     return next(trace for trace in traces(window) if 0 in trace["runs"])
@@ -162,26 +123,6 @@ def hovered(window: Browser, chart: str, x: float, y: float) -> str:
     label = f"return document.querySelector('#{chart} .hoverlayer').textContent"
     eventually(window, label)
     return str(window.run(label))
-
-
-def show(window: Browser, folder: Path, *runs: tuple[dict[str, str], tuple[float | None, ...], dict[str, Any]]) -> None:
-    """Open the page of runs that have these fields, val losses and other files."""
-    entries = []
-    for n, (fields, losses, files) in enumerate(runs):
-        records = [{"step": step, "seconds": step / 10, "val/loss": loss} for step, loss in enumerate(losses)]
-        run_with(folder / str(n), metrics="\n".join(map(json.dumps, records)), **files)
-        entries.append(RunSummary.read(folder / str(n), next(iter(fields.values())), fields))
-    (folder / "report.html").write_text(page(RunTable(entries), title="few runs"), "utf-8")
-    window.set_viewport(width=1280, height=2400)
-    window.open(folder / "report.html")
-    eventually(window, "return onScreen.size > 0")
-    settled(window)
-    assert window.console_errors() == []
-
-
-def completed(loss: float, **more: object) -> dict[str, Any]:
-    """Return the files of a completed run with this final loss."""
-    return {"summary": {"status": "completed", "final": {"val/loss": loss}, **more}}
 
 
 def test_page_is_complete_and_fetches_nothing(window: Browser, sweep_page: Path) -> None:
