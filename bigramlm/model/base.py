@@ -88,6 +88,45 @@ class LanguageModel(nn.Module):
         """
         return None
 
+    def attention(self, idx: Tensor) -> list[Tensor]:  # noqa: ARG002
+        """Compute the attention weights of each layer for token ids idx (B, T).
+
+        Returns one tensor (B, H, T, T) per layer, where H is the number of heads. Row i of a head contains how much
+        position i attends to each position; it sums to 1. The list is empty if the model has no attention.
+        """
+        return []
+
+    def stream(self, idx: Tensor) -> list[Tensor]:  # noqa: ARG002
+        """Compute the states between the layers for token ids idx (B, T): the residual stream.
+
+        Returns L + 1 tensors (B, T, C) for L layers of C channels: the embeddings, and the output of each layer. The
+        list is empty if the model has no layers that `read_out` can follow.
+        """
+        return []
+
+    def read_out(self, x: Tensor, idx: Tensor) -> Tensor:
+        """Compute logits (B, T, V) from a state of the stream, as if the model ended there.
+
+        x: the state (B, T, C). idx: the token ids (B, T). For the last state, these are the logits of `forward` ("logit lens"; nostalgebraist
+        2020, "interpreting GPT: the logit lens").
+        """
+        raise NotImplementedError
+
+    def token_embedding(self) -> nn.Module | None:
+        """Return the embedding of the tokens, or None if there is none.
+
+        Its weight has at least one row per token. By default, it is the first embedding with at least one row per token.
+        """
+        modules = (module for module in self.modules() if isinstance(module, nn.Embedding))
+        return next((module for module in modules if module.num_embeddings >= self.vocab_size), None)
+
+    def hidden_units(self) -> dict[str, nn.Module]:
+        """Return the modules whose inputs are the activations of hidden units, by the name of their layer.
+
+        An example is the second matrix of a feed-forward network, which gets what the activation function returns.
+        """
+        return {}
+
     def n_params(self) -> int:
         """Return the number of trainable parameters.
 

@@ -79,21 +79,42 @@ class GPT(LanguageModel):
         cache: the tokens before idx, with their keys and values. The tokens of idx are appended to the cache.
         """
         start = 0 if cache is None else cache.length
-        x = self.wte(idx)  # (B, T, C)
-        if self.wpe is not None:
-            x = x + self.wpe(torch.arange(start, start + idx.shape[1], device=idx.device))
-        x = self.drop(x)
+        x = self._embed(idx, start)
         tokens = idx if cache is None else cache.append(idx)
         recompute = self._recomputes and torch.is_grad_enabled()
         for n, block in enumerate(self.h):
             past = None if cache is None else cache.layers[n]
             x = checkpoint(block, x, start, past, use_reentrant=False) if recompute else block(x, start, past)
-        logits = self.lm_head(self.ln_f(x))  # (B, T, V)
-        if self.ngram is not None:
-            # In training, each position's own occurrence is left out, or the GPT would learn to trust counts too much.
-            leave_out = targets if self.training else None
-            logits = logits + self.ngram.next_log_probabilities(tokens, idx.shape[1], leave_out)
+        # In training, each position's own occurrence is left out, or the GPT would learn to trust counts too much.
+        logits = self.read_out(x, tokens, targets if self.training else None)
         return logits, cross_entropy(logits, targets)
+
+    def read_out(self, x: Tensor, idx: Tensor, leave_out: Tensor | None = None) -> Tensor:
+        """Compute logits (B, T, V) from a state of the stream.
+
+        x: the state (B, T, C), as in `LanguageModel.read_out`. idx: the token ids, of which the last T belong to x. leave_out: as in `Ngram.log_probabilities`.
+        """
+        logits: Tensor = self.lm_head(self.ln_f(x))  # (B, T, V)
+        if self.ngram is not None:
+            logits = logits + self.ngram.next_log_probabilities(idx, x.shape[1], leave_out)
+        return logits
+
+    def stream(self, idx: Tensor) -> list[Tensor]:
+        states = [self._embed(idx)]
+        for block in self.h:
+            states.append(block(states[-1], 0, None))
+        return states
+
+    def attention(self, idx: Tensor) -> list[Tensor]:
+        weights = []
+        for block, x in zip(self.h, self.stream(idx), strict=False):  # the last state enters no block
+            assert isinstance(block, Block)
+            weights.append(block.attn.weights(block.ln_1(x)))
+        return weights
+
+    def hidden_units(self) -> dict[str, nn.Module]:
+        names = {name: module for name, module in self.named_modules() if isinstance(module, FeedForward)}
+        return {name: module.c_proj for name, module in names.items()}
 
     def fit_counts(self, train: Tensor) -> bool:
         return self.ngram is not None and self.ngram.fit_counts(train)
@@ -116,6 +137,13 @@ class GPT(LanguageModel):
 
     def reference_losses(self, train: Tensor, val: Tensor) -> dict[str, float]:
         return ngram_losses(train, val, vocab_size=self.vocab_size, block_size=self.block_size)
+
+    def _embed(self, idx: Tensor, start: int = 0) -> Tensor:
+        x = self.wte(idx)  # (B, T, C)
+        if self.wpe is not None:
+            x = x + self.wpe(torch.arange(start, start + idx.shape[1], device=idx.device))
+        y: Tensor = self.drop(x)
+        return y
 
     def _init_weights(self, cfg: GPTConfig) -> None:
         for name, p in self.named_parameters():
@@ -179,13 +207,7 @@ class Attention(nn.Module):
         without a cache.
         """
         B, T, C = x.shape
-        qkv = self.c_attn(x).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)
-        qk, v = qkv.split((2 * self.n_head, self.n_head), dim=1)  # queries and keys are processed together
-        if self.qk_norm:  # (B, 2 H, T, D); Henry et al. 2020, "Query-Key Normalization for Transformers"
-            qk = rms_norm(qk)
-        if self.rotary is not None:
-            qk = self.rotary(qk, start)
-        q, k = qk.chunk(2, dim=1)  # (B, H, T, D) each
+        q, k, v = self._queries_keys_values(x, start)
         if past is not None:
             k, v = past.extend(k, v)
         y = F.scaled_dot_product_attention(
@@ -198,6 +220,24 @@ class Attention(nn.Module):
         )  # softmax(q k^T / sqrt(D)) v: (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Compute the attention weights (B, H, T, T) for x (B, T, C), which `forward` never stores."""
+        q, k, _ = self._queries_keys_values(x, 0)
+        exact = torch.promote_types(q.dtype, torch.float32)
+        scores = q.to(exact) @ k.to(exact).mT / math.sqrt(q.shape[-1])
+        return scores.masked_fill(~causal_mask(x.shape[1], 0, x.device), -torch.inf).softmax(-1)
+
+    def _queries_keys_values(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        B, T, C = x.shape
+        qkv = self.c_attn(x).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2)
+        qk, v = qkv.split((2 * self.n_head, self.n_head), dim=1)  # queries and keys are processed together
+        if self.qk_norm:  # (B, 2 H, T, D); Henry et al. 2020, "Query-Key Normalization for Transformers"
+            qk = rms_norm(qk)
+        if self.rotary is not None:
+            qk = self.rotary(qk, start)
+        q, k = qk.chunk(2, dim=1)
+        return q, k, v  # (B, H, T, D) each
 
 
 class FeedForward(nn.Module):

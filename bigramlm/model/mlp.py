@@ -52,6 +52,9 @@ class MLP(LanguageModel):
     def new_cache(self) -> Cache:
         return Cache(n_layer=0, block_size=self.block_size)
 
+    def hidden_units(self) -> dict[str, nn.Module]:
+        return {"hidden": self.head}
+
     def hidden_matrices(self) -> dict[nn.Parameter, int]:
         return {p: 1 for p in self.hidden.parameters() if p.ndim == 2}
 

@@ -86,3 +86,21 @@ def test_estimated_weights_are_roughly_right(preset: str) -> None:
     size = config(preset, **fields).estimate_size(vocab_size=V, block_size=BLOCK)
     if size is not None:
         assert size[0] == pytest.approx(build(preset, **fields).n_params(), rel=0.05)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_hidden_units_get_the_activations_of_every_position(preset: str) -> None:
+    model = build(preset).eval()
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _module, arguments: found.update({name: arguments[0]})
+
+    for name, module in model.hidden_units().items():
+        module.register_forward_pre_hook(keep(name))
+    model(torch.randint(V, (2, 5)))
+    assert found.keys() == model.hidden_units().keys()
+    assert all(units.shape[:2] == (2, 5) for units in found.values())
+    embedding = model.token_embedding()
+    assert (embedding is None) == (preset == "ngram")
+    assert embedding is None or len(embedding.get_parameter("weight")) >= V

@@ -13,8 +13,11 @@ from tests.helpers import Cli, assert_refused, count_saved_elements, gpts, refus
 from tests.model.helpers import BLOCK, V, build, config
 
 
-def plain_logits(model: GPT, cfg: GPTConfig, idx: torch.Tensor) -> torch.Tensor:
-    """Compute the logits (T, V) for token ids (T,), one position and head at a time."""
+def plain_logits(model: GPT, cfg: GPTConfig, idx: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Compute the logits (T, V) for token ids (T,), one position and head at a time.
+
+    Returns the attention weights (H, T, T) of each layer too.
+    """
     w = {name: value.detach() for name, value in model.named_parameters(remove_duplicate=False)}
     T, C, D = len(idx), cfg.n_embd, cfg.n_embd // cfg.n_head
 
@@ -43,7 +46,9 @@ def plain_logits(model: GPT, cfg: GPTConfig, idx: torch.Tensor) -> torch.Tensor:
         return x / (x.pow(2).mean() + torch.finfo(x.dtype).eps).sqrt() if cfg.qk_norm else x
 
     x = torch.stack([w["wte.weight"][i] + (w["wpe.weight"][t] if "wpe.weight" in w else 0) for t, i in enumerate(idx)])
+    attention = []
     for layer in range(cfg.n_layer):
+        attention.append(torch.zeros(cfg.n_head, T, T, dtype=x.dtype))
         q, k, v = linear(norm(x, f"h.{layer}.ln_1"), f"h.{layer}.attn.c_attn").split(C, dim=-1)
         out = torch.zeros(T, C, dtype=x.dtype)
         for head in range(cfg.n_head):
@@ -52,7 +57,8 @@ def plain_logits(model: GPT, cfg: GPTConfig, idx: torch.Tensor) -> torch.Tensor:
                 query = rotate(normalise(q[t, part]), t)
                 keys = torch.stack([rotate(normalise(k[s, part]), s) for s in range(t + 1)])
                 weights = (keys @ query / math.sqrt(D)).exp()
-                out[t, part] = (weights / weights.sum()) @ v[: t + 1, part]
+                attention[-1][head, t, : t + 1] = weights / weights.sum()
+                out[t, part] = attention[-1][head, t, : t + 1] @ v[: t + 1, part]
         y = linear(out, f"h.{layer}.attn.c_proj")
         x = x + y if cfg.residual else y
         if cfg.feed_forward:
@@ -65,7 +71,7 @@ def plain_logits(model: GPT, cfg: GPTConfig, idx: torch.Tensor) -> torch.Tensor:
             }[cfg.activation]
             y = linear(hidden, f"h.{layer}.mlp.c_proj")
             x = x + y if cfg.residual else y
-    return norm(x, "ln_f") @ w["lm_head.weight"].T
+    return norm(x, "ln_f") @ w["lm_head.weight"].T, attention
 
 
 @pytest.mark.parametrize("preset", gpts())
@@ -76,8 +82,25 @@ def test_logits_match_a_plain_implementation(preset: str) -> None:
     assert isinstance(model, GPT)
     idx = torch.randint(V, (2, BLOCK))
     logits, _ = model(idx)
+    attention = model.attention(idx)
     for row in range(2):
-        torch.testing.assert_close(logits[row], plain_logits(model, cfg, idx[row]))
+        plain, weights = plain_logits(model, cfg, idx[row])
+        torch.testing.assert_close(logits[row], plain)
+        torch.testing.assert_close([layer[row] for layer in attention], weights)
+    for layer in attention:
+        torch.testing.assert_close(layer.sum(-1), torch.ones_like(layer[..., 0]))
+
+
+@pytest.mark.parametrize("preset", gpts())
+@pytest.mark.parametrize("order", [0, 3])
+def test_the_last_state_of_the_stream_is_read_out_as_the_logits_bit_by_bit(preset: str, order: int) -> None:
+    model = build(preset, ngram_order=order).float().eval()
+    idx = torch.randint(V, (2, BLOCK))
+    states = model.stream(idx)
+    assert len(states) == 1 + len(model.get_submodule("h"))  # type: ignore[arg-type]
+    logits = [model.read_out(state, idx) for state in states]
+    assert torch.equal(logits[-1], model(idx)[0])
+    assert not torch.allclose(logits[0], logits[-1], atol=1e-3)
 
 
 @pytest.mark.parametrize("preset", gpts())
