@@ -97,9 +97,9 @@ class LanguageModel(nn.Module):
         return []
 
     def stream(self, idx: Tensor) -> list[Tensor]:  # noqa: ARG002
-        """Compute the states between the layers for token ids idx (B, T): the residual stream.
+        """Compute the residual stream: the states between the layers.
 
-        Returns L + 1 tensors (B, T, C) for L layers of C channels: the embeddings, and the output of each layer. The
+        idx: token ids (B, T). Returns L + 1 tensors (B, T, C) for L layers of C channels: the embeddings, and the output of each layer. The
         list is empty if the model has no layers that `read_out` can follow.
         """
         return []

@@ -222,7 +222,10 @@ class Attention(nn.Module):
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
     def weights(self, x: Tensor) -> Tensor:
-        """Compute the attention weights (B, H, T, T) for x (B, T, C), which `forward` never stores."""
+        """Compute the attention weights (B, H, T, T) for x (B, T, C).
+
+        `forward` computes the same weights, but never stores them.
+        """
         q, k, _ = self._queries_keys_values(x, 0)
         exact = torch.promote_types(q.dtype, torch.float32)
         scores = q.to(exact) @ k.to(exact).mT / math.sqrt(q.shape[-1])
