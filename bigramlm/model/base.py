@@ -105,7 +105,7 @@ class LanguageModel(nn.Module):
         return []
 
     def read_out(self, x: Tensor, idx: Tensor) -> Tensor:
-        """Compute logits (B, T, V) from a state of the stream, as if the model ended there.
+        """Compute logits (B, T, V) as if the model ended at a state of the stream.
 
         x: the state (B, T, C). idx: the token ids (B, T). For the last state, these are the logits of `forward` ("logit lens"; nostalgebraist
         2020, "interpreting GPT: the logit lens").
@@ -121,9 +121,9 @@ class LanguageModel(nn.Module):
         return next((module for module in modules if module.num_embeddings >= self.vocab_size), None)
 
     def hidden_units(self) -> dict[str, nn.Module]:
-        """Return the modules whose inputs are the activations of hidden units, by the name of their layer.
+        """Return the modules whose inputs are the activations of hidden units.
 
-        An example is the second matrix of a feed-forward network, which gets what the activation function returns.
+        The keys are the names of their layers. An example is the second matrix of a feed-forward network, which gets what the activation function returns.
         """
         return {}
 

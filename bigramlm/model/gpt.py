@@ -90,7 +90,7 @@ class GPT(LanguageModel):
         return logits, cross_entropy(logits, targets)
 
     def read_out(self, x: Tensor, idx: Tensor, leave_out: Tensor | None = None) -> Tensor:
-        """Compute logits (B, T, V) from a state of the stream.
+        """Compute logits (B, T, V) as if the model ended at a state of the stream.
 
         x: the state (B, T, C), as in `LanguageModel.read_out`. idx: the token ids, of which the last T belong to x. leave_out: as in `Ngram.log_probabilities`.
         """
