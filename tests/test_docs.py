@@ -59,6 +59,16 @@ def replace_weights(overrides: list[str], gpt2: Path) -> list[str]:
     return [*others, f"init_from={gpt2}"] if has_weights else others
 
 
+def test_comments_behind_commands_can_be_pasted_into_zsh() -> None:
+    """Check that zsh, which passes comments on as arguments, neither expands them nor ends the command in them."""
+    for path in DOCS:
+        for line in re.findall(r"^(?:python |bigramlm|make |cd |git |pip ).*", path.read_text("utf-8"), re.MULTILINE):
+            command, mark, comment = line.partition(" # ")
+            if mark:
+                assert command.split()[0] not in ("make", "cd", "git", "pip"), f"{path}: {line}: takes no comment"
+                assert not re.search(r"[?*\[\](){};'\"|&<>~`$=!]", comment), f"{path}: {line}"
+
+
 def test_the_config_reference_is_current(reference_text: str) -> None:
     written = (paths.home() / "docs" / "config.md").read_text("utf-8")
     assert written == reference_text, "run `make docs`"

@@ -29,7 +29,6 @@ NEWEST = 20
 """The number of runs that are offered, the newest first, and of sweeps."""
 
 _PLUS, _MULTIRUN = "+", {"-m", "--multirun"}
-_STATUSES = ("completed", "failed", "killed", "pruned", "running", "stopped")
 
 # Arguments and fields with paths, by the last part of their names.
 _PATHS = re.compile(r"path|paths|dir|folder|output|extensions|\w+_(file|dir)")
@@ -112,7 +111,9 @@ def _argument(action: argparse.Action, before: Sequence[str], word: str) -> Iter
     if "FILTER" in metavar and "=" not in word:
         yield from _columns(word)
     elif "FILTER" in metavar:
-        yield from (f"status={status} " for status in _STATUSES)
+        from bigramlm.runs.listing import STATUSES
+
+        yield from (f"status={status} " for status in sorted(STATUSES))
         yield from _Overrides("", RunConfig, []).complete(word)
 
 

@@ -93,11 +93,14 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     """Turn a function into a command that maps its errors to exit codes.
 
     If --version is given, the command prints the version of bigramlm and does not call the function. Nor is the
-    function called if the working folder no longer exists.
+    function called if the working folder no longer exists. Arguments from a lone # on are ignored: zsh passes on the
+    comments behind pasted commands.
     """
 
     @functools.wraps(main)
     def run() -> None:
+        if "#" in sys.argv:
+            del sys.argv[sys.argv.index("#") :]
         with exit_codes(), network.typed(sys.argv[1:]):
             if "--version" in sys.argv[1:]:
                 show(f"bigramlm {versions()['bigramlm']}")

@@ -64,7 +64,7 @@ def parser() -> ArgumentParser:
         description="Compares the config, text, code, environment and losses of two runs.",
     )
     for name in ("a", "b"):
-        command.add_argument(name, help="a run folder, or latest")
+        command.add_argument(name, help="a run folder, the name of a run, or latest")
     command = commands.add_parser(
         "results",
         help="show the results of a sweep",
@@ -153,10 +153,11 @@ def print_list(arguments: argparse.Namespace) -> None:
         for run in listing.runs:
             show(json.dumps(everything(run)))
     elif listing.runs:
-        cells = {name: [_cell(name, value_of(run, name)) for run in listing.runs] for name in columns}
+        added = (arguments.columns or "+").startswith("+")
         if arguments.columns is None and sorted_by not in columns:
-            cells[sorted_by] = [_cell(sorted_by, value_of(run, sorted_by)) for run in listing.runs]
-        show(fitting_table(cells, _width(), keep={sorted_by} if arguments.columns is None else {*cells}))
+            columns.append(sorted_by)
+        cells = {name: [_cell(run, name) for run in listing.runs] for name in columns}
+        show(fitting_table(cells, _width(), keep={sorted_by, *columns} - (set(DEFAULT_COLUMNS) if added else set())))
     else:
         show("no run matches these filters")
 
@@ -190,9 +191,14 @@ def remove_runs(targets: list[str], since_text: str | None, *, yes: bool) -> Non
     filters = [target for target in targets if target not in where]
     folders = [_require_run_or_sweep(target, path) for target, path in where.items()]
     if filters or since_text is not None:
-        listing = Listing(run for run in known if not (run.folder.parent / PLAN).exists())
+        listing = Listing(known)
         listing.select(filters, since_text=since_text)
-        folders += [run.folder for run in listing.runs]
+        jobs = [run for run in listing.runs if (run.folder.parent / PLAN).exists()]
+        folders += [run.folder for run in listing.runs if run not in jobs]
+        if jobs:
+            sweeps = ", ".join(dict.fromkeys(shortest_name(run.folder.parent) for run in jobs))
+            number = f"{len(jobs)} {'job' if len(jobs) == 1 else 'jobs'}"
+            note(f"stays: {number} of {sweeps}, because a job is deleted only with its sweep")
     require(bool(targets) or since_text is not None, "rm: name runs or sweeps, or give filters such as status=failed")
     plan = plan_removal(list(dict.fromkeys(folders)), known)
     for folder, reason in plan.kept.items():
@@ -303,7 +309,10 @@ def _entries(below: Path) -> Iterator[RunSummary]:
     """Yield the runs below a folder, including sweep jobs without a summary."""
     for folder, names in walk(below):
         if PLAN in names:
-            yield from runs_of(Sweep(folder))
+            try:
+                yield from runs_of(Sweep(folder))
+            except UserError as error:  # one damaged sweep costs only its planned jobs
+                log.warning("%s", error)
         if "summary.json" in names:
             yield RunSummary.read(folder)
 
@@ -349,7 +358,8 @@ def _run_in(where: str) -> RunSummary:
     return run
 
 
-def _cell(name: str, value: Any) -> str:
+def _cell(run: RunSummary, name: str) -> str:
+    value = value_of(run, name)
     if value in (None, ""):
         return "-"
     if name == "when":
@@ -357,7 +367,9 @@ def _cell(name: str, value: Any) -> str:
     if name == "folder":
         return shortest_name(Path(value))
     if name in ("val", "train", "best", "bpc") and isinstance(value, float):
-        return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.3g}"
+        step = run.part("best").get("step") if name == "val" and run.final_loss is None else None
+        at = f"@{step}" if isinstance(step, int) else ""  # the lowest so far, on some batches
+        return f"{value:.4f}{at}" if abs(value) < 1e5 else f"{value:.3g}{at}"
     if name in ("params", "tok/s"):
         return f"{value:,.0f}"
     if name == "commit":

@@ -52,7 +52,8 @@ def no_such_preset(whole: str, where: str, options: Iterable[str], folders: Sequ
         hint = "its file is named *.yml, and must be named *.yaml; "
     if where and outer in GROUPS and outer != name:
         hint += f"to choose from a group in the defaults, write - override /{outer}: {name[len(outer) + 1 :]}; "
-    return f"{group}={name}: there is no such preset; {hint}The choices are {', '.join(choices)}"
+    the = "The" if hint.endswith("? ") else "the"
+    return f"{group}={name}: there is no such preset; {hint}{the} choices are {', '.join(choices)}"
 
 
 def _has_presets(group: str, folders: Sequence[Path]) -> bool:

@@ -115,6 +115,8 @@ def sweep_command(table: RunTable) -> str:
     if table.kind != "job" or table.planned or len(jobs) < 2 or not all(run.overrides for run in jobs):
         return ""
     swept = {field: dict.fromkeys(run.typed.get(field, "") for run in jobs) for field in table.fields}
+    if any("" in values for values in swept.values()):  # several commands began the jobs
+        return ""
     common = Overrides(jobs[0].overrides).without(*swept).words
     n_jobs = 1
     for values in swept.values():

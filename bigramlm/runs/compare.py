@@ -18,9 +18,13 @@ def compare_losses(a: RunSummary, b: RunSummary) -> str:
             loss_a, loss_b = record_a.get(name), record_b.get(name)
             if isinstance(loss_a, float) and isinstance(loss_b, float) and loss_a != loss_b:
                 before = "no earlier common step" if last_equal is None else f"equal up to step {last_equal}"
-                return f"losses: first difference at step {step}, {name} {loss_a:.6g} and {loss_b:.6g}; {before}"
+                shown = [f"{loss:.6g}" for loss in (loss_a, loss_b)]
+                shown = [repr(loss_a), repr(loss_b)] if shown[0] == shown[1] else shown
+                return f"losses: first difference at step {step}, {name} {' and '.join(shown)}; {before}"
         n_common, last_equal = n_common + 1, step
-    return f"losses: equal at all {n_common} steps that both runs recorded" if n_common else "losses: no step in common"
+    if n_common <= 1:
+        return "losses: equal at the only step in common" if n_common else "losses: no step in common"
+    return f"losses: equal at all {n_common} steps that both runs recorded"
 
 
 def _common_steps(a: RunSummary, b: RunSummary) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

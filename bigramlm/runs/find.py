@@ -36,9 +36,9 @@ def find(where: str, *, containing: str = "summary.json") -> Path:
     """Find a run folder or a checkpoint folder.
 
     where: `latest`, an absolute path, or a path relative to the working folder, outputs/runs/, outputs/sweeps/ or
-    outputs/. The paths that `runs.py list` prints are valid. `latest` is the most recently started run whose folder
-    contains a file or folder with the name `containing`. RUN/checkpoints stands for its run. Raises UserError if there
-    is no such folder.
+    outputs/. The paths that `runs.py list` prints are valid, and so is the name of a run that no other run has.
+    `latest` is the most recently started run whose folder contains a file or folder with the name `containing`.
+    RUN/checkpoints stands for its run. Raises UserError if there is no such folder.
     """
     if where == "latest":
         return _latest(containing)
@@ -101,6 +101,8 @@ def _require_existing(where: str) -> Path:
         files.refuse_dangling(paths.typed(where))
         about = _describe_on_hub(where)
         require(about is None, f"{where} {about}")
+        if named := _find_named(where):
+            return named
         meant = "did you mean latest? " if difflib.get_close_matches(where.lower(), ["latest"], cutoff=0.75) else ""
         name = hub.name_in(where) or next((name for name in _HUB_NAMES if name == where.lower()), None)
         on_hub = f"init_from={name} is the model on the Hugging Face hub; " if name else ""
@@ -122,6 +124,15 @@ def _describe_on_hub(where: str) -> str | None:
 def _lookup(where: str) -> Path | None:
     candidates = [paths.typed(where), *(parent / where for parent in search_folders())]
     return next((candidate for candidate in candidates if where and candidate.exists()), None)
+
+
+def _find_named(where: str) -> Path | None:
+    # Returns the run with this name, or whose folder has this name. Raises UserError if there are several.
+    found = [folder for folder in run_folders(outputs()) if where in (folder.name, RunSummary.read(folder).label)]
+    shown = ", ".join(shortest_name(folder) for folder in found[-3:])
+    advice = f"give the folder of one of them, such as {shown}"
+    require(len(found) <= 1, f"{where}: {len(found)} runs have this name; {advice}")
+    return found[0] if found else None
 
 
 def _latest(containing: str) -> Path:

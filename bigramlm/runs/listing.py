@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from bigramlm.config.run_config import flat
-from bigramlm.errors import UserError, require
+from bigramlm.config.run_config import GROUPS, flat
+from bigramlm.errors import UserError, require, require_choice
 from bigramlm.runs.summary import RunSummary
 
 COLUMNS: dict[str, Callable[[RunSummary], Any]] = {
@@ -35,8 +35,12 @@ COLUMNS: dict[str, Callable[[RunSummary], Any]] = {
     "host": lambda run: _text(run.summary.get("host")),
     "commit": lambda run: _text(run.part("git").get("commit")),
     "error": lambda run: run.error,
+    "experiment": lambda run: run.typed.get("experiment"),
 }
 """The function of each column that returns its value for a run. A run may lack the value, which is then None."""
+
+STATUSES = ("completed", "pruned", "stopped", "failed", "killed", "running", "pending")
+"""The statuses of a run. It is killed if its process ended without a word, and pending if it has not begun."""
 
 DEFAULT_COLUMNS = ("when", "model", "data", "steps", "val", "status", "folder", "name")
 
@@ -50,7 +54,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "~": operator.contains,
 }
 _FILTER = re.compile(r"([^<>=!~]+)(<=|>=|!=|<|>|=|~)(.*)", re.DOTALL)
-_UNITS = {"min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_UNITS = {"m": "minutes", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,8 @@ class Listing:
         fields = dict.fromkeys(field for run in self.runs for field in flat(run.config))
         if name in fields:
             return name
+        if name in GROUPS and f"{name}.name" in fields:  # as typed for training: optim=muon
+            return f"{name}.name"
         ending = [field for field in fields if field.endswith(f".{name}")]
         if len(ending) == 1:
             return ending[0]
@@ -127,6 +133,8 @@ class Listing:
         for condition in map(Filter.parse, filters):
             field = self.find_field(condition.field, condition.text)
             known = Filter(condition.text, field, condition.operator, condition.value)
+            if field == "status" and condition.operator == "=":
+                require_choice("status", condition.value, STATUSES)
             self.runs = [run for run in self.runs if known.matches(value_of(run, field))]
         if since_text is not None:
             moment = since(since_text, f"--since {since_text}")
@@ -180,7 +188,7 @@ def since(text: str, where: str) -> datetime:
     if text in ("today", "yesterday"):
         return midnight - timedelta(days=text == "yesterday")
     try:
-        if ago := re.fullmatch(r"(\d+(?:\.\d+)?)(min|h|d|w)", text):
+        if ago := re.fullmatch(r"(\d+(?:\.\d+)?)(min|m|h|d|w)", text):
             return now - timedelta(**{_UNITS[ago[2]]: float(ago[1])})
         if re.fullmatch(r"\d\d?:\d\d(:\d\d)?", text):
             return datetime.fromisoformat(f"{now:%Y-%m-%d}T{text.rjust(5, '0')}").astimezone()

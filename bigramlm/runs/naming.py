@@ -17,6 +17,7 @@ MAX_LENGTH = 60
 _MAX_VALUE = 24
 # Fields and groups that do not describe what is trained. `logger` stands for its fields, too.
 _LEFT_OUT = {"name", "note", "resume", "sweep", "base", "extensions", "logger", "hydra", "preflight"}
+_LEFT_OUT_FIELDS = {"device.threads"}  # the speed, not the result
 # Groups and fields in the order in which they appear in a name, because its end may be cut off; any others follow.
 _ORDER = {
     name: place
@@ -51,7 +52,11 @@ def default_name(values: Mapping[str, str]) -> str:
     A recipe and a model are named without their group, a field without its group unless two fields would then have the
     same name. The name has at most MAX_LENGTH characters, and is empty if nothing describes the run.
     """
-    kept = {field: value for field, value in values.items() if field.split(".")[0].split("/")[0] not in _LEFT_OUT}
+    kept = {
+        field: value
+        for field, value in values.items()
+        if value and field not in _LEFT_OUT_FIELDS and field.split(".")[0].split("/")[0] not in _LEFT_OUT
+    }
     lasts = Counter(field.rpartition(".")[2] for field in kept)
     ordered = sorted(kept, key=lambda field: _ORDER.get(field.split(".")[0], len(_ORDER)))
     parts = []

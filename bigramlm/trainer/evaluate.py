@@ -79,7 +79,7 @@ class Evaluator:
         train_limit = val_limit or val.n_rows
         covered = f"{MAX_FINAL_TOKENS:,} evenly spread val tokens" if val_limit else "the whole val split"
         log.info(
-            "computing the final losses on %s and the same number of train %s",
+            "final losses: on %s and as many train %s",
             covered,
             "examples" if val.masked else "tokens",
         )

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -423,3 +424,10 @@ def test_other_values_of_world_size_do_not_matter(processes: str, cli: Cli, monk
     monkeypatch.setenv("WORLD_SIZE", processes)
     monkeypatch.setenv("SLURM_NTASKS", "8")  # a batch script is a single process
     assert cli(*SHORT).code == 0
+
+
+def test_a_comment_behind_a_command_is_ignored(cli: Cli) -> None:
+    """Check what zsh makes of a command that was pasted with its comment."""
+    ended = cli(*SHORT, "#", "a", "first=look")
+    assert ended.code == 0, ended.err
+    assert "first" not in str(json.loads((ended.folder / "summary.json").read_text())["overrides"])

@@ -223,7 +223,7 @@ def test_diff_of_damaged_runs(outputs: Path, tool: Cli) -> None:
         (folder / "metrics.jsonl").write_text(f'{{"step": 1, "val/loss": {loss}}}\n')
     done = tool(runs_command.main, "diff", "2026-01-01/a", "2026-01-02/b")
     assert (done.code, done.err) == (0, "")
-    assert "losses: equal at all 1 steps" in done.out, "a loss that is no number is not compared"
+    assert "losses: equal at the only step in common" in done.out, "a loss that is no number is not compared"
     (a / "metrics.jsonl").unlink()
     (a / "metrics.jsonl").mkdir()
     assert "losses: no step in common" in tool(runs_command.main, "diff", "2026-01-01/a", "2026-01-02/b").out
@@ -285,3 +285,49 @@ def test_diff_shows_different_texts_code_and_environments(outputs: Path, tool: C
 def test_listing_does_not_import_torch() -> None:
     code = "import sys, bigramlm.runs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_loss_of_a_run_without_final_losses_has_its_step(outputs: Path, tool: Cli) -> None:
+    path = outputs / "runs" / "2026-01-01" / "a" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"final": {"val/loss": 2.4}}), "utf-8")
+    assert column(tool(runs_command.main, "list", "name~gram").out, "val") == ["2.4000", "2.2500@9", "-"]
+
+
+def test_groups_are_filters_as_they_are_typed_for_training(outputs: Path, tool: Cli) -> None:
+    path = outputs / "runs" / "2026-01-01" / "a"
+    (path / "config.yaml").write_text("model: {name: bigram}\ndata: {name: text}\noptim: {name: muon, lr: 1}\n")
+    words = json.dumps(json.loads((path / "summary.json").read_text()) | {"overrides": ["experiment=quick"]})
+    (path / "summary.json").write_text(words, "utf-8")
+    for condition in ("optim=muon", "experiment=quick"):
+        assert rows(tool(runs_command.main, "list", condition).out) == ["2026-01-01/a"]
+    assert_refused(tool(runs_command.main, "list", "status=faild"), "status=faild", "failed")
+
+
+def test_added_columns_stay_when_the_table_gets_narrow(outputs: Path, tool: Cli, monkeypatch: Any) -> None:
+    path = outputs / "runs" / "2026-01-02" / "b" / "summary.json"
+    summary = {**json.loads(path.read_text("utf-8")), "status": "failed", "error": "the disk is full " * 9}
+    path.write_text(json.dumps(summary), "utf-8")
+    monkeypatch.setattr(runs_command, "is_terminal", lambda _: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    out = tool(runs_command.main, "list", "--columns", "+error,note,lr").out
+    assert max(map(len, out.splitlines())) <= 80
+    assert {"error", "note", "optim.lr"} <= {*out.splitlines()[0].split()}
+    assert len(next(cell for cell in column(out, "error") if cell.startswith("the disk"))) >= 12
+
+
+def test_a_run_is_found_by_its_name_if_no_other_has_it(outputs: Path, tool: Cli) -> None:
+    path = outputs / "runs" / "2026-01-02" / "b" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"name": "a first GPT"}), "utf-8")
+    done = tool(runs_command.main, "diff", "a first GPT", "c")
+    assert done.code == 0, done.err
+    assert "2026-01-02/b" in done.out
+    assert "2026-01-03/c" in done.out, "by the name of its folder"
+    assert_refused(tool(runs_command.main, "diff", "bigram", "c"), "bigram: 2 runs have this name", "2026-01-03/c")
+
+
+def test_failed_jobs_that_match_a_filter_are_named_and_stay(outputs: Path, tool: Cli) -> None:
+    (outputs / "sweeps" / "2026" / "sweep.json").write_text("{}", "utf-8")
+    done = tool(runs_command.main, "rm", "status=completed")
+    assert done.code == 0, done.err
+    assert rows(done.out.rpartition("\n1 folder")[0]) == ["2026-01-01/a"]
+    assert "stays: 1 job of 2026, because a job is deleted only with its sweep" in done.err
