@@ -1,4 +1,4 @@
-"""Fixtures of all tests: commands in this process, folders, texts, process state."""
+"""Fixtures of all tests: commands in this process, folders, texts, a browser."""
 
 import gc
 import logging
@@ -16,6 +16,7 @@ from hydra._internal.hydra import Hydra
 from hypothesis import HealthCheck, settings
 
 from bigramlm.cli import train
+from bigramlm.dev.browser import Browser, browser
 from tests.helpers import Cli, Ended
 
 os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -115,3 +116,10 @@ def text_file(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("A bird in the hand is worth two in the bush.\nStill waters run deep.\n" * 20, "utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def window() -> Iterator[Browser]:
+    """Open a window of a browser."""
+    with browser(width=1280, height=2400) as opened:
+        yield opened

@@ -60,7 +60,7 @@ def replace_weights(overrides: list[str], gpt2: Path) -> list[str]:
 
 
 def test_comments_behind_commands_can_be_pasted_into_zsh() -> None:
-    """Check that zsh, which passes comments on as arguments, neither expands them nor ends the command in them."""
+    """Check that zsh, which passes comments on as arguments, finds nothing to expand."""
     for path in DOCS:
         for line in re.findall(r"^(?:python |bigramlm|make |cd |git |pip ).*", path.read_text("utf-8"), re.MULTILINE):
             command, mark, comment = line.partition(" # ")

@@ -58,6 +58,7 @@ def test_modules_import_from_lower_layers_only(path: Path) -> None:
         "config.run_config",
         "cli.train",
         "cli.sample",
+        "cli.look",
         "cli.prepare",
         "cli.runs",
         "runs.folder",

@@ -60,15 +60,22 @@ def test_differences_convert_one_config_into_the_other(a: dict[str, object], b: 
     assert {name: value for name, value in flat_a.items() if value is not None} == flat_b
 
 
-@given(log_every=st.integers(1, 130), intervals=st.lists(st.integers(1, 60), min_size=1, max_size=3))
-def test_no_call_crosses_an_interval(log_every: int, intervals: list[int]) -> None:
+@given(
+    log_every=st.integers(1, 130),
+    intervals=st.lists(st.integers(1, 60), min_size=1, max_size=3),
+    alone_every=st.integers(0, 60),
+)
+def test_no_call_crosses_an_interval(log_every: int, intervals: list[int], alone_every: int) -> None:
     """Check that a resumed run makes the same calls as an uninterrupted run."""
-    steps_per_call, first, starts = SharedCalls(log_every=log_every, intervals=intervals), 0, []
+    steps_per_call = SharedCalls(log_every=log_every, intervals=intervals, alone_every=alone_every)
+    first, starts = 0, list[int]()
     assert 1 <= steps_per_call.max_steps <= MAX_STEPS_PER_CALL
     while first < 400:
         starts.append(first)
         n = steps_per_call(first)
         assert n == 1 or first % log_every, "a logged step does not share its call"
+        alone = [step for step in range(first, first + n) if alone_every and step % alone_every == 0]
+        assert n == 1 or not alone, "neither does a step whose vital signs are measured"
         assert not [step for step in range(first + 1, first + n) if any(step % every == 0 for every in intervals)]
         first += n
     # A call begins at every multiple of an interval, so a run can resume from a checkpoint saved there.

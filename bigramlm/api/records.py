@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigramlm.errors import UserError
@@ -35,3 +37,18 @@ class Table(Records):
 
     def __repr__(self) -> str:
         return self._text
+
+
+class Page:
+    """A page of HTML in a file, which a notebook shows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"<bigramlm page {self.path}>"
+
+    def _repr_html_(self) -> str:
+        # In a frame of its own, so that neither the page nor the notebook changes the other.
+        content = html.escape(self.path.read_text("utf-8"))
+        return f'<iframe srcdoc="{content}" width="100%" height="900" style="border: 0"></iframe>'

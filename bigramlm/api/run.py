@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bigramlm.api.arguments import path_in, require_model, require_type
-from bigramlm.api.records import Records, Table
+from bigramlm.api.records import Page, Records, Table
 from bigramlm.api.state import torch_state
 from bigramlm.config.run_config import RunConfig, SampleConfig
 from bigramlm.config.run_config import load as load_config
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from bigramlm.checkpoint.checkpoint import Checkpoint
     from bigramlm.device.device import Device
+    from bigramlm.look.subject import Subject
     from bigramlm.model.base import LanguageModel
     from bigramlm.model.python import ModelFactory
     from bigramlm.tokenizer.base import Tokenizer
@@ -192,6 +193,58 @@ class Run:
                 logits, _ = model(torch.tensor([ids], device=device.torch))
         found: Tensor = logits[0].float().cpu().clone()
         return found
+
+    def surprise(self, text: str) -> Records:
+        """Return the surprise of the model at each token of a text, one record per token.
+
+        A record contains the text of the token, the surprise -log p in nats, and the rank, which is 1 if no token was
+        likelier. The first token has no prediction, so both are None. A text of more tokens than the block size is cut
+        into blocks, as in an evaluation. Raises UserError if the text is empty or the tokenizer cannot encode it.
+        """
+        from bigramlm.look.surprise import predict
+
+        require_type("text", text, str, "a str")
+        require(text != "", "surprise(): the text is empty; give a text")
+        ids, subject = self._encode(text), self._subject()
+        with torch_state():
+            found = predict(subject, ids)
+        surprise, rank = [None, *found.surprise[1:].tolist()], [None, *found.rank[1:].tolist()]
+        return Records(
+            {"token": self.tokenizer.decode([token]), "surprise": nats, "rank": place}
+            for token, nats, place in zip(ids, surprise, rank, strict=True)
+        )
+
+    def look(
+        self,
+        prompt: str = "",
+        *,
+        text: str | os.PathLike[str] | None = None,
+        output: str | os.PathLike[str] | None = None,
+        compare: Run | None = None,
+    ) -> Page:
+        """Write the page that shows what the model has learned, as `scripts/look.py` does.
+
+        A notebook shows the returned page. The arguments are the fields of that command; compare is another run.
+        Raises UserError if the tokenizer cannot encode the passage, or the file cannot be written.
+        """
+        from bigramlm.look.inside import look
+
+        require_type("prompt", prompt, str, "a str")
+        require(compare is None or isinstance(compare, Run), f"compare={compare!r}: must be a bigramlm.Run")
+        path = None if output is None else paths.typed(path_in("output", output), "output")
+        file = None if text is None else path_in("text", text)
+        require(not (prompt and file), "look(): prompt= and text= cannot be combined; omit one of them")
+        subject, other = self._subject(), None if compare is None else compare._subject()
+        with torch_state():
+            written, _ = look(subject, prompt=prompt, file=file, output=path, other=other)
+        return Page(written)
+
+    def _subject(self) -> Subject:
+        from bigramlm.look.subject import Subject
+
+        model = self.model
+        with torch_state():
+            return Subject(self._checkpoint, model, self.tokenizer, self.config, self._place(model))
 
     @functools.cached_property
     def _checkpoint(self) -> Checkpoint:

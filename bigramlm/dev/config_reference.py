@@ -16,6 +16,7 @@ from omegaconf import MISSING, OmegaConf
 
 from bigramlm.cli.common import command
 from bigramlm.cli.help import choices_of_groups
+from bigramlm.cli.look import LookCommand
 from bigramlm.cli.prepare import PrepareCommand
 from bigramlm.cli.sample import SampleCommand
 from bigramlm.config.run_config import KINDS, RunConfig, SampleConfig
@@ -39,6 +40,10 @@ Times are in seconds, losses in nats.
 _SAMPLE = """\
 `python scripts/sample.py` generates text with a trained model: `python scripts/sample.py prompt=ROMEO: top_k=20`.
 Its fields are not part of a run's config; its group `device` is the same as for training."""
+
+_LOOK = """\
+`python scripts/look.py` writes a page that shows what a model has learned ([look.md](look.md)):
+`python scripts/look.py prompt="To be, or not to be"`."""
 
 _PREPARE = """\
 `python scripts/prepare.py` writes the token files of a text ([data.md](data.md)):
@@ -72,6 +77,7 @@ def reference() -> str:
     parts.append(f"## The run\n\n{_table('', RunConfig)}")
     parts.append(_sweeps())
     parts.append(f"## scripts/sample.py\n\n{_SAMPLE}\n\n{_table('', SampleCommand)}")
+    parts.append(f"## scripts/look.py\n\n{_LOOK}\n\n{_table('', LookCommand)}")
     parts.append(f"## scripts/prepare.py\n\n{_PREPARE}\n\n{_table('', PrepareCommand)}")
     return "\n".join(parts)
 

@@ -18,6 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runs",),
     ("report",),
     ("engine",),
+    ("look",),
     ("sweeps",),
     ("api",),
     ("cli",),

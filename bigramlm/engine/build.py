@@ -166,7 +166,9 @@ def train_step(cfg: RunConfig, model: LanguageModel, train: Split, device: Devic
     n_params, trainer = sum(p.numel() for p in model.parameters()), cfg.trainer
     if is_small(n_params=n_params, tokens=cfg.data.batch_size * train.block_size):
         intervals = (trainer.eval_every, trainer.checkpoint_every, trainer.steps, trainer.sample_every or trainer.steps)
-        options["steps_per_call"] = SharedCalls(log_every=trainer.log_every, intervals=intervals)
+        options["steps_per_call"] = SharedCalls(
+            log_every=trainer.log_every, intervals=intervals, alone_every=trainer.vitals_every
+        )
     return CompiledStep(model, optimizer, device, **options)
 
 
@@ -175,8 +177,12 @@ def batches(cfg: RunConfig, train: Split, device: Device) -> Batches:
 
     A batch has `data.batch_size * trainer.grad_accumulation` rows, which the training step splits into micro-batches.
     """
-    rows = cfg.data.batch_size * cfg.trainer.grad_accumulation
-    return Batches(train, batch_size=rows, seed=cfg.seed, device=device.torch, repeated=cfg.trainer.overfit_batches)
+    rows, repeated = cfg.data.batch_size * cfg.trainer.grad_accumulation, cfg.trainer.overfit_batches
+    if repeated:
+        what = "one batch is repeated" if repeated == 1 else f"{repeated} batches are repeated"
+        log.info("overfit: %s; the losses below are on the whole splits,", what)
+        log.info("  where they rise while the batch is learned by heart")
+    return Batches(train, batch_size=rows, seed=cfg.seed, device=device.torch, repeated=repeated)
 
 
 def evaluator(

@@ -99,23 +99,23 @@ class LanguageModel(nn.Module):
     def stream(self, idx: Tensor) -> list[Tensor]:  # noqa: ARG002
         """Compute the residual stream: the states between the layers.
 
-        idx: token ids (B, T). Returns L + 1 tensors (B, T, C) for L layers of C channels: the embeddings, and the output of each layer. The
-        list is empty if the model has no layers that `read_out` can follow.
+        idx: token ids (B, T). Returns L + 1 tensors (B, T, C) for L layers of C channels: the embeddings, and the
+        output of each layer. The list is empty if the model has no layers that `read_out` can follow.
         """
         return []
 
     def read_out(self, x: Tensor, idx: Tensor) -> Tensor:
         """Compute logits (B, T, V) as if the model ended at a state of the stream.
 
-        x: the state (B, T, C). idx: the token ids (B, T). For the last state, these are the logits of `forward` ("logit lens"; nostalgebraist
-        2020, "interpreting GPT: the logit lens").
+        x: the state (B, T, C). idx: the token ids (B, T). For the last state, these are the
+        logits of `forward` ("logit lens"; nostalgebraist 2020, "interpreting GPT: the logit lens").
         """
         raise NotImplementedError
 
     def token_embedding(self) -> nn.Module | None:
         """Return the embedding of the tokens, or None if there is none.
 
-        Its weight has at least one row per token. By default, it is the first embedding with at least one row per token.
+        Its weight has at least one row per token. By default, it is the first embedding of that size.
         """
         modules = (module for module in self.modules() if isinstance(module, nn.Embedding))
         return next((module for module in modules if module.num_embeddings >= self.vocab_size), None)
@@ -123,7 +123,8 @@ class LanguageModel(nn.Module):
     def hidden_units(self) -> dict[str, nn.Module]:
         """Return the modules whose inputs are the activations of hidden units.
 
-        The keys are the names of their layers. An example is the second matrix of a feed-forward network, which gets what the activation function returns.
+        The keys are the names of their layers. An example is the second matrix of a feed-forward network,
+        which gets what the activation function returns.
         """
         return {}
 

@@ -92,7 +92,8 @@ class GPT(LanguageModel):
     def read_out(self, x: Tensor, idx: Tensor, leave_out: Tensor | None = None) -> Tensor:
         """Compute logits (B, T, V) as if the model ended at a state of the stream.
 
-        x: the state (B, T, C), as in `LanguageModel.read_out`. idx: the token ids, of which the last T belong to x. leave_out: as in `Ngram.log_probabilities`.
+        x: the state (B, T, C), as in `LanguageModel.read_out`. idx: the token ids, of which the
+        last T belong to x. leave_out: as in `Ngram.log_probabilities`.
         """
         logits: Tensor = self.lm_head(self.ln_f(x))  # (B, T, V)
         if self.ngram is not None:

@@ -1,7 +1,8 @@
 """Tables of runs, statistics over seeds, and a self-contained report page.
 
-`colours.js`, `charts.js`, `fields.js` and `page.js`, which form one script, draw the charts with plotly.js from a block
-of JSON. Tables and samples work without JavaScript. Runs on different texts are in separate sections of the page.
+`colours.js`, `charts.js`, `fields.js`, `vitals.js` and `page.js`, which form one script with the `base.js` of all
+pages, draw the charts with plotly.js from a block of JSON. Tables and samples work without JavaScript. Runs on
+different texts are in separate sections of the page.
 
 Text from a run, such as a name, may contain HTML and must not be executed:
 - Jinja fills in the page and escapes all values.

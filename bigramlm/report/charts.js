@@ -21,35 +21,9 @@ const SMOOTHED = ["batch", "grad_norm", "speed", "mfu"];
 const LEFT_OUT = 0.05;
 const LEAST_DECIDING = 5;
 
-function colours() {
-  const text = getComputedStyle(document.body).color;
-  return { text, line: isDark() ? "#343b44" : "#d8dee4", ground: getComputedStyle(document.body).backgroundColor };
-}
-
-function axis(options) {
-  const { text, line } = colours();
-  return { gridcolor: line, zerolinecolor: line, tickfont: { color: text }, automargin: true, exponentformat: "e", ...options };
-}
-
-function draw(id, traces, options, { section, isOverTime = false, buttons = ["zoom2d", "pan2d", "resetScale2d", "toImage"] }) {
-  const { text, ground, line } = colours();
+function draw(id, traces, options, { section, isOverTime = false, buttons }) {
   const element = byId(id);
-  const layout = {
-    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: text },
-    paper_bgcolor: "rgba(0,0,0,0)",
-    plot_bgcolor: "rgba(0,0,0,0)",
-    hoverlabel: { bgcolor: ground, bordercolor: line, font: { color: text }, align: "left", namelength: -1 },
-    margin: { l: 55, r: 15, t: 15, b: 45 },
-    hovermode: "closest",
-    showlegend: false,
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: line, activecolor: text },
-    ...options,
-  };
-  // Only Plotly's buttons for viewing; another of its buttons would upload the data.
-  const config = { responsive: true, displaylogo: false, modeBarButtons: [buttons] };
-  const isFirst = !element.on;
-  Plotly.react(element, traces, layout, config);
-  if (isFirst) {
+  if (plot(element, traces, options, buttons)) {
     element.on("plotly_click", ({ points }) => points[0].customdata !== undefined && pick(points[0].customdata));
     element.on("plotly_restyle", () => id === "parallel" + section.suffix && brush(section, element.data[0].dimensions));
     if (isOverTime) element.on("plotly_relayout", (event) => zoomTogether(section, element, event));

@@ -1,16 +1,8 @@
-"use strict";
 // The state of the page: its runs, the filters, and the one rule by which every chart colours them.
 
-const data = JSON.parse(document.getElementById("data").textContent);
 const sections = data.sections;
 const runs = sections.flatMap((section) => section.runs);
 const sectionOf = new Map();
-const byId = (id) => document.getElementById(id);
-
-// Plotly interprets some HTML tags in the texts that it shows. Escaping keeps names literal.
-const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-const short = (text, length) => (text.length <= length ? text : "…" + text.slice(1 - length)); // keeps the end
-const number = (value) => Number(value).toLocaleString("en", { maximumSignificantDigits: 4 });
 
 sections.forEach((section, at) => {
   section.suffix = at === 0 ? "" : "-" + (at + 1); // ends the ids of its elements
@@ -25,13 +17,9 @@ runs.forEach((run, at) => {
   run.hover = plain(short(run.label, 60)) + (run.typed ? "<br>" + plain(short(run.typed, 90)) : "");
 });
 
-// Okabe and Ito's colours, which readers with any colour vision can tell apart; some darker or lighter for the ground.
-const LIGHT_CATEGORIES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f7d00", "#444444"];
-const DARK_CATEGORIES = ["#4fa3e0", "#f0763a", "#00c08b", "#e39ac4", "#e69f00", "#8fd3ff", "#f0e442", "#e6e6e6"];
 // Viridis, without its end that has no contrast with the ground.
 const LIGHT_SCALE = ["#440154", "#482878", "#443983", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#44bf70", "#6ccd5a", "#9bbb2a"];
 const DARK_SCALE = ["#5a68c0", "#4b7cc4", "#3c8fbe", "#2ea0ad", "#28ae98", "#35b779", "#5ec962", "#8fd744", "#c2df30", "#fde725"];
-const OTHER = "#999999";
 const N_CATEGORIES = LIGHT_CATEGORIES.length;
 
 const MANY = 200; // above this number, a section shows only its best curves and rows at first
@@ -99,11 +87,6 @@ function drawnRuns(section) {
 }
 
 // ---- colours
-
-function isDark() {
-  const chosen = document.documentElement.dataset.theme;
-  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-}
 
 // The colours of all runs on the page: `entries` are the colours with their names, and `of` gives each run its entry.
 // They depend on no filter, so that a run keeps its colour.

@@ -7,11 +7,12 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bigramlm.config.run_config import GROUPS
 from bigramlm.report.results import RunTable, typed
+from bigramlm.report.vitals import VitalsTable
 from bigramlm.runs.summary import RunSummary
 
 # The losses in the charts: their names on the page and in the records.
@@ -42,7 +43,7 @@ MAX_SAMPLES = 40
 MAX_CATEGORIES = 8
 _FREE_TEXTS = {"name", "note", "prompt", "path", "url", "source", "init_from", "extensions", "resume", "base", "sweep"}
 # Fields without an influence on the losses have no chart either.
-_WITHOUT_INFLUENCE = {"sample_every", "log_every", "checkpoint_every", "keep_checkpoints", "preflight"}
+_WITHOUT_INFLUENCE = {"sample_every", "vitals_every", "log_every", "checkpoint_every", "keep_checkpoints", "preflight"}
 
 Series = dict[str, list[float]]
 
@@ -55,13 +56,20 @@ class Curves:
     """The steps, seconds and values of the points, for each key of `LOSSES` and `MEASURES`."""
     references: dict[str, float]
     """The losses of the counting baselines (best bigram, n-grams), by metric name."""
+    vitals: dict[str, Any] = field(default_factory=dict)
+    """The tables of `VitalsTable.data`; empty if there are none."""
 
 
-def read_curves(run: RunSummary, max_points: int = MAX_POINTS) -> Curves:
-    """Read the curves of a run from its records, skipping missing values."""
+def read_curves(run: RunSummary, max_points: int = MAX_POINTS, n_runs: int = 1) -> Curves:
+    """Read the curves of a run from its records, skipping missing values.
+
+    n_runs: the number of runs on the page, which limits the tables of vital signs.
+    """
     series = {name: GrowingSeries() for name in {**LOSSES, **MEASURES}}
     references: dict[str, float] = {}
+    vitals = VitalsTable()
     for record in run.records:
+        vitals.add(record)
         seconds = record.get("seconds")
         point = {"step": record["step"], "seconds": seconds if _is_finite(seconds) else 0.0}
         for name, metric in {**LOSSES, **MEASURES}.items():
@@ -76,7 +84,8 @@ def read_curves(run: RunSummary, max_points: int = MAX_POINTS) -> Curves:
             if _is_reference(name) and _is_finite(loss)
         }
         references |= {name: loss for name, loss in baselines.items() if loss is not None}
-    return Curves({name: thinned(points.all(), max_points) for name, points in series.items()}, references)
+    thin = {name: thinned(points.all(), max_points) for name, points in series.items()}
+    return Curves(thin, references, vitals.data(n_runs))
 
 
 class GrowingSeries:
@@ -191,6 +200,7 @@ def data(
                     for name, series in run_curves.series.items()
                     if series["value"]
                 },
+                **({"vitals": run_curves.vitals} if run_curves.vitals else {}),
                 **({"samples": samples[index]} if samples and len(samples[index]) > 1 else {}),
             }
             for index, (run, run_curves) in enumerate(zip(runs, curves, strict=True))

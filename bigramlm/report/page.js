@@ -1,43 +1,15 @@
 // The controls of the page, and what they change. The rest of the page works without this script.
 
-// Only charts on or near the screen are drawn, so that with hundreds of runs a click does not wait for the others.
-const KINDS = { curves: drawCurves, measures: drawMeasures, fields: drawFields, parallel: drawParallel };
-const DRAWN = {};
+const KINDS = { curves: drawCurves, measures: drawMeasures, vitals: drawVitals, fields: drawFields, parallel: drawParallel };
 for (const section of sections) {
   for (const [kind, drawKind] of Object.entries(KINDS)) {
     if (byId(kind + section.suffix)) DRAWN[kind + section.suffix] = () => drawKind(section);
   }
 }
-const stale = new Set();
-const onScreen = new Set();
-const watcher = new IntersectionObserver(
-  (entries) => {
-    for (const { target, isIntersecting } of entries) isIntersecting ? onScreen.add(target.id) : onScreen.delete(target.id);
-    refresh();
-  },
-  { rootMargin: "150px" },
-);
 
 // Marks charts of all sections as out of date.
 function redraw(...kinds) {
-  for (const { suffix } of sections) {
-    for (const kind of kinds) if (kind + suffix in DRAWN) stale.add(kind + suffix);
-  }
-  refresh();
-}
-
-// Charts are drawn one at a time, so that the first appears before the others are ready.
-let isWaiting = false;
-function refresh() {
-  const next = [...stale].find((name) => onScreen.has(name));
-  if (isWaiting || next === undefined) return;
-  stale.delete(next);
-  DRAWN[next]();
-  isWaiting = true;
-  requestAnimationFrame(() => requestAnimationFrame(() => {
-    isWaiting = false;
-    refresh();
-  }));
+  markStale(sections.flatMap(({ suffix }) => kinds.map((kind) => kind + suffix)));
 }
 
 const N_SAMPLES = 6;
@@ -60,7 +32,7 @@ function show() {
     byId("count").textContent = n === runs.length ? "all " + n : n + " of " + runs.length;
     byId("all").hidden = n === runs.length && state.picked === null;
   }
-  redraw("curves", "measures", "fields");
+  redraw("curves", "measures", "vitals", "fields");
 }
 
 function showRows(section, isIn) {
@@ -151,6 +123,7 @@ function listenToSection(section) {
     row.querySelector(".pick").addEventListener("click", () => pick(Number(row.dataset.run)));
   }
   listenToSteps(section);
+  listenToVitals(section);
 }
 
 function listenToSwitches() {
@@ -185,17 +158,10 @@ function listenToSwitches() {
 }
 
 function listen() {
-  for (const form of document.querySelectorAll("form")) {
-    form.hidden = false;
-    form.addEventListener("submit", (event) => event.preventDefault());
-  }
+  showForms();
   listenToSwitches();
   sections.forEach(listenToSection);
-  byId("theme").addEventListener("click", () => {
-    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-    drawAll();
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  listenToTheme(drawAll);
   for (const table of document.querySelectorAll("table.sortable")) {
     table.querySelectorAll("thead th").forEach((header, column) =>
       header.addEventListener("click", () => sortBy(table, column, header)));
@@ -238,8 +204,4 @@ function drawAll() {
 recolour();
 listen();
 drawAll();
-for (const name of Object.keys(DRAWN)) watcher.observe(byId(name));
-addEventListener("beforeprint", () => {
-  for (const name of stale) DRAWN[name]();
-  stale.clear();
-});
+watch();

@@ -5,31 +5,25 @@ Text from a run is escaped, so that a browser never executes it.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Sequence
-from datetime import datetime
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
 from bigramlm.config.run_config import flat
-from bigramlm.errors import UserError, require, visible
 from bigramlm.report import sections
 from bigramlm.report.differences import differences
 from bigramlm.report.gather import MEASURES, chart_fields, data, points_per_series, read_curves, samples_of
 from bigramlm.report.results import RunTable, seed_table, typed
 from bigramlm.runs.folder import versions
 from bigramlm.runs.summary import RunSummary
-from bigramlm.utils import files
+from bigramlm.utils import html
 
 GENERATOR = "bigramlm report"
 """The generator in the metadata of a report page. A file without this generator is not a report and is not
 overwritten."""
 
 
-SCRIPTS = ("colours.js", "charts.js", "fields.js", "page.js")
+SCRIPTS = ("colours.js", "charts.js", "fields.js", "vitals.js", "page.js")
 """The files of the page's own script, in the order in which they are joined."""
 
 
@@ -40,21 +34,7 @@ def write(table: RunTable, path: Path, *, title: str = "", log_fields: Sequence[
     for other fields, the spacing of the values determines the scale. Raises UserError if the file exists and is not a
     report, or cannot be written.
     """
-    files.refuse_dangling(path)
-    require(not path.is_dir(), f"{path} is a folder: choose a file, such as {path / 'report.html'}")
-    require(path.parent.is_dir(), f"{path.parent} does not exist: create this folder or choose a different one")
-    is_free = not path.exists() or (path.is_file() and _is_report(path))
-    require(is_free, f"{path} exists and is not a report, so it is not overwritten: choose a different file")
-    content = page(table, title=title, log_fields=log_fields).encode(errors="replace")
-    try:
-        files.write(path.resolve(), [content])  # if it is a link, its target is replaced
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; choose a different file") from error
-
-
-def _is_report(path: Path) -> bool:
-    with path.open("rb") as file:
-        return f'<meta name="generator" content="{GENERATOR}">'.encode() in file.read(4096)
+    html.write(path, lambda: page(table, title=title, log_fields=log_fields), generator=GENERATOR, noun="report")
 
 
 def page(table: RunTable, *, title: str = "", log_fields: Sequence[str] = ()) -> str:
@@ -62,49 +42,29 @@ def page(table: RunTable, *, title: str = "", log_fields: Sequence[str] = ()) ->
 
     title: by default, it is derived from the runs.
     """
-    # These imports are slow, and the other commands do not need them.
-    from jinja2 import Environment
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs, get_plotlyjs_version
-
-    # An HTML parser normalizes line ends, which would change the hashes of the scripts.
-    scripts = [_normalize_line_ends(text) for text in (get_plotlyjs(), *_own_scripts())]
-    plotly, script = (Markup(text) for text in scripts)
     parts = sections.sections(table)
     n_runs = len(table.rows)
     values, charts = _sections(parts, log_fields)
     failed = sections.without_results(table, parts)
-    return (
-        Environment(autoescape=True, trim_blocks=True, finalize=_shown)
-        .from_string(_asset("page.html"))
-        .render(
-            title=title or sections.title(table),
-            generator=GENERATOR,
-            table=table,
-            n_runs=n_runs,
-            facts=sections.facts(table),
-            command=_command(table),
-            sections=values,
-            failed=failed,
-            failed_heading=sections.heading(failed),
-            runs=[run for section in values for run in section["runs"]],
-            differences=differences(table.rows),
-            dirty=any(run.part("git").get("dirty") for run in table.rows),
-            max_points=points_per_series(n_runs),
-            made=f"{datetime.now():%Y-%m-%d %H:%M}",
-            version=versions()["bigramlm"],
-            plotly_version=get_plotlyjs_version(),
-            policy=Markup(" ".join(_hash(text) for text in scripts)),
-            css=Markup(_asset("page.css")),
-            data=_json(_shown({"sections": charts})),
-            plotly=plotly,
-            script=script,
-        )
+    return html.render(
+        "bigramlm.report",
+        scripts=SCRIPTS,
+        generator=GENERATOR,
+        data={"sections": charts},
+        title=title or sections.title(table),
+        version=versions()["bigramlm"],
+        table=table,
+        n_runs=n_runs,
+        facts=sections.facts(table),
+        command=_command(table),
+        sections=values,
+        failed=failed,
+        failed_heading=sections.heading(failed),
+        runs=[run for section in values for run in section["runs"]],
+        differences=differences(table.rows),
+        dirty=any(run.part("git").get("dirty") for run in table.rows),
+        max_points=points_per_series(n_runs),
     )
-
-
-def _own_scripts() -> list[str]:
-    return ["\n".join(_asset(name) for name in SCRIPTS)]
 
 
 def _command(table: RunTable) -> str:
@@ -125,7 +85,7 @@ def _sections(parts: Sequence[sections.Section], log_fields: Sequence[str]) -> t
         rows = part.table.rows
         labels = sections.labels(part.table)
         own = samples[first : first + len(rows)]
-        curves = [read_curves(run, max_points) for run in rows]
+        curves = [read_curves(run, max_points, len(runs)) for run in rows]
         charts.append(data(part.table, curves, log_fields, labels, own, fields))
         values.append(
             {
@@ -137,6 +97,7 @@ def _sections(parts: Sequence[sections.Section], log_fields: Sequence[str]) -> t
                 "seeds": seed_table(groups) if (groups := part.table.groups()) else None,
                 "fields": charts[-1]["fields"],
                 "measures": [name for name in MEASURES if any(curve.series[name]["value"] for curve in curves)],
+                "has_vitals": any(curve.vitals for curve in curves),
                 "has_steps": any(len(samples) > 1 for samples in own),
                 "runs": [_template_values(run, first + at, labels[at], own[at]) for at, run in enumerate(rows)],
                 **_results(part.table, labels),
@@ -174,36 +135,6 @@ def _template_values(run: RunSummary, at: int, label: str, samples: list[tuple[i
         "folder": run.folder.absolute(),
         "command": sections.command_of(run) if run.overrides else "",
     }
-
-
-def _shown(value: Any) -> Any:
-    # Escape what a browser would obey in texts, e.g. a mark that reverses the rest of a line; Markup is of this page.
-    if isinstance(value, dict):
-        return {_shown(name): _shown(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_shown(part) for part in value]
-    return visible(str(value)) if type(value) is str or isinstance(value, Path) else value
-
-
-def _asset(name: str) -> str:
-    return (resources("bigramlm.report") / name).read_text("utf-8")
-
-
-def _normalize_line_ends(script: str) -> str:
-    return script.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def _json(values: Any) -> Any:
-    from markupsafe import Markup
-
-    # Without a <, the JSON can neither end the script element that contains it nor start another element.
-    return Markup(
-        json.dumps(values, separators=(",", ":"), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    )
 
 
 def _is_number(cell: str) -> bool:

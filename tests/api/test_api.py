@@ -38,10 +38,12 @@ def use(run: Run) -> float:
     run.metrics().to_pandas()
     text: str = run.sample("The", max_new_tokens=5, temperature=0.5, top_k=3, top_p=0.9, seed=1)
     logits: torch.Tensor = run.logits(text)
+    surprises: list[dict[str, Any]] = run.surprise(text)
+    page: Path = run.look("The", output="page.html", compare=run).path
     module: nn.Module = run.model
     ids: list[int] = run.tokenizer.encode(text).tolist()
     folder: Path = run.folder
-    print(status, best, summary, lr, steps, logits, module, ids, folder)
+    print(status, best, summary, lr, steps, logits, module, ids, folder, surprises, page)
     return final["val/loss"]
 
 

@@ -14,11 +14,12 @@ from bigramlm.cli.verify_resume import compare
 from bigramlm.config.overrides import Overrides
 from bigramlm.config.run_config import RunConfig, load, to_dict
 from bigramlm.engine import run as engine
+from bigramlm.logger.metrics import read_records
 from bigramlm.runs.folder import LOCK, RunFolder, is_locked
 from bigramlm.runs.samples import read_samples
 from bigramlm.trainer.trainer import Trainer
 from bigramlm.utils.stop import Stopped, StopSignals
-from tests.helpers import SHORT, Cli, assert_refused, run_config, summary
+from tests.helpers import SHORT, Cli, Ended, assert_refused, run_config, summary, verified
 
 TINY = (*SHORT, "model=gpt", "model.n_layer=1", "model.n_head=2", "model.n_embd=16", "data.block_size=16")
 
@@ -205,6 +206,27 @@ def test_samples_while_training_leave_the_bits_unchanged(cli: Cli) -> None:
     assert compare(plain.folder, sampled.folder) is None
     assert "step  5/12  sample:" in sampled.err
     assert "  | " in sampled.err
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_vital_signs_leave_the_bits_unchanged(cli: Cli, every: int) -> None:
+    words = (*TINY, "trainer.steps=12", "trainer.eval_every=6", "trainer.log_every=1", "model.dropout=0.1")
+    plain, measured = cli(*words), cli(*words, f"trainer.vitals_every={every}", "logger=tensorboard")
+    assert (plain.code, measured.code) == (0, 0), measured.err
+    found = [any(name.startswith("vitals/") for name in record) for record in read_records(metrics_of(measured))]
+    assert found == [step % every == 0 for step in range(12)] + [False], "the last state has no update"
+    assert compare(plain.folder, measured.folder, may_add=True) is None
+    assert not any("vitals" in name for record in read_records(metrics_of(plain)) for name in record)
+
+
+def test_a_resumed_run_has_the_vital_signs_of_an_uninterrupted_run() -> None:
+    ended = verified(*TINY, "trainer.steps=12", "trainer.vitals_every=4", "model.dropout=0.1", "optim.lr=0.5")
+    assert ended.code == 0, ended.out + ended.err
+    assert "bit-equal" in ended.out
+
+
+def metrics_of(ended: Ended) -> Path:
+    return ended.folder / "metrics.jsonl"
 
 
 def test_a_resumed_run_writes_no_sample_twice(cli: Cli) -> None:

@@ -37,6 +37,47 @@ def test_jsonl_has_one_line_per_record(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_tensorboard_has_vital_signs_and_histograms(cli: Cli) -> None:
+    words = ("data=bundled", "trainer.steps=40", "trainer.eval_every=20", "model=mlp", "model.n_hidden=16")
+    ended = cli(*words, "trainer.vitals_every=10")
+    assert ended.code == 0, ended.err
+    events = EventAccumulator(str(ended.folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()
+    signs = {name for record in records(ended.folder) for name in record if name.startswith("vitals/")}
+    assert {"vitals/hidden/dead", "vitals/hidden/update_ratio", "vitals/logits/max"} < signs
+    assert signs <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("vitals/hidden/dead")] == [0, 10, 20, 30]
+    sizes = {"embedding": 63 * 32, "hidden": 8 * 32 * 16, "head": 16 * 62}
+    expected = {f"vitals/{layer}/weights" for layer in sizes} | {"vitals/hidden/activations"}
+    assert set(events.Tags()["histograms"]) == expected
+    for layer, size in sizes.items():
+        found = events.Histograms(f"vitals/{layer}/weights")
+        assert [event.step for event in found] == [0, 20], "at the steps of evaluations"
+        assert found[0].histogram_value.num == size
+    activations = events.Histograms("vitals/hidden/activations")[0].histogram_value
+    assert (-1 <= activations.min < 0 < activations.max <= 1) is True
+
+
+def test_a_logger_without_histograms_gets_the_metrics_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[dict[str, float]] = []
+
+    class Plain:
+        def __init__(self, *_: object) -> None: ...
+
+        def log(self, step: int, metrics: dict[str, float]) -> None:
+            received.append(metrics)
+
+        def text(self, step: int, name: str, text: str) -> None: ...
+
+        def close(self, *, completed: bool) -> None: ...
+
+    monkeypatch.setitem(module.LOGGERS, "tensorboard", Plain)
+    with Metrics(LoggerConfig(use=["tensorboard"]), LoggerContext(tmp_path, {}, "id")) as metrics:
+        assert not metrics.draws_histograms
+        metrics.histograms(0, {"weights": np.zeros(3)})
+        metrics.log(0, 0.0, {"loss": 1.0})
+    assert received == [{"loss": 1.0}]
+
+
 def test_tensorboard_has_the_same_metrics_as_jsonl(cli: Cli) -> None:
     ended = cli("data=bundled", "trainer.steps=40", "trainer.eval_every=20", "trainer.log_every=10")
     assert ended.code == 0

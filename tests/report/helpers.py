@@ -8,32 +8,8 @@ from bigramlm.dev.browser import Browser
 from bigramlm.report.page import page
 from bigramlm.report.results import RunTable
 from bigramlm.runs.summary import RunSummary
-from tests.helpers import run_with, wait_for
-
-
-def eventually(window: Browser, script: str, *arguments: Any) -> None:
-    """Wait until a script returns true in the page."""
-    wait_for(lambda: window.run(script, *arguments))
-
-
-def settled(window: Browser) -> None:
-    """Wait until all charts on the screen are up to date."""
-    eventually(window, "return !isWaiting && ![...stale].some((name) => onScreen.has(name))")
-
-
-def mouse(window: Browser, kind: str, x: float, y: float) -> None:
-    event = {"type": kind, "x": x, "y": y, "button": "left" if kind != "mouseMoved" else "none", "clickCount": 1}
-    window.driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
-
-
-def click(window: Browser, selector: str) -> None:
-    """Click in the middle of an element with the mouse."""
-    window.run("document.querySelector(args[0]).scrollIntoView({block: 'center'})", selector)
-    box = "const {x, y, width, height} = document.querySelector(args[0]).getBoundingClientRect();"
-    x, y = window.run(f"{box} return [x + width / 2, y + height / 2]", selector)
-    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-        mouse(window, kind, x, y)
-    settled(window)
+from tests.dev.helpers import eventually, settled
+from tests.helpers import run_with
 
 
 def traces(window: Browser, chart: str = "curves") -> list[dict[str, Any]]:

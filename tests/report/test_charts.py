@@ -6,20 +6,10 @@ from pathlib import Path
 import pytest
 
 from bigramlm.dev.browser import Browser, unavailable_reason
-from tests.report.helpers import click, completed, eventually, settled, show, traces
+from tests.dev.helpers import click, eventually, move_slider, settled
+from tests.report.helpers import completed, show, traces
 
 pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=f"no browser: {unavailable_reason()}")
-
-
-def move_slider(window: Browser, selector: str, value: float) -> None:
-    """Set the value of a slider, as dragging it does."""
-    window.run(
-        "const [selector, value] = args, slider = document.querySelector(selector); slider.value = value;"
-        "slider.dispatchEvent(new Event('input', {bubbles: true}))",
-        selector,
-        value,
-    )
-    settled(window)
 
 
 def shown_samples(window: Browser) -> list[list[str]]:

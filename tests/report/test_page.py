@@ -15,8 +15,9 @@ from bigramlm.report.results import RunTable
 from bigramlm.runs.summary import RunSummary
 from bigramlm.sweeps.plan import Sweep
 from bigramlm.sweeps.results import Results
+from tests.dev.helpers import click, eventually, mouse, settled
 from tests.helpers import HOSTILE, run_with, wait_for
-from tests.report.helpers import click, completed, eventually, mouse, settled, show, traces
+from tests.report.helpers import completed, show, traces
 
 pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=f"no browser: {unavailable_reason()}")
 
