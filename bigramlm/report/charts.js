@@ -20,6 +20,7 @@ const SMOOTHED = ["batch", "grad_norm", "speed", "mfu"];
 // told apart: a quarter of the curves, and at least so many.
 const LEFT_OUT = 0.05;
 const LEAST_DECIDING = 5;
+const MUCH_LONGER = 3;
 
 function draw(id, traces, options, { section, isOverTime = false, buttons }) {
   const element = byId(id);
@@ -127,13 +128,19 @@ function curveTraces(drawn, names, toY) {
   return traces;
 }
 
-// The same axis for all charts over time, although not every series has a value at the last step.
-function timeAxis(section, drawn) {
+function lastX(drawn) {
   let last = 0;
   for (const run of drawn) {
     for (const series of Object.values(run.series)) last = Math.max(last, xValues(run, series)[series.step.length - 1]);
   }
-  const range = section.xRange ?? (last > 0 ? [0, last] : null);
+  return last;
+}
+
+// The same axis for all charts over time, although not every series has a value at the last step. Much longer runs than
+// the best, whose losses decide the other axis, are cut off.
+function timeAxis(section, drawn, deciding = drawn) {
+  const [last, best] = [lastX(drawn), lastX(deciding)];
+  const range = section.xRange ?? (last > 0 ? [0, best > 0 && last > MUCH_LONGER * best ? best : last] : null);
   return axis({ title: { text: UNITS[state.x] }, rangemode: "tozero", exponentformat: "SI", ...(range ? { range: [...range] } : {}) });
 }
 
@@ -146,13 +153,13 @@ function drawCurves(section) {
   const { shapes, annotations } = references(section, drawn, names, found, toY);
   const clipped = section.element.querySelector(".clipped");
   clipped.hidden = !isClipped;
-  clipped.textContent = "The range of the axis is that of " + (found.nDeciding < found.lows.length ? "the best " + found.nDeciding + " runs" : "the curves") + " after the first 5% of the steps. Double-click to show all losses.";
+  clipped.textContent = "The range of the axis is that of " + (found.deciding.length < found.lows.length ? "the best " + found.deciding.length + " runs" : "the curves") + " after the first 5% of the steps. Double-click to show all losses.";
   const limited = section.element.querySelector(".limited");
   const nShown = section.runs.filter(isShown).length;
   limited.hidden = drawn.length === nShown;
   limited.textContent = "The curves of the " + drawn.length + " best of " + nShown + " runs. Show words or a range to see others, or choose all curves above.";
   draw("curves" + section.suffix, curveTraces(drawn, names, toY), {
-    xaxis: timeAxis(section, drawn),
+    xaxis: timeAxis(section, drawn, found.deciding),
     yaxis: axis({ title: { text: title }, type: state.y === "linear" ? "linear" : "log", ...(range ? { range } : {}) }),
     uirevision: state.x + state.y, // a zoom is kept until an axis changes
     shapes,
@@ -175,7 +182,7 @@ function extent(drawn, names) {
   const limits = [];
   let [high, first] = [-Infinity, -Infinity];
   for (const run of drawn) {
-    const own = { low: Infinity, later: -Infinity };
+    const own = { run, low: Infinity, later: -Infinity, isCurve: names.some((name) => seriesOf(run, name).step.length > 1) };
     for (const name of names) {
       const { step } = seriesOf(run, name);
       const values = valuesOf(run, name);
@@ -190,11 +197,13 @@ function extent(drawn, names) {
     if (own.low < Infinity) limits.push(own);
   }
   limits.sort((a, b) => a.low - b.low);
-  const deciding = limits.slice(0, Math.max(LEAST_DECIDING, Math.ceil(limits.length / 4)));
+  // A counted model has a single point, which says nothing about the range of the others.
+  const curves = limits.some(({ isCurve }) => isCurve) ? limits.filter(({ isCurve }) => isCurve) : limits;
+  const deciding = curves.slice(0, Math.max(LEAST_DECIDING, Math.ceil(curves.length / 4)));
   let later = -Infinity;
   for (const own of deciding) later = Math.max(later, own.later);
   // Losses far above the initial ones are those of diverging runs.
-  return { lows: limits.map(({ low }) => low), low: limits[0]?.low ?? Infinity, high, top: later > 1.5 * first ? first : later, nDeciding: deciding.length };
+  return { lows: limits.map(({ low }) => low), low: limits[0]?.low ?? Infinity, high, top: later > 1.5 * first ? first : later, deciding: deciding.map(({ run }) => run) };
 }
 
 // The range of the loss axis, until a double click shows all; null if all losses are in it anyway.

@@ -118,6 +118,9 @@ def _results(table: RunTable, labels: list[str]) -> dict[str, Any]:
         titles[table.kind], columns[table.kind] = columns[table.kind], labels
     if any(row.note for row in table.rows):
         columns["note"] = [row.note for row in table.rows]
+    # The loss is not behind many fields, where a reader would have to scroll to it.
+    first = [head for head in (table.kind, table.short) if head in columns]
+    columns = {head: columns[head] for head in [*first, *columns]}
     numeric = {head for head, cells in columns.items() if all(_is_number(cell) for cell in cells)}
     return {"columns": columns, "titles": titles, "numeric": numeric - {"note"}}
 

@@ -106,3 +106,15 @@ def test_of_many_runs_the_best_are_drawn_until_all_are_chosen(window: Browser, t
     assert window.run(visible) == 200
     click(window, ".more-rows")
     eventually(window, visible + " === 205")
+
+
+def test_much_longer_runs_and_counted_models_do_not_squeeze_the_best(window: Browser, tmp_path: Path) -> None:
+    best = [({"model": str(n)}, (3.0, 2.0 + n / 100, 1.9 + n / 100), completed(1.9 + n / 100)) for n in range(5)]
+    longer = ({"model": "long"}, tuple(4.0 - step / 100 for step in range(100)), completed(3.0))
+    counted = ({"model": "counted"}, (1.0,), completed(1.0))
+    show(window, tmp_path, *best, longer, counted)
+    axes = "const {xaxis, yaxis} = document.getElementById('curves').layout; return [xaxis.range, yaxis.range]"
+    (_, last), (low, high) = window.run(axes)
+    assert last == 2, "the last step of the best five"
+    assert low < 1.0 < high < 3.1
+    assert max(x for trace in traces(window) for x in trace["x"] if x is not None) == 99, "it is cut off, not left out"

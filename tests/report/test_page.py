@@ -296,10 +296,10 @@ def test_page_fits_window_width(sweep: Browser, width: int) -> None:
 @pytest.mark.usefixtures("fresh_page_afterwards")
 def test_table_sorts_numerically_in_both_directions(sweep: Browser) -> None:
     assert (losses := column(sweep, "val")) == sorted(losses, key=float), "the best run comes first"
-    click(sweep, "#results th:nth-child(2) button")
+    click(sweep, "#results th:nth-child(3) button")
     assert (rates := column(sweep, "optim.lr")) == sorted(rates, key=float)
     assert (rates[0], rates[-1]) == ("0.0001", "3.16")
-    click(sweep, "#results th:nth-child(2) button")
+    click(sweep, "#results th:nth-child(3) button")
     assert column(sweep, "optim.lr") == rates[::-1]
     state = "return [...document.querySelectorAll('#results th')].map((th) => th.getAttribute('aria-sort'))"
     assert [sort for sort in sweep.run(state) if sort] == ["descending"]
@@ -349,10 +349,10 @@ def test_missing_values_are_sorted_last(window: Browser, tmp_path: Path) -> None
     sizes = (("1000", completed(3.0, **text)), ("20", failed), ("3", completed(1.5, **text)))
     show(window, tmp_path, *(({"data.block_size": size}, (), files) for size, files in sizes))
     for _ in ("up", "down"):
-        click(window, "#results th:nth-child(4) button")
+        click(window, "#results th:nth-child(2) button")
         assert column(window, "val")[-1] == "-"
     assert column(window, "val") == ["3.0000", "1.5000", "-"]
-    click(window, "#results th:nth-child(2) button")
+    click(window, "#results th:nth-child(3) button")
     assert column(window, "data.block_size") == ["3", "20", "1000"]
 
 
