@@ -5,9 +5,11 @@ Text from a run is escaped, so that a browser never executes it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from bigramlm.config.run_config import flat
 from bigramlm.report import sections
@@ -34,13 +36,19 @@ def write(table: RunTable, path: Path, *, title: str = "", log_fields: Sequence[
     for other fields, the spacing of the values determines the scale. Raises UserError if the file exists and is not a
     report, or cannot be written.
     """
-    html.write(path, lambda: page(table, title=title, log_fields=log_fields), generator=GENERATOR, noun="report")
+    html.write(
+        path,
+        lambda: page(table, title=title, log_fields=log_fields, folder=path.parent),
+        generator=GENERATOR,
+        noun="report",
+    )
 
 
-def page(table: RunTable, *, title: str = "", log_fields: Sequence[str] = ()) -> str:
+def page(table: RunTable, *, title: str = "", log_fields: Sequence[str] = (), folder: Path | None = None) -> str:
     """Return the report page as HTML.
 
-    title: by default, it is derived from the runs.
+    title: by default, it is derived from the runs. folder: where the page will be, for links to pages in run folders;
+    None for no links.
     """
     parts = sections.sections(table)
     n_runs = len(table.rows)
@@ -61,10 +69,21 @@ def page(table: RunTable, *, title: str = "", log_fields: Sequence[str] = ()) ->
         failed=failed,
         failed_heading=sections.heading(failed),
         runs=[run for section in values for run in section["runs"]],
+        looks={} if folder is None else _links([run.folder for run in table.rows], folder),
         differences=differences(table.rows),
         dirty=any(run.part("git").get("dirty") for run in table.rows),
         max_points=points_per_series(n_runs),
     )
+
+
+def _links(folders: list[Path], start: Path) -> dict[Path, str]:
+    # The relative address of the page in each run folder that has one (see bigramlm.look).
+    found = {folder.absolute(): folder / "look.html" for folder in folders}
+    return {
+        folder: quote(os.path.relpath(page, start).replace(os.sep, "/"))
+        for folder, page in found.items()
+        if page.is_file() and not page.is_symlink() and page.absolute().drive == start.absolute().drive
+    }
 
 
 def _command(table: RunTable) -> str:

@@ -425,3 +425,15 @@ def test_no_text_is_markup_in_markdown() -> None:
         "&#60;img src=x> !&#91;a&#93;(b) &#96;c&#96; &#124; &#38;lt; &#92;&#124;"
     )
     assert markdown_text("http://a.b WWW.a www.a step: 3") == "http&#58;//a.b WWW&#46;a www&#46;a step: 3"
+
+
+def test_the_report_links_the_page_of_each_run_that_has_one(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    runs = [run_with(folder / name, summary={"status": "completed", "final": {"val/loss": 2.0}}) for name in "ab"]
+    (folder / "b" / "look.html").write_text("", "utf-8")
+    write(RunTable(runs), folder / "report.html")
+    text = (folder / "report.html").read_text("utf-8")
+    assert text.count("What it has learned") == 1
+    assert '<a href="b/look.html">' in text
+    write(RunTable(runs), tmp_path / "report.html")
+    assert '<a href="a%20folder/b/look.html">' in (tmp_path / "report.html").read_text("utf-8")
