@@ -187,8 +187,9 @@ def test_tests_use_public_names_and_shared_helpers_only(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
             of_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-            # Names of the standard library and of torch.
-            assert of_self or node.attr in ("_exit", "_run_exitfuncs", "_dynamo", "_inductor"), f"line {node.lineno}"
+            # Names of the standard library, of torch and of notebooks.
+            of_others = node.attr in ("_exit", "_run_exitfuncs", "_dynamo", "_inductor", "_repr_html_")
+            assert of_self or of_others, f"line {node.lineno}"
         if isinstance(node, ast.ImportFrom):
             parts = str(node.module).split(".")
             assert parts[0] != "tests" or not any(part.startswith("test_") for part in parts), f"line {node.lineno}"

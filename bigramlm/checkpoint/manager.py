@@ -178,14 +178,17 @@ class Checkpoints:
 class CheckpointManager(Checkpoints):
     """The checkpoints of a training run, with methods to save and restore them."""
 
-    def __init__(self, folder: Path, contents: Contents, *, keep: int = 1) -> None:
+    def __init__(
+        self, folder: Path, contents: Contents, *, keep: int = 1, keeps: Callable[[int], bool] = lambda _: False
+    ) -> None:
         """Store the folder, the objects to save and the number of checkpoints to keep.
 
-        keep: the number of newest checkpoints to keep. The best checkpoint is kept in addition to them.
+        keep: the number of newest checkpoints to keep. The best checkpoint is kept in addition to them, and so are
+        those of the steps for which `keeps` returns True.
         """
         super().__init__(folder)
         self.contents = contents
-        self._keep = keep
+        self._keep, self._keeps = keep, keeps
         self._restored: Checkpoint | None = None
         self._left: set[Path] = set()  # the old checkpoints that cannot be deleted, of which a warning was logged
 
@@ -295,7 +298,7 @@ class CheckpointManager(Checkpoints):
                 (self.folder / f"step_{step}").rmdir()  # a power cut kept the name of a deleted checkpoint
         for step in sorted(set(steps) - {just_saved, best, *steps[-self._keep :]}):
             path = self.folder / f"step_{step}"
-            if pin_path(path).exists() or path in self._left:
+            if self._keeps(step) or pin_path(path).exists() or path in self._left:
                 continue
             try:
                 foreign = foreign_entry(path)

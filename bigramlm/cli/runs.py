@@ -153,7 +153,7 @@ def print_list(arguments: argparse.Namespace) -> None:
         for run in listing.runs:
             show(json.dumps(everything(run)))
     elif listing.runs:
-        added = (arguments.columns or "+").startswith("+")
+        added = arguments.columns is None or arguments.columns[:1] == "+"
         if arguments.columns is None and sorted_by not in columns:
             columns.append(sorted_by)
         cells = {name: [_cell(run, name) for run in listing.runs] for name in columns}

@@ -242,9 +242,8 @@ LABELS = ("name", "note")
 # Fields that describe how a run was started, not the run itself.
 _NOT_HASHED = ("resume", "sweep", "base", "extensions", *LABELS)
 
-ADDED: frozenset[str] = frozenset(
-    {"extensions", "data.format", "trainer.sample_every", "trainer.overfit_batches", *LABELS}
-)
+_ADDED_TO_TRAINER = ["checkpoint_at", "sample_every", "vitals_every", "overfit_batches"]
+ADDED = frozenset({"extensions", "data.format", *(f"trainer.{name}" for name in _ADDED_TO_TRAINER), *LABELS})
 """The full names of the fields that were added after `config_hash` was introduced.
 
 Hashes from before that time cover all fields that existed then, so these fields are left out of them.

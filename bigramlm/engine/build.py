@@ -164,7 +164,8 @@ def train_step(cfg: RunConfig, model: LanguageModel, train: Split, device: Devic
     if not device.compile:
         return TrainStep(model, optimizer, device, **options)
     n_params, trainer = sum(p.numel() for p in model.parameters()), cfg.trainer
-    if is_small(n_params=n_params, tokens=cfg.data.batch_size * train.block_size):
+    # Between the first steps that `checkpoint_at` saves there is no room for a call of several steps.
+    if trainer.checkpoint_at is None and is_small(n_params=n_params, tokens=cfg.data.batch_size * train.block_size):
         intervals = (trainer.eval_every, trainer.checkpoint_every, trainer.steps, trainer.sample_every or trainer.steps)
         options["steps_per_call"] = SharedCalls(
             log_every=trainer.log_every, intervals=intervals, alone_every=trainer.vitals_every
@@ -201,7 +202,8 @@ def checkpoints(
     """Build the object that saves and restores the checkpoints in the run folder."""
     tokenizer, config = corpus.tokenizer.to_json(), to_yaml(cfg)
     contents = Contents(step.model, step.optimizer, step.scaler, tokenizer, config, adapter, folder.summary)
-    return CheckpointManager(folder.path / "checkpoints", contents, keep=cfg.trainer.keep_checkpoints)
+    path, trainer = folder.path / "checkpoints", cfg.trainer
+    return CheckpointManager(path, contents, keep=trainer.keep_checkpoints, keeps=trainer.keeps)
 
 
 def check(model: LanguageModel, corpus: Corpus, batch: tuple[Tensor, Tensor], *, fresh: bool) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Logger(Protocol):
@@ -18,6 +22,13 @@ class Logger(Protocol):
     def text(self, step: int, name: str, text: str) -> None: ...
 
     def close(self, *, completed: bool) -> None: ...
+
+
+@runtime_checkable
+class HistogramLogger(Protocol):
+    """A logger that also draws histograms."""
+
+    def histograms(self, step: int, values: Mapping[str, NDArray[Any]]) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,17 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bigramlm.logger.base import Logger, LoggerContext
+from bigramlm.logger.base import HistogramLogger, Logger, LoggerContext
 from bigramlm.logger.config import LOGGERS, LoggerConfig
 from bigramlm.utils import documents, files
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # The number of characters that no record reaches.
 _MAX_LINE = 1 << 20
@@ -77,6 +80,18 @@ class Metrics:
         for logger_name, logger in list(self._loggers.items()):
             with self._guarded(logger_name):
                 logger.text(step, name, text)
+
+    @property
+    def draws_histograms(self) -> bool:
+        """True if a logger draws histograms."""
+        return any(isinstance(logger, HistogramLogger) for logger in self._loggers.values())
+
+    def histograms(self, step: int, values: Mapping[str, NDArray[Any]]) -> None:
+        """Send arrays of finite values, by name, to the loggers that draw histograms."""
+        for name, logger in list(self._loggers.items()):
+            if isinstance(logger, HistogramLogger):
+                with self._guarded(name):
+                    logger.histograms(step, values)
 
     def close(self, *, completed: bool = True) -> None:
         """Close all loggers and metrics.jsonl.

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from bigramlm.errors import printable, visible
 from bigramlm.logger.base import LoggerContext
 from bigramlm.logger.config import LoggerConfig
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # The start of the names of final losses.
 _FINAL = "final/"
 
 # The width of the names of final losses, and the maximum width of a text, in characters.
 _COLUMN, _WIDTH = 20, 100
+
+# The number of bins of a histogram: TensorBoard draws 30 of them. Its own choice of bins takes ten times as long.
+_BINS: Any = 60
 
 
 class TensorBoardLogger:
@@ -58,6 +65,10 @@ class TensorBoardLogger:
         # Text tab does not wrap code, and cuts off what is wider than its frame.
         lines = (part for line in visible(text).split("\n") for part in _wrap(line) or [""])
         self._writer.add_text(name, "\n".join("    " + line for line in lines), step)
+
+    def histograms(self, step: int, values: Mapping[str, NDArray[Any]]) -> None:
+        for name, array in values.items():
+            self._writer.add_histogram(name, array, step, bins=_BINS)
 
     def close(self, *, completed: bool) -> None:
         # TensorBoard keeps the first end that is written, so a run that may be resumed writes none.

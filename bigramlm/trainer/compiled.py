@@ -23,20 +23,22 @@ MAX_STEPS_PER_CALL = 12
 class SharedCalls:
     """The number of updates in each compiled call.
 
-    A logged step has a call to itself. The steps between two log records are divided into calls of equal size. The
-    sizes depend only on the step number and on the intervals of logs, evaluations and saves, so that a resumed run
-    makes the same calls as an uninterrupted run.
+    A logged step has a call to itself, and so has a step whose vital signs are measured. The steps between two log
+    records are divided into calls of equal size. The sizes depend only on the step number and on the intervals of logs,
+    evaluations and saves, so that a resumed run makes the same calls as an uninterrupted run.
     """
 
-    def __init__(self, *, log_every: int, intervals: Sequence[int]) -> None:
+    def __init__(self, *, log_every: int, intervals: Sequence[int], alone_every: int = 0) -> None:
         """Find the largest number of steps per call that divides log_every - 1.
 
         log_every: the number of steps between log records. intervals: the numbers of steps between evaluations and
         between saves, and the total number of steps. No call may cross a multiple of these numbers, because the weights
-        are needed at these steps.
+        are needed at these steps. alone_every: the number of steps between further steps with a call to themselves; 0
+        if there are none.
         """
         self.log_every = log_every
-        self.intervals = (log_every, *intervals)
+        self.alone_every = alone_every
+        self.intervals = (log_every, *intervals, *([alone_every] if alone_every else []))
         self.max_steps = max(n for n in range(1, MAX_STEPS_PER_CALL + 1) if (log_every - 1) % n == 0)
 
     def __call__(self, first: int) -> int:
@@ -44,6 +46,7 @@ class SharedCalls:
         since_record, n = first % self.log_every, self.max_steps
         shares_call = (
             since_record > 0
+            and (not self.alone_every or first % self.alone_every > 0)
             and (since_record - 1) % n == 0
             and all(first // every == (first + n - 1) // every for every in self.intervals)
         )

@@ -25,10 +25,18 @@ class TrainerConfig:
     keep_checkpoints: int = 2
     """The number of newest checkpoints to keep, in addition to the best checkpoint. With 2, the run can still resume if
     the newest checkpoint is damaged."""
+    checkpoint_at: str | None = None
+    """Further steps whose checkpoints are saved and kept: `log` for 0, 1, 2, 5, 10, 20, 50 and so on, so that
+    `scripts/look.py` shows how a model began to learn; `null` for none."""
     sample_every: int = 0
     """The number of steps between samples of what the model writes while it learns, from step 0 on. They are in the
     log, in samples.txt, in TensorBoard, W&B and the report, and have the settings of `sample`. 0 means none until the
     run ends. Training is the same with or without samples."""
+    vitals_every: int = 0
+    """The number of steps between measurements of the vital signs of each layer, such as 100: the ratio of the update
+    to the weights, the gradient norm, the size of the activations, dead units, the entropy of attention and the largest
+    logit. They are in the records, in TensorBoard, W&B and the report, and the log says if one is off. 0 disables them.
+    Training is the same with or without them."""
     overfit_batches: int = 0
     """The number of batches that training repeats, as a test: a sound model learns a single batch by heart. The log
     says how far it got. 0 disables the repetition, so that every step has a batch of its own."""
@@ -46,9 +54,19 @@ class TrainerConfig:
         require(self.steps >= 0, f"trainer.steps={self.steps}: must be 0 or more")
         for name in ("eval_every", "log_every", "checkpoint_every", "keep_checkpoints", "grad_accumulation"):
             require(getattr(self, name) >= 1, f"trainer.{name}={getattr(self, name)}: must be 1 or more")
-        for name in ("early_stopping_patience", "sample_every", "overfit_batches"):
+        for name in ("early_stopping_patience", "sample_every", "vitals_every", "overfit_batches"):
             require(getattr(self, name) >= 0, f"trainer.{name}={getattr(self, name)}: must be 0 or more")
+        require(
+            self.checkpoint_at in (None, "log"),
+            f"trainer.checkpoint_at={self.checkpoint_at}: must be log or null; for every N steps, use "
+            "checkpoint_every=N and keep_checkpoints",
+        )
         require(
             self.eval_batches == "all" or (self.eval_batches.isdecimal() and int(self.eval_batches) >= 1),
             f"trainer.eval_batches={self.eval_batches}: must be all, or a whole number of 1 or more",
         )
+
+    def keeps(self, step: int) -> bool:
+        """Check whether `checkpoint_at` saves and keeps the checkpoint of a step."""
+        digits = str(step)
+        return self.checkpoint_at == "log" and (step == 0 or (digits[0] in "125" and not digits[1:].strip("0")))

@@ -26,6 +26,7 @@ from bigramlm.trainer.evaluate import Evaluator
 from bigramlm.trainer.overfit import verdict
 from bigramlm.trainer.speed import Speedometer
 from bigramlm.trainer.step import StepResult, TrainStep
+from bigramlm.trainer.vitals import Vitals
 from bigramlm.utils.console import relative
 from bigramlm.utils.progress import LazyText, bar
 
@@ -97,6 +98,7 @@ class Trainer:
         self.model = train_step.model
         flops = self.model.flops_per_token(batches.block_size)
         self.speed = Speedometer(train_step.device, tokens_per_step=batches.tokens_per_batch, flops_per_token=flops)
+        self.vitals = Vitals(train_step, schedule)
         self.progress = Progress()
         self.result = TrainResult()
         self._started, self._initial = 0.0, Progress()
@@ -137,21 +139,24 @@ class Trainer:
                     record = self.evaluate()
                     result.status = self._status_after(record)
                 is_best = self.progress.best.get("step") == step
-                if result.status != "running" or step % cfg.checkpoint_every == 0 or is_best:
+                if result.status != "running" or step % cfg.checkpoint_every == 0 or is_best or cfg.keeps(step):
                     self.save()
                 if result.status == "completed":
                     self._judge_overfitting()
                     result.final = self.evaluator.final()
                     record |= {f"final/{name}": value for name, value in result.final.items()}
+                    self._warn_if_diverged(result.final["train/loss"])
                 elif result.status == "running":
                     if cfg.sample_every and step % cfg.sample_every == 0:
                         self.sample(metrics)
-                    step_result = self.update()
+                    is_measured = cfg.vitals_every > 0 and step % cfg.vitals_every == 0
+                    step_result, vitals = self.update_with_vitals(metrics) if is_measured else (self.update(), {})
                     if step % cfg.log_every == 0:
                         record |= self.measure(step_result)
                         self._shown_loss = record["train/batch_loss"]
                     elif on_cpu:
                         self._shown_loss = step_result.loss
+                    record |= vitals
                     pbar.update(self.progress.step - pbar.n)
                 if record:
                     metrics.log(step, self.elapsed(), record)
@@ -175,6 +180,16 @@ class Trainer:
     def _judge_overfitting(self) -> None:
         if n := self.cfg.overfit_batches:
             log.info("overfit: %s", verdict(self.model, self.batches, n, self.train_step.device, self._batch_losses))
+
+    def _warn_if_diverged(self, loss: float) -> None:
+        guessing = math.log(self.model.vocab_size)
+        if self.progress.step and not self.cfg.overfit_batches and loss > guessing + 1:
+            lr = min(1e-3, self.schedule.cfg.lr / 10)
+            log.warning(
+                "the final train loss, %.4g, is far above %.4g, that of guessing: training has diverged; try a lower "
+                "learning rate, such as optim.lr=%.1g",
+                *(loss, guessing, lr),
+            )
 
     def _status_after(self, record: dict[str, float]) -> str:
         # The status after an evaluation with these losses.
@@ -208,6 +223,22 @@ class Trainer:
             result = self.train_step(self.batches[n], self.schedule(n))
             self.progress.step = n + 1
         return result
+
+    def update_with_vitals(self, metrics: Metrics) -> tuple[StepResult, dict[str, float]]:
+        """Take the next step, and measure the vital signs of the layers before and after.
+
+        Returns the result of the step and the signs, by metric name. Training is the same without the measurement.
+        """
+        start, step = self.speed.synchronized(), self.progress.step
+        draws = metrics.draws_histograms and step % self.cfg.eval_every == 0
+        self.vitals.begin(self.batches[step], histograms=draws)
+        self.speed.exclude_since(start)
+        result = self.update()
+        start = self.speed.synchronized()
+        record = self.vitals.end(step, result)
+        metrics.histograms(step, self.vitals.histograms)
+        self.speed.exclude_since(start)
+        return result, record
 
     def evaluate(self) -> dict[str, float]:
         """Evaluate the model on both splits and return the losses, by metric name.

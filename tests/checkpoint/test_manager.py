@@ -10,7 +10,8 @@ import pytest
 
 from bigramlm.checkpoint.checkpoint import Checkpoint
 from bigramlm.checkpoint.manager import Checkpoints
-from tests.helpers import SHORT, Cli, command, fitted, resumed, summary
+from bigramlm.cli.verify_resume import compare
+from tests.helpers import SHORT, Cli, assert_refused, command, crashed_copy, fitted, resumed, summary
 
 RANDOM = "0123456789abcdef" * 2
 
@@ -212,3 +213,16 @@ def test_an_old_checkpoint_that_stays_when_its_step_is_saved_again_fails_no_run(
     monkeypatch.setattr(os, "unlink", refuse)
     trainer.save()
     Checkpoint(trainer.checkpoints.path("last"))
+
+
+def test_log_spaced_checkpoints_are_kept_beside_the_newest(cli: Cli, tmp_path: Path) -> None:
+    words = ("trainer.checkpoint_at=log", "trainer.keep_checkpoints=1", "trainer.checkpoint_every=30")
+    config = (*SHORT, *words, "trainer.steps=30", "trainer.eval_every=30")
+    whole = cli(*config).folder
+    kept = [0, 1, 2, 5, 10, 20, 30]
+    assert Checkpoints(whole / "checkpoints").steps() == kept
+    run = crashed_copy(whole, tmp_path / "run", 10)
+    assert resumed(cli, run).code == 0
+    assert compare(whole, run) is None
+    assert Checkpoints(run / "checkpoints").steps() == kept
+    assert_refused(cli(*SHORT, "trainer.checkpoint_at=all"), "trainer.checkpoint_at=all", "must be log or null")

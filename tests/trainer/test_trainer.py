@@ -323,3 +323,12 @@ def test_a_loss_that_is_not_finite_at_the_start_is_not_blamed_on_the_learning_ra
     with refuses("step 0", "nan", "before the first update", "preflight=true") as raised:
         fit(trainer)
     assert "learning rate" not in str(raised.value)
+
+
+def test_a_run_that_diverges_to_finite_losses_ends_with_a_warning(tmp_path: Path, caplog: Any) -> None:
+    fitted(tmp_path / "sound")
+    assert "diverged" not in caplog.text
+    fitted(tmp_path / "diverged", "optim=sgd", "optim.lr=1e6")
+    (warning,) = (record.getMessage() for record in caplog.records if "diverged" in record.getMessage())
+    assert "that of guessing" in warning
+    assert "optim.lr=0.001" in warning
