@@ -1,12 +1,14 @@
 """The generator of the screenshots in the docs.
 
-They show two small sweeps in TensorBoard, and the report page of one of the sweeps.
+They show two small sweeps in TensorBoard, the report page of one of the sweeps, and what three models have learned.
 """
 
 from __future__ import annotations
 
 import contextlib
+import random
 import re
+import string
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,13 @@ SWEEPS = {
     "models": ("model=bigram,attention,transformer", "trainer.steps=300", "trainer.eval_every=20"),
 }
 
+# The models whose pages are shown: for each picture the overrides, the section, and a script that is run in the page.
+MODELS = {
+    "pairs": (("data=bundled",), "table", "showRow(table.tokens.findIndex((at) => data.tokens[at] === 'q'))"),
+    "surprise": (("experiment=quick_gpt", "data=bundled"), "passage", ""),
+    "induction": (("experiment=induction", "data.path={repeated}"), "attention", ""),
+}
+
 # The first section of a report, with the curves: its first line and its height in pixels.
 _CURVES = """
 const heading = document.querySelector("#curves").closest("section").querySelector("h3").getBoundingClientRect();
@@ -36,12 +45,19 @@ return [Math.floor(heading.top + scrollY) - 10, Math.ceil(legend.bottom - headin
 """
 
 
+# A section of the page of a model: its first line and its height in pixels.
+_SECTION = """
+const {top, height} = document.getElementById(args[0]).getBoundingClientRect();
+return [Math.max(0, Math.floor(top + scrollY) - 5), Math.ceil(height) + 15];
+"""
+
+
 @command
 def main() -> None:
     """Run the command line: python scripts/pictures.py."""
     parser = ArgumentParser(
         "pictures.py",
-        description="Train two small sweeps and write their screenshots to docs/pictures; requires Chromium.",
+        description="Train small sweeps and models, and write their screenshots to docs/pictures; requires Chromium.",
     )
     parser.add_argument("--to", type=Path, default=paths.home() / "docs" / "pictures", help="the output folder")
     arguments = parser.parse_args()
@@ -69,6 +85,38 @@ def main() -> None:
             _take_screenshot(window, arguments.to / f"report-{colours}.png", height=1630)
             top, height = window.run(_CURVES)
             _take_screenshot(window, arguments.to / f"curves-{colours}.png", top=top, height=height)
+        take_models(window, folder, arguments.to)
+
+
+def take_models(window: Browser, folder: Path, to: Path) -> None:
+    """Train the models, and take the pictures of their pages."""
+    repeated = folder / "repeated.txt"
+    repeated.write_text(repeated_strings(14_000), "utf-8")
+    for name, (overrides, section, script) in MODELS.items():
+        words = [word.format(repeated=repeated) for word in overrides]
+        _command("train.py", f"hydra.run.dir={folder / name}", "logger=none", *words)
+        _command("look.py", f"run={folder / name}")
+        show(f"trained: {name}")
+        window.set_viewport(width=1280, height=1200)
+        window.open(folder / name / "look.html")
+        window.run(
+            f"document.getElementById('{section}-section').scrollIntoView(); document.getElementById('bar').remove()"
+        )
+        time.sleep(2)  # charts are drawn only once they are on screen
+        window.run(script)
+        time.sleep(1)
+        top, height = window.run(_SECTION, f"{section}-section")
+        _take_screenshot(window, to / f"look-{name}.png", top=top, height=height)
+
+
+def repeated_strings(n: int, seed: int = 1) -> str:
+    """Return n lines of random strings that are repeated, as docs/look.md makes them."""
+    letters, rng = string.ascii_letters + string.digits, random.Random(seed)
+    lines = []
+    for _ in range(n):
+        part = rng.choices(letters, k=rng.randint(3, 32))
+        lines.append("".join(part) * max(2, -(-48 // len(part))) + "\n")
+    return "".join(lines)
 
 
 @contextlib.contextmanager

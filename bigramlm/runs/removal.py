@@ -19,7 +19,17 @@ from bigramlm.utils.console import relative
 # The entries of run and sweep folders that bigramlm, Hydra, TensorBoard and W&B write.
 _OURS = {
     *("config.yaml", "metrics.jsonl", "summary.json", "samples.txt", "train.log", "checkpoints", "wandb", LOCK, HOLDER),
-    *("report.html", "results.csv", "results.md", "study.db", "multirun.yaml", ".hydra", ".submitit", PLAN),
+    *(
+        "report.html",
+        "look.html",
+        "results.csv",
+        "results.md",
+        "study.db",
+        "multirun.yaml",
+        ".hydra",
+        ".submitit",
+        PLAN,
+    ),
 }
 _OURS_PATTERN = re.compile(
     r"events\.out\.tfevents\..*|damaged_.*|.*\.damaged(_\d+)?|study\.db-(journal|wal|shm)|\..*\.tmp"

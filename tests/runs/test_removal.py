@@ -29,7 +29,7 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         run = folder / name
         (run / "checkpoints" / "step_5").mkdir(parents=True)
         write_summary(run, status=status)
-        for file in ("config.yaml", "metrics.jsonl", "events.out.tfevents.1.host.2.0", "checkpoints/last"):
+        for file in ("config.yaml", "metrics.jsonl", "events.out.tfevents.1.host.2.0", "checkpoints/last", "look.html"):
             (run / file).touch()
     write_summary(folder / "runs/2026-01-02/adapter", base={"place": str(folder / "runs/2026-01-01/a"), "sha256": "0"})
     plan: dict[str, Any] = {"fields": ["seed"], "settled": {}, "planned": 0}
