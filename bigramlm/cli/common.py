@@ -89,6 +89,11 @@ def parse_fields(config_name: str, schema: type[T], help_text: str, free_text: S
     return command
 
 
+# How often a thread of PyTorch on Linux checks for work before it sleeps. By default it does so for milliseconds, in
+# which it keeps other processes from the core that the other threads wait for (docs/log.md has the figures).
+_SPINS = "1000"
+
+
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Turn a function into a command that maps its errors to exit codes.
 
@@ -101,6 +106,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         if "#" in sys.argv:
             del sys.argv[sys.argv.index("#") :]
+        if "OMP_WAIT_POLICY" not in os.environ:
+            os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
         with exit_codes(), network.typed(sys.argv[1:]):
             if "--version" in sys.argv[1:]:
                 show(f"bigramlm {versions()['bigramlm']}")

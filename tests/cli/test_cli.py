@@ -431,3 +431,20 @@ def test_a_comment_behind_a_command_is_ignored(cli: Cli) -> None:
     ended = cli(*SHORT, "#", "a", "first=look")
     assert ended.code == 0, ended.err
     assert "first" not in str(json.loads((ended.folder / "summary.json").read_text())["overrides"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_spin_briefly_unless_the_user_decides(given: dict[str, str], expected: str | None) -> None:
+    code = (
+        "import os; from bigramlm.cli.common import command; command(lambda: print(os.environ.get('GOMP_SPINCOUNT')))()"
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(expected)
