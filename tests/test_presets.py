@@ -184,7 +184,8 @@ def is_available(device: str) -> bool:
 
 def assert_takes_a_step(cli: Cli, chosen: list[str], cfg: DictConfig) -> None:
     """Check that a run with these overrides, which compose this config, takes a step."""
-    data = [] if any(choice.startswith("data=") for choice in chosen) else ["data=bundled"]
+    is_chosen = any(choice.startswith("data=") for choice in chosen) or cfg.data.name == "text"  # by a recipe
+    data = [] if is_chosen else ["data=bundled"]
     if cfg.data.name == "shakespeare" and not data:
         data.append("data.url=http://127.0.0.1:9/")  # tests use no network: the run takes the file or the bundled text
     short = ("trainer.steps=1", "optim.warmup_steps=0", "trainer.eval_batches=1", "sample.max_new_tokens=3")
