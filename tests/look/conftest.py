@@ -9,8 +9,7 @@ from bigramlm.device.config import DeviceConfig
 from bigramlm.engine.load import open_checkpoint
 from bigramlm.look.subject import Subject, open_subject
 from tests.helpers import command, small
-
-WORDS = ("data=bundled", "trainer.steps=20", "trainer.eval_every=10", "logger=none", "sample.max_new_tokens=5")
+from tests.look.helpers import WORDS
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,9 @@ from bigramlm.dev.browser import Browser
 from bigramlm.look.page import page
 from tests.dev.helpers import eventually, settled
 
+# The overrides of a run that is looked at.
+WORDS = ("data=bundled", "trainer.steps=20", "trainer.eval_every=10", "logger=none", "sample.max_new_tokens=5")
+
 TOKENS = ["\n", " ", "a", "b", "Q", "7"]
 KINDS = ["space", "space", "vowel", "consonant", "capital", "digit"]
 IDS = [2, 3, 1, 2, 4, 0, 3, 5]

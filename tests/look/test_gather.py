@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from bigramlm.device.config import DeviceConfig
+from bigramlm.engine.load import open_checkpoint
 from bigramlm.look.gather import gather, kind_of
-from bigramlm.look.subject import Subject, read_corpus
-from tests.helpers import PRESETS, gpts, refuses
+from bigramlm.look.subject import Subject, open_subject, read_corpus
+from tests.helpers import PRESETS, command, gpts, refuses
+from tests.look.helpers import WORDS
 
 SubjectOf = Callable[..., Subject]
 
@@ -80,6 +83,15 @@ def test_the_tail_of_a_large_vocabulary_has_its_probability(subject_of: SubjectO
         assert tail[:, 1].sum() == 200
         total = kept.sum() + (np.exp(tail[:, 0]) * tail[:, 1]).sum()
         assert kept[0] / total == pytest.approx(float(p[at].max()), rel=1e-3)
+
+
+def test_an_adapter_is_looked_at_with_its_base(run_of: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "lora"
+    ended = command(*WORDS, f"init_from={run_of('gpt')}", "adapter=lora", "adapter.r=2", f"hydra.run.dir={folder}")
+    assert ended.code == 0, ended.err
+    values = gather(open_subject(open_checkpoint(str(folder)), DeviceConfig(name="cpu")), None).values
+    absent = {name for name, value in values.items() if value is None}
+    assert absent == {"compare", "history"}, "the weights of an adapter's checkpoints are not those of the model"
 
 
 def test_without_the_text_counts_are_left_out_and_a_passage_is_needed(
