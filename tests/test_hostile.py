@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from bigramlm.checkpoint.format import MANIFEST, manifest_entry, manifest_text
-from bigramlm.cli import checkpoint, prepare, runs, sample, train
+from bigramlm.cli import checkpoint, look, prepare, runs, sample, train
 from bigramlm.runs import find
 from tests.helpers import SHORT, Ended, Started, command
 
@@ -261,6 +261,8 @@ def commands_on(kind: str, folder: Path) -> list[Call]:
         *listing,
         (runs.main, ("diff", name, str(folder.parent / "good"))),
         (sample.main, (f"run={name}", "max_new_tokens=5")),
+        (look.main, (f"run={name}",)),
+        (look.main, (f"run={folder.parent / 'good'}", f"compare={name}", f"output={folder.parent / 'look.html'}")),
         (checkpoint.main, ("verify", name)),
         (checkpoint.main, ("inspect", name)),
         (checkpoint.main, ("export", name, str(folder.parent / "exported"))),
