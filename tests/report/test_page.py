@@ -137,7 +137,8 @@ def test_page_is_complete_and_fetches_nothing(window: Browser, sweep_page: Path)
     assert len(column(window, "val")) == 80
     assert column(window, "seeds", "seeds") == ["2"] * 40, "the number of seeds of each group"
     assert window.run("return document.querySelectorAll('#samples figure:not([hidden])').length") == 6
-    assert window.requested_urls() == [sweep_page.as_uri()]
+    requested = [address for address in window.requested_urls() if not address.startswith("data:")]  # of Plotly
+    assert requested == [sweep_page.as_uri()]
 
 
 def test_pointing_at_a_curve_names_its_run(sweep: Browser) -> None:
@@ -426,7 +427,7 @@ def test_hostile_names_are_not_executed(window: Browser, tmp_path: Path) -> None
     assert shown.count("<script>window.hacked = 1</script>") >= 4
     assert window.run("return document.querySelector('#parallel').textContent").count("<i>0</i>") == 1
     assert window.console_errors() == []
-    assert {address.partition(":")[0] for address in window.requested_urls()} == {"file"}
+    assert {address.partition(":")[0] for address in window.requested_urls()} <= {"file", "data"}
 
 
 def test_policy_blocks_injected_scripts(window: Browser, tmp_path: Path) -> None:

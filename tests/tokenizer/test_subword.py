@@ -96,6 +96,8 @@ def test_no_dropout_is_not_mentioned(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 def test_sampling_of_unigrams_is_switched_off() -> None:
     backend = unigram(pre_tokenizer=pre_tokenizers.Metaspace())
+    if not hasattr(backend.model, "alpha"):
+        pytest.skip("this version of tokenizers cannot sample unigrams")
     expected = backend.encode(TEXT[:5000]).ids
     backend.model.alpha, backend.model.nbest_size = 0.1, 64
     drawn = {tuple(backend.encode(TEXT[:5000]).ids) for _ in range(3)}

@@ -57,7 +57,7 @@ ANCHORS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (f"a: 0x{'f' * 5000}\n", "digits"),
         (f"a: 1{':59' * 5000}\n", "digits"),
         ("[" * 60 + "]" * 60, "deep"),
-        ("[" * 200_000, "deep"),
+        ("[" * 200_000, "deep|flow level"),
         ("a: [", "YAML"),
         ("a: 1\n\tb: 2", "YAML"),
         ("\0", "YAML"),
