@@ -1,4 +1,4 @@
-"""What a model has learned, as a page: python scripts/look.py --help."""
+"""Page of what a model has learned: python scripts/look.py --help."""
 
 from bigramlm.cli.look import main
 
