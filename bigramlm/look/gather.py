@@ -20,7 +20,6 @@ from bigramlm.look.compare import differences
 from bigramlm.look.subject import Subject, earlier_subjects, read_corpus, split_of
 from bigramlm.look.surprise import NGRAM_ORDER, Passage, ngram_surprise, predict, token_losses
 from bigramlm.tokenizer.base import Tokenizer
-from bigramlm.trainer.evaluate import MAX_FINAL_TOKENS
 
 MAX_TOKENS = 4096
 """The maximum number of tokens of a passage."""
@@ -164,7 +163,7 @@ def _worst(subject: Subject, corpus: Corpus) -> dict[str, Any] | None:
     val = split_of(subject, corpus, "val")
     if not isinstance(val, Stream):
         return None
-    limit = _MAX_SEARCHED // val.block_size if val.n_tokens > min(_MAX_SEARCHED, MAX_FINAL_TOKENS) else None
+    limit = _MAX_SEARCHED // val.block_size if val.n_tokens > _MAX_SEARCHED else None
     blocks = list(val.blocks(limit=limit))
     losses = token_losses(subject, blocks)
     inputs = torch.cat([x.flatten().cpu().long() for x, _ in blocks])
